@@ -452,8 +452,8 @@ impl ReloadLoop {
         let files = loaded.map_err(|problems| refused(&problems))?;
         let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.bind_new(&next.listeners).map_err(|error| refused(&error))?;
-        let admin = self.admin.change(&next.admin).await;
-        admin.map_err(|error| refused(&placed(next.admin_place.as_ref(), &error)))?;
+        let admin = self.admin.prepare(&next.admin).await;
+        let admin = admin.map_err(|error| refused(&placed(next.admin_place.as_ref(), &error)))?;
         // A reload that a panic ended may have left results.
         while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
@@ -468,6 +468,7 @@ impl ReloadLoop {
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.apply(sockets);
+        self.admin.apply(admin);
         self.publish.borrow().resize_store();
         self.admission.serve(&self.publish.borrow());
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
