@@ -1,11 +1,12 @@
 //! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
 //! parameter.
 
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
 use super::idioms;
 use crate::config::serde_messages::meant;
-use crate::protocol::path;
+use crate::protocol::{path, query};
 
 /// Returns why a host of the manifest has a form that other programs read only; `None` if it has none.
 pub fn foreign_host(written: &str) -> Option<String> {
@@ -200,18 +201,20 @@ pub fn query_name(name: &str) -> Option<String> {
             "the name of a parameter ends before `=`: found `{name}`; write `query = {{ {before:?} = {after:?} }}`"
         ));
     }
-    query(name)
+    parameter(name)
 }
 
-/// Why no request has such a name or value of a query parameter.
-pub fn query(text: &str) -> Option<String> {
+/// Why no request has such a name or value of a query parameter, in the normal form that routes match.
+pub fn parameter(text: &str) -> Option<String> {
     if text.contains("${") {
         return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
     }
     if text.contains(['&', '#']) {
         return Some(format!("invalid parameter: `{text}`; write `&` as `%26` and `#` as `%23`"));
     }
-    escaped(text).map(|escaped| format!("parameter that no request has: `{text}`; write `{escaped}`"))
+    let written = escaped(text).map_or(Cow::Borrowed(text), Cow::Owned);
+    let normal = query::normal(&written);
+    (normal != text).then(|| format!("parameter that no request has: `{text}`; write `{normal}`"))
 }
 
 /// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
@@ -280,10 +283,18 @@ mod tests {
         for bad in ["get", "Post", "", "A B", "CONNECT"] {
             assert!(method(bad).is_err(), "{bad}");
         }
-        for (text, is_good) in
-            [("a", true), ("a%20b", true), ("a b", false), ("a&b", false), ("${x}", false), ("é", false)]
-        {
-            assert_eq!(query(text).is_none(), is_good, "{text}");
+        for (text, is_good) in [
+            ("a", true),
+            ("a%20b", true),
+            ("a b", false),
+            ("a&b", false),
+            ("${x}", false),
+            ("é", false),
+            ("%61", false),
+            ("%c3%a9", false),
+            ("%C3%A9", true),
+        ] {
+            assert_eq!(parameter(text).is_none(), is_good, "{text}");
         }
     }
 }

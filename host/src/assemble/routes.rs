@@ -276,7 +276,7 @@ impl Assembly<'_> {
     fn matching_query(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<(String, Option<String>)> {
         for (name, value) in &route.query {
             if let Some(message) =
-                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::query(value))
+                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::parameter(value))
             {
                 self.problems.at(source, name.span(), message);
             }

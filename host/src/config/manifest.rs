@@ -795,7 +795,8 @@ pub struct RouteTable {
     /// Type: table of texts. Default: none. Example: `{ X-Version = "2", X-Debug = "*" }`.
     #[serde(default)]
     pub fields: BTreeMap<Spanned<String>, String>,
-    /// The query parameters; the request has all of them, each with this value. `"*"` is any value.
+    /// The query parameters; the request has all of them, each with this value. `"*"` is any value. Escapes of letters,
+    /// digits, `-`, `.`, `_` and `~` in a request match those characters; `+` is no space.
     ///
     /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]

@@ -8,6 +8,7 @@ use http::request::Parts;
 use crate::context::host;
 use crate::generation::ids::{Id, RouteId};
 use crate::protocol::path::without_parameters;
+use crate::protocol::query;
 
 /// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,7 @@ pub struct RouteMatch {
     pub methods: Vec<http::Method>,
     /// All of these fields, each with this value, or with any.
     pub fields: Vec<(http::HeaderName, Option<String>)>,
-    /// All of these query parameters, likewise.
+    /// All of these query parameters, in their normal form, each with this value, or with any.
     pub query: Vec<(String, Option<String>)>,
 }
 
@@ -126,8 +127,11 @@ impl RouteMatch {
 
     /// Whether a request matches, given its path without parameters. Listeners are compared elsewhere.
     fn matches(&self, request: &Parts, path: &str) -> bool {
+        // An origin reads `%61=1` as `a=1`.
         let query = || {
-            request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            let pairs = request.uri.query().unwrap_or_default().split('&');
+            let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+            pairs.map(|(name, value)| (query::normal(name), query::normal(value)))
         };
         self.path.matches(path)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
@@ -136,7 +140,7 @@ impl RouteMatch {
                 lines.any(|line| wanted.as_ref().is_none_or(|wanted| line.as_bytes() == wanted.as_bytes()))
             })
             && self.query.iter().all(|(name, wanted)| {
-                query().any(|(key, value)| key == name && wanted.as_ref().is_none_or(|wanted| value == wanted))
+                query().any(|(key, value)| key == *name && wanted.as_ref().is_none_or(|wanted| value == *wanted))
             })
     }
 }
@@ -255,6 +259,21 @@ mod tests {
         }
         assert_eq!(router.route_of_listener(&request("/x"), "three"), None);
         assert_eq!(router.route_of_listener(&request("/x"), "one").map(RouteId::index), Some(1));
+    }
+
+    #[test]
+    fn parameters_match_however_they_are_escaped() {
+        let query = vec![("admin".into(), Some("1".into())), ("%C3%A9".into(), None)];
+        let router = Router::new(vec![RouteMatch { query, ..route(&[], PathMatch::Any) }]).unwrap();
+        for (target, is_matched) in [
+            ("/?admin=1&%C3%A9", true),
+            ("/?%61dmin=%31&%c3%a9=x", true),
+            ("/?a%64min=1;2&%c3%a9", false),
+            ("/?admin=%2531&%c3%a9", false),
+            ("/?Admin=1&%c3%a9", false),
+        ] {
+            assert_eq!(taken(&router, "a", target).is_some(), is_matched, "{target}");
+        }
     }
 
     #[test]
