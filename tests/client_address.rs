@@ -429,12 +429,14 @@ fn trailers_say_nothing_of_the_way_either() {
         }
         stream.write_all(&crate::support::ok(&got)).unwrap();
     });
-    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let from = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"10.0.0.0/8\"]\nclient-address-from = \"x-edge\"\n";
+    let text = manifest(&origin, "", "").replace("address = \"127.0.0.1:0\"\n", from);
+    let proxy = Proxy::start(&text);
     let mut stream = proxy.connect();
     let head =
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\nConnection: close\r\n\r\n";
-    let trailers = "X-Forwarded-For: 6.6.6.6\r\nx_real_ip: 6.6.6.6\r\nX-Sum: 1\r\n";
+    let trailers = "X-Forwarded-For: 6.6.6.6\r\nx_real_ip: 6.6.6.6\r\nX_User: admin\r\nX-Edge: 6.6.6.6\r\nX-Sum: 1\r\n";
     write!(stream, "{head}1\r\na\r\n0\r\n{trailers}\r\n").unwrap();
     let text = read_message(&mut BufReader::new(stream)).unwrap().text();
-    assert!(text.contains("x-sum: 1") && !text.contains("6.6.6.6"), "{text}");
+    assert!(text.contains("x-sum: 1") && !text.contains("6.6.6.6") && !text.contains("admin"), "{text}");
 }

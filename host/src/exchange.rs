@@ -239,7 +239,7 @@ fn content_length(body: &ClientContent) -> ContentLength {
 fn upload_limits(max: u64, listener: &Listener, version: Version) -> UploadLimits {
     let limits = &listener.limits;
     let (pause, rate) = (limits.body_timeout, limits.body_rate);
-    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 }
+    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2, names: listener.client.clone() }
 }
 
 /// Returns what the access log shows of a request that nothing has changed yet.

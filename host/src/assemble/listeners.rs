@@ -129,7 +129,7 @@ impl Assembly<'_> {
             address,
             tls,
             proxies,
-            client,
+            client: Arc::new(client),
             redirect,
             limits: self.client_limits(source, &listener.limits),
             census,

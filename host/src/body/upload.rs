@@ -18,6 +18,7 @@ use crate::body::collected::CollectedBody;
 use crate::body::{BodyError, BoxBody};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
+use crate::protocol::client_address::ClientAddressRules;
 use crate::protocol::hop_by_hop;
 
 /// The content of a request: the client's, streamed, or none.
@@ -52,8 +53,8 @@ pub struct ClientBody {
     pace: UploadRate,
 }
 
-/// The limits of a client's content.
-#[derive(Clone, Copy, Debug)]
+/// The limits of a client's content, and the rules for its trailers.
+#[derive(Clone, Debug)]
 pub struct UploadLimits {
     /// The maximum length, in bytes.
     pub max: u64,
@@ -63,6 +64,8 @@ pub struct UploadLimits {
     pub rate: u64,
     /// Whether the content says by itself that it is whole, as in HTTP/2: there a stream that was reset just ends.
     pub knows_end: bool,
+    /// The rules for the names of trailers.
+    pub names: Arc<ClientAddressRules>,
 }
 
 /// How fast the client sends. Only time in which the endpoint waited for the client counts.
@@ -375,7 +378,7 @@ impl Body for ClientBody {
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
             Poll::Pending => {
-                let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(*limits, cx) };
+                let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(limits, cx) };
                 let Some(limit) = met else { return Poll::Pending };
                 let why = "the client's content is too slow";
                 return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestTimeout, Some(limit), why))));
@@ -405,7 +408,8 @@ impl Body for ClientBody {
             upload.0.fault.set(Some(UploadFault::new(FailureKind::RequestError)));
             upload.0.abandoned.set(is_departure(error));
         }
-        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::request_frame).map_err(Into::into)))
+        let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names);
+        Poll::Ready(frame.map(|frame| frame.map(forwarded).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -448,7 +452,7 @@ impl UploadRate {
     }
 
     /// For content that is pending: the limit that the client has met.
-    fn exceeded_limit(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
+    fn exceeded_limit(&mut self, limits: &UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
         if self.waited + pause >= WINDOW {

@@ -20,7 +20,7 @@ pub struct Listener {
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
     /// Whose word about the client is taken.
-    pub client: client_address::ClientAddressRules,
+    pub client: Arc<client_address::ClientAddressRules>,
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,
     pub limits: ClientLimits,

@@ -144,6 +144,15 @@ fn grammar(name: &HeaderName) -> Option<Grammar> {
     }
 }
 
+impl ClientAddressRules {
+    /// Whether a trailer of a request is removed, since some origins merge trailers into the head: what heads of untrusted
+    /// clients lose, and more, as no proxy vouches for a trailer.
+    pub fn is_unwanted_trailer(&self, name: &str) -> bool {
+        let is_alias = is_ambiguous(name) && (self.aliases != AliasPolicy::Pass || is_plain(name));
+        is_alias || tells_way(name) || self.source.is_alike(name)
+    }
+}
+
 impl ClientAddress {
     fn new(address: IpAddr, port: Option<u16>) -> Self {
         let field = |text: String| HeaderValue::try_from(text).ok();

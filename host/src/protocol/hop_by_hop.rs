@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
 
-use crate::protocol::client_address::tells_way;
+use crate::protocol::client_address::ClientAddressRules;
 use crate::protocol::content_length;
 use crate::protocol::framing;
 
@@ -83,11 +83,11 @@ pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     frame
 }
 
-/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers about the request's way are removed too,
-/// since some origins merge trailers into the head.
-pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers that heads lose by the rules of the listener
+/// are removed too.
+pub fn request_frame(mut frame: Frame<Bytes>, rules: &ClientAddressRules) -> Frame<Bytes> {
     if let Some(fields) = frame.trailers_mut() {
-        let is_unwanted = |name: &&HeaderName| tells_way(name.as_str()) || name.as_str() == "proxy";
+        let is_unwanted = |name: &&HeaderName| rules.is_unwanted_trailer(name.as_str());
         let names: SmallVec<[HeaderName; 4]> = fields.keys().filter(is_unwanted).cloned().collect();
         names.iter().for_each(|name| drop(fields.remove(name)));
     }
