@@ -11,7 +11,7 @@ use plugway_test_guests::OVERRIDES;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, until};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, until, vanish};
 
 /// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
@@ -106,6 +106,43 @@ fn a_silent_tunnel_is_closed() {
     let began = Instant::now();
     assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
     assert!(began.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn the_access_log_says_how_a_tunnel_ended() {
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let ended = |endpoint: String, limits: &str, end: fn(&mut BufReader<TcpStream>)| {
+        let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
+        let text = manifest(&endpoint, "", log).replace("address = \"127.0.0.1:0\"\n", &listener);
+        let proxy = Proxy::start(&text);
+        let (_, _, mut tunnel) = open(&proxy);
+        end(&mut tunnel);
+        let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+        until("the tunnel is logged", || logged().ends_with('\n'));
+        let line: serde_json::Value = serde_json::from_str(&logged()).unwrap();
+        (line["complete"].clone(), line["error"].clone())
+    };
+    let closed = |tunnel: &mut BufReader<TcpStream>| {
+        tunnel.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
+    };
+    assert_eq!(ended(switching(), "", closed), (true.into(), serde_json::Value::Null));
+    let waits = |tunnel: &mut BufReader<TcpStream>| drop(tunnel.read(&mut [0]));
+    let silent = ended(switching(), "tunnel-timeout = \"300ms\"", waits);
+    assert_eq!(silent, (false.into(), "http_response_timeout".into()));
+    let resetting = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let head = head(&mut reader);
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        stream.write_all(format!("{answer}{head}").as_bytes()).unwrap();
+        let _ = reader.read(&mut [0]);
+        vanish(stream);
+    });
+    let speaks = |tunnel: &mut BufReader<TcpStream>| {
+        tunnel.get_mut().write_all(b"x").unwrap();
+        drop(tunnel.read(&mut [0]));
+    };
+    assert_eq!(ended(resetting, "", speaks), (false.into(), "connection_terminated".into()));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 
 use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::SwitchedProtocol;
 use crate::net::deadline::Deadline;
@@ -40,28 +41,37 @@ pub async fn run(
         copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
     };
     let endpoint = in_flight_guard.endpoint_view().name.clone();
-    match deadline.until_met(carrying).await {
-        Ok(Ok(_)) => {}
+    let failure = match deadline.until_met(carrying).await {
+        Ok(Ok(_)) => None,
         // Clients may close tunnels at any time.
-        Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
-        Ok(Err(error)) => log(&endpoint, record.as_ref(), &error.to_string(), None),
-        Err(_) => {
-            log(&endpoint, record.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
+        Ok(Err(error)) if client.has_failed => {
+            tracing::debug!(%error, "tunnel");
+            None
         }
+        Ok(Err(error)) => Some(Error::new(FailureKind::ConnectionTerminated, error)),
+        Err(_) => {
+            let error = Error::new(FailureKind::ResponseTimeout, format!("nothing passed for {idle:?}"));
+            Some(error.with_limit("limits.tunnel-timeout"))
+        }
+    };
+    if let Some(error) = &failure {
+        log(&endpoint, record.as_ref(), error);
     }
     if let Some(record) = &mut record {
+        failure.iter().for_each(|error| record.fail(error.kind));
         record.response_bytes += client.written;
         record.sent();
     }
     drop((in_flight_guard, stream.permit));
 }
 
-fn log(endpoint: &str, record: Option<&ExchangeRecord>, cause: &str, limit: Option<&'static str>) {
+fn log(endpoint: &str, record: Option<&ExchangeRecord>, error: &Error) {
     if !failure_log::admits(Topic::Tunnel, endpoint) {
         return;
     }
     let context = record.and_then(|record| record.context.as_deref());
     let (request_id, route) = (context.map(ExchangeContext::request_id), context.map(|context| &*context.route));
+    let (cause, limit) = (error.causes(), error.limit);
     tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
 }
 

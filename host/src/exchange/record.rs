@@ -125,6 +125,11 @@ impl ExchangeRecord {
                 kind
             }
         };
+        self.fail(kind);
+    }
+
+    /// Records that the exchange has failed after the head of the response.
+    pub fn fail(&mut self, kind: FailureKind) {
         self.is_cut = true;
         self.error.get_or_insert(kind);
     }
