@@ -377,6 +377,19 @@ fn connections_are_limited_and_waited_for() {
 }
 
 #[test]
+fn a_wait_for_a_connection_names_the_limit_of_connections() {
+    let a = Backend::start("a");
+    a.does(Does::Hang);
+    let proxy = start(&manifest(&[&a], "connect-timeout = \"300ms\"\n[upstream.app.limits]\nconnections = 1"));
+    let mut first = proxy.connect();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    until("one is there", || a.requests() == 1);
+    assert_eq!(proxy.get("/", "").status(), 503);
+    let line = proxy.wait_log("no connection became free in 300ms (`connect-timeout`)");
+    assert!(line.contains("limit=\"limits.connections\""), "{line}");
+}
+
+#[test]
 fn a_draining_endpoint_keeps_what_it_has_and_gets_nothing_new() {
     let (go_on, waits) = mpsc::channel();
     let waits = Arc::new(Mutex::new(waits));

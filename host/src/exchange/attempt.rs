@@ -131,8 +131,9 @@ impl Attempt<'_> {
             return Err(waiting());
         }
         let full = |_| {
-            let error = Error::new(FailureKind::LimitReached, format!("no connection became free in {within:?}"));
-            not_sent(error.with_limit("connect-timeout"))
+            // Without a limit there is no wait. The time is a limit too, but a longer one makes no connection free.
+            let why = format!("no connection became free in {within:?} (`connect-timeout`)");
+            not_sent(Error::new(FailureKind::LimitReached, why).with_limit("limits.connections"))
         };
         let leave = self.step.limit(within, pool.acquire(self.connection_limit, wanted, rules, clock));
         let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
