@@ -114,6 +114,21 @@ fn a_page_in_a_browser_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn documents_have_a_head_too() {
+    let proxy = with_admin(&manifest(&echo(), "", ADMIN));
+    for path in ["/", "/status", "/metrics"] {
+        let mut stream = TcpStream::connect(&proxy.noted).unwrap();
+        write!(stream, "HEAD {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.noted).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("content-length: "), "{path}: {text}");
+        assert!(text.ends_with("\r\n\r\n"), "{path}: {text}");
+    }
+    let refused = proxy.ask_admin("POST /metrics");
+    assert_eq!((refused.status(), refused.field("allow")), (405, Some("GET, HEAD")));
+}
+
+#[test]
 fn answers_are_neither_stored_nor_interpreted() {
     let proxy = with_admin(&manifest(&echo(), "", ADMIN));
     for (request, status) in [("GET /status", 200), ("GET /metrics", 200), ("GET /else", 404), ("GET /reload", 405)] {
