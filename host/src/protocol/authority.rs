@@ -83,7 +83,6 @@ pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
     Ok(if name == host { Cow::Borrowed(host) } else { Cow::Owned(name) })
 }
 
-/// The host, and the digits of the port behind the colon, of an authority that is one.
 /// Returns the host of an authority without its port, in lower case.
 pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
     let end = match authority.iter().rposition(|byte| *byte == b':') {
@@ -94,6 +93,7 @@ pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
     if host.iter().any(u8::is_ascii_uppercase) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) }
 }
 
+/// Returns the host, and the digits of the port behind the colon, of an authority that is one.
 fn split(authority: &[u8]) -> (&[u8], &[u8]) {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']').map(|at| at + 1),
