@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use plugway_test_guests::{MISBEHAVE, NOISY};
 
-use crate::support::{Message, PATIENCE, Proxy, echo, manifest, ok, origin, output, plugway, read_message, run, until};
+use crate::support::{
+    Message, PATIENCE, Proxy, echo, manifest, ok, origin, outcome, output, plugway, read_message, run, until,
+};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -140,6 +142,31 @@ fn commands_fail_without_a_panic_where_their_output_goes_nowhere() {
     }
     let ended = plugway().args(["check", "/nowhere.toml"]).stderr(full()).output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
+}
+
+#[test]
+fn an_unreadable_filter_is_told_of_and_the_default_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest("127.0.0.1:9", "", "")).unwrap();
+    let checked = |filter: &str| {
+        let (code, error) = outcome(plugway().arg("check").arg(&path).env("PLUGWAY_LOG", filter));
+        assert_eq!(code, Some(0), "{error}");
+        error
+    };
+    for (filter, wanted) in [
+        ("info,plugway=debgu", "expected a level such as `debug`"),
+        ("debgu", "did you mean `debug`?"),
+        ("INFO,wran", "did you mean `warn`?"),
+    ] {
+        let error = checked(filter);
+        let is_told = error.contains("invalid PLUGWAY_LOG; the default is used") && error.contains(wanted);
+        assert!(is_told && error.contains(filter), "{filter}: {error}");
+    }
+    for filter in ["", "debug", "WARN", "info,plugway=debug", "off", "plugway", "warn,h2=trace,plugway::upstream=info"]
+    {
+        assert!(!checked(filter).contains("PLUGWAY_LOG"), "{filter}");
+    }
 }
 
 #[test]
