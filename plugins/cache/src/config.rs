@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use plugway_sdk::cache::{Cookies, Options, Query};
 use plugway_sdk::token::is_token;
-use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, units};
+use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, pointer, units};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -201,7 +201,7 @@ fn values(names: &[String], path: &str, setup: &mut Setup) -> Vec<ValueName> {
 fn lifetimes(status: &BTreeMap<String, String>, setup: &mut Setup) -> Vec<(RangeInclusive<u16>, Duration)> {
     let mut lifetimes = Vec::new();
     for (codes, text) in status {
-        let path = format!("/lifetimes/status/{}", codes.replace('~', "~0").replace('/', "~1"));
+        let path = pointer::member("/lifetimes/status", codes);
         let range = status_codes(codes)
             .ok_or_else(|| ConfigError::at(&path, format!("`{codes}` is no status; write `404` or `4xx`")));
         if let (Some(range), Some(lifetime)) = (reported(range, setup), reported(duration(text, &path), setup)) {

@@ -1,5 +1,6 @@
 //! Content security policies (CSP Level 3), and the nonces in them.
 
+use plugway_sdk::pointer::member;
 use plugway_sdk::{ConfigError, Part, Setup, ValueName};
 
 use crate::config::{Csp, DirectiveValue};
@@ -136,7 +137,7 @@ fn of_table(name: &str, value: &DirectiveValue, pointer: &str, setup: &mut Setup
         DirectiveValue::List(words) => words.iter().flat_map(|word| word.split_ascii_whitespace()).collect(),
     };
     if let Err(message) = check(name, &words) {
-        setup.report(ConfigError::at(format!("{pointer}/{name}"), message));
+        setup.report(ConfigError::at(member(pointer, name), message));
     }
     Some([&[name], &words[..]].concat().join(" "))
 }

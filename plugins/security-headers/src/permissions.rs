@@ -1,6 +1,6 @@
 //! `Permissions-Policy`, a structured field (RFC 9651 §3.2).
 
-use plugway_sdk::{ConfigError, Setup};
+use plugway_sdk::{ConfigError, Setup, pointer};
 
 use crate::config::{Allowlist, Permissions};
 
@@ -20,7 +20,7 @@ pub fn value(permissions: &Permissions, setup: &mut Setup) -> String {
             let mut feature = |(name, allowed): (&String, &Allowlist)| match of_feature(name, allowed) {
                 Ok(text) => Some(text),
                 Err(message) => {
-                    setup.report(ConfigError::at(format!("/permissions-policy/{name}"), message));
+                    setup.report(ConfigError::at(pointer::member("/permissions-policy", name), message));
                     None
                 }
             };

@@ -178,6 +178,12 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
             "/content-security-policy/imgsrc",
             "there is no directive",
         ),
+        (
+            json!({ "content-security-policy": { "img-src/a~b": "*" } }),
+            "/content-security-policy/img-src~1a~0b",
+            "there is no directive",
+        ),
+        (json!({ "permissions-policy": { "a/b": "*" } }), "/permissions-policy/a~1b", "is no feature"),
         (json!({ "nonce-field": "X-N" }), "/nonce-field", "no policy has a nonce"),
         (json!({ "frames": ["portal.example.org"] }), "/frames/0", "is no origin"),
         (
