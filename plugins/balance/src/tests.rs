@@ -103,32 +103,32 @@ const MISTAKES: [(&str, &str, &str); 20] = [
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "a b" } }"#,
         "/sticky/cookie",
-        "`a b` is no name of a cookie; write letters, digits, `-` and `_`",
+        "invalid name of a cookie: `a b`; expected letters, digits, `-` and `_`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "" } }"#,
         "/sticky/cookie",
-        "`` is no name of a cookie; write letters, digits, `-` and `_`",
+        "invalid name of a cookie: ``; expected letters, digits, `-` and `_`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "app" } }"#,
         "/sticky/path",
-        "`app` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `app`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/a;b" } }"#,
         "/sticky/path",
-        "`/a;b` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `/a;b`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/\n" } }"#,
         "/sticky/path",
-        "`/\n` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `/\n`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "domain": "a.org; x" } }"#,
         "/sticky/domain",
-        "`a.org; x` is no domain; write `example.org`",
+        "invalid domain: `a.org; x`; expected one such as `example.org`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "max-age": 0 } }"#,

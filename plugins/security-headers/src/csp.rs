@@ -145,7 +145,7 @@ fn of_table(name: &str, value: &DirectiveValue, pointer: &str, setup: &mut Setup
 /// Checks a directive. The error says what is expected.
 fn check(name: &str, words: &[&str]) -> Result<(), String> {
     if !DIRECTIVES.contains(&name) {
-        return Err(format!("there is no directive `{name}`; known: {}", DIRECTIVES.join(", ")));
+        return Err(format!("unknown directive: `{name}`; expected one of {}", DIRECTIVES.join(", ")));
     }
     for word in words {
         if let Some(wrong) = word.chars().find(|letter| !letter.is_ascii_graphic() || ",;".contains(*letter)) {
@@ -155,7 +155,7 @@ fn check(name: &str, words: &[&str]) -> Result<(), String> {
             return Err(format!("`{word}` in `{name}` is a host name to browsers; write `'{word}'`"));
         }
         if word.contains(NONCE) && *word != "'nonce-{nonce}'" {
-            return Err(format!("`{word}` in `{name}` is no nonce; write `'nonce-{NONCE}'`"));
+            return Err(format!("invalid nonce: `{word}` in `{name}`; write `'nonce-{NONCE}'`"));
         }
         if *word == "'none'" && words.len() > 1 {
             return Err(format!("`'none'` in `{name}` beside other sources is ignored; write it alone, or not at all"));
