@@ -68,7 +68,7 @@ pub fn path(path: &str) -> Option<String> {
             "invalid path: `{path}`; a path ends before `?` and `#`, so move a query to `query = {{ name = \"value\" }}`"
         ));
     }
-    if let Some(escaped) = escaped(path) {
+    if let Some(escaped) = escaped(path, NOT_IN_PATHS) {
         return Some(format!("path that no request has: `{path}`; write `{escaped}`"));
     }
     match path::normal(path) {
@@ -212,14 +212,19 @@ pub fn parameter(text: &str) -> Option<String> {
     if text.contains(['&', '#']) {
         return Some(format!("invalid parameter: `{text}`; write `&` as `%26` and `#` as `%23`"));
     }
-    let written = escaped(text).map_or(Cow::Borrowed(text), Cow::Owned);
+    let written = escaped(text, NOT_IN_QUERIES).map_or(Cow::Borrowed(text), Cow::Owned);
     let normal = query::normal(&written);
     (normal != text).then(|| format!("parameter that no request has: `{text}`; write `{normal}`"))
 }
 
-/// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
-fn escaped(text: &str) -> Option<String> {
-    let is_fit = |byte: &u8| byte.is_ascii_graphic();
+/// The visible characters that requests with one of them in their path are rejected for.
+const NOT_IN_PATHS: &[u8] = b"<>`";
+const NOT_IN_QUERIES: &[u8] = b"\"<>";
+
+/// Escapes what can't stand in a URI (RFC 3986 §2.1), given the visible characters among that; `None` if there is no such
+/// byte.
+fn escaped(text: &str, visible: &[u8]) -> Option<String> {
+    let is_fit = |byte: &u8| byte.is_ascii_graphic() && !visible.contains(byte);
     if text.bytes().all(|byte| is_fit(&byte)) {
         return None;
     }
@@ -267,9 +272,10 @@ mod tests {
         for good in ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b"] {
             assert_eq!(path(good), None, "{good}");
         }
-        for bad in
-            ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b"]
-        {
+        for bad in [
+            "", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b",
+            "/<a>", "/`",
+        ] {
             assert!(path(bad).is_some(), "{bad}");
         }
         assert!(path("/café").unwrap().contains("`/caf%C3%A9`"));
@@ -293,6 +299,8 @@ mod tests {
             ("%61", false),
             ("%c3%a9", false),
             ("%C3%A9", true),
+            ("\"a\"", false),
+            ("<", false),
         ] {
             assert_eq!(parameter(text).is_none(), is_good, "{text}");
         }
