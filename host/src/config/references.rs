@@ -81,7 +81,7 @@ enum Braces {
 
 /// A part of a string.
 #[derive(Debug, PartialEq, Eq)]
-enum Part<'a> {
+enum StringPart<'a> {
     Text(&'a str),
     Reference {
         whole: &'a str,
@@ -129,9 +129,9 @@ impl References {
     /// Returns the files that references in a text name, whether they exist or not. The text isn't parsed: comments count
     /// too, and a path is taken as it is written.
     pub fn files_named_in(&self, text: &str, folder: &Path) -> Vec<PathBuf> {
-        let named = |part: Part<'_>| match part {
-            Part::Reference { kind: "file", name, .. } if !name.is_empty() => Some(folder.join(name)),
-            Part::Reference { kind: "credential", name, .. } => {
+        let named = |part: StringPart<'_>| match part {
+            StringPart::Reference { kind: "file", name, .. } if !name.is_empty() => Some(folder.join(name)),
+            StringPart::Reference { kind: "credential", name, .. } => {
                 self.environment.variable(CREDENTIALS).map(|folder| Path::new(folder).join(name))
             }
             _ => None,
@@ -144,7 +144,7 @@ impl References {
     pub fn resolve(&mut self, text: &str, folder: &Path, document: &mut DeTable<'_>) -> Resolution {
         let mut resolution = Resolution::default();
         if text.contains("${") || text.contains("\\u") || text.contains("\\U") || text.contains("\\x") {
-            let mut resolver = Resolver { references: self, text, folder, resolution: &mut resolution };
+            let mut resolver = DocumentResolver { references: self, text, folder, resolution: &mut resolution };
             resolver.table(document, Braces::Unknown, "");
         }
         resolution
@@ -229,17 +229,17 @@ impl References {
     }
 }
 
-// === Resolver ===
+// === DocumentResolver ===
 
 /// The resolution of one document.
-struct Resolver<'a> {
+struct DocumentResolver<'a> {
     references: &'a mut References,
     text: &'a str,
     folder: &'a Path,
     resolution: &'a mut Resolution,
 }
 
-impl Resolver<'_> {
+impl DocumentResolver<'_> {
     /// Resolves the strings of a table, which is the value of a key.
     fn table(&mut self, table: &mut DeTable<'_>, braces: Braces, of: &str) {
         for (key, value) in table.iter_mut() {
@@ -273,11 +273,11 @@ impl Resolver<'_> {
         let mut resolved = Replaced::at(span.clone());
         for part in parts(text, braces) {
             let (whole, message) = match part {
-                Part::Text(plain) => {
+                StringPart::Text(plain) => {
                     resolved.push_plain(plain);
                     continue;
                 }
-                Part::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
+                StringPart::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
                     Ok(value) => {
                         // A dollar of a value is no group of the regular expression.
                         match braces {
@@ -288,9 +288,11 @@ impl Resolver<'_> {
                     }
                     Err(message) => (whole, message),
                 },
-                Part::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
-                Part::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => (whole, unclosed(whole)),
-                Part::Bare(plain) | Part::Unclosed(plain, _) => {
+                StringPart::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
+                StringPart::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => {
+                    (whole, unclosed(whole))
+                }
+                StringPart::Bare(plain) | StringPart::Unclosed(plain, _) => {
                     resolved.push_plain(plain);
                     continue;
                 }
@@ -349,17 +351,17 @@ fn unclosed(whole: &str) -> String {
 }
 
 /// Splits a string at its references. A dollar in front of `${` stands for the text `${` itself.
-fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
+fn parts(text: &str, braces: Braces) -> Vec<StringPart<'_>> {
     let (mut parts, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find("${") {
         let has_escape = rest[..at].ends_with('$');
         let plain = &rest[..at - usize::from(has_escape)];
         if !plain.is_empty() {
-            parts.push(Part::Text(plain));
+            parts.push(StringPart::Text(plain));
         }
         if has_escape {
             let from = if braces == Braces::OfRegex { at - 1 } else { at };
-            parts.push(Part::Text(&rest[from..at + 2]));
+            parts.push(StringPart::Text(&rest[from..at + 2]));
             rest = &rest[at + 2..];
             continue;
         }
@@ -369,14 +371,14 @@ fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
         let kind = inner.split_once(':').filter(|(kind, _)| is_kind(kind));
         let whole = &rest[at..at + 2 + inner.len() + usize::from(end.is_some())];
         parts.push(match (end, kind) {
-            (None, kind) => Part::Unclosed(whole, kind.is_some()),
-            (Some(_), Some((kind, name))) => Part::Reference { whole, kind, name },
-            (Some(_), None) => Part::Bare(whole),
+            (None, kind) => StringPart::Unclosed(whole, kind.is_some()),
+            (Some(_), Some((kind, name))) => StringPart::Reference { whole, kind, name },
+            (Some(_), None) => StringPart::Bare(whole),
         });
         rest = &rest[at + whole.len()..];
     }
     if !rest.is_empty() {
-        parts.push(Part::Text(rest));
+        parts.push(StringPart::Text(rest));
     }
     parts
 }
