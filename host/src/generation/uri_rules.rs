@@ -337,7 +337,7 @@ mod tests {
     fn targets_that_no_request_can_have_are_refused() {
         let regex = Regex::new("^/a/(.*)$").unwrap();
         let bad =
-            ["/b\\$1", "/x%2F$1", "/../$1", "/%zz", "/%$1z", "/%00$1", "/<$1>", "/`", "/find?q=\"$1\"", "/?<", "/?a>?"];
+            ["/b\\$1", "/x%2F$1", "/../$1", "/%zz", "/%00$1", "/<$1>", "/`", "/find?q=\"$1\"", "/?<", "/?a>?"];
         for bad in bad {
             assert!(Replacement::parse(bad, &regex).is_err(), "{bad}");
         }
