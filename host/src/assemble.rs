@@ -1,5 +1,5 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
-//! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
+//! After this nothing is parsed, looked up by name or checked again. All errors are found before any is reported.
 
 pub mod addresses;
 pub mod admin;
@@ -61,7 +61,7 @@ use crate::tls::validity::DatedCertificate;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_set::EndpointSet;
 
-/// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
+/// The default of `drain`, the time that a stop waits for exchanges: as long as orchestrators usually give.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// Makes generations; keeps what outlives them.
@@ -76,7 +76,7 @@ pub struct Assembler {
     switches: HashMap<PathBuf, Arc<MaintenanceSwitch>>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<ConnectionCounts>>,
-    /// For sessions of TLS to be resumed after a reload.
+    /// The TLS session tickets, which outlive a reload.
     tickets: Tickets,
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
@@ -114,7 +114,7 @@ struct LoadedPlugin {
     schema: Option<Arc<str>>,
     /// The digests of the configurations that it accepts, with their limits.
     accepted: HashSet<[u8; 32]>,
-    /// Whether there are some that are not on disk yet.
+    /// Whether `accepted` has digests that are not on disk yet.
     has_new: bool,
 }
 
@@ -173,7 +173,7 @@ impl Assembler {
         })
     }
 
-    /// One that finds mistakes, and makes nothing that is served.
+    /// Returns an assembler that only finds errors, and builds nothing that is served.
     pub fn for_check(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         Ok(Assembler { is_check: true, ..Assembler::new(runtime, loader)? })
     }

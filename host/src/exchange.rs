@@ -81,9 +81,9 @@ pub struct Destination {
 
 /// The deadlines of an exchange.
 pub struct Timers {
-    /// For each thing that is waited for.
+    /// The deadline of the current wait.
     pub idle: Deadline,
-    /// For the exchange as a whole.
+    /// The deadline of the whole exchange.
     pub total: Deadline,
 }
 
@@ -355,7 +355,7 @@ async fn read_files(
     respond(worker, destination.route, context, reply, record)
 }
 
-/// Has a cache ask for a response, and takes that up to the client.
+/// Fetches a response through the cache, and passes it up the chain.
 async fn fetch(
     miss: &mut CacheMiss,
     worker: &Rc<WorkerState>,

@@ -136,8 +136,8 @@ enum Turn {
 }
 
 impl ControlLoop {
-    /// Takes turns until the process is to stop; the error is the failure for which it stops. Orders wait in their queues
-    /// while a turn ends with a panic.
+    /// Takes turns until the process stops. The error is the failure for which it stops. Orders wait in their queues if
+    /// a turn ends with a panic.
     async fn run(&mut self) -> anyhow::Result<()> {
         let mut panics = 0;
         loop {
@@ -194,7 +194,7 @@ impl ControlLoop {
     }
 }
 
-/// Orders from outside.
+/// The signals that the process handles.
 struct Signals {
     hangup: Signal,
     reopen: Signal,
@@ -239,7 +239,7 @@ impl Signals {
 enum ReloadReason {
     /// A signal, or commands of the admin listener, which wait for the result.
     Order(Vec<ReloadOrder>),
-    /// A file has changed, or only its modification time.
+    /// A file was changed, or only its modification time.
     Change,
 }
 
@@ -342,7 +342,7 @@ const FLUSH_LOG: Duration = Duration::from_secs(1);
 /// The time that workers have at the end to drop what is cut off.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
-/// Serves generations one after the other.
+/// The loop that loads and serves one generation after the other.
 struct ReloadLoop {
     loads: LoadResults,
     publish: watch::Sender<Arc<Generation>>,
@@ -362,14 +362,14 @@ struct ReloadLoop {
 /// Assembles generations, one at a time, on threads of their own.
 struct LoadResults {
     load: Load,
-    /// Locked by the one thread that assembles.
+    /// The state of assembly, locked only by the thread that assembles.
     assembly: Arc<Mutex<Assembler>>,
     watch: FileWatcher,
 }
 
 impl LoadResults {
-    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end
-    /// it with a panic.
+    /// Assembles on a thread of its own, because plugins run there: they must neither block the control thread's
+    /// runtime nor end it with a panic.
     async fn assemble(&mut self, files: Files) -> Result<AssembledManifest, String> {
         let assembly = self.assembly.clone();
         let assemble = move || {
@@ -418,7 +418,7 @@ impl ReloadLoop {
         Some(self.take(loaded).await)
     }
 
-    /// Lets exchanges end, until their time is over or another signal comes.
+    /// Waits until exchanges have ended, their time is over or another signal arrives.
     async fn stop(self, signals: &mut Signals) {
         let ReloadLoop { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
         // Now, not at the end: another process may have bound the same paths by then.
@@ -485,8 +485,8 @@ fn placed(place: Option<&ManifestPlace>, error: &anyhow::Error) -> String {
     place.map_or(message.clone(), |place| place.error(&message))
 }
 
-/// Waits until all workers have ended, the time is over or another signal comes. Then cuts off the exchanges that still
-/// run, and writes what is still to be written.
+/// Waits until all workers have ended, the time is over or another signal arrives. Then cuts off the exchanges that
+/// still run, and writes the rest of the logs.
 async fn drained(
     outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
     signals: &mut Signals,
@@ -525,7 +525,7 @@ type Threads = Vec<JoinHandle<std::io::Result<()>>>;
 struct WorkerReports {
     /// The result of each swap of a worker to a generation.
     swapped: mpsc::UnboundedSender<Result<(), String>>,
-    /// The reason of a worker that has ended before it was stopped.
+    /// The channel for the reason why a worker ended before it was stopped.
     ended: mpsc::UnboundedSender<String>,
 }
 

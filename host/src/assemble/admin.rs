@@ -56,13 +56,13 @@ enum TokenError {
     NoToken,
 }
 
-/// In characters. Shorter tokens could be guessed by a process that tries for days: 16 hexadecimal digits have 64 bits.
+/// The minimum length of a token, in characters: 16 hexadecimal digits have 64 bits, too many to guess.
 const MIN_TOKEN_CHARS: usize = 16;
 
-/// In characters; below what a request head may take, with room for other fields.
+/// The maximum length of a token, in characters: below the maximum of a request head, with room for other fields.
 const MAX_TOKEN_CHARS: usize = 512;
 
-/// In bytes. A token, and line ends that editors add.
+/// The maximum length of a token file, in bytes: a token, and the line ends that editors add.
 const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 
 impl AdminToken {

@@ -105,7 +105,8 @@ impl Assembly<'_> {
         StoreLimits { memory: memory as u64, object, disk }
     }
 
-    /// The store of such limits: that of before, or one that anybody still uses, if it is in the same place.
+    /// Returns the store for these limits: that of the last generation, or another one that is still in use at the same
+    /// place.
     pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &StoreLimits) -> Arc<Store> {
         let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
         let stores = &mut self.assembly.stores;

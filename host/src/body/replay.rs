@@ -1,4 +1,4 @@
-//! The content of a request, for as many attempts as it may be sent in.
+//! The content of a request, kept for further attempts.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -34,11 +34,11 @@ struct Buffered {
     max_bytes: usize,
     is_lost: bool,
     is_too_long: bool,
-    /// Attempts so far: what an earlier one left behind must not read on.
+    /// The number of attempts so far. The rest of an earlier attempt must not read further.
     attempt: u32,
 }
 
-/// Content that is kept as it is sent: first what was read before, then the rest.
+/// Content that is kept as it is sent: first the bytes that were read before, then the rest.
 pub struct ReplayBody {
     buffered: Rc<RefCell<Buffered>>,
     turn: u32,
@@ -79,7 +79,7 @@ impl ReplayBuffer {
         content
     }
 
-    /// Whether there is none.
+    /// Whether the request has no content.
     pub fn is_empty(&self) -> bool {
         self.empty
     }
@@ -90,12 +90,12 @@ impl ReplayBuffer {
         self.ready.take()
     }
 
-    /// Takes back content of which nothing was read.
+    /// Puts back content that no attempt has read.
     pub fn put_back(&mut self, content: RequestBody) {
         self.ready = Some(content);
     }
 
-    /// Whether there can be another attempt.
+    /// Whether the content can be sent once more from its beginning.
     pub fn is_whole(&self) -> bool {
         self.empty
             || self.ready.is_some()

@@ -1,4 +1,4 @@
-//! The command `check`: its report for people, and the one for programs.
+//! The command `check`: its report for people, and its report for programs.
 
 use std::path::Path;
 use std::process::ExitCode;

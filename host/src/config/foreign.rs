@@ -1,4 +1,4 @@
-//! Files that are no manifests, by how they begin: what a new user may name by mistake.
+//! Files that are no manifests, recognised by their beginning: files that a new user may name in error.
 
 /// Returns what a text that is no TOML looks like; `None` if it looks like a manifest with mistakes.
 pub fn kind(text: &str) -> Option<&'static str> {

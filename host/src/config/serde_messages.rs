@@ -57,7 +57,7 @@ fn mistyped(message: &str, key: &str, found_instead: Option<&str>) -> Option<Str
     Some(format!("wrong type: found {shown}; expected {expected}"))
 }
 
-/// Returns an example of a string, by the key that it is the value of.
+/// Returns an example of a string, by the key whose value it is.
 fn example(key: &str) -> &'static str {
     const SIZES: [&str; 12] = [
         "head",
@@ -94,7 +94,7 @@ fn example(key: &str) -> &'static str {
     }
 }
 
-/// Returns an example of a list, by the key that it is the value of.
+/// Returns an example of a list, by the key whose value it is.
 fn list_example(key: &str) -> &'static str {
     match key {
         "endpoints" => "[\"127.0.0.1:8000\"]",
@@ -113,7 +113,8 @@ fn list_example(key: &str) -> &'static str {
     }
 }
 
-/// A key or a word that is not known, with the one that is most like it.
+/// Returns the message about an unknown key or word, with the most similar known one; `None` if the message is about
+/// something else.
 fn unknown(message: &str) -> Option<String> {
     let (what, rest) = [("key", "unknown field `"), ("value", "unknown variant `")]
         .into_iter()

@@ -50,7 +50,7 @@ pub struct Presence(Arc<AdmissionEntry>);
 #[derive(Clone)]
 pub struct Entrance {
     pub listener: Arc<Listener>,
-    /// The address of the listener, as the log has it.
+    /// The address of the listener, as it is written in the log.
     pub address: Arc<str>,
 }
 
@@ -85,7 +85,7 @@ struct ConnectionCeiling {
     max: usize,
 }
 
-/// A connection that a limit of its listener has ended, for the log.
+/// A connection that was ended by a limit of its listener, for the log.
 struct LimitedConnection<'a> {
     entrance: &'a Entrance,
     reason: CloseReason,
@@ -232,7 +232,8 @@ impl Admission {
         has_room
     }
 
-    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`; returns their number.
+    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`. Returns the number of evicted
+    /// connections.
     fn evict(&self, now: u64, of: usize, fits: impl Fn(&AdmissionEntry) -> bool) -> usize {
         let mut crowds = self.crowds(now, fits);
         let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
@@ -283,7 +284,7 @@ impl Admission {
         true
     }
 
-    /// Ends all connections, whatever they do.
+    /// Ends all connections, whatever their state.
     pub fn cut_off(&self) {
         for worker in 0..self.workers.len() {
             self.entries(worker).values().filter_map(|entry| entry.task.get()).for_each(AbortHandle::abort);
@@ -348,7 +349,7 @@ impl Admission {
     }
 }
 
-/// Warns if a generation allows more connections than there are descriptors for.
+/// Warns if a generation allows more connections than there are descriptors.
 pub fn warn_of_limits(generation: &Generation, descriptors: Descriptors) {
     let demand = demand(generation);
     let ConnectionDemand { clients: connections, endpoints } = demand;

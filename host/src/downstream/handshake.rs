@@ -1,5 +1,5 @@
-//! From an accepted socket to HTTP: counts the connection, reads the PROXY header, makes the TLS handshake, and finds
-//! out which version of HTTP the client speaks.
+//! The start of a client connection, from the accepted socket to HTTP: counts the connection, reads the PROXY header,
+//! makes the TLS handshake, and detects the version of HTTP.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -269,7 +269,7 @@ mod tests {
     use crate::net::boxed::size_of_future;
     use crate::net::byte_counter::ByteCounter;
 
-    /// Each client connection has one task for as long as it lives, mostly idle.
+    /// The task of a client connection is small, because each connection has one for as long as it lives, mostly idle.
     #[test]
     fn client_connection_has_a_small_task() {
         struct Arguments {

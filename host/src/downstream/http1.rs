@@ -52,7 +52,7 @@ struct Http1Connection<T: Transport, E, S: HttpService<Incoming>> {
     /// Creates hyper's service from the session.
     exchanges: E,
     graceful: bool,
-    /// Whether nothing has been read yet; TLS may have received more than its handshake.
+    /// Whether nothing was read yet. The TLS session may have received bytes beyond its handshake.
     fresh: bool,
 }
 

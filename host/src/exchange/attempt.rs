@@ -1,6 +1,6 @@
-//! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A connection that
-//! had been kept and turns out dead is no failed attempt, nor is a stream that the endpoint has not read: the request goes
-//! out once more on another connection where that is safe.
+//! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A kept
+//! connection that is found dead is no failed attempt, nor is a stream that the endpoint has not read: the request is
+//! sent once more on another connection where that is safe.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -38,18 +38,18 @@ use crate::upstream::{
 
 /// The request to send, and the rules for it.
 pub struct Attempt<'a> {
-    /// Each try takes its fields and leaves a copy.
+    /// The exchange context. Each try takes the fields out of it and leaves a copy.
     pub context: &'a mut ExchangeContext,
-    /// Lent for each try.
+    /// The request's content, lent for each try.
     pub content: &'a RefCell<ReplayBuffer>,
     pub upload: &'a UploadProgress,
     /// The hop-by-hop options for the endpoint.
     pub hop: &'a HopOptions,
     pub rules: &'a Rc<ConnectionSettings>,
     pub connection_limit: &'a ConnectionLimit,
-    /// Limits each thing that is waited for.
+    /// The deadline of each single wait.
     pub step: &'a Deadline,
-    /// Whether the request may go to another endpoint if this one has no connection for it.
+    /// Whether the request may be sent to another endpoint if this one has no connection for it.
     pub elsewhere: &'a dyn Fn() -> bool,
 }
 
@@ -66,7 +66,7 @@ pub struct AttemptFailure {
 }
 
 impl Attempt<'_> {
-    /// Sends the request to the endpoint that it is in flight at.
+    /// Sends the request to the endpoint at which it is in flight.
     pub async fn run(&mut self, in_flight_guard: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
         let wanted = self.required_protocol(&in_flight_guard.endpoint_view().endpoint.address)?;
         let mut pooled = self.pooled_connection(&in_flight_guard, wanted);
@@ -114,7 +114,7 @@ impl Attempt<'_> {
         Ok(RequiredProtocol::Http1)
     }
 
-    /// A connection of the request's own, or one that has become free.
+    /// Returns a new connection of the request's own, or one that has become free.
     async fn connect(
         &self,
         in_flight_guard: &InFlightGuard,
@@ -204,7 +204,7 @@ impl Attempt<'_> {
         step.limit(rules.response_timeout, sending).await.map_err(late)
     }
 
-    /// Gives a request its head, in place: it is large.
+    /// Writes the head of a request in place, because it is large.
     fn write_request_head(
         &mut self,
         request: &mut Request<RequestBody>,
@@ -259,7 +259,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// A response that can be passed on, with the connection that it streams from.
+    /// Returns a response that can be passed on, with the connection that it streams from.
     fn accept_response(
         &self,
         mut response: Response<EndpointBody>,
@@ -290,8 +290,8 @@ impl Attempt<'_> {
         })
     }
 
-    /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
-    /// handshake.
+    /// Whether the endpoint has proved its switch to WebSocket. A client with HTTP/1 checks that itself; for a client
+    /// with HTTP/2 this proxy has made the handshake.
     fn has_proof(&self, response: &Response<EndpointBody>) -> bool {
         let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
         let request = &self.context.request;
@@ -300,7 +300,7 @@ impl Attempt<'_> {
             || websocket::is_accepted(&request.headers, response.headers())
     }
 
-    /// Whether a request that died with its connection may go out on another.
+    /// Whether a request whose connection has failed may be sent on another connection.
     fn may_resend(&self, unsent: &Unsent, connection: &Connection, origin: ConnectionOrigin) -> bool {
         // Other requests may have made a shared connection, and used it up.
         let was_in_use = origin == ConnectionOrigin::Kept || connection.version() == Version::HTTP_2;
@@ -356,13 +356,13 @@ fn body_not_replayable() -> AttemptFailure {
     }
 }
 
-/// Whether a request without content says so, as its method gives content a meaning (RFC 9110 §8.6): some servers refuse it
-/// otherwise.
+/// Whether a request without content needs `Content-Length: 0`, because its method gives content a meaning (RFC 9110
+/// §8.6): some servers reject it otherwise.
 fn wants_length(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH) || method.as_str() == "QUERY"
 }
 
-/// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
+/// Whether an endpoint closed a kept connection before it sent a byte of the response.
 fn is_stale(error: &SendError) -> bool {
     match error {
         SendError::Http1(error) => matches!(error, Http1Error::Closed(_)),
@@ -372,8 +372,8 @@ fn is_stale(error: &SendError) -> bool {
     }
 }
 
-/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7), or the request was still
-/// waiting for a stream when the connection ended: hyper then drops it with its task.
+/// Whether an endpoint said that it has not acted on a request (RFC 9113 §6.8, §8.7), or the request was still waiting
+/// for a stream when the connection ended: hyper then drops it with its task.
 fn is_unread(error: &SendError, connection: &Connection) -> bool {
     let SendError::Http2(error) = error else { return false };
     let is_refused = cause::<h2::Error>(error).is_some_and(|error| {

@@ -68,7 +68,7 @@ pub struct CacheMiss {
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: ForwardReason,
-    /// How many plugins, from the top of the chain, have run their request hooks.
+    /// The position of the chain up to which the request hooks have run.
     reached: Cell<ChainPosition>,
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
@@ -236,12 +236,12 @@ impl CacheMiss {
         Fetch { miss: self, worker, destination, clock }.run(context, lead).await
     }
 
-    /// Returns how many plugins, from the top of the chain, have run their request hooks.
+    /// Returns the position of the chain up to which the request hooks have run.
     pub fn depth(&self) -> ChainPosition {
         self.reached.get()
     }
 
-    /// Joins the other requests for the same response: the first of them fetches it, the others wait for that one.
+    /// Joins the other requests for the same response: the first of them fetches the response, the others wait for it.
     async fn join(
         &mut self,
         worker: &Rc<WorkerState>,
@@ -541,7 +541,7 @@ impl CacheStage {
         }
     }
 
-    /// Calls the policy when its failure can't change the exchange any more; `None` if the call failed.
+    /// Calls the policy when its failure can't change the exchange any more. Returns `None` if the call failed.
     fn notify<R>(
         self,
         worker: &WorkerState,

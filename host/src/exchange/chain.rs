@@ -25,11 +25,11 @@ use crate::protocol::transformed_content;
 
 /// The result of running the request hooks of a chain.
 pub enum RequestHooks {
-    /// To the upstream; all response hooks are due.
+    /// No plugin responded: the request goes to the upstream, and all response hooks will run.
     Forward,
     /// A plugin answered; the response hooks of those above it are due.
     Answer(Response<Vec<u8>>, ChainPosition),
-    /// Here is a cache.
+    /// The chain has reached a cache at this position.
     Cache(ChainPosition),
 }
 
@@ -86,7 +86,7 @@ impl ChainPosition {
         0..self.0
     }
 
-    /// The range of plugins from this position down.
+    /// Returns the plugins from `top` down to this position.
     pub fn range_below(self, top: ChainPosition) -> Range<usize> {
         top.0..self.0.max(top.0)
     }

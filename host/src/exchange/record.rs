@@ -20,16 +20,16 @@ use crate::telemetry::failure_log::{self, Topic};
 
 const CUT: &str = "response cut off";
 
-/// The status in the access log if the client left before it got any of the response, as nginx has it. No client gets
-/// this status.
+/// The status in the access log if the client disconnected before it got any of the response, as in nginx. No client
+/// gets this status.
 const CLIENT_LEFT: u16 = 499;
 
-/// Rides with the response to its last byte.
+/// The record of an exchange, which is kept with the response until its last byte.
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
     route_id: Option<RouteId>,
-    /// How many plugins, from the top of the chain, have seen the response.
+    /// The position of the chain up to which plugins have seen the response.
     pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
     pub context: Option<Box<ExchangeContext>>,
@@ -43,16 +43,16 @@ pub struct ExchangeRecord {
     is_whole: bool,
     /// Whether the response was cut off within its content.
     is_cut: bool,
-    /// Whether the client left before it got any of the response.
+    /// Whether the client disconnected before it got any of the response.
     has_left: bool,
-    /// How far the request's content is.
+    /// The progress of the request's content.
     pub upload: UploadProgress,
-    /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
+    /// The count of the request for its client; `None` if the connection is counted instead, or nothing is limited.
     pub counted: Option<CountedRequest>,
 }
 
 impl ExchangeRecord {
-    /// For an exchange that begins now.
+    /// Returns the record of an exchange that begins now.
     pub fn new(worker: Rc<WorkerState>, upload: UploadProgress) -> Self {
         let began = Instant::now();
         ExchangeRecord {
@@ -78,12 +78,12 @@ impl ExchangeRecord {
         &self.worker
     }
 
-    /// Notes that a response of a route goes up the chain from a position.
+    /// Records that a response of a route goes up the chain from a position.
     pub fn begin_response(&mut self, route_id: RouteId, depth: ChainPosition) {
         (self.route_id, self.depth) = (Some(route_id), depth);
     }
 
-    /// Notes where it went.
+    /// Records the route of the request, with its context.
     pub fn set_route(&mut self, route_id: RouteId, context: Box<ExchangeContext>) {
         (self.route_id, self.context) = (Some(route_id), Some(context));
     }
@@ -98,7 +98,7 @@ impl ExchangeRecord {
         self.route_id
     }
 
-    /// Notes that it went nowhere.
+    /// Records that the request has no route.
     pub fn set_no_route(&mut self, context: Box<ExchangeContext>) {
         self.context = Some(context);
     }
@@ -108,7 +108,7 @@ impl ExchangeRecord {
         log(error, self.context.as_deref(), what, self.upload.is_abandoned());
     }
 
-    /// Notes that the response was cut off within its content.
+    /// Records that the response was cut off within its content.
     pub fn record_cut(&mut self, error: &BodyError) {
         let kind = match error.downcast_ref::<Error>() {
             Some(error) => {
@@ -168,7 +168,7 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
 }
 
 impl ExchangeRecord {
-    /// Tells the observers of the route.
+    /// Calls the observers of the route.
     fn observe(&self, took: Duration) {
         let (Some(route_id), Some(context)) = (self.route_id, &self.context) else { return };
         for binding in &self.worker.generation.routes[route_id].chain {

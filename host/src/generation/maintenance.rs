@@ -30,7 +30,8 @@ pub struct MaintenanceSwitch {
 }
 
 impl Maintenance {
-    /// Returns the error for a request of a client, whose address is `None` at a unix socket; `None` if it is served.
+    /// Returns the error for a request of a client, whose address is `None` at a unix socket; `None` if the request is
+    /// served.
     pub fn refusal(&self, client: Option<IpAddr>) -> Option<Error> {
         if !self.switch.is_on() || self.except.has(client) {
             return None;

@@ -1,4 +1,4 @@
-//! Which route a request takes: the most specific that matches, whatever the order in the manifest.
+//! The choice of the route for a request: the most specific that matches, whatever the order in the manifest.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use crate::protocol::path::without_parameters;
 pub struct RouteMatch {
     /// The listeners of the route, by their addresses in the manifest; empty for any listener.
     pub listeners: Vec<String>,
-    /// One of these hosts; none: any.
+    /// The hosts of the route; empty for any host.
     pub hosts: Vec<HostMatch>,
-    /// Exactly this path.
+    /// The path of the route.
     pub path: PathMatch,
-    /// One of these methods; none: any.
+    /// The methods of the route; empty for any method.
     pub methods: Vec<http::Method>,
-    /// All of these fields, each with this value, or with any.
+    /// The fields that a request must have, each with its value; `None` for any value.
     pub fields: Vec<(http::HeaderName, Option<String>)>,
-    /// All of these query parameters, likewise.
+    /// The query parameters that a request must have, each with its value; `None` for any value.
     pub query: Vec<(String, Option<String>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostMatch {
-    /// `*.example.org`, kept as `.example.org`: any name below, at any depth.
+    /// Any name below a domain, at any depth: `*.example.org`, kept as `.example.org`.
     Below(String),
-    /// Exactly this name.
+    /// Exactly one name.
     Exact(String),
 }
 
@@ -38,7 +38,7 @@ pub enum HostMatch {
 pub enum PathMatch {
     #[default]
     Any,
-    /// This path and all below it, on segment boundaries.
+    /// A path and all paths below it, on segment boundaries.
     Prefix(String),
     Regex(regex::Regex),
     Exact(String),
@@ -54,7 +54,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Orders routes; the error names two that no request can tell apart.
+    /// Orders routes. The error names two routes that no request can distinguish.
     pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (RouteId, RouteId)> {
         let mut ranked = Vec::new();
         for (index, mut route) in routes.into_iter().enumerate() {
@@ -154,7 +154,7 @@ impl PathMatch {
     }
 }
 
-/// A host of a route, `None` for any host, with the route's conditions.
+/// A host of a route, or `None` for any host, with the route's conditions.
 type TableEntry = (Option<HostMatch>, Arc<RouteMatch>, RouteId);
 type HostRank = Option<(bool, usize, String)>;
 type Rank = (u8, usize, String, usize, String);

@@ -148,8 +148,8 @@ impl BodyFilter {
         }
     }
 
-    /// Has the rest of the body pass as it is after a failed call, where `on-error` says so and the plugin has nothing of
-    /// the body that would be missing.
+    /// Passes the rest of the body through unchanged after a failed call, if `on-error` is `skip` and the plugin holds
+    /// no part of the body. Returns the error otherwise.
     pub fn skip(&mut self, error: BodyFilterError) -> Result<(), BodyFilterError> {
         let is_trap = matches!(error, BodyFilterError::Trap(_));
         if !is_trap || self.has_taken || self.guard.configured.on_error != OnError::Skip {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
 
-/// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
+/// The interval between two ticks of the clock of running plugins. A limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// The ticks of this process so far.
+/// The number of ticks of this process so far.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// Counts a tick. Called before the engine's clock ticks.
@@ -27,7 +27,7 @@ pub(super) struct CallStart {
 }
 
 impl CallStart {
-    /// Begins a call, which is measured from now on if it `is_watched`.
+    /// Begins a call, which is measured from now on if `is_watched`.
     pub(super) fn now(is_watched: bool) -> Self {
         CallStart { ticks: TICKS.load(Ordering::Relaxed), cpu: is_watched.then(thread_time) }
     }

@@ -84,7 +84,7 @@ pub enum FilterVerdict {
 pub struct Picked {
     /// The index of the endpoint.
     pub endpoint: u32,
-    /// For the response.
+    /// The edits of the response; `None` if there are none.
     pub edits: Option<Arc<[Edit]>>,
 }
 

@@ -46,7 +46,7 @@ mod tests {
         Engine::new(&config).unwrap()
     }
 
-    /// Why a component with a core module, or with other items, is refused.
+    /// Returns the reason why a component with a core module, or with other items, is rejected.
     fn refusal(engine: &Engine, items: &str) -> Option<String> {
         let bytes = wat::parse_str(format!("(component {items})")).unwrap();
         Component::from_binary(engine, &bytes).err().map(|error| format!("{error:#}"))

@@ -83,7 +83,6 @@ pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
     Ok(if name == host { Cow::Borrowed(host) } else { Cow::Owned(name) })
 }
 
-/// The host, and the digits of the port behind the colon, of an authority that is one.
 /// Returns the host of an authority without its port, in lower case.
 pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
     let end = match authority.iter().rposition(|byte| *byte == b':') {
@@ -111,7 +110,7 @@ fn port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
     }
 }
 
-/// Whether a name certainly is in its normal form, as nearly all are.
+/// Whether a name is certainly in its normal form, as nearly all names are.
 fn is_normal_name(name: &[u8]) -> bool {
     let mut before = b'.';
     for byte in name {
@@ -124,7 +123,7 @@ fn is_normal_name(name: &[u8]) -> bool {
     last.first().is_some_and(|first| !first.is_ascii_digit())
 }
 
-/// An IPv6 address, or one of a later version (RFC 3986 §3.2.2), with its brackets.
+/// Returns an IPv6 address, or one of a later version (RFC 3986 §3.2.2), in its normal form with brackets.
 fn normal_literal(literal: &str) -> Option<String> {
     if let Ok(address) = literal.parse::<Ipv6Addr>() {
         return Some(format!("[{address}]"));

@@ -11,7 +11,7 @@ pub enum Precondition {
     Met,
     /// The client has the response already: 304.
     NotModified,
-    /// The response is another one than the client expects: 412.
+    /// The response is not the one that the client expects: 412.
     Failed,
 }
 

@@ -55,8 +55,8 @@ pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
     }
 }
 
-/// Whether a request has passed so many proxies like this one that it must be in a loop (RFC 9110 §7.6.3). Their names are
-/// equal, so that a chain of them can't be told from a loop by one passage.
+/// Whether a request has passed [`MAX_PASSAGES`] proxies named `plugway`, so that it must be in a loop (RFC 9110
+/// §7.6.3). All these proxies have one name, so that one passage does not distinguish a chain of them from a loop.
 pub fn is_looping(fields: &HeaderMap) -> bool {
     let passages = members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway"));
     passages.count() >= MAX_PASSAGES

@@ -40,8 +40,8 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
     if bytes[..known] == v2::PROTOCOL_PREFIX[..known] { binary(bytes) } else { line(bytes) }
 }
 
-/// Returns a header that names a client and the address that it reached. With `None` the header says that there is no
-/// client to name: the connection is this proxy's own, or its client has no address.
+/// Returns a PROXY header that names a client and the address that it connected to. With `None`, the header says that
+/// there is no client to name: the connection is this proxy's own, or its client has no address.
 pub fn encode(version: ProxyVersion, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     let Some((client, destination)) = ends else { return unnamed(version) };
     let (client, destination) = same_family(client, destination);

@@ -23,7 +23,7 @@ pub enum RangeRequest {
     Parts(SmallVec<[ByteRange; 1]>, u64),
 }
 
-/// The first and the last byte of a part of the content.
+/// The range of a part of the content, from its first byte to its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRange {
     pub first: u64,
@@ -34,7 +34,7 @@ pub struct ByteRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartOrder {
     Any,
-    /// Each part begins behind the one before.
+    /// Each part begins behind the previous one.
     Ascending,
 }
 

@@ -1,4 +1,5 @@
-//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page, a value), has changed.
+//! Reports when a file of the manifest, or a file that it names (a plugin, a certificate, a page, a value), has
+//! changed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -161,7 +162,7 @@ impl Reading {
 }
 
 impl WatchedPaths {
-    /// Returns the wanted files, and those that are missing or malformed.
+    /// Adds the files that are missing or malformed to the wanted ones.
     fn and_tried(mut self, files: &[PathBuf]) -> Self {
         self.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
         self

@@ -1,5 +1,5 @@
-//! Looks for the files of maintenance, on the control thread and beside it: a file system may be slow, and neither that
-//! thread nor a worker waits for it.
+//! The search for the files of maintenance, on a thread beside the control thread: a file system may be slow, and
+//! neither the control thread nor a worker waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;

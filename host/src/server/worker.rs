@@ -64,7 +64,8 @@ struct Lasting {
     alive: mpsc::WeakSender<()>,
 }
 
-/// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
+/// The interval in which pools are searched for idle connections, which live longer than their limit by at most this
+/// time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The length of the accept queue; the system's own limit may be lower. At most this many connections may be left when
@@ -79,7 +80,7 @@ enum AcceptLoop {
     Unix(UnixListener),
 }
 
-/// A listener's address, as the manifest has it and as the log does.
+/// A listener's address as the manifest has it, and as the log has it.
 struct Named {
     address: Arc<str>,
     shown: Arc<str>,
@@ -244,7 +245,7 @@ async fn keep_accepting(
     }
 }
 
-/// Accepts until closed; clients that are queued by then are still served.
+/// Accepts connections until the socket is closed. Clients that are queued by then are still served.
 async fn accept(
     listener: &AcceptLoop,
     named: &Named,
@@ -292,7 +293,7 @@ async fn accept(
     }
 }
 
-/// Serves a client on a task of its own, which ends with the connection, unless there are too many.
+/// Serves a client on a task of its own, which ends with the connection. Rejects the client if there are too many.
 fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, alive: &mpsc::Sender<()>) {
     // A listener that the manifest no longer has is about to be closed.
     let known = worker_shared.current.borrow().generation.listeners.get(&named.address).cloned();
@@ -366,8 +367,8 @@ fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender
 }
 
 pin_project! {
-    /// A client's connection, which keeps its worker alive. Not an `async` block: that would have room for what it runs
-    /// twice, for as long as the connection lives.
+    /// A client's connection, which keeps its worker alive. Not an `async` block, which would have room for the
+    /// connection twice, for as long as it lives.
     struct Alive<F> {
         #[pin]
         served: F,

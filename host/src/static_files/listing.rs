@@ -27,11 +27,11 @@ struct Entry {
     name: Vec<u8>,
     /// The length in bytes.
     length: u64,
-    /// The time of its last change, in seconds since the epoch.
+    /// The time of the entry's last change, in seconds since the epoch.
     modified: i64,
 }
 
-/// The kinds of what is listed, in the order in which a list has them.
+/// The kinds of entries, in the order in which a list has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum EntryKind {
     Folder,

@@ -32,10 +32,10 @@ struct FileIdentity {
 /// The way in which paths are looked up beneath a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PathLookup {
-    /// By the system, which follows links as long as they stay beneath the root; and without any wait if the names are in
-    /// its memory.
+    /// The system resolves the path without blocking, or fails if it is not in memory. Links are followed as long as
+    /// they stay beneath the root.
     Quick,
-    /// By the system, which may wait for a network or a user's file system.
+    /// The system resolves the path, and may block.
     Beneath,
     /// Name by name, without following links: the system has no better way.
     NameByName,
@@ -63,7 +63,7 @@ pub enum Opened {
 pub enum OpenFailure {
     /// The answer needs a wait.
     WouldWait,
-    /// There is no such file, or a link on the way leads out of the root.
+    /// The path leads to no file, or a link on the way leads out of the root.
     Absent,
     /// The user that runs the proxy may not read the file, or may not enter a folder on the way.
     Denied,
@@ -232,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns what a path leads to, as a word, however it is looked up.
+    /// Returns a word for the kind of file at a path, with whichever lookup.
     fn found(root: &Root, path: &str) -> &'static str {
         match root.find_named(OsStr::new(path), Wait::Allowed) {
             Ok(Opened::File(..)) => "file",

@@ -9,14 +9,14 @@ use crate::protocol::path;
 /// The maximum length of a path below the root, in bytes: that of `PATH_MAX` on Linux, less its end.
 const MAX_BYTES: usize = 4095;
 
-/// The maximum length of a name in it, in bytes: that of `NAME_MAX`.
+/// The maximum length of a name in a path, in bytes: that of `NAME_MAX`.
 const MAX_NAME_BYTES: usize = 255;
 
 /// The only name with a dot at its beginning that is served, at the top of a site (RFC 8615).
 const WELL_KNOWN: &[u8] = b".well-known";
 
-/// A path below the root of a site, without a slash at its beginning: names that no file system and no shell could take
-/// for anything but names.
+/// A path below the root of a site, without a slash at its beginning. Its names have no special meaning for any file
+/// system or shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SitePath {
     /// The decoded bytes; a folder's end with a slash, and those of the root are empty.
@@ -76,8 +76,8 @@ impl SitePath {
     }
 }
 
-/// Whether a file or a folder of this name is served. Files whose names begin with a dot hold what is not for clients, such
-/// as `.git` and `.htpasswd`.
+/// Whether a file or a folder of this name is served. Files whose names begin with a dot are not for clients, such as
+/// `.git` and `.htpasswd`.
 pub fn is_served(name: &[u8], is_top: bool) -> bool {
     let is_hidden = name.starts_with(b".") && !(is_top && name == WELL_KNOWN);
     let is_doubtful = |byte: &u8| matches!(byte, b'/' | b'\\') || byte.is_ascii_control();

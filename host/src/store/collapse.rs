@@ -21,7 +21,7 @@ const SHARDS: usize = 16;
 pub enum FetchOutcome {
     /// The fetch has no result yet.
     Pending,
-    /// The response has begun, and its content may still be arriving. The [`PurgeEpoch`] is when it was requested.
+    /// The response has begun, and its content may still be arriving. The [`PurgeEpoch`] is that of its request.
     Object(Arc<StoredResponse>, PurgeEpoch),
     /// The response can't be shared.
     Pass,

@@ -17,7 +17,7 @@ pub enum PurgeTarget {
     All,
     /// The URI as requested or as in the cache key, such as `https://example.org/a?b`.
     Uri(String),
-    /// All URIs with this prefix.
+    /// All URIs that begin with a prefix.
     Prefix(String),
     Tag(String),
 }

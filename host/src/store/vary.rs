@@ -84,8 +84,8 @@ fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
     is_same && aliases(request, name).is_empty()
 }
 
-/// Returns the value of a field, together with the lines that an origin may take for the field; `None` if there is
-/// neither.
+/// Returns the value of a field, together with the lines that an origin may confuse with the field; `None` if the
+/// request has neither.
 fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     let (own, mut value) = (normal(name, request), Vec::new());
     own.iter().for_each(|own| value.extend_from_slice(own));

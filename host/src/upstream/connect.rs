@@ -24,7 +24,7 @@ use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol;
 use crate::tls::handshake_error::{self, TlsPeer};
 
-/// How TLS is spoken to an endpoint.
+/// The settings of TLS to an endpoint.
 #[derive(Clone)]
 pub struct TlsDialer {
     /// Offers what the manifest allows.
@@ -47,19 +47,19 @@ pub enum RequiredProtocol {
 /// The terms of a new connection.
 pub struct ConnectTerms<'a> {
     pub wanted: RequiredProtocol,
-    /// The client's address and that which it reached, for the PROXY protocol; `None` if there is no client, or it has no
-    /// address.
+    /// The client's address and the address that it connected to, for the PROXY protocol; `None` if there is no client,
+    /// or it has no address.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
     /// The limits of a response's head.
     pub head: ResponseHeadLimits,
     /// The time that the caller allows.
     pub within: Duration,
-    /// The address that was connected to last, of those that the endpoint's name has.
+    /// The address, of those that the endpoint's name has, that was last connected to.
     pub last: Option<&'a Cell<Option<SocketAddr>>>,
-    /// Set when the endpoint's machine has answered.
+    /// Whether the endpoint's machine has answered.
     pub reached: Option<&'a Cell<bool>>,
-    /// The worker's pools, whose idle connections make room for this one where descriptors are used up.
+    /// The worker's pools, whose idle connections are closed if descriptors are used up.
     pub pools: Option<&'a Pools>,
 }
 
@@ -70,7 +70,7 @@ impl ConnectTerms<'_> {
         }
     }
 
-    /// Opens something, and once more after an idle connection was closed, if a descriptor is missing.
+    /// Runs `open`, and once more after an idle connection was closed, if a descriptor is missing.
     async fn open<T, F: Future<Output = io::Result<T>>>(&self, open: impl Fn() -> F) -> io::Result<T> {
         match (open().await, self.pools) {
             (Err(error), Some(pools)) if lacks_descriptor(&error) && pools.free_descriptor().await => open().await,
@@ -79,7 +79,7 @@ impl ConnectTerms<'_> {
     }
 }
 
-/// Makes a connection. Nothing is left behind if this is dropped half-way.
+/// Opens a connection. A future that is dropped half-way leaves nothing open.
 pub async fn connect(
     address: &EndpointAddr,
     terms: &ConnectTerms<'_>,

@@ -126,7 +126,8 @@ impl Heads {
         Ok(())
     }
 
-    /// Counts a head that doesn't end its stream. Those before it on the stream were of informational responses.
+    /// Counts a head that doesn't end its stream. Earlier such heads of the stream were those of informational
+    /// responses.
     fn begin_head(&mut self, head: FrameHead) -> Result<(), Flood> {
         if self.streams.len() >= MAX_STREAMS {
             return Err(Flood::Kind("HEADERS"));

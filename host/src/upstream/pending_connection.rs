@@ -43,12 +43,12 @@ impl PendingConnection {
         PendingConnection { attempt, reached, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 
-    /// The connection, or why there is none.
+    /// Returns the future of the connection, or of the error.
     pub fn attempt(&mut self) -> &mut (impl Future<Output = Result<Box<Connection>, Error>> + use<>) {
         &mut self.attempt
     }
 
-    /// Whether the endpoint's machine has answered, so that what is left is a matter of its program.
+    /// Whether the endpoint's machine has answered, so that only its program delays the connection.
     pub fn has_reached(&self) -> bool {
         self.reached.get()
     }

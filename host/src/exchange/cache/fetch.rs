@@ -1,4 +1,4 @@
-//! Fetching a response from below the cache, and storing it if the policy decides so.
+//! Fetches a response from below the cache, and stores it if the policy says so.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -276,7 +276,8 @@ impl Fetch<'_> {
         Ok(response)
     }
 
-    /// Starts to store the response while it arrives; the client reads it from the store like all others.
+    /// Starts to store the response while it arrives. The client of the fetch reads it from the store, as all other
+    /// clients do.
     fn store(
         &self,
         context: &mut Box<ExchangeContext>,
@@ -398,7 +399,7 @@ fn is_shared_failure(kind: FailureKind) -> bool {
     )
 }
 
-/// Returns whether a 304 refers to another response than the stored one, by strong entity tags.
+/// Whether a 304 is about another response than the stored one, by strong entity tags.
 fn is_other_etag(stored: &HeaderMap, came: &HeaderMap) -> bool {
     let strong = |fields: &HeaderMap| fields.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned();
     matches!((strong(stored), strong(came)), (Some(stored), Some(came)) if stored != came)
@@ -412,7 +413,7 @@ fn date_header() -> HeaderValue {
 /// The reason for not storing a response that came from another upstream.
 const OTHER_UPSTREAM: &str = "another-upstream";
 
-/// Removes the fields from a head that only this client may get, and returns them.
+/// Removes from a head the fields that only this client may get, and returns them.
 fn extract_fields(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     let mut own = HeaderMap::new();
     for name in names {
@@ -435,7 +436,7 @@ fn longest(worker: &WorkerState) -> u64 {
     on_disk.max(max_in_memory(worker))
 }
 
-/// Updates stored fields by those of a 304; returns the `detail` of `Cache-Status` if the 304 can't be used.
+/// Updates stored fields by those of a 304. Returns the `detail` of `Cache-Status` if the 304 can't be used.
 fn freshen_or_refuse(stored: &mut HeaderMap, not_modified: &HeaderMap) -> Option<&'static str> {
     if is_other_etag(stored, not_modified) {
         // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).

@@ -1,4 +1,5 @@
-//! Storing a response while it arrives: its content goes to memory, to a file, or only to the clients that read it now.
+//! Storing a response while it arrives: its content is written to memory, to a file, or only to the clients that read
+//! it now.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -40,7 +41,7 @@ pub struct StoreWriter {
     pub exchange: FetchName,
 }
 
-/// The exchange that fetches a response, as the log names it.
+/// The exchange that fetches a response, as it is named in the log.
 pub struct FetchName {
     request_id: String,
     route: Arc<str>,

@@ -23,7 +23,7 @@ pub(super) enum ChainNode {
     Address(IpAddr, Option<u16>),
     /// A unix socket, as nginx writes it.
     Unix,
-    /// No address: `unknown`, an obfuscated identifier, or a malformed element.
+    /// An element without an address: `unknown`, an obfuscated identifier, or a malformed element.
     Hidden,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct FoundClient {
 }
 
 impl ChainNode {
-    /// Returns the address; `None` if there is none.
+    /// Returns the address; `None` if the element has none.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
             ChainNode::Address(address, _) => Some(address),

@@ -1,4 +1,4 @@
-//! Content on its way from a file to a client, block by block, each checked before a byte of it goes out.
+//! Content on its way from a file to a client, block by block. Each block is checked before a byte of it is sent.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +30,7 @@ pub struct OpenFile {
     disk: Weak<Disk>,
 }
 
-/// A reader of one.
+/// A reader of the blocks of an open file.
 #[derive(Debug)]
 pub struct BlockReader {
     opened: Arc<OpenFile>,
@@ -61,7 +61,7 @@ impl OpenFile {
         self.trailers.as_ref()
     }
 
-    /// Room for a block.
+    /// Returns a buffer for a block.
     fn room(&self, block_index: u64) -> BytesMut {
         BytesMut::zeroed((self.length - block_index * BLOCK as u64).min(BLOCK as u64) as usize)
     }
@@ -101,7 +101,7 @@ pub fn read_whole(file: &File, sums: &Sums, length: u64, trailers: Option<Header
 }
 
 impl BlockReader {
-    /// From a place in the content on; gives also how much of the first block stands before that.
+    /// Returns a reader from the offset `at`, and the number of bytes of the first block before it.
     pub fn new(opened: &Arc<OpenFile>, at: u64) -> (Self, u64) {
         let blocks =
             BlockReader { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };

@@ -15,7 +15,7 @@ use crate::store::stored_response::{Content, Freshness, StoredResponse};
 use crate::store::variant::{PurgeKind, VariantInfo};
 use crate::store::vary::VaryValue;
 
-/// Another number for another format.
+/// The magic number of the format; it changes with the format.
 const MAGIC: [u8; 8] = *b"plugway1";
 
 /// The end of a file: magic, length of the content, length of the record, mark of a purge, checksum; each in eight bytes,
@@ -34,10 +34,10 @@ const FOOTER: usize = 40;
 /// The offset of the mark in a footer: outside of the checksum, because the mark is set later.
 const MARK: usize = 24;
 
-/// No record is longer; what says so is no record.
+/// The maximum length of a record, in bytes; a longer one is damaged.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
-/// All of a stored response but its content.
+/// Everything of a stored response except its content.
 #[derive(Debug)]
 pub struct RecordEntry {
     pub key: Box<[u8]>,
@@ -94,7 +94,8 @@ pub fn tail(
     Ok(tail)
 }
 
-/// A record with its footer, to be put behind others: of a response whose content has such a length and sums.
+/// Returns a record with its footer, to be appended to a file: of a response whose content has this length and these
+/// checksums.
 pub fn record(
     key: &[u8],
     object: &StoredResponse,
@@ -131,7 +132,7 @@ pub fn record(
     Ok(bytes)
 }
 
-/// Reads what stands behind the content.
+/// Reads the record behind the content.
 pub fn read(file: &File, seed: u64) -> io::Result<RecordEntry> {
     let size = file.metadata()?.len();
     let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;

@@ -45,8 +45,8 @@ pub enum HeadError {
 /// The fields for which the parser has room without an allocation.
 const USUAL_FIELDS: usize = 64;
 
-/// Takes a head off the bytes that were read; returns `None` if its end has not arrived. `method` is the request's.
-/// `fields` is an empty map whose room is used for the response's fields.
+/// Removes a head from the bytes that were read; returns `None` if its end has not arrived. `method` is the request's.
+/// `fields` is an empty map whose memory is used for the response's fields.
 pub fn take(
     bytes: &mut BytesMut,
     search: &mut HeadSearch,
@@ -139,7 +139,7 @@ fn parse_into<'b>(
     Ok(ResponseHead { response, length, is_persistent })
 }
 
-/// The fields of a response that say where it ends.
+/// The fields of a response that determine where it ends.
 struct Framing {
     version: Version,
     length: ContentLengthLines,
