@@ -241,8 +241,8 @@ fn health_checks_take_out_and_bring_back() {
     a.does(Does::Answer);
     until("a is back", || states(&proxy) == ["up", "up"]);
     assert_eq!(ask(&proxy, 10, GET).of("a"), 5);
-    proxy.wait_log("down: its checks fail");
-    proxy.wait_log("up: its checks pass");
+    proxy.wait_log("endpoint is down: health checks fail");
+    proxy.wait_log("endpoint is up: health checks pass");
 }
 
 #[test]

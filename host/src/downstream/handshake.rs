@@ -80,7 +80,7 @@ fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
         let limit = is_late.then_some("limits.head-timeout");
         tracing::warn!(listener, client, cause, limit, "handshake failed");
     } else {
-        tracing::debug!(listener, client, cause, "a connection did not come to HTTP");
+        tracing::debug!(listener, client, cause, "connection closed before the first request");
     }
 }
 

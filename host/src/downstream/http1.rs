@@ -310,7 +310,7 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
         let client = session.client.arrival.peer.address.as_ref().and_then(|address| address.to_str().ok());
         // Without a whole line the client has merely disconnected.
         if line.contains(&b'\n') && failure_log::admits(Topic::Handshake, client.unwrap_or_default()) {
-            tracing::warn!(client, cause = "neither TLS nor HTTP", "handshake failed");
+            tracing::warn!(client, cause = "the first bytes are neither TLS nor HTTP", "handshake failed");
         }
         return;
     }

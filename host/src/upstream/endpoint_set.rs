@@ -183,8 +183,8 @@ impl EndpointSet {
         }
         let (upstream, endpoint) = (&*self.name, &*address.text);
         match check {
-            Check::Passed => tracing::info!(upstream, endpoint, "up: its checks pass"),
-            Check::Failed => tracing::warn!(upstream, endpoint, why, "down: its checks fail"),
+            Check::Passed => tracing::info!(upstream, endpoint, "endpoint is up: health checks pass"),
+            Check::Failed => tracing::warn!(upstream, endpoint, why, "endpoint is down: health checks fail"),
         }
         self.publish(&mut set, now);
     }
@@ -219,7 +219,7 @@ impl EndpointSet {
         if let Some(record) = known.filter(|record| record.health.is_ejected())
             && record.health.readmit(now)
         {
-            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "back from its ejection early");
+            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "ejection ended early");
             self.publish(&mut set, now);
         }
     }
@@ -264,11 +264,7 @@ impl EndpointSet {
         let SetState { records, rules, is_full, .. } = &mut *set;
         for record in records {
             if record.health.tick(rules, now) {
-                tracing::info!(
-                    upstream = &*self.name,
-                    endpoint = &*record.wanted.address.text,
-                    "back from its ejection"
-                );
+                tracing::info!(upstream = &*self.name, endpoint = &*record.wanted.address.text, "ejection ended");
                 // It is on probation: its next failure ejects it again, unless a request succeeds before.
                 let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
                 record.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
@@ -328,7 +324,7 @@ impl EndpointSet {
         if out >= max && (extent == EjectionReach::Failing || max == 0) {
             // Said once, not with each failure.
             if max > 0 && !std::mem::replace(&mut set.is_full, true) {
-                tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
+                tracing::warn!(upstream, endpoint, why, "ejection limit reached: endpoint not ejected");
             }
             return false;
         }
@@ -343,7 +339,7 @@ impl EndpointSet {
         let version = set.snapshot.version + 1;
         let next = set.members(version, self.in_flight.clone(), now);
         if next.panicking && !set.snapshot.panicking {
-            tracing::warn!(upstream = &*self.name, "too few endpoints are well: all are used");
+            tracing::warn!(upstream = &*self.name, "panic threshold reached: all endpoints are used");
         }
         if !next.is_like(&set.snapshot) {
             set.snapshot = Arc::new(next);
