@@ -84,7 +84,7 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
     one_line(&text, MAX_CAUSE_BYTES).into_owned()
 }
 
-/// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it, each with its
+/// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it. Each has its
 /// replacement for operators; empty if the source of the error is enough.
 const LIBRARY_PHRASES: [(&str, &str); 12] = [
     ("error from user's Body stream", ""),

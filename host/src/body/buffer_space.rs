@@ -1,5 +1,5 @@
-//! The memory and the disk that bodies may occupy while they wait for a slower peer: what the process uses, what it may
-//! use, and the reservations of single bodies.
+//! The memory and the disk that bodies may occupy while they wait for a slower peer: their use, their limits, and the
+//! reservations of single bodies.
 #![expect(clippy::disallowed_methods, reason = "the pauses of warnings and files hold over all workers")]
 
 use std::io;

@@ -372,8 +372,8 @@ fn is_stale(error: &SendError) -> bool {
     }
 }
 
-/// Whether an endpoint said that it has not acted on a request (RFC 9113 §6.8, §8.7), or the request was still waiting
-/// for a stream when the connection ended: hyper then drops it with its task.
+/// Whether an endpoint has not acted on a request: it said so (RFC 9113 §6.8, §8.7), or the request was still waiting
+/// for a stream when the connection ended. hyper then drops the request with its task.
 fn is_unread(error: &SendError, connection: &Connection) -> bool {
     let SendError::Http2(error) = error else { return false };
     let is_refused = cause::<h2::Error>(error).is_some_and(|error| {

@@ -1,6 +1,6 @@
-//! The upstream's error responses in whose place a client gets an error page, as the route's `intercept` says. Status and
-//! fields about the exchange stay; the content and the fields that describe it are replaced. And error responses of plugins
-//! without content, which get a page as their content.
+//! Error pages for error responses of others: of the upstream, where the route's `intercept` says so, and of plugins,
+//! if they have no content. The status and fields about the exchange stay; the content and the fields that describe it
+//! are replaced.
 //!
 //! It happens before the response goes up the chain: the plugins see the page, as they see that of an error of the
 //! proxy itself. A cache is below, and sees and stores what the upstream has sent.

@@ -91,8 +91,8 @@ pub struct ConnectionLease {
 /// time for content of 1 MiB.
 const READ: usize = 128 << 10;
 
-/// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again:
-/// as many as an error page has. A longer body costs more than a new connection.
+/// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again.
+/// The bodies of error pages fit; a longer body costs more than a new connection.
 const DISCARD_BYTES: u64 = 64 << 10;
 /// The maximum time for reading a body that no client gets.
 const DISCARD_TIME: Duration = Duration::from_secs(1);

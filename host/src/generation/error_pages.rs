@@ -13,7 +13,7 @@ use crate::protocol::framing::FramingError;
 #[derive(Debug, Default)]
 pub struct ErrorPages(HashMap<u16, Arc<str>>);
 
-/// The statuses of errors that are not those of their kind: a request for another scheme, content that can't be
+/// The statuses of errors that differ from those of their kind: a request for another scheme, content that can't be
 /// transformed, a client with too many requests, and TRACE that ends here.
 const OF_SINGLE_ERRORS: [StatusCode; 4] = [
     StatusCode::MISDIRECTED_REQUEST,

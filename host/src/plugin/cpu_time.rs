@@ -18,8 +18,8 @@ pub(super) fn count_tick() {
     TICKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The beginning of a call, by which work is found that no tick can interrupt: plugins check for ticks where a loop
-/// turns and where a function begins, but an instruction may fill all of a memory.
+/// The beginning of a call, which reveals work that no tick can interrupt. Plugins check for ticks at loops and at the
+/// beginning of functions, but one instruction may fill all of a memory.
 pub(super) struct CallStart {
     ticks: u64,
     /// The thread's CPU time; `None` if the call is not measured from its beginning.

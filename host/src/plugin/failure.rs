@@ -1,5 +1,5 @@
-//! Failed calls of a plugin in the log: the reason with the key of the limit that was met, the exchange, the plugin, and
-//! at times the functions that the call was in.
+//! Failed calls of a plugin in the log: the reason with the key of the limit that was met, the exchange, the plugin,
+//! and sometimes the functions of the call.
 #![expect(clippy::disallowed_methods, reason = "failures are rare, and met on all threads")]
 
 use std::borrow::Cow;

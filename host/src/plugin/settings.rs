@@ -105,8 +105,8 @@ impl Default for PluginLimits {
 }
 
 impl PluginLimits {
-    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
-    /// a thousand endpoints, may take longer than a request should.
+    /// Returns the CPU time of a step in making an instance, off the workers. Parsing a large configuration, or tables
+    /// for a thousand endpoints, may take longer than a request should.
     pub fn making_time(self) -> Duration {
         self.cpu * SETUP_TIME_FACTOR
     }

@@ -63,7 +63,7 @@ pub const DEFAULT_SHARE: u8 = 50;
 /// A share that is not limited.
 pub const WHOLE: u8 = 100;
 
-/// The time whose share calls may use at once, and that a single call can use up at most: no call blocks a plugin that
+/// The time whose share calls may use at once, and that a single call can use up at most. No call blocks a plugin that
 /// is the only one with long calls for longer than a minute.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -83,8 +83,8 @@ const WATCH: Duration = Duration::from_secs(60);
 /// rest of the call. The cost of a call therefore grows with the square of the time beyond this length.
 const SHORT: Duration = Duration::from_millis(1);
 
-/// The factor of the square, so that calls of 45 ms take at most 0.4 % of a worker's time with the default share: the
-/// 99th percentile of other requests is not changed by them.
+/// The factor of the square. With it, calls of 45 ms take at most 0.4 % of a worker's time with the default share, so
+/// that the 99th percentile of other requests does not change.
 const STEEPNESS: i64 = 3;
 
 impl TimeShare {

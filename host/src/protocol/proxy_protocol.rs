@@ -88,8 +88,8 @@ const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 const TCP4: &[u8] = b"PROXY TCP4 ";
 const TCP6: &[u8] = b"PROXY TCP6 ";
 
-/// Whether a text can be the beginning of a line, before its LF. ppp can't decide that: it always rejects a line that
-/// ends just before the second port, and accepts bad addresses until that port has arrived.
+/// Whether a text can be the beginning of a line, before its LF. ppp can't decide that: it rejects a line that ends
+/// just before the second port. It accepts bad addresses until that port has arrived.
 fn is_begun_line(line: &[u8]) -> bool {
     let agrees = |start: &[u8]| line.iter().zip(start).all(|(byte, wanted)| byte == wanted);
     let rest = |start: &[u8]| line.get(start.len()..).unwrap_or_default();

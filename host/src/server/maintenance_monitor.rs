@@ -1,4 +1,4 @@
-//! The search for the files of maintenance, on a thread beside the control thread: a file system may be slow, and
+//! The search for the files of maintenance, on a thread beside the control thread. A file system may be slow, and
 //! neither the control thread nor a worker waits for it.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The folder of a site, and files opened beneath it: each is opened once, never through a link that leads out of the
-//! folder, and what was opened is what is examined and read.
+//! The folder of a site, and files opened beneath it. Each is opened once, never through a link that leads out of the
+//! folder, and the open file is the one that is examined and read.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};

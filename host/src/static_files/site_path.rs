@@ -24,7 +24,7 @@ pub struct SitePath {
 }
 
 impl SitePath {
-    /// Decodes the path of a request once; `None` if no file that is served can have it: it is malformed, or it has dot
+    /// Decodes the path of a request once. `None` if no served file can have the path: it is malformed, or it has dot
     /// names, control characters, backslashes, or escaped slashes.
     pub fn parse(path: &str) -> Option<SitePath> {
         let path = path.strip_prefix('/')?;

@@ -67,8 +67,8 @@ struct Leaving;
 /// The evicted entries, kept so that their variants are notified outside all locks.
 struct Evicted<V: IndexedVariant>(Vec<Arc<CacheEntry<V>>>);
 
-/// The number of parts that the budget is divided into, each with its own lock: enough to avoid contention between
-/// workers, and few enough for one part to hold a large response.
+/// The number of parts of the budget, each with its own lock. Enough to avoid contention between workers, and few
+/// enough for one part to hold a large response.
 pub const PARTS: usize = 16;
 
 /// The maximum number of variants of one scope under one key. The oldest is evicted first.

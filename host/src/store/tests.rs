@@ -1,3 +1,5 @@
+//! Unit tests of the store: lookups, replacement, eviction and purges.
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 

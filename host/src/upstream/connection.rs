@@ -182,8 +182,8 @@ impl Connection {
         }
     }
 
-    /// Returns the alert of TLS with which the endpoint has ended the connection, in words; `None` if there is none, or if
-    /// the error of a request has it already.
+    /// Returns the text of the TLS alert with which the endpoint has ended the connection. `None` if there is none, or
+    /// if the error of a request has it already.
     pub fn alert(&self) -> Option<&str> {
         match &self.sender {
             Sender::Http1 { .. } => None,

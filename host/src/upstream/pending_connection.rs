@@ -1,5 +1,5 @@
-//! A connection to an endpoint that is being made for a request, which may go elsewhere meanwhile: an address that doesn't
-//! answer must not hold requests up that another endpoint could serve.
+//! A connection to an endpoint that is being opened for a request. The request may go to another endpoint in the
+//! meantime, because an address that doesn't answer must not delay requests that others could serve.
 #![expect(clippy::disallowed_methods, reason = "the time of a connect is measured exactly")]
 
 use std::cell::Cell;

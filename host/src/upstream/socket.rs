@@ -1,5 +1,5 @@
 //! A socket to an endpoint, which can be read at once. tokio reads a socket only after its reactor has reported it as
-//! readable, so the end of an idle connection may have come without being seen.
+//! readable, so the end of an idle connection may have arrived unnoticed.
 
 use std::cell::Cell;
 use std::io;

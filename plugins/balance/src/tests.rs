@@ -1,3 +1,5 @@
+//! Native tests of the plugin `balance`: configuration, sticky sessions and picks.
+
 use plugway_sdk::EndpointState::{Down, Draining, Up};
 use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{Edit, EndpointState, ValueName};

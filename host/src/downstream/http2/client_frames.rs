@@ -124,7 +124,7 @@ impl ClientFrames {
         (self.outgoing.is_between() && !self.sends_head).then(|| goaway(last_stream, code))
     }
 
-    /// Returns the frames that tell h2 what the end of a client's bytes means for its streams; `None` if the client was
+    /// Returns the frames that tell h2 what the end of a client's bytes means for its streams. `None` if the client was
     /// cut off within a frame or a head, or has more unfinished requests than are recorded.
     pub fn frames_at_end(&self) -> Option<Bytes> {
         let OpenRequests { in_head, streams, are_too_many } = &self.requests;

@@ -1,3 +1,5 @@
+//! Unit tests of client addresses: chains of proxies, schemes, and fields that origins confuse.
+
 use super::*;
 
 fn rules(source: AddressSource, trusted: &[&str]) -> ClientAddressRules {

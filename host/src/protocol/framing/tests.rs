@@ -1,3 +1,5 @@
+//! Unit tests of the framing scanner, with each message scanned whole and in pieces.
+
 use super::*;
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes: 512, fields: 8, target_bytes: 64 };

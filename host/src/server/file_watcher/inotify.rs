@@ -11,7 +11,7 @@ use std::pin::Pin;
 use futures_core::Stream;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-/// The watched folders.
+/// The watched folders. The type has the name of the portable backend's, because a build contains one of the two only.
 pub struct Folders {
     events: EventStream<[u8; ROOM]>,
     watched: HashMap<WatchDescriptor, PathBuf>,

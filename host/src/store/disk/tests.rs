@@ -1,3 +1,5 @@
+//! Unit tests of the disk cache, with files in a temporary folder.
+
 use std::path::PathBuf;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! Unit tests of bodies that are read while they arrive.
+
 use http_body::Body;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Native tests of pools: tiers, zones, tried endpoints, and the distribution of each policy.
+
 use std::collections::HashMap;
 
 use plugway_sdk::EndpointState::{self, Down, Draining, Up};

@@ -1,3 +1,5 @@
+//! Unit tests of the access rules: hosts, pages of browsers, sockets and tokens.
+
 use super::*;
 
 const TOKEN: &str = "0123456789abcdef";
