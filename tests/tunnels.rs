@@ -108,7 +108,7 @@ fn a_silent_tunnel_is_closed() {
 }
 
 #[test]
-fn what_is_no_upgrade_stays_http() {
+fn response_without_upgrade_stays_http() {
     let proxy = Proxy::start(&manifest(&switching(), "", ""));
     let refused = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo");
     assert_eq!((refused.status(), refused.text()), (200, "no".into()), "Connection doesn't ask for it");

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_sent_again() {
+    fn content_that_was_read_is_sent_again() {
         let mut content = content(10);
         for _ in 0..3 {
             let mut body = content.take().unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_the_buffer_is_sent_once() {
+    fn content_longer_than_the_buffer_is_sent_once() {
         let mut content = content(9);
         let untouched = content.take().unwrap();
         drop(untouched);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_comes_back_only_untouched() {
+    fn unkept_content_is_put_back_only_unread() {
         let mut content = content(0);
         let body = content.take().unwrap();
         assert!(!content.is_whole());

@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_the_memory_has_no_room_for_goes_into_a_file_and_comes_out_in_order() {
+    async fn bytes_beyond_the_memory_go_into_a_file_and_are_read_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let (usage, mut spool) = spool(folder.path(), 8 << 20, Overflow::File);
         let pieces = fill(&mut spool, 0).await;

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_location_has_a_reason() {
+    fn invalid_location_has_a_reason() {
         let long = format!("/?{}", "a".repeat(20_000));
         let cases = [
             ("https://{host}/", "/", "", TemplateError::NoHost),

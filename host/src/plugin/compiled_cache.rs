@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_goes_first() {
+    fn least_recently_used_artifacts_are_removed_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
         let artifacts = CompiledCache { max_bytes: 300, ..CompiledCache::open(&folder).unwrap() };

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn what_toolchains_emit_is_accepted() {
+    fn components_of_toolchains_are_accepted() {
         let engine = engine();
         for module in [
             "(func (param i32) (result i32 i32) local.get 0 local.get 0)",

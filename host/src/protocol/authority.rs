@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_one_meaning_is_refused() {
+    fn ambiguous_authorities_are_rejected() {
         let cases = [
             ("a@b", AuthorityError::Form),
             ("a:b", AuthorityError::Form),

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_parsed_however_far_it_has_come() {
+    fn encoded_headers_are_parsed_at_any_split() {
         let cases = [
             (ends("192.0.2.1:1000", "192.0.2.2:80"), ends("192.0.2.1:1000", "192.0.2.2:80")),
             (ends("[2001:db8::1]:1", "[2001:db8::2]:2"), ends("[2001:db8::1]:1", "[2001:db8::2]:2")),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_header_is_refused_at_once() {
+    fn impossible_headers_are_rejected_at_once() {
         let long = [&b"PROXY UNKNOWN "[..], &[b'a'; 100]].concat();
         let cases: [&[u8]; 24] = [
             b"GET / HTTP/1.1\r\n",
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_header_is_never_swallowed() {
+    fn bytes_after_a_header_are_never_swallowed() {
         let (client, destination) = ends("192.0.2.1:1000", "192.0.2.2:80");
         let encoded = [ProxyVersion::V1, ProxyVersion::V2].map(|version| encode(version, Some((client, destination))));
         for header in encoded.into_iter().chain([b"PROXY UNKNOWN\r\n".to_vec()]) {

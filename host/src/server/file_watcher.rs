@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_changes_all_the_time_is_not_waited_for() {
+    async fn constant_changes_are_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("plugway.toml");
         let mut watch = watch(&file);

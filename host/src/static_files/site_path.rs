@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_served_file_has_is_refused() {
+    fn paths_of_no_served_file_are_rejected() {
         let (long_name, long_path) = (format!("/{}", "a".repeat(256)), "/aaaa".repeat(820));
         let cases = [
             "",

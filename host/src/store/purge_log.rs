@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_since_is_known_and_what_is_forgotten_counts_as_a_purge() {
+    fn later_purges_are_known_and_forgotten_ones_count_as_purges() {
         let (purges, variant_info) = (PurgeLog::default(), tagged("red"));
         let since = |epoch| purges.since(epoch, 7, b"http://a/x", &variant_info);
         let before = purges.moment();

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_difference_makes_none() {
+    fn equivalent_values_select_the_same_response() {
         assert!(select(&[("accept-encoding", "gzip, br")], &[("accept-encoding", "BR,gzip")]));
         assert!(select(&[("accept-encoding", "gzip;q=0.5")], &[("accept-encoding", "gzip; q=0.5")]));
         assert!(select(&[("accept-language", "de, en")], &[("accept-language", "DE,en")]));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_difference_makes_one() {
+    fn different_values_select_different_responses() {
         assert!(!select(&[("accept-language", "de, en")], &[("accept-language", "en, de")]));
         assert!(!select(&[("x-flags", "a, b")], &[("x-flags", "A, b")]));
         assert!(!select(&[("cookie", "a=1, b")], &[("cookie", "a=1,b")]));

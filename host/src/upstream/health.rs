@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_gets_its_share_in_steps() {
+    fn returning_endpoint_gets_its_share_in_steps() {
         let (now, rules) = (Instant::now(), rules());
         let mut health = Health::default();
         assert_eq!(health.share(&rules, now), 100);

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_knows_of_may_always_be_sent_again() {
+    fn unread_requests_may_always_be_sent_again() {
         let mut on = Triggers { connect: true, reset: true, ..Triggers::default() };
         on.statuses.add(502..=503);
         let policy = RetryPolicy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };

@@ -170,7 +170,7 @@ fn an_unknown_key_is_answered_with_the_known() {
 }
 
 #[test]
-fn what_the_schema_refuses_does_not_parse() {
+fn configuration_rejected_by_the_schema_does_not_parse() {
     for config in [
         json!({ "policy": "ring" }),
         json!({ "overflows": 1 }),

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_record_is_read() {
         for length in [0, 1, BLOCK - 1, BLOCK, BLOCK * 2 + 1] {
             let content: Vec<u8> = (0..length).map(|at| at as u8).collect();
             let (file, object) = (file(&content), object(&content));
@@ -308,7 +308,7 @@ mod tests {
 
     /// Whatever has become of a file, it is what was written, or nothing.
     #[test]
-    fn what_is_damaged_is_nothing() {
+    fn damaged_record_is_not_read() {
         let content = b"content";
         let whole = {
             let file = file(content);

@@ -35,7 +35,7 @@ fn readers_get_all_whenever_they_come() {
 }
 
 #[test]
-fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
+fn unkept_body_waits_for_its_slowest_reader_and_ends_with_the_last() {
     let (fill, content) = filled(&["abc"]);
     let mut cx = Context::from_waker(Waker::noop());
     let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
@@ -132,7 +132,7 @@ fn long_content_is_repacked() {
 
 /// Slow readers read the file, and the others read the memory, which holds little.
 #[tokio::test(flavor = "current_thread")]
-async fn what_goes_into_a_file_is_read_from_there() {
+async fn body_in_a_file_is_read_from_the_file() {
     use http_body_util::BodyExt;
     let file = Arc::new(tempfile::tempfile().unwrap());
     let (fill, content) = filled(&["abc"]);

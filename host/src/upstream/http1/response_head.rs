@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_rfc_lets_a_proxy_accept_is_normalised() {
+    fn tolerable_responses_are_normalised() {
         let space = head("HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(fields(&space), [("x", "a"), ("content-length", "0")]);
         let later = head("HTTP/1.2 200 OK\r\nContent-Length: 3\r\n\r\n");
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_two_meanings_or_none_is_refused() {
+    fn ambiguous_or_meaningless_responses_are_rejected() {
         let cases = [
             ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\n", HeadError::Length),
             ("HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\n", HeadError::Length),
