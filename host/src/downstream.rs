@@ -44,8 +44,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// client on a slow line has sent a window of its body before it receives the response.
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 
-/// The maximum number of bytes of such a body that are read. A client that sends more has [`LINGER`] to read its
-/// response, but is no longer read.
+/// The maximum number of bytes that are read of a request body after a response that did not wait for its end. A client
+/// that sends more has [`LINGER`] to read its response, but is no longer read.
 const DISCARD_BYTES: usize = 16 << 20;
 
 /// The socket or stream under a client connection.

@@ -418,7 +418,7 @@ fn cache_metrics(configured: &ConfiguredPlugin, worker_metrics: &WorkerMetrics) 
     }
 }
 
-/// Returns the backoff after so many failures in a row.
+/// Returns the backoff after this number of failures in a row.
 fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,

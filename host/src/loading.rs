@@ -53,7 +53,7 @@ pub struct LoadLimits {
 #[derive(Clone)]
 pub struct Loader {
     is_apart: bool,
-    /// Whether whatever runs is to end at once.
+    /// The order that ends all loading at once.
     stop: Stop,
     pub limits: LoadLimits,
 }
@@ -238,7 +238,7 @@ impl Examination {
         child.receive()
     }
 
-    /// Returns the compiled code with what the component says of itself, sealed.
+    /// Returns the compiled code with the component's description, sealed.
     pub fn sealed(&mut self) -> Result<Vec<u8>, LoadFailure> {
         let child = match &mut self.place {
             LoadPlace::Here(examiner) => return examiner.sealed().map_err(LoadFailure::Refused),

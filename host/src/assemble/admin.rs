@@ -30,7 +30,7 @@ pub enum AdminAddress {
     At(SocketAddr),
     /// A unix socket instead of a TCP address.
     Unix(PathBuf),
-    /// No admin listener at all, and no socket.
+    /// The admin listener is off, without a socket.
     Off,
 }
 
@@ -71,7 +71,7 @@ impl AdminToken {
         AdminToken(blake3::hash(text))
     }
 
-    /// Whether a client has shown this token. Digests are compared, in constant time.
+    /// Whether a client has sent this token. Digests are compared, in constant time.
     pub fn matches(&self, shown: &[u8]) -> bool {
         self.0 == blake3::hash(shown)
     }
@@ -92,7 +92,7 @@ impl Assembly<'_> {
         AdminSettings { address, token, manifest }
     }
 
-    /// Reports an admin address that a listener takes.
+    /// Reports an admin address that a listener uses.
     pub(super) fn admin_apart(&mut self, files: &[(Arc<Source>, Manifest)], listener: &Address, text: &str) {
         let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?.address.as_ref()?)));
         let Some((source, admin)) = named else { return };
@@ -136,7 +136,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Other machines reach what isn't bound to loopback: without a token all of them could read and change.
+    /// Reports an admin address that other machines can reach, because without a token all of them could read and
+    /// change.
     fn check_reach(&mut self, source: &Arc<Source>, admin: &AdminTable, address: &AdminAddress) {
         if let (AdminAddress::At(at), Some(text), None) = (address, &admin.address, &admin.token_file)
             && !at.ip().to_canonical().is_loopback()
@@ -156,7 +157,7 @@ pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> 
     Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
 }
 
-/// Reads a token from a file, which users besides its owner and group must not be able to read.
+/// Reads a token from a file, which only its owner and group may read.
 fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
     // Opening a FIFO would wait for its writer.
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;

@@ -19,7 +19,7 @@ const MIN_MEMORY: usize = 4 << 20;
 const DISK: usize = 4 << 30;
 /// The default bytes of a response that may wait, as much as nginx has (`proxy_max_temp_file_size`).
 const RESPONSE: u64 = 1 << 30;
-/// The default length of a request that is received first, as much as nginx takes at all (`client_max_body_size`).
+/// The default length of a request that is received first: the maximum of nginx (`client_max_body_size`).
 const REQUEST: u64 = 1 << 20;
 
 impl Assembly<'_> {

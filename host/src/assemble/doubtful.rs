@@ -1,4 +1,5 @@
-//! The parts of a manifest that probably mean something else than was meant: warnings, since such a manifest works.
+//! Warnings about parts of a manifest that probably mean something else than their author intended. Such a manifest
+//! works.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginT
 use crate::config::spans::ValueSpans;
 
 impl Assembly<'_> {
-    /// Warns of what is probably meant otherwise, in a manifest without mistakes.
+    /// Warns of parts with a probably different intention, in a manifest without errors.
     pub(super) fn warn_of_doubtful(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
@@ -47,8 +48,8 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, w
     problems.warn(Doubt::Meaning, source, span.clone(), why);
 }
 
-/// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
-/// when it arrives again, so they are no errors.
+/// Warns of endpoints that are listeners of the same manifest. These are no errors, because a plugin may change a
+/// request so that another route matches when it arrives again.
 fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let listeners = files.iter().flat_map(|(_, file)| &file.listener);
     let listeners: Vec<Address> =
@@ -69,7 +70,7 @@ fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
     }
 }
 
-/// Warns of variables of nginx in the templates of the plugin `headers`, where they stand for themselves.
+/// Warns of variables of nginx in the templates of the plugin `headers`, which don't replace them.
 fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
     for (source, file) in files {
         let inline = file.route.iter().flat_map(|route| &route.get_ref().plugins);

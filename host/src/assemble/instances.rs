@@ -20,8 +20,8 @@ pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {
         .map_or_else(cores, |workers| workers.clamp(1, MAX_WORKERS))
 }
 
-/// Returns the number of places that the plugins need besides those of bodies: each worker has an instance of each plugin
-/// in a chain and of each balancer, and each plugin has spare ones.
+/// Returns the number of places that the plugins need, except those for bodies. Each worker has an instance of each
+/// plugin in a chain and of each balancer, and each plugin has spare ones.
 pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
     let (mut in_workers, mut spares) = (0_usize, 0_usize);
     for (_, file) in files {
@@ -46,7 +46,7 @@ pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
     u32::try_from(workers.saturating_mul(in_workers).saturating_add(spares)).unwrap_or(u32::MAX)
 }
 
-/// Returns the number of places that a plugin needs for bodies, whatever others do.
+/// Returns the number of places that a plugin needs for bodies, independent of other plugins.
 pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
     limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MAX_IDLE_INSTANCES) as u32)
 }

@@ -1,4 +1,4 @@
-//! From a listener's table to what it demands of its clients.
+//! The assembly of a listener's table: addresses, TLS, and the limits of its clients.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -47,9 +47,10 @@ const BODY_RATE: usize = 128;
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The bounds that also hold for content that clients send.
 const SEND_RATE: usize = BODY_RATE;
-/// Enough for a fast client on a long way; 20,000 connections that all take nothing hold 20 GB at worst.
+/// The default of `buffer`: enough for a fast client at a long distance. 20,000 connections that read nothing hold 20
+/// GB at worst.
 const BUFFER: usize = 1 << 20;
-/// Longer than WebSocket libraries leave between pings.
+/// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Assembly<'_> {
@@ -409,15 +410,15 @@ pub(super) fn addresses(
 
 /// The least that the fields of a plain request need, as for responses.
 const MIN_HEAD_BYTES: usize = 1 << 10;
-/// In bytes a second; more than any network brings to one connection.
+/// The maximum of rates, in bytes a second: more than any network carries on one connection.
 const MAX_BYTES_PER_SECOND: usize = 1 << 30;
-/// Each connection may hold one.
+/// The maximum of `head`. Each connection may hold one head.
 const MAX_HEAD_BYTES: usize = 16 << 20;
 /// The window that HTTP/2 begins with.
 const MIN_BUFFER_BYTES: usize = 64 << 10;
 /// Half of the largest window of HTTP/2.
 const MAX_BUFFER_BYTES: usize = 1 << 30;
-/// A head has to be looked through for each of them.
+/// The maximum of `fields`. A search for a field looks at each of them.
 const MAX_FIELDS: usize = 10_000;
-/// Each may hold a response in memory.
+/// The maximum of `streams`. Each stream may hold a response in memory.
 const MAX_STREAMS: usize = 10_000;

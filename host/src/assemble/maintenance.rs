@@ -1,4 +1,4 @@
-//! From the `maintenance` of a route, or of the manifest, to its switch.
+//! The assembly of `maintenance`, of a route or of the manifest.
 
 use std::num::NonZero;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Keys of the process as a whole that stand in several files of a manifest: only one of them would be obeyed.
+//! Keys of the process as a whole that are in several files of a manifest, though only one of them would be used.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::config::manifest::Manifest;
 use crate::config::spans;
 
 impl Assembly<'_> {
-    /// Reports keys that may stand once, and stand in another file too.
+    /// Reports keys that are allowed once, and are in another file too.
     pub(super) fn once(&mut self, files: &[(Arc<Source>, Manifest)]) {
         let mut known: HashMap<&str, String> = HashMap::new();
         for (source, file) in files {

@@ -1,5 +1,5 @@
-//! From a plugin's table to a binding: load the component, check its configuration, configure it. Whatever could harm the
-//! process is tried in a child process first ([`crate::loading`]).
+//! The assembly of configured plugins: load the component, check the configuration, configure the plugin. Steps that
+//! could harm the process are tried in a child process first ([`crate::loading`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,10 +24,11 @@ use crate::system::files;
 /// configurations.
 const MAX_CHILDREN: usize = 4;
 
-/// Components that may break their limits before the rest is not tried any more: each takes its time.
+/// The maximum number of components that break their limits before the rest is not tried any more, because each takes
+/// its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
 
-/// Why a plugin can't be used with a configuration.
+/// The reason why a plugin can't be used with a configuration.
 enum PluginRejection {
     /// The component is no good.
     Component(String),
@@ -78,7 +79,7 @@ impl Assembler {
         self.plugins.get_mut(digest)
     }
 
-    /// Takes the compiled component out of a child that has found it good.
+    /// Takes the compiled component from a child that has accepted it.
     fn take(&mut self, examination: &mut Examination) -> Result<(), LoadFailure> {
         let seal = self.runtime.seal(&examination.digest);
         let sealed = examination.sealed()?;
@@ -257,7 +258,7 @@ impl Assembly<'_> {
         Ok(schema)
     }
 
-    /// Has a child load a component and check a configuration, and takes the component over if all is good.
+    /// Loads a component and checks a configuration in a child process, and takes the component over if both succeed.
     fn try_apart(
         &mut self,
         component: &mut Component,
@@ -415,7 +416,7 @@ impl Assembly<'_> {
     }
 }
 
-/// The key of the plugin `headers` whose place a key of listeners has taken.
+/// The key of the plugin `headers` that a key of listeners has replaced.
 const MOVED: &str = "/forwarded/trusted-proxies";
 
 impl Assembly<'_> {
@@ -428,7 +429,7 @@ impl Assembly<'_> {
     }
 }
 
-/// A configuration with the limits of who is to accept it, as a digest.
+/// Returns the digest of a configuration with the limits of its plugin.
 fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
     *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()

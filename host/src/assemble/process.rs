@@ -222,7 +222,7 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns what a manifest has at the path of the access log, whose lines would damage it; `None` if it has nothing there.
+/// Returns the other use of the access log's path in a manifest, which log lines would damage; `None` if there is none.
 fn other_use(files: &[(Arc<Source>, Manifest)], log: &Path) -> Option<&'static str> {
     let log = whole(log);
     let is_log = |source: &Source, name: &str| whole(&beside(source, name)) == log;
@@ -249,9 +249,10 @@ fn whole(path: &Path) -> PathBuf {
     path.file_name().map_or(folder.clone(), |name| folder.join(name))
 }
 
-/// Less would be over before a child has begun; more would leave a bomb burning for hours.
+/// The range of `time` in `[load]`: a shorter time would end before a child has begun, and a longer one would let a
+/// compiler bomb run for hours.
 const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
-/// In bytes. The program itself and one instance need some 100 MiB.
+/// The range of `memory` in `[load]`, in bytes. The program itself and one instance need some 100 MiB.
 const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
 /// The maximum number of workers, more than the cores of any machine.

@@ -51,7 +51,7 @@ impl Reach {
     }
 }
 
-/// Returns the name that origins take an alias for.
+/// Returns the name that origins confuse with an alias.
 fn plain(name: &str) -> String {
     name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()
 }

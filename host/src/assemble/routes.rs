@@ -1,4 +1,4 @@
-//! From a route's table to what it asks of a request and where it sends it.
+//! The assembly of a route's table: its conditions, its chain, and its target.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -22,7 +22,7 @@ const MAX_BODY: usize = 1 << 30;
 
 /// The compiled form of a regular expression, in bytes: what a path is matched by has some kilobytes.
 const MAX_REGEX_BYTES: usize = 1 << 20;
-/// Each may be tried for a request.
+/// The maximum number of routes with a regular expression, each of which may be tried for a request.
 const MAX_REGEXES: usize = 1_000;
 
 impl Assembly<'_> {
@@ -285,8 +285,8 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns the text that tells the stored responses of a route from those of others: routes of one name may lead a request
-/// to different resources.
+/// Returns the text that distinguishes the stored responses of a route from those of others. Routes of one name may
+/// lead a request to different resources.
 fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -> Arc<str> {
     let mut scope = String::new();
     if let Some(strip) = &route.strip_prefix {
@@ -317,7 +317,7 @@ fn wanted_value(value: &str) -> Option<String> {
     (value != "*").then(|| value.into())
 }
 
-/// A host, or what follows the `*` of a pattern, in the form in which requests have it.
+/// Returns a host, or the part behind the `*` of a pattern, in the form that requests have.
 fn host_name(text: &str) -> String {
     let (star, name) = text.strip_prefix("*.").map_or(("", text), |name| ("*.", name));
     let normal = authority::host(name.as_bytes()).ok().and_then(|name| String::from_utf8(name.into_owned()).ok());

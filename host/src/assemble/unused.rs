@@ -17,7 +17,7 @@ use crate::plugin::settings::OnError;
 const HEADERS: &str = "headers";
 
 impl Assembly<'_> {
-    /// Warns of what has no effect, in a manifest without mistakes.
+    /// Warns of parts without effect, in a manifest without errors.
     pub(super) fn warn_of_unused(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
@@ -69,7 +69,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// Warns of a plugin that stands twice in a chain.
+    /// Warns of a plugin that is twice in a chain.
     pub(super) fn warn_of_twice(&mut self, source: &Arc<Source>, plugins: &[Spanned<PluginRef>]) {
         let mut known = HashSet::new();
         for plugin in plugins {
@@ -112,7 +112,7 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, p
     problems.warn(Doubt::NoEffect, source, span.clone(), part);
 }
 
-/// All mentions of plugins.
+/// Returns all mentions of plugins.
 fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
     let in_routes = files.iter().flat_map(|(_, file)| &file.route).flat_map(|route| &route.get_ref().plugins);
     let upstreams = files.iter().flat_map(|(_, file)| file.upstream.values());

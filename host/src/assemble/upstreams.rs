@@ -1,4 +1,4 @@
-//! From an upstream's table to its plan, balancer and rules.
+//! The assembly of an upstream's table: its endpoints, its balancer and its rules.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -178,8 +178,8 @@ impl Assembly<'_> {
     }
 }
 
-/// The time for which streams that are open both ways may rest, if the manifest doesn't say: longer than clients and
-/// servers of gRPC keep a stream without a ping, and short enough that abandoned ones don't pile up.
+/// The default of `stream-timeout`: longer than clients and servers of gRPC keep a stream without a ping, and short
+/// enough that abandoned streams are few.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.

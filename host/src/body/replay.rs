@@ -45,7 +45,7 @@ pub struct ReplayBody {
     next: usize,
 }
 
-/// The key of the limit of what is kept.
+/// The key of the limit on content that is kept for another attempt.
 const BUFFER: &str = "retry.buffer";
 
 impl ReplayBuffer {

@@ -474,7 +474,7 @@ impl UploadRate {
 // === RequestBody ===
 
 impl RequestBody {
-    /// Grants so many bytes to be kept for another attempt; `false` if the client's connection holds too much.
+    /// Grants `bytes` bytes to be kept for another attempt. Returns `false` if the client's connection holds too many.
     pub fn grant_copy(&self, bytes: usize) -> bool {
         let upload = match self {
             RequestBody::Incoming(body) => &body.upload,

@@ -22,9 +22,9 @@ pub type ManifestFile = (Arc<Source>, Manifest);
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]
 pub struct Files {
-    /// The first is the manifest itself.
+    /// The files of the manifest. The first is the manifest itself.
     pub list: Vec<ManifestFile>,
-    /// The mistakes that were found so far.
+    /// The errors that were found so far.
     pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
@@ -32,7 +32,7 @@ pub struct Files {
     values: Vec<PathBuf>,
 }
 
-/// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
+/// Reads `path` and its includes. The error is that nothing could be parsed; other errors are among the files.
 pub fn load(path: &Path, environment: &Environment) -> Result<Files, Diagnostics> {
     let mut files = Files::new(environment);
     let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
@@ -56,8 +56,8 @@ impl Files {
         Files { problems: Diagnostics::new(environment), ..Files::default() }
     }
 
-    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read when
-    /// their upstream is made, which reports the mistakes in them.
+    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read
+    /// when their upstream is assembled, which reports their errors.
     fn find_values_of_endpoints(&mut self) {
         let mut found = Diagnostics::new(self.problems.references.environment());
         for (source, manifest) in &self.list {
@@ -135,7 +135,7 @@ impl Files {
     }
 }
 
-/// Takes a manifest that is no file.
+/// Parses a manifest that is no file.
 pub fn parse(name: &str, text: String, environment: &Environment) -> Result<Files, Diagnostics> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     let mut files = Files::new(environment);
@@ -190,7 +190,7 @@ fn read<T: DeserializeOwned>(
     (None, left_out)
 }
 
-/// Says why a file can't be read, and what to do about it.
+/// Returns the reason why a file can't be read, with a remedy.
 fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> String {
     let shown = path.display();
     match error.kind() {
@@ -255,7 +255,7 @@ fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnost
     (content, left_out)
 }
 
-/// The files that a pattern stands for; one without `*` has to exist.
+/// Returns the files that match a pattern. A pattern without `*` has to name an existing file.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let full_pattern = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {

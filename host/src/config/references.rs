@@ -75,7 +75,7 @@ enum Braces {
     Unknown,
     /// `${…}` may have a meaning for the plugin that the configuration is for.
     OfPlugin,
-    /// `${…}` stands for a group of a regular expression, where `$$` is a dollar.
+    /// `${…}` is a group of a regular expression, and `$$` is a dollar.
     OfRegex,
 }
 

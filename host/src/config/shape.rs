@@ -25,7 +25,7 @@ const LISTS: [&str; 2] = ["listener", "route"];
 /// Keys that are tables of named tables, each with a key of the named table, and a name as an example.
 const NAMED: [(&str, &[&str], &str); 2] =
     [("upstream", &["endpoints"], "app"), ("plugin", &["use", "config"], "guard")];
-/// Keys that are one table, wherever they stand.
+/// Keys that are one table at any position.
 const TABLES: [&str; 10] =
     ["access-log", "admin", "cache", "certificate", "disk", "health", "limits", "load", "resolver", "tls"];
 /// Keys whose values are not the manifest's to judge.

@@ -157,7 +157,7 @@ impl LeftOut {
         self.all = true;
     }
 
-    /// Adds what was left out of another file.
+    /// Adds the parts that were left out of another file.
     pub fn extend(&mut self, other: LeftOut) {
         self.all |= other.all;
         self.tables.extend(other.tables);
@@ -259,7 +259,7 @@ fn span_at(table: &DeTable, way: &[Step]) -> Option<Range<usize>> {
     Some(value.span())
 }
 
-/// The value that an error is about: the innermost that stands at its place, or around it.
+/// Returns the value that an error is about: the innermost at the error's position, or around it.
 fn find(table: &DeTable, span: &Range<usize>) -> Option<FoundValue> {
     let is_around = |at: &Range<usize>| at.start <= span.start && span.end <= at.end;
     in_table(table, None, &|at| at == span).or_else(|| in_table(table, None, &is_around))

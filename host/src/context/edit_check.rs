@@ -16,7 +16,7 @@ pub enum MessageSide {
     Response,
 }
 
-/// An edit, or a declaration of edits, that is refused.
+/// The error of an edit, or of a declaration of edits, that is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     #[error("`{0}` is no field name (RFC 9110 §5.1)")]
@@ -86,7 +86,7 @@ pub fn any_field_name(name: &str) -> Result<HeaderName, EditError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| EditError::Name(shown(name)))
 }
 
-/// Refuses names that are too long.
+/// Rejects names that are too long.
 pub fn name(name: &str) -> Result<(), EditError> {
     check_count(bounds::NAME, name.len(), "bytes of a name")
 }

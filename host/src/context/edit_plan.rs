@@ -55,7 +55,7 @@ pub struct EditCost {
     /// template.
     pub bytes: usize,
     pub renames: usize,
-    /// Bytes of the longest name that a rename gives.
+    /// The length of the longest new name of a rename, in bytes.
     pub longest_rename: usize,
     pub notes: usize,
     /// The bytes of the names of notes, and of their values that are no template.
@@ -82,13 +82,13 @@ impl EditCost {
         }
     }
 
-    /// The cost of an edit that adds a field with a value of so many bytes.
+    /// Returns the cost of an edit that adds a field with a value of `value` bytes.
     pub fn field(name: &HeaderName, value: usize) -> EditCost {
         let bytes = name.as_str().len() + value + bounds::FIELD_OVERHEAD;
         EditCost { edits: 1, fields: 1, bytes, ..EditCost::default() }
     }
 
-    /// The cost of a note with a value of so many bytes.
+    /// Returns the cost of a note with a value of `value` bytes.
     pub fn note(name: &str, value: usize) -> EditCost {
         EditCost { edits: 1, notes: 1, note_bytes: name.len() + value, ..EditCost::default() }
     }
@@ -214,8 +214,8 @@ impl Template {
         self.0.iter().map(|it| bounds::DECLARED_ITEM + part(it)).sum()
     }
 
-    /// Returns the value for an exchange, or `None` if it comes out empty. A value that would be longer than
-    /// [`bounds::VALUE`] is refused before it is put together.
+    /// Returns the value for an exchange; `None` if the value is empty. A value that would be longer than
+    /// [`bounds::VALUE`] is rejected before it is built.
     pub fn fill(&self, context: &ExchangeContext) -> Result<Option<HeaderValue>, EditError> {
         match self.0.as_slice() {
             [TemplatePart::Text(text)] => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),

@@ -1,4 +1,4 @@
-//! Edits that plugins ask for: checked first, then carried out, all or none.
+//! The edits that plugins ask for: they are checked first, and then carried out, either all or none.
 
 use std::borrow::Cow;
 

@@ -75,7 +75,7 @@ fn checked_choice(
     Ok(Some(EndpointChoice { endpoint_view: endpoint_view.clone(), edits }))
 }
 
-/// The endpoint with the fewest requests in flight: what stands for a balancer that has failed and is to be skipped.
+/// Returns the endpoint with the fewest requests in flight, for a balancer that has failed and is skipped.
 fn without_balancer(endpoint_views: &EndpointViews, tried: &[Rc<EndpointView>]) -> Result<EndpointChoice, Error> {
     let was_tried = |endpoint_view: &Rc<EndpointView>| {
         tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &endpoint_view.endpoint))

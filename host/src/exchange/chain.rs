@@ -1,4 +1,4 @@
-//! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
+//! The plugin chain: request hooks down, response hooks up, and the effect of a failed plugin on the exchange.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,13 +27,13 @@ use crate::protocol::transformed_content;
 pub enum RequestHooks {
     /// No plugin responded: the request goes to the upstream, and all response hooks will run.
     Forward,
-    /// A plugin answered; the response hooks of those above it are due.
+    /// A plugin responded; the response hooks of the plugins above it will run.
     Answer(Response<Vec<u8>>, ChainPosition),
     /// The chain has reached a cache at this position.
     Cache(ChainPosition),
 }
 
-/// How many plugins, from the top of the chain, see the response.
+/// A position in a chain: the number of plugins, from the top, that see the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainPosition(usize);
 
@@ -45,7 +45,7 @@ pub struct ChainFailure {
     pub depth: ChainPosition,
 }
 
-/// The edits that a balancer wants made to the response.
+/// The balancer's edits of the response.
 #[derive(Clone)]
 pub struct BalancerEdits {
     /// The index of the balancer in the generation.
@@ -66,22 +66,22 @@ impl ChainPosition {
         ChainPosition(0)
     }
 
-    /// All of them.
+    /// Returns the position below all plugins.
     pub fn bottom(route: &Route) -> Self {
         ChainPosition(route.chain.len())
     }
 
-    /// The next position down the chain.
+    /// Returns the next position down the chain.
     pub fn next(self) -> Self {
         ChainPosition(self.0 + 1)
     }
 
-    /// The index of the plugin just below these, in the generation.
+    /// Returns the plugin just below this position.
     pub fn plugin(self, route: &Route) -> PluginId {
         route.chain[self.0]
     }
 
-    /// Their places in the chain.
+    /// Returns the range of the plugins above this position.
     pub fn plugins(self) -> Range<usize> {
         0..self.0
     }
@@ -138,8 +138,8 @@ pub fn down(
     Ok(RequestHooks::Forward)
 }
 
-/// Runs the response hooks of some plugins, given by their places in the chain, upwards; one may put another content in
-/// place.
+/// Runs the response hooks of a range of plugins, upwards. Returns the content that a plugin has put in place of the
+/// response's; `None` if none has.
 pub fn up(
     worker: &WorkerState,
     route: &Route,
@@ -183,7 +183,7 @@ pub fn up(
     Ok(content)
 }
 
-/// Makes the edits that a balancer wants made to the response.
+/// Makes the balancer's edits of the response.
 pub fn apply_balancer_edits(
     worker: &WorkerState,
     wanted: Option<&BalancerEdits>,
@@ -219,7 +219,7 @@ fn apply_plan(
     Ok(())
 }
 
-/// Makes the edits to a request, all or none.
+/// Makes the edits of a request, either all or none.
 fn apply_edits(
     worker: &WorkerState,
     configured: &ConfiguredPlugin,
@@ -245,7 +245,7 @@ fn apply_edits(
     Ok(())
 }
 
-/// The plugins that a body of a known or unknown length passes on its way: down the chain for a request, up for the
+/// Begins the body filters of a body, in the order in which it passes them: down the chain for a request, up for the
 /// response.
 fn begin_body_filters(
     worker: &WorkerState,
@@ -315,8 +315,8 @@ pub fn begin_request_filters(
     Ok(Vec::new())
 }
 
-/// The content of a response, through those of some plugins that transform it. What plugins and the proxy made
-/// themselves passes as it is; files are not made by the proxy.
+/// Returns the content of a response, transformed by the body filters of a range of plugins. Content that plugins or
+/// the proxy made is not transformed; files are not made by the proxy.
 pub fn filter_body(
     worker: &WorkerState,
     route: &Route,
@@ -377,7 +377,7 @@ fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<UpstreamId, Plug
     })
 }
 
-/// The hook that failed, and the exchange that it failed in.
+/// A failed hook, with the exchange that it failed in.
 pub struct FailedHook<'a> {
     pub hook: &'static str,
     pub context: &'a ExchangeContext,

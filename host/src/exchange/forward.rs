@@ -368,8 +368,8 @@ impl<'a> AttemptLoop<'a> {
         );
     }
 
-    /// Returns what another attempt of a request would cost; `None` if there is to be none.
-    /// Names the limit for which the content can't be sent again.
+    /// Returns the cost of another attempt of a request; `None` if none is made. Names the limit for which the content
+    /// can't be sent again.
     fn should_retry(
         &self,
         outcome: &mut Result<AttemptResponse, AttemptFailure>,
@@ -418,7 +418,7 @@ impl<'a> AttemptLoop<'a> {
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits before an endpoint is asked once more that has just failed.
+    /// Waits before an attempt at an endpoint that has just failed.
     async fn back_off(&self, next: &Rc<EndpointView>) {
         let is_next = |endpoint_view: &&Rc<EndpointView>| Arc::ptr_eq(&endpoint_view.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;

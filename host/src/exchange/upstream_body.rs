@@ -25,7 +25,7 @@ use crate::upstream::connection::{Connection, EndpointBody};
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::health::EndpointFailure;
 
-/// A body that comes from an endpoint, as the client takes it.
+/// The body of an endpoint's response, as the client reads it.
 pub struct UpstreamBody(Rc<RefCell<UpstreamReading>>);
 
 /// A handle by which the task of a client connection reads an endpoint's response ahead of a slow client. It does nothing

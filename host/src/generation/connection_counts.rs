@@ -66,7 +66,7 @@ pub enum CloseReason {
     Flood,
 }
 
-/// The limit of a slow reader: a client that accepts too little of what is sent.
+/// The limit that a slow client has met: the client accepts too little of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendLimit {
     Timeout,

@@ -96,7 +96,7 @@ impl Child {
         messages::content(&message).map_err(|_| LoadFailure::Crash("its answer makes no sense".into()))
     }
 
-    /// Waits for so many bytes.
+    /// Waits for `length` bytes.
     pub fn read(&mut self, length: usize) -> Result<Vec<u8>, LoadFailure> {
         let deadline = self.deadline();
         let (mut bytes, mut read) = (vec![0; length], 0);

@@ -1,4 +1,4 @@
-//! Messages between the proxy and a child that loads: each has its length in front of it, in four bytes.
+//! Messages between the proxy and a child that loads a component. Each has its length in front of it, in four bytes.
 
 use std::io::{self, Read, Write};
 
@@ -37,7 +37,7 @@ pub(super) enum LoadOrder {
     Seal,
 }
 
-/// The description that a component gives of itself.
+/// The description that a component returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     pub name: String,
@@ -86,7 +86,7 @@ pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Returns what a message is made of.
+/// Decodes a message.
 pub(super) fn content<T: DeserializeOwned>(message: &[u8]) -> io::Result<T> {
     postcard::from_bytes(message).map_err(io::Error::other)
 }

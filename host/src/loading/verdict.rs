@@ -122,7 +122,7 @@ fn words(branches: &[Vec<ValidationError<'static>>]) -> Option<String> {
     branches.iter().map(word).collect::<Option<Vec<_>>>().map(|words| words.join(", "))
 }
 
-/// The branch that fits furthest: what was meant, most likely.
+/// Returns the branch that fits furthest, which is most likely the intended one.
 fn closest<'a>(branches: &'a [Vec<ValidationError<'static>>]) -> Option<&'a Vec<ValidationError<'static>>> {
     let depth = |error: &ValidationError<'_>| error.instance_path().to_string().matches('/').count();
     branches.iter().max_by_key(|branch| branch.iter().map(depth).max())

@@ -14,7 +14,7 @@ pub struct BodyPermit {
     _place: Option<ReservedInstances>,
 }
 
-/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
+/// The number of bodies at a time for which a plugin has reserved places. Further bodies use free places.
 pub const RESERVED_BODIES: u32 = 32;
 
 impl BodyPermit {

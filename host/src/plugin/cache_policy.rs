@@ -21,7 +21,7 @@ pub enum StoreDecision {
     Refuse(Refusal),
 }
 
-/// The decision of a cache policy about storing a response.
+/// The conditions of storing a response, as its cache policy has decided them.
 pub struct Storage {
     pub rules: Freshness,
     /// The tags for purges.

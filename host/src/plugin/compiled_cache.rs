@@ -189,7 +189,7 @@ pub enum Unusable {
 }
 
 impl Seal {
-    /// Seals compiled code with what the component says of itself.
+    /// Seals compiled code with the component's description.
     pub fn close(&self, about: &[u8], code: &[u8]) -> Vec<u8> {
         let length = (about.len() as u32).to_le_bytes();
         let mut sealed = Vec::with_capacity(blake3::OUT_LEN + length.len() + about.len() + code.len());

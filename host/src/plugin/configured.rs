@@ -1,4 +1,4 @@
-//! A plugin bound to a configuration: what it declared, checked once.
+//! A plugin with its configuration: its declarations, checked once.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -123,7 +123,7 @@ impl PluginConfig {
 }
 
 impl ConfiguredPlugin {
-    /// Configures a first instance, and so learns what the plugin needs.
+    /// Configures a first instance, and records the declarations of the plugin.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
         let supply = versions.of(&config.plugin, &config.name, &config.config, config.limits, config.isolation);
         let lines = supply.recipe.lines.clone();

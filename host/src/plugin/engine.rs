@@ -1,4 +1,4 @@
-//! The engine for plugins that can't wait: what it allows, and how components get into it.
+//! The engine for plugins that can't wait: the features that it allows, and how components are loaded.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

@@ -38,7 +38,7 @@ pub struct InstanceShortage {
 const REMEDY: &str = "use fewer plugins or workers, or wait until exchanges of earlier manifests have ended";
 
 impl InstanceLimit {
-    /// Returns so many free places.
+    /// Returns a limit of this many places, all of them free.
     pub fn new(all: u32) -> Arc<Self> {
         Arc::new(InstanceLimit { all, taken: AtomicU32::new(0) })
     }

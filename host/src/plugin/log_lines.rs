@@ -127,7 +127,7 @@ impl PluginLog {
 /// Standard output or error of an instance.
 pub struct Printed(pub PluginLog);
 
-/// Gathers what is printed to lines.
+/// The output that a plugin prints, which is split into lines.
 struct Printing {
     lines: PluginLog,
     begun: Vec<u8>,

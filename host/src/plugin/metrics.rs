@@ -34,7 +34,7 @@ impl InstanceMetrics {
         InstanceMetrics { defined: Defined::Known(figures), is_configuring: false }
     }
 
-    /// Counts for a worker from now on: what was counted for none before, too.
+    /// Counts for a worker from now on, including the amounts that were counted before.
     pub fn adopt(&mut self, own: Arc<[Arc<PluginMetric>]>) {
         if let Defined::Known(loose) = &self.defined {
             loose.iter().zip(own.iter()).for_each(|(before, custom)| custom.add(before.value()));

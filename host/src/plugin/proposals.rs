@@ -26,7 +26,7 @@ const ALLOWED: [WasmFeatures; 12] = [
     WasmFeatures::COMPONENT_MODEL,
 ];
 
-/// Chooses the proposals of an engine: each is set, those that a later wasmtime adds too.
+/// Sets all proposals of an engine, including those that a later wasmtime adds.
 pub fn choose(config: &mut Config) {
     let allowed = ALLOWED.into_iter().collect::<WasmFeatures>();
     config.wasm_features(!allowed, false).wasm_features(allowed, true);

@@ -35,7 +35,7 @@ pub struct CacheInputs {
 pub enum BodyMode {
     /// The plugin gets the body chunk by chunk.
     Streamed,
-    /// Whole, up to so many bytes.
+    /// The plugin gets the whole body, up to this number of bytes.
     Buffered(u64, OverLimit),
 }
 
@@ -199,7 +199,7 @@ fn depth(json: &str) -> usize {
     deepest
 }
 
-/// The errors that a plugin reports of its configuration, cut to what a message holds.
+/// The errors that a plugin reports of its configuration, truncated for a message.
 #[derive(Debug, Default)]
 pub struct ConfigErrors {
     /// The JSON pointers and messages that are shown.

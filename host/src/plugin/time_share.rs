@@ -19,7 +19,8 @@ use super::cpu_time::TICK;
 
 /// The share of a configured plugin on one worker.
 pub struct TimeShare {
-    /// The address of what the plugin's version has in common: a reload that doesn't change the version keeps the share.
+    /// The address of the shared part of the plugin's version: a reload that doesn't change the version keeps the
+    /// share.
     version: usize,
     /// Percent of the worker's time.
     percent: u8,
@@ -160,7 +161,7 @@ impl TimeShare {
         }
     }
 
-    /// Charges a call that was met by a tick, and then took so much more CPU time.
+    /// Charges a call that a tick has met, and that used more CPU time after the tick.
     pub fn charge_ticks(&self, since_first_tick: Duration, now: Instant) {
         let mut left = since_first_tick;
         let (mut time, mut cost) = (micros(TICK), tick_cost(left));
@@ -280,7 +281,7 @@ fn cost(time: Duration) -> i64 {
     micros(time).saturating_add(square.saturating_mul(STEEPNESS))
 }
 
-/// The cost of a tick that met a call with so much time left: [`TICK`] times the derivative of the cost of a call.
+/// Returns the cost of a tick that met a call with this time left: [`TICK`] times the derivative of the cost of a call.
 fn tick_cost(left: Duration) -> i64 {
     let beyond = micros(left.saturating_sub(SHORT));
     let weight_per_mille = 1000 + beyond.saturating_mul(2 * STEEPNESS * 1000) / micros(SHORT);

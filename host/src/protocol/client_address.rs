@@ -248,7 +248,7 @@ const WHOSE: [&str; 15] = [
     "viewer",
 ];
 
-/// Whether a vendor's field says what was forwarded, as `x-vercel-forwarded-for` does.
+/// Whether a vendor's field contains forwarded values, as `x-vercel-forwarded-for` does.
 fn says_forwarded(name: &str) -> bool {
     name.contains("-forwarded-")
 }

@@ -1,5 +1,5 @@
-//! Conditional requests (RFC 9110 §13): whether a request is to be carried out, whether a client has a response already,
-//! and whether its ranges are of the same response.
+//! Conditional requests (RFC 9110 §13): whether a request is carried out, whether a client has a response already, and
+//! whether its ranges are of the same response.
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, response};

@@ -138,7 +138,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// Returns how many of the last bytes belong to whole messages: these are valid, whatever follows.
+    /// Returns how many of the last bytes belong to whole messages, which are valid whatever follows.
     pub fn complete_bytes(&self) -> usize {
         self.complete_bytes
     }

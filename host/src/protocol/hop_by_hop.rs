@@ -155,7 +155,7 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-/// The number of lines of cookies whose room in memory is kept: that of an ordinary head.
+/// The maximum number of cookie lines whose memory is kept for the next request: that of an ordinary head.
 const FEW_COOKIES: usize = 32;
 
 fn via(received: Version) -> &'static str {

@@ -12,7 +12,7 @@ use crate::generation::Generation;
 use crate::system::background;
 use crate::system::supervise::{Task, spawn};
 
-/// The task that looks for the files, until dropped.
+/// The task that looks for the files of maintenance, which is aborted on drop.
 pub struct MaintenanceMonitor(AbortHandle);
 
 /// The time between two looks. Each costs a system call for each file.

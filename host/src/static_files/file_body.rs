@@ -60,12 +60,12 @@ impl FileBody {
         FileBody { file: None, segments, reading: None, max_read: Cell::new(READ), step }
     }
 
-    /// Bounds what is read at once, in bytes.
+    /// Limits the number of bytes that are read at once.
     pub fn limit_reads(&self, bytes: usize) {
         self.max_read.set(bytes.clamp(1, READ));
     }
 
-    /// Returns the next bytes of the part that is to be sent.
+    /// Returns the next bytes of the part that is sent.
     fn poll_read(&mut self, next: u64, length: usize, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let Some(file) = &self.file else { return Poll::Ready(Ok(Bytes::new())) };
         let read = match &mut self.reading {

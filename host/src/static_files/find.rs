@@ -140,7 +140,7 @@ impl SiteSearch<'_> {
         Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
     }
 
-    /// Opens what is at a path; `None` if there is nothing.
+    /// Opens the file at a path; `None` if there is none.
     fn open(&self, path: &SitePath) -> Result<Option<Opened>, OpenFailure> {
         match self.root.find(path, self.wait) {
             Err(OpenFailure::Absent) => Ok(None),

@@ -74,7 +74,8 @@ pub enum OpenFailure {
 /// The maximum number of attempts to open a path while files are renamed just when a link is followed.
 const MAX_TRIES: usize = 32;
 
-/// The flags for what is opened: a named pipe must not wait for a writer, nor may a terminal become the process's own.
+/// The flags for opening files: a named pipe must not wait for a writer, and a terminal must not become the process's
+/// own.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// The flags for a folder that files are opened beneath. It may be one that can be entered and not be read.
@@ -97,12 +98,12 @@ impl Root {
         std::fs::metadata(path).is_ok_and(|found| FileIdentity::of(&found) == self.identity)
     }
 
-    /// Opens what is at a path.
+    /// Opens the file at a path.
     pub fn find(&self, path: &SitePath, wait: Wait) -> Result<Opened, OpenFailure> {
         self.find_named(path.as_os_str(), wait)
     }
 
-    /// Opens what is at a relative path.
+    /// Opens the file at a relative path.
     pub fn find_named(&self, path: &OsStr, wait: Wait) -> Result<Opened, OpenFailure> {
         if wait == Wait::Never && self.lookup != PathLookup::Quick {
             return Err(OpenFailure::WouldWait);
@@ -181,8 +182,8 @@ impl PathLookup {
 /// memory, doesn't wait.
 #[cfg(target_os = "linux")]
 fn is_on_local_disk(file: &File) -> bool {
-    /// The numbers of ext4, XFS, Btrfs, F2FS, bcachefs, overlayfs, tmpfs, ramfs, SquashFS and EROFS, as `statfs(2)` has
-    /// them.
+    /// The numbers of the local file systems ext4, XFS, Btrfs, F2FS, bcachefs, overlayfs, tmpfs, ramfs, SquashFS and
+    /// EROFS in `statfs(2)`.
     const LOCAL: [u32; 10] = [
         0xef53,
         0x5846_5342,

@@ -30,7 +30,7 @@ impl<T> DeferredEnd<T> {
         DeferredEnd { io, is_refused: false, end: None, turns: 0 }
     }
 
-    /// Returns the result of an operation; `otherwise` for the one that fails, and for those that follow.
+    /// Returns the result of an operation; `otherwise` for the operation that fails, and for those that follow.
     fn unless_refused<R>(
         &mut self,
         otherwise: R,

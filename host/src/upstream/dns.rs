@@ -344,7 +344,8 @@ const MAX_TTL: Duration = Duration::from_secs(300);
 /// The lifetime of an incomplete answer: short, but no burden to a server that always fails.
 const INCOMPLETE: Duration = Duration::from_secs(10);
 
-/// Addresses or targets of a name: bounds what a name server can make us hold, far over what one upstream has.
+/// The maximum number of addresses or targets of a name. It limits the memory that a name server can make the host
+/// hold, and is far above what one upstream has.
 const MAX_RECORDS: usize = 1024;
 
 /// The number of targets that are looked up at the same time: quick, without flooding a name server.

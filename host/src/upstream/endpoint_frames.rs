@@ -44,7 +44,7 @@ enum Flood {
     Interim,
 }
 
-/// A head counts as so many bytes at least: what it takes once it is decoded.
+/// The minimum number of bytes that a head counts: the memory that it takes once it is decoded.
 const MIN_HEAD_BYTES: usize = 1 << 10;
 
 /// The bytes of a response's head and its trailers, as they count beside those of informational responses.

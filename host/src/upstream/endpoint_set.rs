@@ -32,7 +32,7 @@ pub struct Events {
     pub retries: AtomicU64,
     /// Retries that the budget didn't allow.
     pub retries_denied: AtomicU64,
-    /// Requests refused since the upstream was full.
+    /// The number of requests that were rejected because the upstream was full.
     pub overflows: AtomicU64,
 }
 
@@ -189,7 +189,7 @@ impl EndpointSet {
         self.publish(&mut set, now);
     }
 
-    /// A request has failed at an endpoint, so many in a row.
+    /// Records that a request has failed at an endpoint, the last of `in_a_row` failures in a row.
     pub fn record_failure(&self, endpoint: &Endpoint, failed: EndpointFailure, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
         if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {

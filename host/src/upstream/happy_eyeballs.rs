@@ -20,8 +20,8 @@ pub const DELAY: Duration = Duration::from_millis(250);
 /// The least time between two attempts, where a short limit has to do for many addresses (RFC 8305 §5).
 const MIN_DELAY: Duration = Duration::from_millis(10);
 
-/// Orders addresses for a race: first the one that won the last, then alternating between the families, beginning with that
-/// of the first (RFC 8305 §4).
+/// Orders addresses for a race: first the last winner, then alternating between the families, beginning with that of
+/// the first address (RFC 8305 §4).
 pub fn ordered(resolved: &[SocketAddr], last: Option<SocketAddr>) -> SmallVec<[SocketAddr; 2]> {
     let first = resolved.first().is_some_and(SocketAddr::is_ipv6);
     let of_family = |is_ipv6: bool| resolved.iter().copied().filter(move |address| address.is_ipv6() == is_ipv6);

@@ -66,7 +66,7 @@ enum CheckState {
     Failing,
 }
 
-/// Whether an endpoint is to be used.
+/// The state of an endpoint, which decides whether it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthState {
     Up,

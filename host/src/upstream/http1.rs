@@ -258,7 +258,8 @@ impl Http1 {
         false
     }
 
-    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
+    /// Limits the number of bytes that are read at once from now on; `None` for the limit with which new exchanges
+    /// begin.
     pub fn limit_reads(&self, bytes: Option<usize>) {
         self.piece.set(bytes.unwrap_or(FIRST_PIECE));
     }
@@ -398,7 +399,7 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 impl Wire {
-    /// Reads at most so many bytes; returns 0 at the end. Pieces share the buffer that they were read into, so its room
+    /// Reads at most `most` bytes; returns 0 at the end. Pieces share the buffer that they were read into, so its room
     /// grows only where reads fill it: many small pieces that are kept hold no more than that.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         let spare = |read: &BytesMut| read.capacity() - read.len();

@@ -81,7 +81,7 @@ struct Second {
 /// short enough that the allowance doesn't last.
 const WINDOW: usize = 10;
 
-/// Retries per second that are allowed whatever the traffic: with little of it, a share of it would be none.
+/// The number of retries per second that are allowed whatever the traffic: a share of little traffic would be none.
 const RESERVE: u32 = 10;
 
 impl RetryPolicy {

@@ -30,7 +30,7 @@ pub struct ClientFrames {
     last_heads: u64,
     /// The streams that were reset with PROTOCOL_ERROR.
     malformed: usize,
-    /// The streams that were reset with REFUSED_STREAM.
+    /// The number of streams that were reset with REFUSED_STREAM.
     refused: usize,
     flood: Option<FrameKind>,
 }
@@ -63,7 +63,7 @@ const END_HEADERS: u8 = 4;
 /// The stream in a GOAWAY that only announces the end (RFC 9113 §6.8).
 const ANY_STREAM: u32 = 0x7fff_ffff;
 
-/// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends.
+/// The maximum number of streams without END_STREAM that are recorded, and cancelled at the end of the client's bytes.
 const MAX_OPEN_STREAMS: usize = 100;
 
 impl ClientFrames {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Content is read and checked in blocks of so many bytes.
+/// The length of the blocks in which content is read and checked, in bytes.
 pub const BLOCK: usize = 256 << 10;
 
 /// The sums of a content's blocks.
@@ -61,7 +61,7 @@ pub fn broken() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "its content or its record is damaged")
 }
 
-/// Whether a file isn't what was written.
+/// Whether an error means that a file has other bytes than those that were written.
 pub fn is_broken(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
 }

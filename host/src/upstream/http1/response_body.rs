@@ -26,11 +26,11 @@ pub struct ResponseBodyDecoder {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The content has so many bytes left.
+    /// The decoder is in content, which has this number of bytes left.
     Content(u64),
     UntilClose,
     ChunkSize,
-    /// The chunk has so many bytes left.
+    /// The decoder is in a chunk, which has this number of bytes left.
     Chunk(u64),
     ChunkEnd,
     Trailers,
@@ -55,7 +55,7 @@ pub enum DecodeError {
 /// The maximum number of bytes of chunk extensions in a body: nothing uses them.
 const MAX_EXTENSIONS: usize = 16 << 10;
 
-/// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than such a copy.
+/// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than copying them.
 const SMALL: usize = 1 << 10;
 
 /// The maximum length of joined chunks, in bytes, and their maximum number: the worker does nothing else while it joins
@@ -120,7 +120,7 @@ impl ResponseBodyDecoder {
         }
     }
 
-    /// Returns the length of what is left.
+    /// Returns the length of the rest of the body.
     pub fn size_hint(&self) -> SizeHint {
         match self.state {
             State::Content(left) => SizeHint::with_exact(left),

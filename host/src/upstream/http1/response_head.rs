@@ -14,7 +14,7 @@ use crate::protocol::content_length::ContentLengthLines;
 use crate::protocol::hop_by_hop;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 
-/// The head of a response, and what it says about the rest of the connection.
+/// The head of a response, with its consequences for the connection.
 #[derive(Debug)]
 pub struct ResponseHead {
     pub response: Response<()>,
@@ -23,7 +23,7 @@ pub struct ResponseHead {
     pub is_persistent: bool,
 }
 
-/// The reason for which a head is refused.
+/// The reason why a head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     #[error("{0}")]
@@ -72,7 +72,7 @@ pub fn take(
     parse(&head.freeze(), limits, method, fields).map(Some)
 }
 
-/// Whether bytes may be the beginning of a head: those of another protocol may never have an end of line.
+/// Whether bytes may be the beginning of a head. Bytes of another protocol may never have an end of line.
 fn may_be_http(bytes: &[u8]) -> bool {
     const VERSION: &[u8] = b"HTTP/";
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());

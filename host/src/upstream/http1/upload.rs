@@ -71,7 +71,7 @@ impl Upload {
         self.sent
     }
 
-    /// Leaves what is not sent yet: the connection can serve no request any more.
+    /// Drops the rest of the request. The connection can serve no further request.
     pub fn give_up(&mut self) {
         (self.is_refused, self.piece, self.after, self.content) = (true, None, b"", None);
         self.before.clear();
