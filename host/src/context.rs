@@ -24,6 +24,7 @@ use crate::context::informational::InformationalQueue;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
+use crate::protocol::proxy_protocol::ConnectionAddresses;
 
 /// The heads of both messages, and the state of the exchange.
 #[derive(Debug)]
@@ -91,7 +92,7 @@ pub enum ContentLength {
     Known(u64),
 }
 
-/// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
+/// The counts of what the plugins of a chain have added to an exchange. Additions that were removed again still count.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Added {
     request: AddedFields,
@@ -128,11 +129,11 @@ impl Added {
 /// The outcome of a request at a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
-    /// Served from what was stored and fresh.
+    /// A fresh stored response was served.
     Hit,
     /// Served stale, with a validation behind the client's back.
     Stale,
-    /// The upstream was asked since what was stored was stale, or the client wanted that.
+    /// The upstream was asked because the stored response was stale, or because the client asked for a validation.
     Validated,
     /// The cache had no response, so that the upstream was asked.
     Miss,
@@ -179,7 +180,7 @@ pub enum ReceivedRequest {
     Unparsed(Bytes),
 }
 
-/// A request line, and what the access log shows besides.
+/// A request line, with the other fields of the access log.
 #[derive(Debug)]
 pub struct RequestLine {
     pub method: http::Method,
@@ -215,7 +216,7 @@ pub struct ClientInfo {
     /// Address and port of the listener.
     pub listener: HeaderValue,
     /// The client's address and the address that it connected to; `None` for a unix socket.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub addresses: Option<ConnectionAddresses>,
     /// Whether the listener trusts the peer's fields about its clients.
     pub is_trusted: bool,
     pub tls: Option<Box<ClientTls>>,
@@ -490,7 +491,7 @@ impl ExchangeContext {
         self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// Limits the request's content to so many bytes, unless a lower limit is set.
+    /// Limits the request's content to `max` bytes, unless a lower limit is set.
     pub fn limit_body(&mut self, max: u64) {
         self.max_body = Some(self.max_body.map_or(max, |lowest| lowest.min(max)));
     }
@@ -533,10 +534,11 @@ impl ExchangeContext {
     }
 
     /// Returns the client's address and the address that it connected to; `None` if the client's address is unknown.
-    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let Some(client) = &self.client else { return self.peer.ends };
+    pub fn addresses(&self) -> Option<ConnectionAddresses> {
+        let Some(client) = &self.client else { return self.peer.addresses };
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        Some((client.socket, self.peer.ends.map_or(unknown, |(_, reached)| reached)))
+        let destination = self.peer.addresses.map_or(unknown, |addresses| addresses.destination);
+        Some(ConnectionAddresses { client: client.socket, destination })
     }
 
     /// The value of a field for the key of a cache: with the lines that an origin may take for the field's.
@@ -567,7 +569,7 @@ impl ExchangeContext {
 }
 
 impl RequestLine {
-    /// Copies what is kept of a request that no plugin has changed yet.
+    /// Copies the parts of a request that the access log needs, before a plugin changes it.
     pub fn of(request: &http::request::Parts, words: Words) -> Self {
         let words = (words == Words::Logged).then(|| {
             let field = |name| request.headers.get(name).cloned();
@@ -581,24 +583,25 @@ impl RequestLine {
 
 impl ClientInfo {
     /// The facts of a connection over TCP.
-    pub fn tcp(client: SocketAddr, listener: SocketAddr) -> Self {
+    pub fn tcp(addresses: ConnectionAddresses) -> Self {
+        let ConnectionAddresses { client, destination } = addresses;
         // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
         let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
         let field = |text: String| HeaderValue::from_str(&text).ok();
-        let ends = Some((client, listener));
-        let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        ClientInfo { address: field(address), port: field(port), listener, ends, is_trusted: false, tls: None }
+        let listener = field(destination.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        let (address, port, addresses) = (field(address), field(port), Some(addresses));
+        ClientInfo { address, port, listener, addresses, is_trusted: false, tls: None }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        ClientInfo { address: None, port: None, listener, ends: None, is_trusted: false, tls: None }
+        ClientInfo { address: None, port: None, listener, addresses: None, is_trusted: false, tls: None }
     }
 
     /// Returns the address that connected; `None` at a unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
-        self.ends.map(|(client, _)| client.ip().to_canonical())
+        self.addresses.map(|addresses| addresses.client.ip().to_canonical())
     }
 
     /// Whether the client has spoken TLS to this listener.

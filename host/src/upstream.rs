@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::net::deadline::Clock;
-use crate::protocol::proxy_protocol;
+use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 
 pub mod connect;
 pub mod connection;
@@ -124,8 +124,8 @@ pub enum Acquired {
     Use(Box<Connection>),
 }
 
-/// The interval for fairness between workers: while requests wait, one in so many returned connections is closed, so that
-/// its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
+/// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
+/// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
 const FAIRNESS: u32 = 8;
 
 impl SocketName {
@@ -202,7 +202,7 @@ pub struct ConnectionRequest {
     pub wanted: RequiredProtocol,
     /// The client's address and the address that it connected to, for the PROXY header; `None` if the client has no
     /// address.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub addresses: Option<ConnectionAddresses>,
     pub settings: Rc<ConnectionSettings>,
     /// Whether the endpoint's machine has answered.
     pub reached: Rc<Cell<bool>>,
@@ -284,13 +284,13 @@ impl Pool {
         request: &ConnectionRequest,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
-        let ConnectionRequest { limit, wanted, ends, settings: rules, reached } = request;
-        let (wanted, ends) = (*wanted, *ends);
+        let ConnectionRequest { limit, wanted, addresses, settings: rules, reached } = request;
+        let (wanted, addresses) = (*wanted, *addresses);
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
         let (last, reached) = (Some(&self.last), Some(&**reached));
         let all = self.all.upgrade();
         let pools = all.as_deref();
-        let terms = |wanted| ConnectTerms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
+        let terms = |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, reached, pools };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }

@@ -142,7 +142,7 @@ impl Attempt<'_> {
         let request = ConnectionRequest {
             limit: self.connection_limit.clone(),
             wanted,
-            ends: self.context.ends(),
+            addresses: self.context.addresses(),
             settings: rules.clone(),
             reached: Rc::default(),
         };

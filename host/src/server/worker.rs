@@ -24,6 +24,7 @@ use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
 use crate::plugin::time_share::Shares;
+use crate::protocol::proxy_protocol::ConnectionAddresses;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::WorkerMetrics;
@@ -87,7 +88,7 @@ struct Named {
 }
 
 enum AcceptedSocket {
-    Tcp(TcpStream, SocketAddr, SocketAddr),
+    Tcp(TcpStream, ConnectionAddresses),
     Unix(UnixStream),
 }
 
@@ -300,7 +301,7 @@ fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, 
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
     let client = match &accepted {
-        AcceptedSocket::Tcp(_, client, _) => Some(client.ip()),
+        AcceptedSocket::Tcp(_, addresses) => Some(addresses.client.ip()),
         AcceptedSocket::Unix(_) => None,
     };
     let Some(admitted) =
@@ -311,9 +312,9 @@ fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, 
     let presence = admitted.presence();
     let worker_shared = worker_shared.clone();
     let task = match accepted {
-        AcceptedSocket::Tcp(stream, client, reached) => {
-            let (stream, ends) = (ByteCounter::new(Tcp(stream)), Some((client, reached)));
-            serve_client(handshake::serve(worker_shared, stream, entrance, admitted, ends), alive)
+        AcceptedSocket::Tcp(stream, addresses) => {
+            let (stream, addresses) = (ByteCounter::new(Tcp(stream)), Some(addresses));
+            serve_client(handshake::serve(worker_shared, stream, entrance, admitted, addresses), alive)
         }
         AcceptedSocket::Unix(stream) => {
             serve_client(handshake::serve(worker_shared, ByteCounter::new(stream), entrance, admitted, None), alive)
@@ -344,8 +345,8 @@ impl AcceptLoop {
             AcceptLoop::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                Ok(AcceptedSocket::Tcp(stream, client, reached))
+                let destination = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+                Ok(AcceptedSocket::Tcp(stream, ConnectionAddresses { client, destination }))
             }
             AcceptLoop::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
         }

@@ -21,13 +21,13 @@ use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
 use super::{EndpointAddr, EndpointProtocol, Pools, SocketName, happy_eyeballs};
 use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
-use crate::protocol::proxy_protocol;
+use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 use crate::tls::handshake_error::{self, TlsPeer};
 
 /// The settings of TLS to an endpoint.
 #[derive(Clone)]
 pub struct TlsDialer {
-    /// Offers what the manifest allows.
+    /// The TLS configuration that offers all versions of HTTP that the manifest allows.
     any: Arc<ClientConfig>,
     /// Offers HTTP/1.1 alone, for what HTTP/2 can't carry.
     http1: Arc<ClientConfig>,
@@ -40,7 +40,7 @@ pub struct TlsDialer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredProtocol {
     Any,
-    /// HTTP/1.1, because the request asks for an upgrade (RFC 9110 §7.8).
+    /// HTTP/1.1 is required, because the request asks for an upgrade (RFC 9110 §7.8).
     Http1,
 }
 
@@ -49,7 +49,7 @@ pub struct ConnectTerms<'a> {
     pub wanted: RequiredProtocol,
     /// The client's address and the address that it connected to, for the PROXY protocol; `None` if there is no client,
     /// or it has no address.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub addresses: Option<ConnectionAddresses>,
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
     /// The limits of a response's head.
     pub head: ResponseHeadLimits,
@@ -128,7 +128,7 @@ async fn negotiate(
     permit: ConnectionPermit,
 ) -> Result<Connection, Error> {
     if let Some(version) = terms.proxy_protocol {
-        let written = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
+        let written = stream.write_all(&proxy_protocol::encode(version, terms.addresses)).await;
         written.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
     }
     match &address.protocol {

@@ -67,7 +67,7 @@ pub async fn check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
 async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
     let terms = ConnectTerms {
         wanted: RequiredProtocol::Any,
-        ends: None,
+        addresses: None,
         proxy_protocol: check.proxy_protocol,
         head: ResponseHeadLimits::default(),
         within: check.timeout,
