@@ -22,7 +22,7 @@ use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::tls::handshake_error::{self, TlsPeer};
 use crate::upstream::connect::RequiredProtocol;
-use crate::upstream::connection::{Connection, EndpointBody, SendError, SendResult, Unsent};
+use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::http1::Http1Error;
@@ -53,6 +53,14 @@ pub struct Attempt<'a> {
     pub elsewhere: &'a dyn Fn() -> bool,
 }
 
+/// The outcome of sending a request in time.
+#[expect(clippy::large_enum_variant, reason = "made once for each attempt, and taken apart at once")]
+enum SendOutcome {
+    Response(Response<EndpointBody>),
+    /// The request got no response.
+    Unsent(Box<Unsent>),
+}
+
 /// The head of a response, with the connection that the rest streams from.
 pub struct AttemptResponse {
     pub response: Response<EndpointBody>,
@@ -81,11 +89,11 @@ impl Attempt<'_> {
                 }
             });
             match sent? {
-                Ok(response) => return self.accept_response(response, connection, in_flight_guard),
-                Err(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
+                SendOutcome::Response(response) => return self.accept_response(response, connection, in_flight_guard),
+                SendOutcome::Unsent(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
                     drop(self.recover_body(*unsent))
                 }
-                Err(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
+                SendOutcome::Unsent(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
             }
         }
         Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
@@ -164,12 +172,12 @@ impl Attempt<'_> {
         connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent)
     }
 
-    /// Sends, and waits for the head of the response, driving the connection meanwhile.
+    /// Sends the request, and waits for the head of the response, while the connection is driven.
     async fn send(
         &mut self,
         connection: &mut Connection,
         in_flight_guard: &InFlightGuard,
-    ) -> Result<SendResult, AttemptFailure> {
+    ) -> Result<SendOutcome, AttemptFailure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
         let address = &in_flight_guard.endpoint_view().endpoint.address;
@@ -201,7 +209,10 @@ impl Attempt<'_> {
                 Error::new(FailureKind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
             AttemptFailure { error: error.with_limit("response-timeout"), reached: Delivery::MaybeProcessed }
         };
-        step.limit(rules.response_timeout, sending).await.map_err(late)
+        Ok(match step.limit(rules.response_timeout, sending).await.map_err(late)? {
+            Ok(response) => SendOutcome::Response(response),
+            Err(unsent) => SendOutcome::Unsent(unsent),
+        })
     }
 
     /// Writes the head of a request in place, because it is large.
@@ -311,7 +322,7 @@ impl Attempt<'_> {
         self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
-    /// Keeps what is left of a request for another attempt.
+    /// Keeps the rest of a request for another attempt.
     fn recover_body(&self, unsent: Unsent) -> SendError {
         if let Some(content) = unsent.content {
             self.content.borrow_mut().put_back(content);

@@ -63,11 +63,8 @@ pub struct SharedSender {
     alert: Rc<OnceCell<String>>,
 }
 
-/// The result of a request. The error is boxed because it is passed through many functions, and a request is twice as
-/// large as a response.
-pub type SendResult = Result<Response<EndpointBody>, Box<Unsent>>;
-
-/// A request that got no response, with its content if the endpoint can't have read any of it.
+/// A request that got no response, with its content if the endpoint can't have read any of it. Results have it boxed,
+/// because they are passed through many functions, and a request is twice as large as a response.
 pub struct Unsent {
     pub error: SendError,
     pub content: Option<RequestBody>,
@@ -218,7 +215,11 @@ impl Connection {
     }
 
     /// Waits for the head of the response to a request that was begun.
-    pub fn poll_response<F>(&mut self, cx: &mut Context<'_>, pending: Pin<&mut PendingResponse<F>>) -> Poll<SendResult>
+    pub fn poll_response<F>(
+        &mut self,
+        cx: &mut Context<'_>,
+        pending: Pin<&mut PendingResponse<F>>,
+    ) -> Poll<Result<Response<EndpointBody>, Box<Unsent>>>
     where
         F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
     {
@@ -279,8 +280,8 @@ impl Connection {
         self.head
     }
 
-    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with. HTTP/2 has
-    /// windows.
+    /// Limits the number of bytes that are read at once from now on; `None` for the limit with which new exchanges
+    /// begin. HTTP/2 has windows instead.
     pub fn limit_reads(&self, bytes: Option<usize>) {
         if let Sender::Http1 { http1, .. } = &self.sender {
             http1.limit_reads(bytes);

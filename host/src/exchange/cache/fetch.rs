@@ -48,6 +48,15 @@ struct FetchedResponse {
     is_ours: bool,
 }
 
+/// A fetched response that the policy wants to be stored; its head is in the exchange context.
+struct StorableResponse {
+    body: ResponseBody,
+    storage: Storage,
+    /// The purge-log position of the request.
+    epoch: PurgeEpoch,
+    times: FetchTimes,
+}
+
 impl Fetch<'_> {
     /// Fetches the response and publishes the result to the followers.
     pub async fn run(
@@ -89,11 +98,14 @@ impl Fetch<'_> {
             let decision = if is_ours {
                 self.decide_storage(context, &body, times)?
             } else {
-                Err(Refusal::Other(OTHER_UPSTREAM.into()))
+                StoreDecision::Refuse(Refusal::Other(OTHER_UPSTREAM.into()))
             };
             match decision {
-                Ok(storage) => self.store(context, body, storage, epoch, times, lead),
-                Err(refusal) => {
+                StoreDecision::Store(storage) => {
+                    let fetched = StorableResponse { body, storage, epoch, times };
+                    self.store(context, fetched, lead)
+                }
+                StoreDecision::Refuse(refusal) => {
                     self.mark_uncacheable(status, &refusal);
                     end(lead, FetchOutcome::Pass);
                     if hit::asks_for_part(context) {
@@ -199,12 +211,12 @@ impl Fetch<'_> {
         context: &mut Box<ExchangeContext>,
         body: &ResponseBody,
         times: FetchTimes,
-    ) -> Result<Result<Storage, Refusal>, ChainFailure> {
+    ) -> Result<StoreDecision, ChainFailure> {
         let (worker, stage) = (self.worker, self.miss.stage);
-        let Some(response) = &context.response else { return Ok(Err(Refusal::Status)) };
+        let Some(response) = &context.response else { return Ok(StoreDecision::Refuse(Refusal::Status)) };
         let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
         if !is_whole || response.status.is_informational() || matches!(body, ResponseBody::Switched(_)) {
-            return Ok(Err(Refusal::Status));
+            return Ok(StoreDecision::Refuse(Refusal::Status));
         }
         let needs = stage.needs(worker);
         let decision =
@@ -212,11 +224,11 @@ impl Fetch<'_> {
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
         let refusal = match decision.unwrap_or_else(|| StoreDecision::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             StoreDecision::Store(_) if is_too_long => Refusal::TooLarge,
-            StoreDecision::Store(storage) => return Ok(Ok(storage)),
+            StoreDecision::Store(storage) => return Ok(StoreDecision::Store(storage)),
             StoreDecision::Refuse(refusal) => refusal,
         };
         stage.figures(worker).refused[refusal_index(&refusal)].add(1);
-        Ok(Err(refusal))
+        Ok(StoreDecision::Refuse(refusal))
     }
 
     /// Handles a 304 for the stored response (RFC 9111 §4.3.4).
@@ -247,7 +259,7 @@ impl Fetch<'_> {
         let (store, key) = (&worker.generation.store, &miss.cache_key.key);
         let report = CacheStatus::forwarded(miss.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, outcome) = match storage {
-            Ok(mut storage) => {
+            StoreDecision::Store(mut storage) => {
                 // Hidden tags are not in the stored head, so the old ones stay valid unless the 304 brings new ones.
                 if storage.tags.is_empty() {
                     storage.tags.clone_from(&stale.variant.tags);
@@ -262,7 +274,7 @@ impl Fetch<'_> {
                 miss.stage.figures(worker).stored.add(1);
                 (object.clone(), report.stored(), FetchOutcome::Object(object, epoch))
             }
-            Err(refusal) => {
+            StoreDecision::Refuse(refusal) => {
                 self.mark_uncacheable(StatusCode::NOT_MODIFIED, &refusal);
                 let (content, rules) = (stale.content.clone(), Default::default());
                 let object = StoredResponse::new(VariantInfo::default(), &stored, content, rules, times.received_ms);
@@ -281,12 +293,10 @@ impl Fetch<'_> {
     fn store(
         &self,
         context: &mut Box<ExchangeContext>,
-        body: ResponseBody,
-        storage: Storage,
-        epoch: PurgeEpoch,
-        times: FetchTimes,
+        fetched: StorableResponse,
         lead: Option<FetchLeader>,
     ) -> Response<ResponseBody> {
+        let StorableResponse { body, storage, epoch, times } = fetched;
         let (miss, worker) = (self.miss, self.worker);
         let mut came = take_response(context);
         if !came.headers.contains_key(header::DATE) {
