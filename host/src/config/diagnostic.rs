@@ -258,8 +258,8 @@ impl Source {
     }
 
     /// Returns the position of a byte of the text.
-    pub fn position(&self, at: usize) -> Position {
-        let before = &self.text[..self.text.floor_char_boundary(at)];
+    pub fn position(&self, offset: usize) -> Position {
+        let before = &self.text[..self.text.floor_char_boundary(offset)];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
         Position { line, column: before[line_start..].chars().count() + 1 }

@@ -136,15 +136,15 @@ impl MonitoredSet {
             }
         };
         let names = 0..self.plan.names.len();
-        let look_up = |name| look_up(self.clone(), name, resolver.clone(), looking.clone());
-        names.map(|name| MonitorTask::start(supervise::Task::Lookup, look_up(name))).collect()
+        let look_up = |name_index| look_up(self.clone(), name_index, resolver.clone(), looking.clone());
+        names.map(|name_index| MonitorTask::start(supervise::Task::Lookup, look_up(name_index))).collect()
     }
 
     /// Looks a name up once; returns how long the answer holds.
-    async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
+    async fn look_up(&self, name_index: usize, resolver: &Resolver) -> Result<Duration, String> {
         let turn = async {
-            let Resolved { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
-            self.replace_resolved(name, members);
+            let Resolved { members, lifetime } = self.plan.names[name_index].look_up(resolver).await?;
+            self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
         let found = supervised(supervise::Task::Lookup, turn).await;
@@ -152,15 +152,15 @@ impl MonitoredSet {
     }
 
     /// Replaces the endpoints that a name resolves to.
-    fn replace_resolved(&self, name: usize, members: Vec<EndpointSpec>) {
-        let before = std::mem::replace(&mut self.resolved.borrow_mut()[name], members);
-        if before != self.resolved.borrow()[name] {
+    fn replace_resolved(&self, name_index: usize, members: Vec<EndpointSpec>) {
+        let before = std::mem::replace(&mut self.resolved.borrow_mut()[name_index], members);
+        if before != self.resolved.borrow()[name_index] {
             self.publish();
             let addresses = |members: &[EndpointSpec]| {
                 members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
             };
-            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name]));
-            info!(upstream, name = self.plan.names[name].text(), found, "endpoints found");
+            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name_index]));
+            info!(upstream, name = self.plan.names[name_index].text(), found, "endpoints found");
         }
     }
 
@@ -183,18 +183,18 @@ impl MonitoredSet {
 }
 
 /// Looks a name up over and over. What it stood for stays when it can't be found any more.
-async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
+async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
     let mut looking = Some(looking);
     let mut pause = RETRY;
     loop {
-        let next = match set.look_up(name, &resolver).await {
+        let next = match set.look_up(name_index, &resolver).await {
             Ok(lifetime) => {
                 pause = RETRY;
                 lifetime
             }
             Err(error) => {
-                let kept = set.resolved.borrow()[name].len();
-                let (upstream, name) = (set.live.name(), set.plan.names[name].text());
+                let kept = set.resolved.borrow()[name_index].len();
+                let (upstream, name) = (set.live.name(), set.plan.names[name_index].text());
                 if kept == 0 {
                     let remedy = "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
                     error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");

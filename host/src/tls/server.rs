@@ -109,10 +109,12 @@ fn certificates(
         mistakes.push(CertificateError { place: ServerFilePlace::Certificate(0), message });
     }
     let mut certificates = Vec::new();
-    for (at, files) in files.iter().enumerate() {
+    for (index, files) in files.iter().enumerate() {
         match pem::certified(files, provider) {
             Ok(certificate) => certificates.push(certificate),
-            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| CertificateError::of_certificate(at, fault))),
+            Err(faults) => {
+                mistakes.extend(faults.into_iter().map(|fault| CertificateError::of_certificate(index, fault)))
+            }
         }
     }
     certificates
@@ -152,10 +154,10 @@ impl MinimumVersion {
 // === Mistake ===
 
 impl CertificateError<ServerFilePlace> {
-    fn of_certificate(at: usize, fault: PemError) -> Self {
+    fn of_certificate(index: usize, fault: PemError) -> Self {
         match fault {
-            PemError::Chain(message) => CertificateError { place: ServerFilePlace::Certificate(at), message },
-            PemError::Key(message) => CertificateError { place: ServerFilePlace::Key(at), message },
+            PemError::Chain(message) => CertificateError { place: ServerFilePlace::Certificate(index), message },
+            PemError::Key(message) => CertificateError { place: ServerFilePlace::Key(index), message },
         }
     }
 }
@@ -163,7 +165,7 @@ impl CertificateError<ServerFilePlace> {
 // === Tickets ===
 
 impl Tickets {
-    /// Fails if the system gives no random bytes.
+    /// Creates the tickets; an error if the system provides no random bytes.
     pub fn new() -> Result<Self, rustls::Error> {
         Ticketer::new().map(Tickets)
     }

@@ -51,8 +51,6 @@ pub struct RecordEntry {
     pub size: u64,
 }
 
-type Fields = Vec<(String, Vec<u8>)>;
-
 #[derive(Serialize, Deserialize)]
 struct Record {
     key: Vec<u8>,
@@ -62,8 +60,8 @@ struct Record {
     uri: Option<String>,
     tags: Vec<String>,
     status: u16,
-    fields: Fields,
-    trailers: Option<Fields>,
+    fields: Vec<(String, Vec<u8>)>,
+    trailers: Option<Vec<(String, Vec<u8>)>>,
     lifetime_ms: u64,
     initial_age_ms: u64,
     stale_while_revalidate_ms: u64,
@@ -214,11 +212,11 @@ impl Record {
     }
 }
 
-fn encoded(fields: &HeaderMap) -> Fields {
+fn encoded(fields: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     fields.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().into())).collect()
 }
 
-fn decoded(fields: &Fields) -> Option<HeaderMap> {
+fn decoded(fields: &[(String, Vec<u8>)]) -> Option<HeaderMap> {
     // A file may say anything.
     let mut map = HeaderMap::try_with_capacity(fields.len()).ok()?;
     for (name, value) in fields {
@@ -306,7 +304,7 @@ mod tests {
         assert!(entry.sums.holds(0, b"content") && !entry.sums.holds(0, b"c0ntent") && !entry.sums.holds(1, b""));
     }
 
-    /// Whatever has become of a file, it is what was written, or nothing.
+    /// A damaged file is read as it was written, or not at all.
     #[test]
     fn damaged_record_is_not_read() {
         let content = b"content";
