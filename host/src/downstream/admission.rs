@@ -85,6 +85,15 @@ struct ConnectionCeiling {
     max: usize,
 }
 
+/// The kind of a shortage of room for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shortage {
+    /// The process has as many clients as there are descriptors for.
+    Limit,
+    /// Nearly all descriptors are in use.
+    Descriptors,
+}
+
 /// A connection that was ended by a limit of its listener, for the log.
 struct LimitedConnection<'a> {
     entrance: &'a Entrance,
@@ -168,13 +177,14 @@ impl Admission {
         if !is_scarce && !is_full() {
             return true;
         }
-        self.feel_shortage(&"limit reached", is_scarce, now);
+        let shortage = if is_scarce { Shortage::Descriptors } else { Shortage::Limit };
+        self.record_shortage(&"limit reached", shortage, now);
         self.relieve(now) || !is_full()
     }
 
     /// Evicts connections after the system has refused an accept.
     pub fn record_refusal(&self, error: &dyn Display, now: Instant) {
-        self.feel_shortage(error, true, now);
+        self.record_shortage(error, Shortage::Descriptors, now);
         self.relieve(now);
     }
 
@@ -322,8 +332,8 @@ impl Admission {
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.
-    fn feel_shortage(&self, cause: &dyn Display, is_starved: bool, now: Instant) {
-        if is_starved {
+    fn record_shortage(&self, cause: &dyn Display, kind: Shortage, now: Instant) {
+        if kind == Shortage::Descriptors {
             self.starved_until.store(self.millis(now) + STARVED, Ordering::Relaxed);
         }
         let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);

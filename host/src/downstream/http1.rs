@@ -143,8 +143,9 @@ where
         if let (None, Some((switched, record))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
             let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
-            let spare = self.session.spare_deadline();
-            return ConnectionState::Closing(boxed(|| tunnel::run(io.socket, ahead, switched, idle, spare, record)));
+            let deadline = self.session.spare_deadline();
+            let client = tunnel::TunnelClient { socket: io.socket, ahead, idle, deadline };
+            return ConnectionState::Closing(boxed(|| tunnel::run(client, switched, record)));
         }
         let has_head = self.session.in_head.get() || matches!(refused, Some(RejectedRequest::Malformed(_)));
         if has_head && self.session.rejected_line.borrow().is_empty() {

@@ -724,7 +724,10 @@ fn connect(
     open.is_whole.set(true);
     spawn(Task::Tunnel, async move {
         match client.await {
-            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, record).await,
+            Ok(client) => {
+                let (socket, ahead) = (TokioIo::new(client), Bytes::new());
+                tunnel::run(tunnel::TunnelClient { socket, ahead, idle, deadline }, *switched, record).await;
+            }
             Err(error) => tracing::debug!(%error, "tunnel"),
         }
         drop(open);

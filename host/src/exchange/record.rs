@@ -103,9 +103,14 @@ impl ExchangeRecord {
         self.context = Some(context);
     }
 
-    /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
+    /// Logs why the exchange has failed, unless that is done already, or the client has merely disconnected.
     pub fn log(&self, error: &Error, what: &'static str) {
-        log(error, self.context.as_deref(), what, self.upload.is_abandoned());
+        log(error, self.context.as_deref(), what, self.client_state());
+    }
+
+    /// Returns whether the client gave up within its content.
+    pub fn client_state(&self) -> ClientState {
+        if self.upload.is_abandoned() { ClientState::GaveUp } else { ClientState::Present }
     }
 
     /// Records that the response was cut off within its content.
@@ -149,9 +154,16 @@ impl ExchangeRecord {
     }
 }
 
-/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be
-/// told the id of its request: that is logged, but is no warning.
-pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str, is_abandoned: bool) {
+/// Whether the client of an exchange gave up within its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    Present,
+    GaveUp,
+}
+
+/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and
+/// get the ID of its request: such a failure is logged, but is no warning.
+pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str, client: ClientState) {
     let (route, kind) = (context.map_or(UNROUTED, |context| &*context.route), error.kind.token());
     if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
         return;
@@ -160,7 +172,7 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
     let upstream = context.map(|context| &*context.upstream).filter(|upstream| *upstream != UNROUTED);
     let endpoint = context.and_then(|context| context.endpoint.as_deref());
     let (cause, limit) = (error.causes(), error.limit);
-    if is_abandoned {
+    if client == ClientState::GaveUp {
         tracing::info!(kind, request_id, route, upstream, endpoint, cause, "{what}: its client gave up");
     } else {
         tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");

@@ -19,7 +19,7 @@ const WELL_KNOWN: &[u8] = b".well-known";
 /// system or shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SitePath {
-    /// The decoded bytes; a folder's end with a slash, and those of the root are empty.
+    /// The decoded bytes of the path. Paths of folders end with a slash, and the root's path is empty.
     bytes: Vec<u8>,
 }
 
@@ -33,9 +33,10 @@ impl SitePath {
         while let Some(segment) = segments.next() {
             let begin = bytes.len();
             decode(segment, &mut bytes)?;
-            let (name, is_last, is_first) = (&bytes[begin..], segments.peek().is_none(), begin == 0);
+            let (name, is_last) = (&bytes[begin..], segments.peek().is_none());
+            let level = if begin == 0 { PathLevel::Top } else { PathLevel::Below };
             // Only the end of a folder's path has no name.
-            if name.is_empty() && !is_last || !is_served(name, is_first) {
+            if name.is_empty() && !is_last || !is_served(name, level) {
                 return None;
             }
             if !is_last {
@@ -76,10 +77,18 @@ impl SitePath {
     }
 }
 
+/// The level of a name in a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathLevel {
+    /// The name is at the top of the site.
+    Top,
+    Below,
+}
+
 /// Whether a file or a folder of this name is served. Files whose names begin with a dot are not for clients, such as
 /// `.git` and `.htpasswd`.
-pub fn is_served(name: &[u8], is_top: bool) -> bool {
-    let is_hidden = name.starts_with(b".") && !(is_top && name == WELL_KNOWN);
+pub fn is_served(name: &[u8], level: PathLevel) -> bool {
+    let is_hidden = name.starts_with(b".") && !(level == PathLevel::Top && name == WELL_KNOWN);
     let is_doubtful = |byte: &u8| matches!(byte, b'/' | b'\\') || byte.is_ascii_control();
     !is_hidden && name.len() <= MAX_NAME_BYTES && !name.iter().any(is_doubtful)
 }

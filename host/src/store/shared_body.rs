@@ -49,6 +49,14 @@ struct SharedBodyState {
     writer: Option<Waker>,
 }
 
+/// Whether more of a body will arrive while it is written to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteProgress {
+    Arriving,
+    /// The whole body has arrived.
+    Whole,
+}
+
 /// The way in which received pieces are retained.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Retention {
@@ -170,12 +178,11 @@ impl SharedBody {
         state.file = Some(file);
     }
 
-    /// Returns the next bytes to write with their offset: a block of the given length, or all bytes if they are the
-    /// last.
-    pub fn next_block(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
+    /// Returns the next bytes to write with their offset: a block of the given length, or less at the end of the body.
+    pub fn next_block(&self, block: usize, progress: WriteProgress) -> Option<(u64, Bytes)> {
         let state = self.state();
         let left = (state.bytes - state.written) as usize;
-        if left == 0 || left < block && !is_last {
+        if left == 0 || left < block && progress == WriteProgress::Arriving {
             return None;
         }
         let mut bytes = BytesMut::with_capacity(left.min(block));
@@ -289,7 +296,7 @@ impl SharedBodyState {
         (from < piece.len()).then(|| piece.slice(from..))
     }
 
-    /// Drops what is of no more use in memory.
+    /// Drops the pieces that are not needed in memory any more.
     fn forget(&mut self) {
         let is_wanted = |state: &SharedBodyState, end: u64| match state.keeping {
             Retention::Memory => true,

@@ -15,10 +15,10 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
-use crate::store::disk::UnfinishedFile;
+use crate::store::disk::{UnfinishedFile, WrittenResponse};
 use crate::store::memory_budget::MemoryReservation;
 use crate::store::purge_log::PurgeEpoch;
-use crate::store::shared_body::SharedBody;
+use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
 use crate::telemetry::failure_log::{self, Topic};
@@ -104,7 +104,7 @@ impl StoreWriter {
             return;
         }
         if let WriteTarget::File(spill) = &mut self.into
-            && !spill.write(&self.fill, true).await
+            && !spill.write(&self.fill, WriteProgress::Whole).await
         {
             self.pass();
         }
@@ -116,7 +116,8 @@ impl StoreWriter {
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());
-                spill.finish(self.id, key, self.epoch, object, bytes, trailers).await;
+                let (id, epoch, length) = (self.id, self.epoch, bytes);
+                spill.finish(WrittenResponse { id, key, epoch, object, length, trailers }).await;
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
             WriteTarget::Nowhere => {}
@@ -162,7 +163,7 @@ impl StoreWriter {
             WriteTarget::Nowhere => return,
         }
         let goes_on = match &mut self.into {
-            WriteTarget::File(spill) => spill.write(&self.fill, false).await,
+            WriteTarget::File(spill) => spill.write(&self.fill, WriteProgress::Arriving).await,
             WriteTarget::Memory | WriteTarget::Nowhere => false,
         };
         if !goes_on {

@@ -22,12 +22,12 @@ use crate::system::files;
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
 pub struct OpenFile {
-    file: File,
-    sums: Sums,
-    length: u64,
-    trailers: Option<HeaderMap>,
-    filed: Arc<DiskEntry>,
-    disk: Weak<Disk>,
+    pub(super) file: File,
+    pub(super) sums: Sums,
+    pub(super) length: u64,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) filed: Arc<DiskEntry>,
+    pub(super) disk: Weak<Disk>,
 }
 
 /// A reader of the blocks of an open file.
@@ -41,17 +41,6 @@ pub struct BlockReader {
 }
 
 impl OpenFile {
-    pub fn new(
-        file: File,
-        sums: Sums,
-        length: u64,
-        trailers: Option<HeaderMap>,
-        filed: Arc<DiskEntry>,
-        disk: Weak<Disk>,
-    ) -> Self {
-        OpenFile { file, sums, length, trailers, filed, disk }
-    }
-
     /// Returns the length of the content, in bytes.
     pub fn length(&self) -> u64 {
         self.length

@@ -143,13 +143,13 @@ async fn body_in_a_file_is_read_from_the_file() {
         let piece = vec![at as u8; 7];
         all.extend(&piece);
         fill.push(piece.into());
-        while let Some((offset, block)) = fill.next_block(64, false) {
+        while let Some((offset, block)) = fill.next_block(64, WriteProgress::Arriving) {
             file.write_all_at(&block, offset).unwrap();
             fill.set_written(offset + block.len() as u64);
         }
         assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
     }
-    let (offset, block) = fill.next_block(64, true).unwrap();
+    let (offset, block) = fill.next_block(64, WriteProgress::Whole).unwrap();
     assert!(block.len() < 64);
     // The last block isn't written any more.
     fill.pass();
