@@ -41,8 +41,7 @@ use crate::assemble::admin::AdminSettings;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
-use crate::config::load::Files;
-use crate::config::manifest::Manifest;
+use crate::config::load::{Files, ManifestFile};
 use crate::config::spanned::Spanned;
 use crate::config::structure::LeftOut;
 use crate::generation::Generation;
@@ -261,18 +260,13 @@ impl Assembler {
 
 impl Assembler {
     /// Returns the number of workers of a generation. A reload doesn't change it.
-    fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> usize {
+    fn workers(&mut self, files: &[ManifestFile]) -> usize {
         *self.workers.get_or_insert_with(|| instances::workers(files))
     }
 }
 
 impl<'a> Assembly<'a> {
-    fn new(
-        assembly: &'a mut Assembler,
-        files: &[(Arc<Source>, Manifest)],
-        problems: Diagnostics,
-        left_out: LeftOut,
-    ) -> Self {
+    fn new(assembly: &'a mut Assembler, files: &[ManifestFile], problems: Diagnostics, left_out: LeftOut) -> Self {
         let reach = Reach::of(files, &left_out);
         Assembly {
             assembly,
@@ -296,17 +290,17 @@ impl<'a> Assembly<'a> {
 
 impl Assembly<'_> {
     /// Returns how long a stop waits for exchanges.
-    fn drain(&mut self, files: &[(Arc<Source>, Manifest)]) -> Duration {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.drain_timeout.as_ref()?)));
+    fn drain(&mut self, files: &[ManifestFile]) -> Duration {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.drain_timeout.as_ref()?)));
         named.map_or(DRAIN, |(source, text)| self.duration(source, Some(text), DRAIN))
     }
 
     /// Reserves the places for instances, except those for bodies.
-    fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    fn reserve(&mut self, files: &[ManifestFile]) {
         let wanted = instances::places(files, self.assembly.workers(files));
         match (self.assembly.runtime.places().reserve_for_generation(wanted), files.first()) {
             (Ok(reserved), _) => self.reserved = Some(reserved),
-            (Err(shortage), Some((source, _))) => self.problems.of_file(source, shortage.to_string()),
+            (Err(shortage), Some(file)) => self.problems.of_file(&file.source, shortage.to_string()),
             (Err(_), None) => {}
         }
     }

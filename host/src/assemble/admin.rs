@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::addresses::{Address, ManifestPlace};
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{AdminTable, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::AdminTable;
 use crate::config::spanned::Spanned;
 
 /// The settings of the admin listeners.
@@ -79,10 +80,10 @@ impl AdminToken {
 
 impl Assembly<'_> {
     /// The settings of the admin listeners.
-    pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminSettings {
-        let manifest = files.first().filter(|(source, _)| source.is_file);
-        let manifest = manifest.and_then(|(source, _)| std::path::absolute(&source.path).ok());
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
+    pub(super) fn admin(&mut self, files: &[ManifestFile]) -> AdminSettings {
+        let manifest = files.first().filter(|file| file.source.is_file);
+        let manifest = manifest.and_then(|file| std::path::absolute(&file.source.path).ok());
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?)));
         let Some((source, admin)) = named else {
             return AdminSettings { address: AdminAddress::Default, token: None, manifest };
         };
@@ -93,8 +94,8 @@ impl Assembly<'_> {
     }
 
     /// Reports an admin address that a listener uses.
-    pub(super) fn admin_apart(&mut self, files: &[(Arc<Source>, Manifest)], listener: &Address, text: &str) {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?.address.as_ref()?)));
+    pub(super) fn admin_apart(&mut self, files: &[ManifestFile], listener: &Address, text: &str) {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?.address.as_ref()?)));
         let Some((source, admin)) = named else { return };
         if Address::parse(admin.get_ref()).is_ok_and(|admin| admin.overlaps(listener)) {
             let message = format!(
@@ -152,8 +153,8 @@ impl Assembly<'_> {
 }
 
 /// Returns the place of the admin listener's address; `None` if the manifest has none.
-pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> {
-    let (source, admin) = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)))?;
+pub(super) fn place(files: &[ManifestFile]) -> Option<ManifestPlace> {
+    let (source, admin) = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?)))?;
     Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
 }
 

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use crate::config::load::ManifestFile;
 use crate::config::spanned::Spanned;
 
 use super::{Assembly, beside, units};
 use crate::body::buffer_space::BufferLimits;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, RouteTable, SizeOrOff};
+use crate::config::manifest::{RouteTable, SizeOrOff};
 use crate::generation::{BufferedContent, RequestBuffer};
 
 /// The default memory: room for one large body of each of many clients.
@@ -24,8 +25,8 @@ const REQUEST: u64 = 1 << 20;
 
 impl Assembly<'_> {
     /// Returns the limits of bodies that wait for a slow peer.
-    pub(super) fn buffer_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> BufferLimits {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.buffers.as_ref()?)));
+    pub(super) fn buffer_limits(&mut self, files: &[ManifestFile]) -> BufferLimits {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.buffers.as_ref()?)));
         let default = || BufferLimits { memory: MEMORY as u64, disk: DISK as u64, folder: std::env::temp_dir().into() };
         let Some((source, buffers)) = named else { return default() };
         let memory = self.bytes(source, buffers.memory.as_ref(), MEMORY);

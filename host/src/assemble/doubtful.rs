@@ -22,11 +22,13 @@ impl Assembly<'_> {
         let problems = &mut self.problems;
         warn_of_circles(problems, files);
         warn_of_templates(problems, files);
-        for (source, route) in files.iter().flat_map(|(source, file)| file.route.iter().map(move |one| (source, one))) {
+        for (source, route) in
+            files.iter().flat_map(|file| file.manifest.route.iter().map(move |one| (&file.source, one)))
+        {
             warn_of_route(problems, source, route.get_ref());
         }
         for (source, upstream) in
-            files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
+            files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
             let is_draining =
                 |endpoint: &EndpointEntry| matches!(endpoint, EndpointEntry::Table(table) if table.draining);
@@ -51,10 +53,10 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, w
 /// Warns of endpoints that are listeners of the same manifest. These are no errors, because a plugin may change a
 /// request so that another route matches when it arrives again.
 fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
-    let listeners = files.iter().flat_map(|(_, file)| &file.listener);
+    let listeners = files.iter().flat_map(|file| &file.manifest.listener);
     let listeners: Vec<Address> =
         listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
-    let upstreams = files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)));
+    let upstreams = files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)));
     for (source, endpoint) in
         upstreams.flat_map(|(source, upstream)| upstream.endpoints.iter().map(move |one| (source, one)))
     {
@@ -72,13 +74,13 @@ fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
 
 /// Warns of variables of nginx in the templates of the plugin `headers`, which don't replace them.
 fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
-    for (source, file) in files {
-        let inline = file.route.iter().flat_map(|route| &route.get_ref().plugins);
+    for ManifestFile { source, manifest } in files {
+        let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
         let inline = inline.filter_map(|plugin| match plugin.get_ref() {
             PluginRef::Inline(plugin) => Some(&**plugin),
             PluginRef::Name(_) => None,
         });
-        let plugins = file.plugin.values().chain(inline);
+        let plugins = manifest.plugin.values().chain(inline);
         for plugin in plugins.filter(|plugin| plugin.r#use.get_ref() == "headers") {
             warn_of_template(problems, source, plugin);
         }

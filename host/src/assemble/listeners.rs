@@ -10,7 +10,8 @@ use tokio_rustls::TlsAcceptor;
 use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::context::edit_check::field_name;
 use crate::generation::listener::{ClientLimits, Listener, SendLimits};
@@ -55,11 +56,11 @@ const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Assembly<'_> {
     /// The listeners by their addresses; the first file is the manifest itself.
-    pub(super) fn listeners(&mut self, files: &[(Arc<Source>, Manifest)]) -> HashMap<Arc<str>, Arc<Listener>> {
+    pub(super) fn listeners(&mut self, files: &[ManifestFile]) -> HashMap<Arc<str>, Arc<Listener>> {
         let mut listeners = HashMap::new();
         let mut known: Vec<(Address, String)> = Vec::new();
         for (source, listener) in
-            files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one)))
+            files.iter().flat_map(|file| file.manifest.listener.iter().map(move |one| (&file.source, one)))
         {
             let (address, span) = (listener.address.get_ref().as_str(), listener.address.span());
             let parsed = match Address::parse(address) {
@@ -85,8 +86,8 @@ impl Assembly<'_> {
             known.push((parsed, source.location(&span)));
             listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
         }
-        let has_none = files.iter().all(|(_, file)| file.listener.is_empty()) && !self.left_out.has_any("listener");
-        if let (Some((source, _)), true) = (files.first(), has_none) {
+        let has_none = files.iter().all(|file| file.manifest.listener.is_empty()) && !self.left_out.has_any("listener");
+        if let (Some(ManifestFile { source, .. }), true) = (files.first(), has_none) {
             let message = "no listener: add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
             self.problems.at(source, 0..0, message);
         }
@@ -393,11 +394,9 @@ pub(super) fn certificate_files(source: &Source, files: &manifest::Certificate) 
 }
 
 /// Returns the addresses in order, so that the log of a start is always the same.
-pub(super) fn addresses(
-    files: &[(Arc<Source>, Manifest)],
-    listeners: &HashMap<Arc<str>, Arc<Listener>>,
-) -> Vec<ListenerAddress> {
-    let named = files.iter().flat_map(|(source, file)| file.listener.iter().map(move |listener| (source, listener)));
+pub(super) fn addresses(files: &[ManifestFile], listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<ListenerAddress> {
+    let named =
+        files.iter().flat_map(|file| file.manifest.listener.iter().map(move |listener| (&file.source, listener)));
     let address = |(source, listener): (&Arc<Source>, &manifest::ListenerTable)| {
         let (text, known) = listeners.get_key_value(listener.address.get_ref().as_str())?;
         let place = ManifestPlace { source: source.clone(), span: listener.address.span() };

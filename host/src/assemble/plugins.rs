@@ -8,7 +8,8 @@ use super::plugin_values::{complaint_message, failure_message};
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
-use crate::config::manifest::{self, Manifest, PluginRef};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
@@ -97,9 +98,9 @@ impl Assembler {
 
 impl Assembly<'_> {
     /// Configures the plugins that the manifest names.
-    pub(super) fn bind_all(&mut self, files: &[(Arc<Source>, Manifest)]) {
-        for (source, file) in files {
-            for (name, plugin) in &file.plugin {
+    pub(super) fn bind_all(&mut self, files: &[ManifestFile]) {
+        for ManifestFile { source, manifest } in files {
+            for (name, plugin) in &manifest.plugin {
                 let binding = self.bind(source, name.get_ref(), plugin);
                 if self.named.insert(name.get_ref().clone(), binding).is_some() {
                     let message = format!(

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::path_regex::Paths;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest, OtherPath};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self, OtherPath};
 use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::generation::Route;
@@ -37,16 +38,16 @@ impl Assembly<'_> {
     /// Returns the routes of the manifest, with their router; `None` if two routes are equal.
     pub(super) fn routes(
         &mut self,
-        files: &[(Arc<Source>, Manifest)],
+        files: &[ManifestFile],
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let common = self.common_maintenance(files);
         let mut are_sound = !self.left_out.has_any("route");
         let listeners: Vec<&str> =
-            files.iter().flat_map(|(_, file)| &file.listener).map(|one| one.address.get_ref().as_str()).collect();
+            files.iter().flat_map(|file| &file.manifest.listener).map(|one| one.address.get_ref().as_str()).collect();
         for (source, route) in
-            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
+            files.iter().flat_map(|file| file.manifest.route.iter().map(move |route| (&file.source, route)))
         {
             let before = self.problems.count();
             let matching = self.matching(source, route.get_ref(), &listeners);
@@ -75,12 +76,13 @@ impl Assembly<'_> {
     }
 
     /// Checks that a manifest without routes needs none: all its listeners redirect to HTTPS.
-    fn check_needs_no_route(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    fn check_needs_no_route(&mut self, files: &[ManifestFile]) {
         let redirects = |listener: &manifest::ListenerTable| {
             listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.get_ref().port().is_some())
         };
-        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
-        if let (Some((source, _)), true) = (files.first(), needs_route && !self.left_out.has_any("route")) {
+        let needs_route = !files.iter().flat_map(|file| &file.manifest.listener).all(redirects);
+        let is_missing = needs_route && !self.left_out.has_any("route");
+        if let (Some(ManifestFile { source, .. }), true) = (files.first(), is_missing) {
             let message = "no route: add `[[route]]` with `upstream = \"app\"`";
             self.problems.at(source, 0..0, message);
         }

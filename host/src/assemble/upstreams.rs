@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::generation::Upstream;
 use crate::generation::ids::{ById, PluginId, UpstreamId};
@@ -27,12 +28,12 @@ impl Assembly<'_> {
     /// Returns the upstreams of the manifest, with the index of each by its name.
     pub(super) fn upstreams(
         &mut self,
-        files: &[(Arc<Source>, Manifest)],
+        files: &[ManifestFile],
     ) -> (ById<UpstreamId, Upstream>, HashMap<Arc<str>, UpstreamId>) {
         let mut upstreams = ById::default();
         let mut upstream_ids = HashMap::new();
-        for (source, file) in files {
-            for (name, upstream) in &file.upstream {
+        for ManifestFile { source, manifest } in files {
+            for (name, upstream) in &manifest.upstream {
                 let made = self.upstream(source, name, upstream);
                 let upstream_name = made.name.clone();
                 if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {

@@ -17,7 +17,10 @@ use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
 /// A file of the manifest, as text and as parsed.
-pub type ManifestFile = (Arc<Source>, Manifest);
+pub struct ManifestFile {
+    pub source: Arc<Source>,
+    pub manifest: Manifest,
+}
 
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]
@@ -39,7 +42,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Files, Diagnostics
         return Err(files.problems);
     };
     let patterns = manifest.include.clone();
-    files.list.push((source.clone(), manifest));
+    files.list.push(ManifestFile { source: source.clone(), manifest });
     files.include(path, &source, &patterns);
     files.find_values_of_endpoints();
     Ok(files)
@@ -60,7 +63,7 @@ impl Files {
     /// when their upstream is assembled, which reports their errors.
     fn find_values_of_endpoints(&mut self) {
         let mut found = Diagnostics::new(self.problems.references.environment());
-        for (source, manifest) in &self.list {
+        for ManifestFile { source, manifest } in &self.list {
             let folder = source.path.parent().unwrap_or(Path::new(""));
             let named = manifest.upstream.values().flat_map(|upstream| &upstream.endpoints);
             for file in named.filter_map(|endpoint| endpoint.get_ref().file()) {
@@ -118,7 +121,7 @@ impl Files {
                     self.problems.at(&included, further.span(), message);
                 }
                 bytes += included.text.len();
-                self.list.push((included, manifest));
+                self.list.push(ManifestFile { source: included, manifest });
             }
         }
     }
@@ -142,7 +145,7 @@ pub fn parse(name: &str, text: String, environment: &Environment) -> Result<File
     let (manifest, left_out) = understood(&source, &mut files.problems);
     files.left_out.extend(left_out);
     let Some(manifest) = manifest else { return Err(files.problems) };
-    files.list.push((source, manifest));
+    files.list.push(ManifestFile { source, manifest });
     Ok(files)
 }
 
