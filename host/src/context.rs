@@ -62,7 +62,7 @@ pub struct ExchangeContext {
     pub content: ContentLength,
     /// The limit of the request's content, in bytes; `None` before a plugin or the route has set one.
     pub max_body: Option<u64>,
-    /// The notes that plugins have set.
+    /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     /// The counts of what plugins have added to the exchange.
     pub added: Added,
@@ -180,7 +180,7 @@ pub enum ReceivedRequest {
     Unparsed(Bytes),
 }
 
-/// A request line, with the other fields of the access log.
+/// A request line, and what the access log shows besides.
 #[derive(Debug)]
 pub struct RequestLine {
     pub method: http::Method,

@@ -251,7 +251,7 @@ pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
     if is_connect { RequestLine { method: Method::CONNECT, ..line } } else { line }
 }
 
-/// Runs the request hooks, up to the end of the chain or to a plugin or cache that responds.
+/// Takes a request through the chain, to its end or to where it is answered.
 fn down(
     worker: &WorkerState,
     route: &Route,

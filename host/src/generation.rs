@@ -537,7 +537,7 @@ impl Generation {
         of_route.or_else(|| self.error_pages.get(status))
     }
 
-    /// Gives the store the limits of this generation.
+    /// Gives the store what it may take from now on.
     pub fn resize_store(&self) {
         self.store.resize(&self.store_limits);
     }

@@ -227,7 +227,7 @@ fn ensure_whole(is_whole: bool) -> io::Result<()> {
 // === Examination ===
 
 impl Examination {
-    /// Checks a configuration by the component's schema, and passes it to the component.
+    /// Checks a configuration by the component's schema, and has the component take it.
     pub fn check(&mut self, config: &str, limits: InstanceLimits) -> Result<ConfigVerdict, LoadFailure> {
         let child = match &mut self.place {
             LoadPlace::Here(examiner) => return Ok(examiner.check(config, limits)),

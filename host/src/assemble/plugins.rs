@@ -25,8 +25,7 @@ use crate::system::files;
 /// configurations.
 const MAX_CHILDREN: usize = 4;
 
-/// The maximum number of components that break their limits before the rest is not tried any more, because each takes
-/// its time.
+/// Components that may break their limits before the rest is not tried any more: each takes its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
 
 /// The reason why a plugin can't be used with a configuration.
@@ -430,7 +429,7 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns the digest of a configuration with the limits of its plugin.
+/// A configuration with the limits of who is to accept it, as a digest.
 fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
     *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()

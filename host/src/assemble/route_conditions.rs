@@ -199,7 +199,7 @@ pub fn query_name(name: &str) -> Option<String> {
     query(name)
 }
 
-/// Returns the reason why no request has this name or value of a query parameter; `None` if requests can have it.
+/// Why no request has such a name or value of a query parameter.
 pub fn query(text: &str) -> Option<String> {
     if text.contains("${") {
         return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
@@ -210,7 +210,7 @@ pub fn query(text: &str) -> Option<String> {
     escaped(text).map(|escaped| format!("parameter that no request has: `{text}`; write `{escaped}`"))
 }
 
-/// Escapes bytes that are not allowed in a URI (RFC 3986 §2.1); `None` if there is no such byte.
+/// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
 fn escaped(text: &str) -> Option<String> {
     let is_fit = |byte: &u8| byte.is_ascii_graphic();
     if text.bytes().all(|byte| is_fit(&byte)) {

@@ -454,7 +454,7 @@ impl UploadRate {
         self.deadline.clear();
     }
 
-    /// Returns the limit that the client has met, for content that is pending.
+    /// For content that is pending: the limit that the client has met.
     fn exceeded_limit(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));

@@ -59,8 +59,8 @@ impl Files {
         Files { problems: Diagnostics::new(environment), ..Files::default() }
     }
 
-    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read
-    /// when their upstream is assembled, which reports their errors.
+    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read when
+    /// their upstream is made, which reports the mistakes in them.
     fn find_values_of_endpoints(&mut self) {
         let mut found = Diagnostics::new(self.problems.references.environment());
         for ManifestFile { source, manifest } in &self.list {

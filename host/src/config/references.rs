@@ -216,7 +216,7 @@ impl References {
     }
 }
 
-// === DocumentResolver ===
+// === Resolver ===
 
 /// The resolution of one document.
 struct DocumentResolver<'a> {

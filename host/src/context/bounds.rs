@@ -118,7 +118,7 @@ pub const METRICS: usize = 64;
 /// The maximum length of the name of a metric, in bytes.
 pub const METRIC_NAME: usize = 64;
 
-/// The maximum number of random bytes in one call: they take about a tenth of a millisecond.
+/// Bytes of random numbers in one call: they take about a tenth of a millisecond.
 pub const RANDOM: u64 = 64 << 10;
 
 /// The maximum number of bytes of one write to standard output or error, as WASI defines it.

@@ -161,7 +161,7 @@ fn carry_out(
     Ok(())
 }
 
-/// Sets `Host` without the default port of the scheme, as clients do (RFC 9110 §4.2.3).
+/// Sets `Host` without the port of the scheme, as that of a client is (RFC 9110 §4.2.3).
 fn set_host(host: HeaderValue, context: &mut ExchangeContext) -> Result<(), EditError> {
     let port = if context.is_secure() { 443 } else { 80 };
     let shorter = match authority::normal(host.as_bytes(), Some(port)) {

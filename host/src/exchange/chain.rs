@@ -71,7 +71,7 @@ impl ChainPosition {
         ChainPosition(route.chain.len())
     }
 
-    /// Returns the next position down the chain.
+    /// The next position down the chain.
     pub fn next(self) -> Self {
         ChainPosition(self.0 + 1)
     }
@@ -138,8 +138,8 @@ pub fn down(
     Ok(RequestHooks::Forward)
 }
 
-/// Runs the response hooks of a range of plugins, upwards. Returns the content that a plugin has put in place of the
-/// response's; `None` if none has.
+/// Runs the response hooks of some plugins, given by their places in the chain, upwards; one may put another content in
+/// place.
 pub fn up(
     worker: &WorkerState,
     route: &Route,
@@ -219,7 +219,7 @@ fn apply_plan(
     Ok(())
 }
 
-/// Makes the edits of a request, either all or none.
+/// Makes the edits to a request, all or none.
 fn apply_edits(
     worker: &WorkerState,
     configured: &ConfiguredPlugin,
@@ -245,7 +245,7 @@ fn apply_edits(
     Ok(())
 }
 
-/// Begins the body filters of a body, in the order in which it passes them: down the chain for a request, up for the
+/// The plugins that a body of a known or unknown length passes on its way: down the chain for a request, up for the
 /// response.
 fn begin_body_filters(
     worker: &WorkerState,
@@ -315,8 +315,8 @@ pub fn begin_request_filters(
     Ok(Vec::new())
 }
 
-/// Returns the content of a response, transformed by the body filters of a range of plugins. Content that plugins or
-/// the proxy made is not transformed; files are not made by the proxy.
+/// The content of a response, through those of some plugins that transform it. What plugins and the proxy made
+/// themselves passes as it is; files are not made by the proxy.
 pub fn filter_body(
     worker: &WorkerState,
     route: &Route,

@@ -186,7 +186,7 @@ impl Body for FilteredUpload {
     }
 }
 
-/// Passes a piece of the source through all stages.
+/// Takes what the source gave through all stages.
 fn pass(
     stages: &mut [BodyFilter],
     frame: Option<Frame<Bytes>>,

@@ -64,9 +64,9 @@ impl Reply {
     }
 }
 
-/// Passes a response through the response hooks of the plugins whose request hooks have run. Every response to a
-/// request with a route passes here, whatever made the response. A failure of a plugin is a response too, for the
-/// plugins above it.
+/// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
+/// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
+/// plugins above.
 pub fn respond(
     worker: &WorkerState,
     route_id: RouteId,
@@ -105,7 +105,7 @@ pub fn respond(
     }
 }
 
-/// Passes a response up the chain from a position.
+/// Takes a response up the chain from a position.
 fn ascend(
     worker: &WorkerState,
     route: &Route,

@@ -19,7 +19,7 @@ pub struct Listener {
     pub tls: Option<TlsAcceptor>,
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
-    /// The rules about which fields name the client.
+    /// Whose word about the client is taken.
     pub client: client_address::ClientAddressRules,
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,

@@ -22,7 +22,7 @@ pub struct RouteMatch {
     pub methods: Vec<http::Method>,
     /// The fields that a request must have, each with its value; `None` for any value.
     pub fields: Vec<(http::HeaderName, Option<String>)>,
-    /// The query parameters that a request must have, each with its value; `None` for any value.
+    /// All of these query parameters, likewise.
     pub query: Vec<(String, Option<String>)>,
 }
 

@@ -104,7 +104,7 @@ impl Examiner {
         Ok((Examiner { plugin: Arc::new(plugin), about: about.clone(), schema: None, seal }, about))
     }
 
-    /// Checks a configuration by the schema, and passes it to a fresh instance.
+    /// Checks a configuration by the schema, and has a fresh instance take it.
     pub fn check(&mut self, config: &str, limits: PluginLimits) -> ConfigVerdict {
         let refusal = self.check_by_schema(config);
         refusal.unwrap_or_else(|| self.configure(config, limits))

@@ -20,7 +20,7 @@ pub fn join(pieces: &[Bytes]) -> Bytes {
     system::allocate(pieces).unwrap_or_else(|| pieces.concat().into())
 }
 
-/// The fallback for kernels without memfd: all bytes are copied.
+/// The fallback for kernels without such files: all bytes are copied.
 #[cfg(not(target_os = "linux"))]
 mod elsewhere {
     use std::io;

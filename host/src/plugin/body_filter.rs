@@ -129,7 +129,7 @@ impl BodyFilter {
         self.exchange = Some(exchange);
     }
 
-    /// Logs and counts a failure of this plugin. A body that is too long is no failure.
+    /// Logs and counts a failure of this plugin. A body that is too long is none.
     pub fn record_failure(&self, error: &BodyFilterError) {
         let hook = if self.side == MessageSide::Request { "request-body" } else { "response-body" };
         match error {

@@ -14,7 +14,7 @@ pub struct BodyPermit {
     _place: Option<ReservedInstances>,
 }
 
-/// The number of bodies at a time for which a plugin has reserved places. Further bodies use free places.
+/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_BODIES: u32 = 32;
 
 impl BodyPermit {

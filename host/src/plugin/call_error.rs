@@ -52,7 +52,7 @@ impl PluginFailure {
         }
     }
 
-    /// Returns the error of wasmtime, if the guest has met one.
+    /// The error of wasm, where the guest has met one.
     pub fn error(&self) -> Option<&wasmtime::Error> {
         match self {
             PluginFailure::Wasm(error) | PluginFailure::Deadline(error) | PluginFailure::Memory(error) => Some(error),

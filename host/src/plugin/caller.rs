@@ -273,8 +273,8 @@ impl PluginCaller {
         instance.set_budget(Duration::MAX);
     }
 
-    /// Returns the CPU time beyond which a call is late even if it has returned: its limit, the ticks by which the
-    /// limit is kept, and the host's part in slow builds.
+    /// Returns the CPU time beyond which a call is late though it has returned: its limit, the ticks by which the limit is
+    /// kept, and the host's part where that is slow.
     fn longest_call(&self) -> Duration {
         (self.configured.limits.cpu + TICK * 2).saturating_mul(SLOWNESS)
     }

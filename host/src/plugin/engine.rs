@@ -1,4 +1,4 @@
-//! The engine for plugins that can't wait: the features that it allows, and how components are loaded.
+//! The engine for plugins that can't wait: what it allows, and how components get into it.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -33,7 +33,7 @@ const MARGIN: u32 = 8;
 /// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
 
-/// The maximum of a plugin's limit of bodies, each of which holds an instance.
+/// No plugin's limit of bodies can be higher: each body holds an instance.
 pub const MAX_BODIES: u32 = 4096;
 
 /// The maximum of a plugin's memory limit.
@@ -68,7 +68,7 @@ pub struct Plugin {
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) imports_exchange: bool,
-    /// The places of the plugin's instances.
+    /// The places of its instances.
     pub(super) places: Arc<InstanceLimit>,
     imports: Vec<String>,
     /// The beginning of the component's digest.
@@ -244,7 +244,7 @@ impl Plugin {
         format!("{described} {}", self.digest).trim_start().into()
     }
 
-    /// Returns the hooks that the component exports.
+    /// The hooks that it has.
     pub fn hooks(&self) -> Vec<&'static str> {
         let hooks = [
             ("request-filter", self.request_filter.is_some()),
@@ -264,7 +264,7 @@ impl Plugin {
         self.instance.component().serialize().ok()
     }
 
-    /// Returns the interfaces that the component imports.
+    /// The interfaces that it imports.
     pub fn imports(&self) -> &[String] {
         &self.imports
     }

@@ -64,7 +64,7 @@ pub struct Instance {
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
-    /// The edits of responses that the balancer has declared.
+    /// The edits for responses that its balancer has declared.
     response_edits: Vec<Arc<[Edit]>>,
     /// The count of the instance among those of its version.
     pub(super) counted: Option<InstanceCount>,

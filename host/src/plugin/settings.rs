@@ -30,12 +30,12 @@ pub struct CacheInputs {
     pub tells_key: bool,
 }
 
-/// The form in which a plugin gets bodies.
+/// How a plugin takes bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyMode {
-    /// The plugin gets the body chunk by chunk.
+    /// Chunk by chunk.
     Streamed,
-    /// The plugin gets the whole body, up to this number of bytes.
+    /// Whole, up to so many bytes.
     Buffered(u64, OverLimit),
 }
 
@@ -50,8 +50,7 @@ pub enum OverLimit {
 /// instances that others need.
 const DEFAULT_BODIES: u32 = 256;
 
-/// The multiple of a call's limit that making and configuring an instance may take off the workers, where no request
-/// waits.
+/// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
 pub(super) const SETUP_TIME_FACTOR: u32 = 20;
 
 /// The kind of a hook.

@@ -1,6 +1,6 @@
 //! Everything that workers and generations share about one version of a configured plugin: instances made ahead, the
 //! breaker, and counts. A version is a component with a name, a configuration, limits and an isolation; a reload that
-//! changes none of these keeps the whole version.
+//! changes none of them keeps all of this.
 //!
 //! Locks here are taken when an instance is lost or made, not by calls that find their worker's instance in its slot.
 #![expect(

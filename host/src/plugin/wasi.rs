@@ -1,5 +1,5 @@
-//! The part of WASI that a sandbox without rights may have: clocks, random numbers, and an output that is logged. No
-//! function waits, and every call is bounded in size, because the clock that ends calls does not run in the host.
+//! WASI, as far as a sandbox without rights may have it: clocks, random numbers, an output that goes to the log. Nothing
+//! here waits, and every call is bounded in size: the clock that ends calls stands still in the host.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};

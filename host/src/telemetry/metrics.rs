@@ -183,7 +183,7 @@ impl Registry {
 }
 
 impl CallRejection {
-    /// All reasons why calls are rejected, in the order of their declaration.
+    /// All reasons, in the order of their declaration.
     pub const ALL: [CallRejection; 4] =
         [CallRejection::Share, CallRejection::Breaker, CallRejection::Instance, CallRejection::Bodies];
 

@@ -1,5 +1,3 @@
-//! Native tests of the plugin `request-id`.
-
 use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{ConfigError, Response};
 use serde_json::{Value, json};
