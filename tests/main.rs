@@ -59,3 +59,4 @@ mod tunnels;
 mod unread;
 mod upstreams;
 mod whole_bodies;
+mod without_content;

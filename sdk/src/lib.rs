@@ -67,6 +67,7 @@ pub mod log;
 pub mod metrics;
 pub mod path;
 pub mod percent;
+pub mod pointer;
 mod setup;
 pub mod testing;
 pub mod token;

@@ -15,6 +15,7 @@ const GUESTS: &[&str] = &[
     "test-loading",
     "test-misbehave",
     "test-noisy",
+    "test-overrides",
     "test-policy",
 ];
 

@@ -1,7 +1,7 @@
-//! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
+//! The assembly of an upstream's list of endpoints: addresses, names to look up, and files with more endpoints.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -198,7 +198,13 @@ impl Assembly<'_> {
 
     fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
         let meant = meant(text).filter(|meant| meant != text);
-        let meant = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        let meant = match meant {
+            Some(meant) => format!("did you mean `{meant}`? "),
+            None if text.contains("[fe80") && text.contains('%') => {
+                "the zone of an address is the number of its interface, as in `[fe80::1%2]:8000`; ".into()
+            }
+            None => String::new(),
+        };
         let message = format!(
             "invalid endpoint: `{text}`; {meant}expected `127.0.0.1:8000`, `https://app.internal:443` or `unix:/path`, or a \
              table such as {{ dns = \"app.internal:8000\" }} or {{ srv = \"_http._tcp.app.internal\" }}"
@@ -288,8 +294,8 @@ fn identity(socket_name: &SocketName, text: &str) -> String {
 
 fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    // A zone of IPv6 names an interface of this machine; a dot at the end says that the name is whole.
-    let is_zoned = host.starts_with('[') && host.ends_with(']') && host.contains('%');
+    // A zone of IPv6 is the number of an interface; a dot at the end says that the name is whole.
+    let is_zoned = host.contains('%') && text.parse::<SocketAddrV6>().is_ok();
     let is_host = is_name(host.strip_suffix('.').unwrap_or(host)) || is_literal(host) || is_zoned;
     let port = port.parse().ok().filter(|port| *port > 0)?;
     is_host.then_some((host, port))
@@ -299,7 +305,7 @@ fn is_service(text: &str) -> bool {
     text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
 }
 
-/// Returns the address that is probably meant by one that has a path, or no port.
+/// Returns the address that is probably meant by an address with a path, or without a port.
 fn meant(text: &str) -> Option<String> {
     let (scheme, rest) = scheme(text);
     let address = rest.split(['/', '?']).next().filter(|_| !rest.starts_with("unix:"))?;
@@ -331,10 +337,21 @@ mod tests {
 
     #[test]
     fn endpoints_have_a_port_or_a_path() {
-        for good in ["127.0.0.1:80", "[::1]:80", "app.internal:8000", "unix:/run/app.sock"] {
+        for good in ["127.0.0.1:80", "[::1]:80", "[fe80::1%2]:80", "app.internal:8000", "unix:/run/app.sock"] {
             assert!(socket_name(good).is_some(), "{good}");
         }
-        for bad in ["127.0.0.1", "::1:80", ":80", "a:0", "a:99999", "ftp://a:80", "unix:relative"] {
+        for bad in [
+            "[fe80::1%eth0]:80",
+            "[%]:80",
+            "[::1%]:80",
+            "127.0.0.1",
+            "::1:80",
+            ":80",
+            "a:0",
+            "a:99999",
+            "ftp://a:80",
+            "unix:relative",
+        ] {
             assert!(socket_name(bad).is_none(), "{bad}");
         }
     }

@@ -19,7 +19,8 @@ use super::spanned::Spanned;
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
     /// Reads further files, in the order of these patterns, then of their names. `*` stands for any characters, in the
-    /// last part of a path only. Included files include no files.
+    /// last part of a path only; names that begin with a dot are left out, unless the pattern begins with one. Included
+    /// files include no files.
     ///
     /// Type: list of paths. Default: none. Example: `["sites/*.toml"]`.
     pub include: Vec<Spanned<String>>,
@@ -730,7 +731,7 @@ pub struct EndpointTable {
 }
 
 impl EndpointEntry {
-    /// Whether it says nothing but a file.
+    /// Whether the entry has only the key `file`.
     pub fn is_file_alone(&self) -> bool {
         let EndpointEntry::Table(table) = self else { return false };
         let EndpointTable { address, dns, srv, file, weight, tier, zone, draining } = &**table;
@@ -794,7 +795,8 @@ pub struct RouteTable {
     /// Type: table of texts. Default: none. Example: `{ X-Version = "2", X-Debug = "*" }`.
     #[serde(default)]
     pub fields: BTreeMap<Spanned<String>, String>,
-    /// The query parameters; the request has all of them, each with this value. `"*"` is any value.
+    /// The query parameters; the request has all of them, each with this value. `"*"` is any value. Escapes of letters,
+    /// digits, `-`, `.`, `_` and `~` in a request match those characters; `+` is no space.
     ///
     /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]

@@ -19,7 +19,7 @@ use super::serde_messages::hint;
 use crate::system::files;
 use crate::system::printable::one_line;
 
-/// The environment of the process, as it was at the start. Clones share it.
+/// The environment of the process, as it was at the start. All clones share one copy.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(Arc<HashMap<OsString, OsString>>);
 
@@ -65,17 +65,17 @@ const KINDS: [&str; 3] = ["env", "file", "credential"];
 /// The variable by which systemd names the folder of credentials.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// How to write a dollar and a brace that are no reference.
+/// The hint for texts with a dollar and a brace that are no reference.
 const ESCAPE: &str = "write `$${` for the text `${`";
 
 /// The meaning of `${…}` without a kind, by the key that a string belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Braces {
-    /// `${…}` is a mistake.
+    /// `${…}` is an error.
     Unknown,
     /// `${…}` may have a meaning for the plugin that the configuration is for.
     OfPlugin,
-    /// `${…}` stands for a group of a regular expression, where `$$` is a dollar.
+    /// `${…}` is a group of a regular expression, and `$$` is a dollar.
     OfRegex,
 }
 
@@ -90,7 +90,7 @@ enum StringPart<'a> {
     },
     /// `${…}` without a kind.
     Bare(&'a str),
-    /// A `${` without its `}`, and whether a kind follows it.
+    /// A `${` without its `}`, with whether a kind of reference follows it.
     Unclosed(&'a str, bool),
 }
 
@@ -111,7 +111,7 @@ impl Environment {
 // === References ===
 
 impl References {
-    /// Returns references of which none is resolved yet.
+    /// Returns an empty set of references for a manifest, of which none is resolved yet.
     pub fn new(environment: &Environment) -> Self {
         References { environment: environment.clone(), ..References::default() }
     }
@@ -124,6 +124,19 @@ impl References {
     /// Returns the files that references name, whether they exist or not.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.read.keys()
+    }
+
+    /// Returns the files that references in a text name, whether they exist or not. The text isn't parsed: comments count
+    /// too, and a path is taken as it is written.
+    pub fn files_named_in(&self, text: &str, folder: &Path) -> Vec<PathBuf> {
+        let named = |part: StringPart<'_>| match part {
+            StringPart::Reference { kind: "file", name, .. } if !name.is_empty() => Some(folder.join(name)),
+            StringPart::Reference { kind: "credential", name, .. } => {
+                self.environment.variable(CREDENTIALS).map(|folder| Path::new(folder).join(name))
+            }
+            _ => None,
+        };
+        text.lines().flat_map(|line| parts(line, Braces::Unknown)).filter_map(named).collect()
     }
 
     /// Replaces the references in the strings of a document; paths are relative to `folder`. `text` is the text of the
@@ -216,7 +229,7 @@ impl References {
     }
 }
 
-// === DocumentResolver ===
+// === Resolver ===
 
 /// The resolution of one document.
 struct DocumentResolver<'a> {
@@ -400,6 +413,18 @@ mod tests {
             }
         }
         Ok(string(document.get_ref()))
+    }
+
+    #[test]
+    fn files_that_a_text_names_are_found_without_parsing_it() {
+        let text = "# `${` begins one\naddress = \"${file:port}:${file:/run/b}\"\nzone = \"$${file:no} ${env:NAME}\"\n\
+                    dns = '${credential:c}'\n";
+        let found = references().files_named_in(text, Path::new("/etc"));
+        assert_eq!(found, [Path::new("/etc/port"), Path::new("/run/b")]);
+        let variables = [("CREDENTIALS_DIRECTORY", "/run/credentials")];
+        let environment = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let found = References::new(&environment).files_named_in(text, Path::new("/etc"));
+        assert_eq!(found[2], Path::new("/run/credentials/c"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A plugin bound to a configuration: what it declared, checked once.
+//! A plugin with its configuration: its declarations, checked once.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +23,10 @@ use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
 pub struct ConfiguredPlugin {
-    /// How the manifest names it.
+    /// The name of the plugin in the manifest.
     pub name: Arc<str>,
     pub(super) limits: PluginLimits,
-    /// The log of its failures and lines.
+    /// The log of the plugin's failures and lines.
     pub(super) reporter: Arc<FailureReporter>,
     /// The part that all workers and generations share.
     pub supply: Arc<PluginVersion>,
@@ -34,27 +34,28 @@ pub struct ConfiguredPlugin {
     pub on_error: OnError,
     /// The lifetime of an instance.
     pub isolation: Isolation,
-    /// The edit plans that its hooks can name.
+    /// The edit plans that the plugin's hooks can name.
     pub plans: Vec<EditPlan>,
-    /// How requests pass it.
+    /// The handling of requests by the plugin.
     pub request: Hook,
-    /// How responses pass it.
+    /// The handling of responses by the plugin.
     pub response: Hook,
-    /// Values for its balancer.
+    /// The values that the plugin's balancer gets.
     pub balancer: Vec<ValueName>,
-    /// The value of which its balancer gets the hash.
+    /// The value whose hash the plugin's balancer gets.
     pub balancer_key: Option<ValueName>,
-    /// The inputs of its cache policy; `None` if it has none.
+    /// The inputs of the plugin's cache policy; `None` if the plugin is no cache.
     pub cache: Option<CacheInputs>,
-    /// Values for its observer; none if it doesn't observe.
+    /// The values that the plugin's observer gets; `None` if the plugin has no observer.
     pub observer: Option<Vec<ValueName>>,
-    /// How often its timer is called; none if it has none.
+    /// The interval of the plugin's timer; `None` if the plugin has no timer.
     pub timer: Option<Duration>,
-    /// How it takes request bodies; none if it doesn't.
+    /// How the plugin receives request bodies; `None` if it has no hook for them.
     pub request_body: Option<BodyInputs>,
-    /// How it takes response bodies; none if it doesn't.
+    /// How the plugin receives response bodies; `None` if it has no hook for them.
     pub response_body: Option<BodyInputs>,
-    /// The plugin's own metrics on each worker, which last as long as this; locked when an instance is made.
+    /// The plugin's own metrics on each worker, which last as long as the configured plugin; locked when an instance is
+    /// made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
 
@@ -73,7 +74,7 @@ pub struct PluginConfig {
     pub isolation: Isolation,
 }
 
-/// A configuration that the plugin, or the host, can't take.
+/// A configuration that the plugin or the host rejects.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
     #[error("{0}")]
@@ -84,7 +85,7 @@ pub enum ConfigureError {
     Refused(#[from] EditError),
 }
 
-/// Names a refused declaration.
+/// Returns the name of a declaration that was rejected.
 fn what(refused: &EditError) -> String {
     match refused {
         EditError::Many { .. } => refused.to_string(),
@@ -123,7 +124,7 @@ impl PluginConfig {
 }
 
 impl ConfiguredPlugin {
-    /// Configures a first instance, and so learns what the plugin needs.
+    /// Configures a first instance, and records the declarations of the plugin.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
         let supply = versions.of(&config.plugin, &config.name, &config.config, config.limits, config.isolation);
         let lines = supply.recipe.lines.clone();
@@ -200,7 +201,7 @@ impl ConfiguredPlugin {
         })
     }
 
-    /// Returns the plugin's own metrics, as a worker has them.
+    /// Returns the plugin's own metrics on a worker.
     pub(super) fn figures(&self, worker_metrics: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
@@ -272,24 +273,24 @@ impl ConfiguredPlugin {
         self.request_body.iter().chain(&self.response_body)
     }
 
-    /// Whether bodies pass through it.
+    /// Whether bodies pass through the plugin.
     fn takes_bodies(&self) -> bool {
         self.bodies().next().is_some()
     }
 
-    /// Whether bodies pass through it chunk by chunk, each of which holds an instance.
+    /// Whether bodies pass through the plugin chunk by chunk, each of which holds an instance.
     pub fn transforms_bodies(&self) -> bool {
         self.bodies().any(|inputs| inputs.ability.streams)
     }
 
-    /// Whether it has anything to do in a chain, though with this configuration it may do nothing.
+    /// Whether the plugin can act in a chain, though with this configuration it may do nothing.
     pub fn is_in_chains(&self) -> bool {
         let has = |hook: &Hook| !matches!(hook, Hook::Absent);
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
     }
 
-    /// Whether it can choose endpoints.
+    /// Whether the plugin can choose endpoints.
     pub fn is_balancer(&self) -> bool {
         self.supply.recipe.plugin.balancer.is_some()
     }

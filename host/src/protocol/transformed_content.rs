@@ -33,8 +33,8 @@ pub fn ask(fields: &mut HeaderMap, rules: ContentRules) {
         fields.remove(header::RANGE);
         fields.remove(header::IF_RANGE);
     }
-    if !rules.takes_coded && fields.contains_key(header::ACCEPT_ENCODING) {
-        // In place of all lines: a list may come in several (RFC 9110 §5.3).
+    if !rules.takes_coded {
+        // In place of all lines: a list may come in several (RFC 9110 §5.3). Without any, each coding is acceptable (§12.5.3).
         fields.insert(header::ACCEPT_ENCODING, IDENTITY);
     }
 }

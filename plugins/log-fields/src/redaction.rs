@@ -32,7 +32,7 @@ impl std::str::FromStr for Redaction {
             _ => None,
         };
         redaction.ok_or_else(|| {
-            format!("there is no redaction `{text}`; write `hash`, `first 4`, `last 4` (up to {MAX_SHOWN}), `present` or `none`")
+            format!("unknown redaction: `{text}`; expected `hash`, `first 4`, `last 4` (up to {MAX_SHOWN}), `present` or `none`")
         })
     }
 }

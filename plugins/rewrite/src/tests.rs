@@ -1,3 +1,5 @@
+//! Native tests of the plugin `rewrite`.
+
 use plugway_sdk::testing::{Harness, Outcome, Request};
 use serde_json::{Value, json};
 
@@ -294,7 +296,7 @@ fn mistakes_are_named_with_their_place() {
         (json!({ "map": "/a b" }), "/map", "expected a path"),
         (json!({ "map": "/a /../b" }), "/map", "dot segment"),
         (json!({ "map": "/a /b\n/a /c" }), "/map", "line 2: `/a` is in line 1 already"),
-        (json!({ "map": "/a?b /b" }), "/map", "is no path"),
+        (json!({ "map": "/a?b /b" }), "/map", "invalid path: `/a?b`"),
         (json!({ "map": "/a//b /b" }), "/map", "empty segment"),
         (json!({ "map": "/caf\u{e9} /b" }), "/map", "percent-encoded"),
         (json!({ "map": "/%e9 /b" }), "/map", "upper-case digits"),

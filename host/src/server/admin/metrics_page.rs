@@ -28,7 +28,6 @@ pub fn metrics(admin: &Admin) -> String {
     bytes(&mut out, &routes);
     durations(&mut out, &routes);
     plugin_calls(&mut out, &admin.registry.plugins());
-    plugin_logs(&mut out, &generation);
     plugins::metrics(&mut out, admin, &generation);
     plugin_metrics(&mut out, admin);
     connections::metrics(&mut out, &generation.listeners);
@@ -114,21 +113,6 @@ fn plugin_calls(out: &mut String, plugins: &ByName<PluginMetrics>) {
     for (name, figures) in plugins {
         let seconds = sum(figures, |f| &f.nanoseconds) as f64 / 1e9;
         line(out, "plugway_plugin_seconds_total", &[("plugin", name)], seconds);
-    }
-}
-
-/// Writes the number of log lines that plugins have lost.
-fn plugin_logs(out: &mut String, generation: &Generation) {
-    let dropped = "plugway_plugin_log_dropped_total";
-    family(out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
-    // Several routes may use one plugin, each with its own configuration.
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    generation
-        .bindings
-        .iter()
-        .for_each(|configured| *sums.entry(&configured.name).or_default() += configured.dropped_lines());
-    for (name, count) in sums {
-        line(out, dropped, &[("plugin", name)], count as f64);
     }
 }
 
