@@ -38,9 +38,6 @@ struct DueHook {
     gathered: Option<u64>,
 }
 
-/// The body hooks that are due for a message, in the order of the chain.
-type DueHooks = SmallVec<[DueHook; 4]>;
-
 /// Returns the body hooks of some plugins that are due for a message: by the decision of the plugin's head hook, or else as
 /// the plugin declared. What the plugin doesn't take passes it.
 fn due(
@@ -49,7 +46,7 @@ fn due(
     plugins: Range<usize>,
     side: MessageSide,
     context: &ExchangeContext,
-) -> DueHooks {
+) -> SmallVec<[DueHook; 4]> {
     let hook = |(place, plugin_id): (usize, &PluginId)| {
         let inputs = worker.generation.bindings[*plugin_id].body(side)?;
         let mode = context.bodies.of(side, place).unwrap_or(inputs.mode);
@@ -72,11 +69,11 @@ fn due(
 /// lets the content pass.
 fn able(
     worker: &WorkerState,
-    hooks: DueHooks,
+    hooks: SmallVec<[DueHook; 4]>,
     side: MessageSide,
     context: &ExchangeContext,
-) -> Result<DueHooks, ChainFailure> {
-    let mut able = DueHooks::new();
+) -> Result<SmallVec<[DueHook; 4]>, ChainFailure> {
+    let mut able = SmallVec::new();
     for hook in hooks {
         let DueHook { place, plugin_id, .. } = hook;
         let configured = &worker.generation.bindings[plugin_id];
@@ -160,7 +157,7 @@ pub struct BodyPassage<B> {
 struct PassageHooks {
     side: MessageSide,
     /// The hooks, in the order in which the content passes them.
-    due: DueHooks,
+    due: SmallVec<[DueHook; 4]>,
     /// The place in `due` of the next one that is to begin.
     next: usize,
     /// The hooks that have begun.
@@ -191,7 +188,7 @@ enum Decision {
 }
 
 impl<B: PassingContent> BodyPassage<B> {
-    fn new(side: MessageSide, due: DueHooks, content: B) -> Self {
+    fn new(side: MessageSide, due: SmallVec<[DueHook; 4]>, content: B) -> Self {
         BodyPassage { hooks: PassageHooks { side, due, next: 0, stages: Vec::new() }, content }
     }
 

@@ -68,6 +68,10 @@ impl Guest for Loading {
             response_plan: None,
             request_body: None,
             response_body: None,
+            request_body_values: Vec::new(),
+            response_body_values: Vec::new(),
+            request_content: None,
+            response_content: None,
             timer_interval_ms: None,
         })
     }
