@@ -329,31 +329,37 @@ impl Forwarding {
             ResponseSource::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
             ResponseSource::Late(late) => {
                 let responded = late.take().map_or_else(Responded::nothing, Responded::Later);
-                return responded.settle(worker, timers, record).await;
+                return boxed(|| responded.settle(worker, timers, record)).await;
             }
         };
-        let mut upstream_id = upstream_id;
-        if sending.passage.is_some() {
-            let here = Destination { upstream: Some(upstream_id), ..destination };
-            match boxed(|| pass_body_hooks(sending, worker, here, timers, context)).await {
-                Ok(chosen) => upstream_id = chosen.unwrap_or(upstream_id),
-                Err(reply) => {
-                    record.upload.end();
-                    let (context, reply) = (record.take_context(), Reply { bypassed: bypassed.take(), ..*reply });
-                    return respond(worker, destination.route, context, reply, record)
-                        .settle(worker, timers, record)
-                        .await;
+        let route_id = destination.route;
+        let responded = 'responded: {
+            let mut upstream_id = upstream_id;
+            if sending.passage.is_some() {
+                let here = Destination { upstream: Some(upstream_id), ..destination };
+                match boxed(|| pass_body_hooks(sending, worker, here, timers, context)).await {
+                    Ok(chosen) => upstream_id = chosen.unwrap_or(upstream_id),
+                    Err(reply) => {
+                        record.upload.end();
+                        let (context, reply) = (record.take_context(), Reply { bypassed: bypassed.take(), ..*reply });
+                        break 'responded respond(worker, route_id, context, reply, record);
+                    }
                 }
             }
+            let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
+            if let Ok(Ok(_)) = forwarded {
+                record.response_started();
+            }
+            let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
+            let reply = reply_of_target(&worker.generation.routes[route_id], received, bypassed);
+            let context = record.take_context();
+            respond(worker, route_id, context, reply.of_upstream(), record)
+        };
+        match responded {
+            Responded::Now(response) => response,
+            // Boxed, as exchanges that wait here are few.
+            Responded::Later(late) => boxed(|| Responded::Later(late).settle(worker, timers, record)).await,
         }
-        let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
-        if let Ok(Ok(_)) = forwarded {
-            record.response_started();
-        }
-        let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
-        let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
-        let context = record.take_context();
-        respond(worker, destination.route, context, reply.of_upstream(), record).settle(worker, timers, record).await
     }
 }
 
