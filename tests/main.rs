@@ -57,3 +57,4 @@ mod transformed;
 mod tunnels;
 mod unread;
 mod upstreams;
+mod waiting;

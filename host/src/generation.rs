@@ -32,6 +32,7 @@ use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 use crate::generation::router::Router;
 use crate::generation::target::Target;
 use crate::generation::uri_rules::UriRules;
+use crate::net::deadline::Clock;
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
@@ -44,6 +45,7 @@ use crate::plugin::time_share::Shares;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
+use crate::system::supervise::{Task, spawn};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
 use crate::tls::validity::DatedCertificate;
@@ -196,6 +198,8 @@ struct Timer {
     next: Cell<Instant>,
     /// Calls that failed in a row.
     failures: Cell<u32>,
+    /// Whether a call that may wait is under way.
+    is_under_way: Cell<bool>,
 }
 
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
@@ -303,7 +307,11 @@ impl WorkerState {
         filters.dedup();
         filters.retain(|binding| generation.bindings[*binding].needs_instance());
         for binding in filters {
-            self.filters[binding].fill(self.guards[binding].make_instance(None).await?);
+            let (guard, instance) = (&self.guards[binding], self.guards[binding].make_instance(None).await?);
+            match generation.bindings[binding].waits() {
+                true => guard.keep_waiting(instance),
+                false => self.filters[binding].fill(instance),
+            }
         }
         for (upstream, view) in generation.upstreams.iter().zip(self.upstreams.iter()) {
             let Some(binding) = upstream.balancer else { continue };
@@ -330,19 +338,46 @@ impl WorkerState {
     }
 
     /// Calls the timers whose interval has passed.
-    pub fn tick(&self, now: Instant) {
+    pub fn tick(self: &Rc<Self>, clock: &Rc<Clock>) {
+        let now = clock.now();
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
-        for timer in self.timers.iter().filter(|timer| timer.next.get() <= now) {
+        self.guards.iter().for_each(|guard| guard.sweep_waiting(now));
+        for (index, timer) in self.timers.iter().enumerate().filter(|(_, timer)| timer.next.get() <= now) {
             let called = match timer.whose {
+                TimerOwner::Filter if self.generation.bindings[timer.binding].waits() => {
+                    self.spawn_timer(index, clock);
+                    continue;
+                }
                 TimerOwner::Filter => self.call(timer.binding, Instance::timer),
                 TimerOwner::Balancer(upstream) => self.call_balancer(upstream, Instance::timer),
             };
-            let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
-            timer.failures.set(failures);
-            timer.next.set(now + timer.interval.max(backoff(failures)));
-            if let Err(failure) = called {
-                self.record_plugin_failure(timer.binding, "timer", &failure, None);
-            }
+            self.settle_timer(timer, called, now);
+        }
+    }
+
+    /// Calls a timer that may wait, in a task of its own. The next call is due an interval after the end of this one.
+    fn spawn_timer(self: &Rc<Self>, index: usize, clock: &Rc<Clock>) {
+        if self.timers[index].is_under_way.replace(true) {
+            return;
+        }
+        // The task ends with `limits.call-time` at the latest; until then the generation keeps its instances.
+        let (worker, clock, in_chain) = (self.clone(), clock.clone(), self.enter_chain());
+        spawn(Task::Timer, async move {
+            let (timer, [step]) = (&worker.timers[index], clock.deadlines());
+            let call = async |instance: &mut Instance| instance.timer_waiting().await;
+            let called = worker.guards[timer.binding].call_waiting(&step, call).await;
+            worker.settle_timer(timer, called, clock.now());
+            timer.is_under_way.set(false);
+            drop(in_chain);
+        });
+    }
+
+    fn settle_timer(&self, timer: &Timer, called: Result<(), PluginFailure>, now: Instant) {
+        let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
+        timer.failures.set(failures);
+        timer.next.set(now + timer.interval.max(backoff(failures)));
+        if let Err(failure) = called {
+            self.record_plugin_failure(timer.binding, "timer", &failure, None);
         }
     }
 
@@ -429,7 +464,8 @@ fn backoff(failures: u32) -> Duration {
 fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     let timer = |whose, binding: PluginId| {
         let interval = generation.bindings[binding].timer?;
-        Some(Timer { whose, binding, interval, next: Cell::new(now + interval), failures: Cell::new(0) })
+        let (next, failures, is_under_way) = (Cell::new(now + interval), Cell::new(0), Cell::new(false));
+        Some(Timer { whose, binding, interval, next, failures, is_under_way })
     };
     let in_chains = |binding: &PluginId| generation.routes.iter().any(|route| route.chain.contains(binding));
     let filters = generation.bindings.ids().filter(in_chains);

@@ -65,6 +65,7 @@ mod hooks;
 pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod passwords;
 pub mod path;
 pub mod percent;
 mod setup;

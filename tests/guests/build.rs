@@ -15,6 +15,7 @@ const GUESTS: &[&str] = &[
     "test-misbehave",
     "test-noisy",
     "test-policy",
+    "test-waiting",
 ];
 
 fn main() {

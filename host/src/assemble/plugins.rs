@@ -15,14 +15,17 @@ use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
-use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, Plugin};
+use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
 use crate::plugin::settings::ConfigErrors;
-use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::plugin::settings::{Isolation, OnError, PluginLimits, WaitingLimits};
 use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
 const MAX_CHILDREN: usize = 4;
+
+/// Calls that a plugin may have queued: each holds a request, as a connection to an endpoint would.
+const MAX_QUEUED_CALLS: usize = 65_536;
 
 /// Components that may break their limits before the rest is not tried any more: each takes its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
@@ -148,11 +151,9 @@ impl Assembly<'_> {
         let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
-                let wanted = if configured.takes_bodies() {
-                    instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))
-                } else {
-                    0
-                };
+                let workers = self.assembly.workers.unwrap_or(1);
+                let of_bodies = if configured.takes_bodies() { instances::of_bodies(limits, workers) } else { 0 };
+                let wanted = of_bodies + if configured.waits() { instances::of_waiting_calls(limits) } else { 0 };
                 let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
                 if let Some(Err(shortage)) = extended {
                     self.problems.at(source, use_span, shortage.to_string());
@@ -380,7 +381,19 @@ impl Assembly<'_> {
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
         let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
         let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MAX_BODIES as usize) as u32;
-        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
+        let waiting = self.waiting_limits(source, limits);
+        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, waiting }
+    }
+
+    fn waiting_limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> WaitingLimits {
+        let defaults = WaitingLimits::default();
+        let (calls, queued) = (defaults.calls as usize, defaults.queued as usize);
+        WaitingLimits {
+            calls: self.count(source, limits.waiting_calls.as_ref(), calls, MAX_WAITING_CALLS as usize) as u32,
+            queued: self.count(source, limits.queued_calls.as_ref(), queued, MAX_QUEUED_CALLS) as u32,
+            queue_time: self.duration(source, limits.queue_time.as_ref(), defaults.queue_time),
+            call_time: self.duration(source, limits.call_time.as_ref(), defaults.call_time),
+        }
     }
 
     fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnErrorValue>>) -> OnError {

@@ -1085,7 +1085,7 @@ pub struct PluginTable {
 
 /// The limits of a configured plugin.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginLimitsTable {
     /// The linear memory of an instance, from `64 KiB` to `256 MiB`.
     ///
@@ -1104,6 +1104,25 @@ pub struct PluginLimitsTable {
     ///
     /// Type: number. Default: `256`.
     pub bodies: Option<Spanned<usize>>,
+    /// The most calls under way at a time, over all workers, of a plugin whose hooks may wait, from 1 to 1000. Each of
+    /// them has an instance to itself. The plugin has places for 32 of them, whatever others do; more take places that
+    /// are free.
+    ///
+    /// Type: number. Default: `256`.
+    pub waiting_calls: Option<Spanned<usize>>,
+    /// The most calls that are queued beyond `waiting-calls`, over all workers, from 1 to 65536; further calls are not
+    /// made.
+    ///
+    /// Type: number. Default: `1024`.
+    pub queued_calls: Option<Spanned<usize>>,
+    /// The longest time that a call is queued; then it is not made.
+    ///
+    /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
+    pub queue_time: Option<Spanned<String>>,
+    /// The longest time of a call that may wait, with all that the call waits for.
+    ///
+    /// Type: duration. Default: `"10s"`. Example: `"2s"`.
+    pub call_time: Option<Spanned<String>>,
 }
 
 /// The effect of a failed call as the manifest writes it.

@@ -4,17 +4,22 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
-use super::{ConnectionInfo, chain, error_response, read_ahead, record};
+use super::waiting::WaitingHook;
+use super::{ConnectionInfo, Timers, chain, error_response, read_ahead, record};
+use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
-use crate::exchange::chain::{ChainFailure, ChainPosition};
+use crate::exchange::chain::{ChainFailure, ChainPosition, ResponseHooks};
 use crate::exchange::forward::Received;
 use crate::exchange::intercept::{complete, intercept};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
 use crate::generation::{Route, WorkerState};
+use crate::net::boxed::boxed;
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::FilterVerdict;
 use crate::protocol::hop_by_hop;
 
 /// A request that its connection rejects before it is routed.
@@ -64,18 +69,47 @@ impl Reply {
     }
 }
 
+/// The result of taking a response up the chain.
+pub enum Responding {
+    /// The response is ready for the client.
+    Ready(Response<ResponseBody>),
+    /// A plugin's response hook may wait: [`Ascent::finish`] takes the response further. The record has the context.
+    Waiting(Box<Ascent>),
+}
+
+/// A response on its way up the chain, below a plugin whose response hook may wait.
+pub struct Ascent {
+    route_id: RouteId,
+    /// The position just above the plugin.
+    at: ChainPosition,
+    body: ResponseBody,
+    /// The content that a plugin has put in place of the body; `None` if none has.
+    content: Option<Vec<u8>>,
+    /// The status that the response came with.
+    came: StatusCode,
+    /// The position that the response goes up from.
+    depth: ChainPosition,
+    bypassed: Option<Box<BypassedCache>>,
+}
+
+/// The result of taking a response up from one position.
+enum Ascended {
+    Top(Response<ResponseBody>),
+    Waiting(Box<Ascent>),
+}
+
 /// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
 /// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
 /// plugins above.
 pub fn respond(
     worker: &WorkerState,
     route_id: RouteId,
-    mut context: Box<ExchangeContext>,
+    context: Box<ExchangeContext>,
     reply: Reply,
     record: &mut ExchangeRecord,
-) -> Response<ResponseBody> {
+) -> Responding {
     let route = &worker.generation.routes[route_id];
-    let Reply { mut received, mut depth, mut bypassed, maker } = reply;
+    let Reply { mut received, depth, bypassed, maker } = reply;
     record.begin_response(route_id, depth);
     received = match maker {
         Maker::Upstream if !route.intercept.is_empty() => {
@@ -84,6 +118,18 @@ pub fn respond(
         Maker::Plugin => received.map(|received| complete(received, &context, route_id, worker)),
         Maker::Upstream | Maker::Proxy => received,
     };
+    respond_from(worker, route_id, context, Reply { received, depth, bypassed, maker }, record)
+}
+
+/// Takes a response, or the one to a failure, up the chain.
+fn respond_from(
+    worker: &WorkerState,
+    route_id: RouteId,
+    mut context: Box<ExchangeContext>,
+    reply: Reply,
+    record: &mut ExchangeRecord,
+) -> Responding {
+    let Reply { mut received, mut depth, mut bypassed, .. } = reply;
     loop {
         let response = match received {
             Ok(response) => response,
@@ -92,11 +138,15 @@ pub fn respond(
                 fail(&error, status, worker, &context, record).into()
             }
         };
-        match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
-            Ok(response) => {
+        match ascend(worker, route_id, response, depth, &mut bypassed, &mut context) {
+            Ok(Ascended::Top(response)) => {
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
-                return response;
+                return Responding::Ready(response);
+            }
+            Ok(Ascended::Waiting(ascent)) => {
+                record.set_route(route_id, context);
+                return Responding::Waiting(ascent);
             }
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
             // position itself, and a failure has none.
@@ -105,25 +155,147 @@ pub fn respond(
     }
 }
 
+impl Responding {
+    /// Returns the response once all hooks have run.
+    pub async fn finish(
+        self,
+        worker: &WorkerState,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        match self {
+            Responding::Ready(response) => response,
+            Responding::Waiting(ascent) => boxed(|| ascent.finish(worker, timers, record)).await,
+        }
+    }
+}
+
+impl Ascent {
+    /// Waits for the hook of the plugin, and takes the response up to the client.
+    pub async fn finish(
+        self: Box<Self>,
+        worker: &WorkerState,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        let (route_id, mut ascent) = (self.route_id, self);
+        let route = &worker.generation.routes[route_id];
+        loop {
+            let at = ascent.at;
+            let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+            let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Response };
+            let verdict = timers.total.until_met(hook.call(context, &timers.idle)).await;
+            let mut context = record.take_context();
+            let ascended = match verdict {
+                Ok(verdict) => ascent.resume(worker, route, verdict, &mut context),
+                Err(_) => Err((ChainFailure::new(timers.late(), at), ascent.bypassed.take())),
+            };
+            let responding = match ascended {
+                Ok(Ascended::Top(response)) => {
+                    record.status = response.status().as_u16();
+                    record.set_route(route_id, context);
+                    return response;
+                }
+                Ok(Ascended::Waiting(next)) => {
+                    record.set_route(route_id, context);
+                    Responding::Waiting(next)
+                }
+                Err((failed, bypassed)) => {
+                    let reply = Reply { bypassed, ..Reply::new(Err(failed), at) };
+                    respond_from(worker, route_id, context, reply, record)
+                }
+            };
+            match responding {
+                Responding::Ready(response) => return response,
+                Responding::Waiting(next) => ascent = next,
+            }
+        }
+    }
+
+    /// Takes the verdict of the plugin, and takes the response up from there. An error has the bypassed cache, if that is
+    /// above.
+    fn resume(
+        mut self: Box<Self>,
+        worker: &WorkerState,
+        route: &Route,
+        verdict: Result<FilterVerdict, PluginFailure>,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<Ascended, (ChainFailure, Option<Box<BypassedCache>>)> {
+        let mut bypassed = self.bypassed.take();
+        let replaced = chain::accept_response_verdict(worker, route, self.at, verdict, context);
+        let hooks = replaced.and_then(|replaced| {
+            self.content = replaced.or(self.content.take());
+            run_response_hooks(worker, route, self.at, &mut bypassed, context)
+        });
+        match hooks {
+            Ok(hooks) => self.settle(worker, route, hooks, &mut bypassed, context).map_err(|failed| (failed, bypassed)),
+            Err(failed) => Err((failed, bypassed)),
+        }
+    }
+
+    /// Finishes the response once all response hooks have run.
+    fn settle(
+        mut self: Box<Self>,
+        worker: &WorkerState,
+        route: &Route,
+        hooks: ResponseHooks,
+        bypassed: &mut Option<Box<BypassedCache>>,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<Ascended, ChainFailure> {
+        match hooks {
+            ResponseHooks::Wait { at, content } => {
+                self.content = content.or(self.content.take());
+                (self.at, self.bypassed) = (at, bypassed.take());
+                Ok(Ascended::Waiting(self))
+            }
+            ResponseHooks::Done(content) => {
+                let content = content.or(self.content.take());
+                let Ascent { body, came, depth, .. } = *self;
+                finish_response(worker, route, depth, context, content, body, came).map(Ascended::Top)
+            }
+        }
+    }
+}
+
 /// Takes a response up the chain from a position.
 fn ascend(
     worker: &WorkerState,
-    route: &Route,
+    route_id: RouteId,
     received: Received,
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Response<ResponseBody>, ChainFailure> {
+) -> Result<Ascended, ChainFailure> {
+    let route = &worker.generation.routes[route_id];
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
     let came = parts.status;
     read_ahead::allow(worker, route, context, &parts.headers, &body);
     context.response = Some(parts);
     chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
-    let body = match run_response_hooks(worker, route, depth, bypassed, context)? {
-        Some(content) => ResponseBody::Full(Bytes::from(content)),
-        None => body,
-    };
+    match run_response_hooks(worker, route, depth, bypassed, context)? {
+        ResponseHooks::Done(content) => {
+            finish_response(worker, route, depth, context, content, body, came).map(Ascended::Top)
+        }
+        ResponseHooks::Wait { at, content } => {
+            let bypassed = bypassed.take();
+            Ok(Ascended::Waiting(Box::new(Ascent { route_id, at, body, content, came, depth, bypassed })))
+        }
+    }
+}
+
+/// Makes the response to the client, once all response hooks have run: `body`, or the content that a plugin has put in its
+/// place.
+fn finish_response(
+    worker: &WorkerState,
+    route: &Route,
+    depth: ChainPosition,
+    context: &mut Box<ExchangeContext>,
+    content: Option<Vec<u8>>,
+    body: ResponseBody,
+    came: StatusCode,
+) -> Result<Response<ResponseBody>, ChainFailure> {
+    let body = content.map_or(body, |content| ResponseBody::Full(Bytes::from(content)));
     let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
     let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
     // What is dropped resets its stream.
@@ -152,19 +324,23 @@ fn run_response_hooks(
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Option<Vec<u8>>, ChainFailure> {
+) -> Result<ResponseHooks, ChainFailure> {
     let Some(cache) = bypassed.take_if(|cache| cache.depth() < depth) else {
         return chain::up(worker, route, depth.plugins(), context);
     };
     let at = cache.depth();
-    let below = chain::up(worker, route, depth.range_below(at.next()), context);
-    let Ok(below) = below else {
-        *bypassed = Some(cache);
-        return below;
+    let below = match chain::up(worker, route, depth.range_below(at.next()), context) {
+        Ok(ResponseHooks::Done(content)) => content,
+        ended => {
+            *bypassed = Some(cache);
+            return ended;
+        }
     };
     cache.on_response(worker, route, context);
-    let above = chain::up(worker, route, at.plugins(), context)?;
-    Ok(above.or(below))
+    Ok(match chain::up(worker, route, at.plugins(), context)? {
+        ResponseHooks::Done(above) => ResponseHooks::Done(above.or(below)),
+        ResponseHooks::Wait { at, content } => ResponseHooks::Wait { at, content: content.or(below) },
+    })
 }
 
 /// The response to a request that is rejected before it is routed.
@@ -187,8 +363,19 @@ pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response
     let context = record.take_context();
     match record.route() {
         Some(route_id) => {
-            let failed = ChainFailure::new(error, record.depth);
-            respond(&worker, route_id, context, Reply::new(Err(failed), record.depth), record)
+            let (kind, depth) = (error.kind, record.depth);
+            let failed = ChainFailure::new(error, depth);
+            match respond(&worker, route_id, context, Reply::new(Err(failed), depth), record) {
+                Responding::Ready(response) => response,
+                // No future is at hand here that could wait: the client gets the error without the plugins above.
+                Responding::Waiting(_) => {
+                    let context = record.take_context();
+                    let error = Error::new(kind, "a plugin whose hook may wait was passed over").mark_logged();
+                    let response = fail(&error, error.client_status(), &worker, &context, record);
+                    record.set_route(route_id, context);
+                    response
+                }
+            }
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

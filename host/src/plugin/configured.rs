@@ -240,6 +240,11 @@ impl ConfiguredPlugin {
         called(&self.request) || called(&self.response) || is_told
     }
 
+    /// Whether its hooks may wait, so that each call has an instance to itself.
+    pub fn waits(&self) -> bool {
+        self.supply.recipe.plugin.waits
+    }
+
     /// Whether bodies pass through it.
     pub fn takes_bodies(&self) -> bool {
         self.request_body.is_some() || self.response_body.is_some()

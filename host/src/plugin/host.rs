@@ -2,8 +2,8 @@
 //! and time, for the clock that ends calls stands still in the host.
 #![expect(clippy::disallowed_methods, reason = "an initial value, which each pick replaces")]
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -32,6 +32,8 @@ pub struct HostState {
     lines: PluginLog,
     /// The exchange at hand, lent for the length of a call.
     pub(super) context: Option<Box<ExchangeContext>>,
+    /// The exchange at hand of a call that may wait: its owner takes the exchange back even if the call is dropped.
+    pub(super) lent: Option<LentContext>,
     /// The endpoints of the upstream at hand.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// The endpoints at which the current request has failed.
@@ -42,8 +44,40 @@ pub struct HostState {
     pub(super) figures: InstanceMetrics,
 }
 
+/// An exchange that is lent to a call that may wait.
+#[derive(Clone, Default)]
+// Locked by one thread at a time: a call and the exchange that waits for it are on the same worker.
+pub(super) struct LentContext(Arc<Mutex<Option<Box<ExchangeContext>>>>);
+
+/// An exchange whose context is lent to a call, until dropped.
+pub(super) struct Lending<'a> {
+    owner: &'a mut Box<ExchangeContext>,
+    lent: LentContext,
+}
+
+impl LentContext {
+    /// Lends a context; returns the lending and the access of the call.
+    pub(super) fn lend(owner: &mut Box<ExchangeContext>) -> (Lending<'_>, LentContext) {
+        let context = std::mem::replace(owner, Box::new(ExchangeContext::empty()));
+        let lent = LentContext(Arc::new(Mutex::new(Some(context))));
+        (Lending { owner, lent: lent.clone() }, lent)
+    }
+
+    fn with<R>(&self, read: impl FnOnce(&ExchangeContext) -> R) -> Option<R> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_deref().map(read)
+    }
+}
+
+impl Drop for Lending<'_> {
+    fn drop(&mut self) {
+        if let Some(context) = self.lent.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            *self.owner = context;
+        }
+    }
+}
+
 /// Streams and the like that an instance may hold: standard input, output and error need three.
-const MAX_RESOURCES: usize = 256;
+pub(super) const MAX_RESOURCES: usize = 256;
 
 /// Core instances of one component: those from Python have one for each library, some 40 in all.
 pub(super) const MAX_CORE_INSTANCES: usize = 64;
@@ -62,9 +96,18 @@ impl HostState {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
         let wasi = wasi.build();
-        let (context, members, figures) = (None, None, InstanceMetrics::default());
+        let (context, lent, members, figures) = (None, None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
-        HostState { wasi, table, limits, cpu, lines, context, members, tried, now, figures }
+        HostState { wasi, table, limits, cpu, lines, context, lent, members, tried, now, figures }
+    }
+
+    /// Reads the exchange at hand; returns `None` if there is none.
+    fn with_context<R>(&self, read: impl FnOnce(&ExchangeContext) -> R) -> Option<R> {
+        match (&self.context, &self.lent) {
+            (Some(context), _) => Some(read(context)),
+            (None, Some(lent)) => lent.with(read),
+            (None, None) => None,
+        }
     }
 }
 
@@ -74,17 +117,17 @@ impl types::Host for HostState {}
 
 impl exchange::Host for HostState {
     fn value(&mut self, name: types::ValueName) -> wasmtime::Result<Option<Vec<u8>>> {
-        let (Some(context), Ok(name)) = (&self.context, value_name(name)) else { return Ok(None) };
-        Ok(context.value(&name).map(|value| value.bytes().to_vec()))
+        let Ok(name) = value_name(name) else { return Ok(None) };
+        Ok(self.with_context(|context| context.value(&name).map(|value| value.bytes().to_vec())).flatten())
     }
 
     fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        Ok(self.context.as_ref().map(|context| lines(&context.request.headers)).unwrap_or_default())
+        Ok(self.with_context(|context| lines(&context.request.headers)).unwrap_or_default())
     }
 
     fn response_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        let response = self.context.as_ref().and_then(|context| context.response.as_ref());
-        Ok(response.map(|response| lines(&response.headers)).unwrap_or_default())
+        let of_response = |context: &ExchangeContext| Some(lines(&context.response.as_ref()?.headers));
+        Ok(self.with_context(of_response).flatten().unwrap_or_default())
     }
 }
 

@@ -21,6 +21,7 @@ use super::host::HostState;
 use super::log_lines::{MAX_LINE_BYTES, PluginLog};
 use super::metrics::InstanceMetrics;
 use super::settings::PluginLimits;
+use super::waiting_hooks::{WaitingHooks, at_once};
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
@@ -54,7 +55,9 @@ pub struct Instance {
     limit: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
-    imports_exchange: bool,
+    pub(super) imports_exchange: bool,
+    /// The hooks of a plugin that imports something that waits, by which alone it is called; `None` for other plugins.
+    pub(super) waiting: Option<Box<WaitingHooks>>,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
@@ -131,8 +134,13 @@ impl Instance {
         store.set_max_component_handles(bounds::HANDLES);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().cpu.tick()));
         begin(&mut store, time);
-        let made = plugin.instance.instantiate(&mut store).map_err(trapped);
+        let made = match plugin.waits {
+            true => at_once(plugin.instance.instantiate_async(&mut store)),
+            false => plugin.instance.instantiate(&mut store).map_err(trapped),
+        };
         let instance = made.map_err(|failure| failure.explained(&store.data().limits))?;
+        let waiting =
+            plugin.waits.then(|| WaitingHooks::load(plugin, &mut store, &instance).map(Box::new)).transpose()?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
         macro_rules! load {
@@ -149,6 +157,7 @@ impl Instance {
             limit: limits.cpu,
             budget: limits.cpu,
             imports_exchange: plugin.imports_exchange,
+            waiting,
             lifecycle,
             request_filter,
             response_filter,
@@ -184,7 +193,10 @@ impl Instance {
     /// Calls `describe`, which may take `time`.
     pub fn describe(&mut self, time: Duration) -> Result<Description, PluginFailure> {
         begin(&mut self.store, time);
-        self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
+        match &self.waiting {
+            Some(hooks) => hooks.describe(&mut self.store),
+            None => self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped),
+        }
     }
 
     /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
@@ -195,7 +207,10 @@ impl Instance {
     ) -> Result<Result<Settings, Vec<(String, String)>>, PluginFailure> {
         begin(&mut self.store, time);
         self.store.data_mut().figures.is_configuring = true;
-        let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
+        let answer = match &self.waiting {
+            Some(hooks) => hooks.configure(&mut self.store, config),
+            None => self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config).map_err(trapped),
+        };
         self.store.data_mut().figures.is_configuring = false;
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
             errors
@@ -203,7 +218,7 @@ impl Instance {
                 .map(|error| (error.path, one_line(&error.message, MAX_LINE_BYTES).into_owned()))
                 .collect()
         };
-        Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
+        Ok(answer.map_err(|failure| self.explained(failure))?.map_err(errors))
     }
 
     /// Returns the metrics that the instance has defined, if it is the first of its version.
@@ -303,6 +318,11 @@ impl Instance {
         begin(&mut self.store, self.budget);
     }
 
+    /// Returns the CPU time of the next call.
+    pub(super) fn budget(&self) -> Duration {
+        self.budget
+    }
+
     /// Limits the CPU time of the next calls, at most to `limits.cpu`.
     pub(super) fn set_budget(&mut self, budget: Duration) {
         self.budget = self.limit.min(budget);
@@ -354,7 +374,7 @@ fn wit_endpoint(member: &EndpointState) -> balancer::Endpoint<'_> {
     }
 }
 
-fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, PluginFailure> {
+pub(super) fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, PluginFailure> {
     match verdict {
         types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, edits)?)),
         types::Verdict::Plan(plan_index) => Ok(FilterVerdict::Plan(plan_index)),

@@ -73,6 +73,21 @@ pub struct PluginLimits {
     pub share: u8,
     /// Bodies that pass through the plugin at a time, over all workers.
     pub bodies: u32,
+    /// The limits of calls that may wait.
+    pub waiting: WaitingLimits,
+}
+
+/// The limits of the calls of a plugin that may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingLimits {
+    /// Calls under way at a time, over all workers.
+    pub calls: u32,
+    /// Calls that wait at a time until another call has ended.
+    pub queued: u32,
+    /// The longest time that a call is queued.
+    pub queue_time: Duration,
+    /// The longest time that a call takes, with all that it waits for.
+    pub call_time: Duration,
 }
 
 /// The effect of a plugin's failure on the exchange.
@@ -98,7 +113,22 @@ pub enum Isolation {
 impl Default for PluginLimits {
     /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
     fn default() -> Self {
-        PluginLimits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+        PluginLimits {
+            memory: 16 << 20,
+            cpu: Duration::from_millis(50),
+            share: DEFAULT_SHARE,
+            bodies: DEFAULT_BODIES,
+            waiting: WaitingLimits::default(),
+        }
+    }
+}
+
+impl Default for WaitingLimits {
+    /// At 20 ms a call, 256 at a time are 12,800 a second; a queue of four times as many is over in a tenth of a second.
+    /// Ten seconds are longer than most clients wait.
+    fn default() -> Self {
+        let (queue_time, call_time) = (Duration::from_secs(1), Duration::from_secs(10));
+        WaitingLimits { calls: 256, queued: 1024, queue_time, call_time }
     }
 }
 

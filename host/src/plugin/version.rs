@@ -21,6 +21,7 @@ use super::instance_orders::{InstanceOrders, OrderedInstance};
 use super::log_lines::PluginLog;
 use super::settings::{Isolation, PluginLimits};
 use super::time_share::TimeShare;
+use super::waiting_calls::WaitingLimit;
 use crate::telemetry::metrics::CallRejection;
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -50,6 +51,8 @@ pub struct PluginVersion {
     telling: AtomicU32,
     /// The number of bodies that pass through the plugin.
     pub(super) bodies: AtomicU32,
+    /// The limit of calls that may wait.
+    pub(super) waiting: WaitingLimit,
     began: Instant,
     /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
     logged: [AtomicU64; CallRejection::ALL.len()],
@@ -134,6 +137,7 @@ impl PluginVersion {
         let now = Instant::now();
         PluginVersion {
             breaker: Breaker::new(name.clone(), now),
+            waiting: WaitingLimit::new(recipe.limits.waiting),
             name,
             recipe,
             isolation,

@@ -173,7 +173,7 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerS
         });
         let _ = guard(Task::Timer, || {
             let worker = current.borrow().clone();
-            worker.tick(clock.now());
+            worker.tick(&clock);
         });
     }
 }

@@ -25,3 +25,5 @@ pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 pub const LATE: &str = env!("GUEST_TEST_LATE");
 /// The path of the plugin `tests/guests/loading`.
 pub const LOADING: &str = env!("GUEST_TEST_LOADING");
+/// The path of the plugin `tests/guests/waiting`.
+pub const WAITING: &str = env!("GUEST_TEST_WAITING");
