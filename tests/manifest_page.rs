@@ -305,6 +305,7 @@ const DOCUMENTS: &[(&str, &str)] = &[
     ("routing.md", include_str!("../docs/routing.md")),
     ("rewrite.md", include_str!("../docs/plugins/rewrite.md")),
     ("ip-filter.md", include_str!("../docs/plugins/ip-filter.md")),
+    ("auth-basic.md", include_str!("../docs/plugins/auth-basic.md")),
     ("auth-key.md", include_str!("../docs/plugins/auth-key.md")),
     ("request-id.md", include_str!("../docs/plugins/request-id.md")),
     ("recipes.md", include_str!("../docs/recipes.md")),
