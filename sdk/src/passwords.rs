@@ -19,6 +19,7 @@
 //! ```
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::bindings::passwords as host;
 
@@ -35,12 +36,19 @@ pub enum VerifyError {
 }
 
 /// Returns whether a password is the one that a hash was made from. The hash is one of bcrypt, Argon2 or SHA-crypt, as in
-/// htpasswd files and from `plugway hash`. Only in hooks: in [`Plugin::new`](crate::Plugin::new), the call fails.
+/// htpasswd files and from `plugway hash-password`. Only in hooks: in [`Plugin::new`](crate::Plugin::new), the call fails.
 pub fn verify(hash: &str, password: &[u8]) -> Result<bool, VerifyError> {
+    verify_once_in(Duration::ZERO, hash, password)
+}
+
+/// Returns whether a password is the one that a hash was made from, as [`verify`] does. A password that is right is
+/// remembered by the host for a time, of at most an hour: within it, the same call returns at once on this worker, for all
+/// instances. The host keeps a MAC of the two, under a random key.
+pub fn verify_once_in(time: Duration, hash: &str, password: &[u8]) -> Result<bool, VerifyError> {
     #[cfg(target_family = "wasm")]
-    let verified = host::verify(hash, password);
+    let verified = host::verify(hash, password, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     #[cfg(not(target_family = "wasm"))]
-    let verified = crate::testing::passwords::verify(hash, password);
+    let verified = crate::testing::passwords::verify(hash, password, time);
     verified.map_err(|error| match error {
         host::VerifyError::BadHash => VerifyError::BadHash,
         host::VerifyError::TooCostly => VerifyError::TooCostly,

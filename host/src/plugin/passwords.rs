@@ -2,9 +2,14 @@
 //!
 //! Hashes come from manifests and from plugins, so their cost is bounded before anything is computed or allocated.
 
+#![expect(clippy::disallowed_methods, reason = "read beside a hash of a password, which costs more")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::PasswordHash;
@@ -28,8 +33,14 @@ struct Verification {
 /// The threads that verify passwords, which all plugins share.
 struct VerifierThreads(SyncSender<Verification>);
 
-/// Passwords that may wait for a thread. At 50 ms each, the last one waits for three seconds.
-const QUEUE: usize = 64;
+/// Passwords that may wait for a thread. At 50 ms each, the last one waits for a second and a half.
+const QUEUE: usize = 32;
+
+/// Passwords that a worker remembers: one for each user of a large list, in less than a MiB.
+const MAX_REMEMBERED: usize = 10_000;
+
+/// The longest time for which a password is remembered.
+const MAX_MEMORY_TIME: Duration = Duration::from_secs(3600);
 
 /// Workers go first where cores are scarce: a thread has a tenth of a worker's weight.
 const NICENESS: i32 = 10;
@@ -56,11 +67,71 @@ const MAX_ARGON2_MEMORY: u64 = 128 << 10;
 const MAX_ARGON2_WORK: u64 = 1 << 20;
 
 impl Host for HostState {
-    async fn verify(&mut self, hash: String, password: Vec<u8>) -> wasmtime::Result<Result<bool, VerifyError>> {
+    async fn verify(
+        &mut self,
+        hash: String,
+        password: Vec<u8>,
+        remember_ms: u64,
+    ) -> wasmtime::Result<Result<bool, VerifyError>> {
         if !self.cpu.has_turns() {
             return Err(waits());
         }
-        Ok(verify(hash, password).await)
+        let time = Duration::from_millis(remember_ms).min(MAX_MEMORY_TIME);
+        let mac = (!time.is_zero()).then(|| Memory::mac(&hash, &password)).flatten();
+        if mac.is_some_and(|mac| Memory::knows(&mac)) {
+            return Ok(Ok(true));
+        }
+        let verified = verify(hash, password).await;
+        if let (Some(mac), Ok(true)) = (mac, verified) {
+            Memory::remember(mac, time);
+        }
+        Ok(verified)
+    }
+}
+
+/// The passwords that were right lately, as a worker remembers them: MACs under a random key, with their ends.
+struct Memory {
+    key: [u8; 32],
+    until: HashMap<[u8; 32], Instant>,
+}
+
+thread_local! {
+    /// The memory of this worker; `None` without random numbers.
+    static MEMORY: RefCell<Option<Memory>> = RefCell::new(Memory::new());
+}
+
+impl Memory {
+    fn new() -> Option<Self> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).ok().map(|()| Memory { key, until: HashMap::new() })
+    }
+
+    /// Returns the MAC of a hash and a password.
+    fn mac(hash: &str, password: &[u8]) -> Option<[u8; 32]> {
+        MEMORY.with_borrow(|memory| {
+            let mut hasher = blake3::Hasher::new_keyed(&memory.as_ref()?.key);
+            hasher.update(&(hash.len() as u64).to_le_bytes()).update(hash.as_bytes()).update(password);
+            Some(*hasher.finalize().as_bytes())
+        })
+    }
+
+    /// Whether a password was right lately. A MAC can't be guessed, so its comparison tells nothing.
+    fn knows(mac: &[u8; 32]) -> bool {
+        let known = |memory: &Option<Memory>| memory.as_ref()?.until.get(mac).copied();
+        MEMORY.with_borrow(known).is_some_and(|until| until > Instant::now())
+    }
+
+    /// Remembers a password, if there is room.
+    fn remember(mac: [u8; 32], time: Duration) {
+        MEMORY.with_borrow_mut(|memory| {
+            let (Some(memory), now) = (memory, Instant::now()) else { return };
+            if memory.until.len() >= MAX_REMEMBERED {
+                memory.until.retain(|_, until| *until > now);
+            }
+            if memory.until.len() < MAX_REMEMBERED {
+                memory.until.insert(mac, now + time);
+            }
+        });
     }
 }
 
@@ -206,6 +277,24 @@ mod tests {
         ] {
             assert_eq!(verified(hash, b"password"), Err(VerifyError::TooCostly), "{hash}");
         }
+    }
+
+    #[test]
+    fn a_password_is_remembered_for_its_time_and_its_hash() {
+        let mac = |hash, password: &str| Memory::mac(hash, password.as_bytes()).unwrap();
+        let known = mac("hash", "password");
+        assert!(!Memory::knows(&known));
+        Memory::remember(known, Duration::from_secs(60));
+        assert!(Memory::knows(&known) && known == mac("hash", "password"));
+        for other in [mac("hash", "passwor"), mac("has", "hpassword"), mac("other", "password")] {
+            assert!(!Memory::knows(&other));
+        }
+        Memory::remember(mac("brief", "x"), Duration::ZERO);
+        assert!(!Memory::knows(&mac("brief", "x")));
+        let many = |number: usize| mac("hash", &number.to_string());
+        (0..2 * MAX_REMEMBERED).for_each(|number| Memory::remember(many(number), Duration::from_secs(60)));
+        let count = (0..2 * MAX_REMEMBERED).filter(|number| Memory::knows(&many(*number))).count();
+        assert!(count < MAX_REMEMBERED && Memory::knows(&known), "{count}");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 mod config;
 mod credentials;
 mod hashes;
-mod memory;
 mod policy;
 mod users;
 

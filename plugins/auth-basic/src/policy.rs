@@ -8,13 +8,13 @@ use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Part, Response, Setu
 
 use crate::config::Config;
 use crate::credentials::Credentials;
-use crate::memory::Memory;
 use crate::users::Users;
 
 /// The rules of a configuration.
 pub struct Policy {
     users: Users,
-    memory: Memory,
+    /// The time for which the host remembers a password that is right.
+    remember: Duration,
     authorization: Input,
     note: String,
     /// The edits of all requests of a known user: the name in its field, and the credentials removed.
@@ -42,8 +42,6 @@ impl Policy {
         }
         let remember = config.remember.as_deref().map(units::duration).transpose();
         let remember = remember.map_err(|message| ConfigError::at("/remember", message))?.unwrap_or(REMEMBER);
-        let memory = Memory::new(users.count(), remember)
-            .map_err(|error| ConfigError::at("", format!("no random numbers: {error}")))?;
         let plan = EditPlan::default();
         let plan = if config.keep { plan } else { plan.remove_field("authorization") };
         let plan = plan.set_field(field, vec![Part::Value(ValueName::Note(note.clone()))]);
@@ -52,13 +50,13 @@ impl Policy {
             plan: setup.plan(plan),
             challenge: challenge(config)?,
             users,
-            memory,
+            remember,
             note,
         })
     }
 
     /// Returns the decision about a request.
-    pub fn decide(&mut self, request: &Values) -> Verdict {
+    pub fn decide(&self, request: &Values) -> Verdict {
         let Some(credentials) = request.bytes(self.authorization).and_then(Credentials::parse) else {
             return self.refusal();
         };
@@ -75,19 +73,14 @@ impl Policy {
 
     /// Returns the index of the user with these credentials; `None` if they are wrong. An unknown name takes as long as a
     /// wrong password of the first user.
-    fn verify(&mut self, credentials: &Credentials) -> Result<Option<usize>, VerifyError> {
+    fn verify(&self, credentials: &Credentials) -> Result<Option<usize>, VerifyError> {
         let Credentials { name, password } = credentials;
         let user = self.users.index(name);
-        if let Some(user) = user.filter(|user| self.memory.knows(*user, password)) {
-            return Ok(Some(user));
-        }
         let hash = self.users.get(user.unwrap_or(0)).map_or("", |user| &user.hash);
-        let is_right = passwords::verify(hash, password)?;
-        let verified = user.filter(|_| is_right);
-        if let Some(user) = verified {
-            self.memory.remember(user, password);
-        }
-        Ok(verified)
+        // The password of the first user under another name is hashed as often as a wrong one.
+        let time = if user.is_some() { self.remember } else { Duration::ZERO };
+        let is_right = passwords::verify_once_in(time, hash, password)?;
+        Ok(user.filter(|_| is_right))
     }
 
     fn refusal(&self) -> Verdict {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plugway_sdk::passwords::VerifyError;
@@ -98,25 +100,18 @@ fn a_scheme_is_known_in_any_case() {
 }
 
 #[test]
-fn a_verified_password_is_remembered_and_no_other() {
-    let mut filter = filter(json!({}));
-    let verified = |filter: &mut Harness<AuthBasic>, request| {
+fn the_host_remembers_passwords_of_users_for_a_time() {
+    let minutes = |minutes| Duration::from_secs(minutes * 60);
+    let remembered = |config: Value, request| {
         let before = passwords::calls();
-        (status(filter.request(request)), passwords::calls() - before)
+        filter(config).request(request);
+        (passwords::calls() - before, passwords::remembered_for())
     };
-    assert_eq!(verified(&mut filter, with("alice", &password("a"))), (200, 1));
-    assert_eq!(verified(&mut filter, with("alice", &password("a"))), (200, 0));
-    // A wrong password is hashed each time, for an unknown name too.
-    for _ in 0..2 {
-        assert_eq!(verified(&mut filter, with("alice", "wrong")), (401, 1));
-        assert_eq!(verified(&mut filter, with("bob", &password("a"))), (401, 1));
-        assert_eq!(verified(&mut filter, with("mallory", "wrong")), (401, 1));
-    }
-    assert_eq!(verified(&mut filter, with("alice", &password("a"))), (200, 0));
-    let mut forgetful = Harness::<AuthBasic>::new(config(json!({ "remember": "0s" }))).unwrap();
-    for _ in 0..2 {
-        assert_eq!(verified(&mut forgetful, with("alice", &password("a"))), (200, 1));
-    }
+    assert_eq!(remembered(json!({}), with("alice", &password("a"))), (1, minutes(5)));
+    assert_eq!(remembered(json!({ "remember": "1h" }), with("alice", "wrong")), (1, minutes(60)));
+    assert_eq!(remembered(json!({ "remember": "0s" }), with("alice", &password("a"))), (1, minutes(0)));
+    // An unknown name costs a hash each time, whatever its password is.
+    assert_eq!(remembered(json!({}), with("mallory", &password("a"))), (1, minutes(0)));
 }
 
 #[test]

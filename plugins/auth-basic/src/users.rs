@@ -39,7 +39,7 @@ struct Wrong {
 /// A file of another kind has an error in each line.
 const MOST_ERRORS: usize = 20;
 
-/// Each instance keeps them in its memory, with what it remembers of each.
+/// Each instance keeps them in its memory.
 const MOST_USERS: usize = 10_000;
 
 /// The user's name is a field value, a note and a word in logs.
@@ -76,11 +76,6 @@ impl Users {
     /// Returns a user by index; `None` if there is none with this index.
     pub fn get(&self, index: usize) -> Option<&User> {
         self.list.get(index)
-    }
-
-    /// Returns the number of users.
-    pub fn count(&self) -> usize {
-        self.list.len()
     }
 }
 

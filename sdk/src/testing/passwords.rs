@@ -1,6 +1,7 @@
 //! The passwords of native tests: nothing is hashed, and a test can have verifications fail.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use crate::bindings::passwords::VerifyError as WitError;
 use crate::passwords::VerifyError;
@@ -8,6 +9,7 @@ use crate::passwords::VerifyError;
 thread_local! {
     static ERROR: Cell<Option<VerifyError>> = const { Cell::new(None) };
     static CALLS: Cell<u32> = const { Cell::new(0) };
+    static TIME: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 /// Makes all verifications on this thread fail with an error, or succeed again with `None`.
@@ -20,10 +22,16 @@ pub fn calls() -> u32 {
     CALLS.get()
 }
 
+/// Returns the time for which the host was to remember the password that was verified last on this thread.
+pub fn remembered_for() -> Duration {
+    TIME.get()
+}
+
 /// Whether a password is the text after the last `$` of a hash.
 #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host verifies passwords"))]
-pub(crate) fn verify(hash: &str, password: &[u8]) -> Result<bool, WitError> {
+pub(crate) fn verify(hash: &str, password: &[u8], time: Duration) -> Result<bool, WitError> {
     CALLS.set(CALLS.get() + 1);
+    TIME.set(time);
     match ERROR.get() {
         Some(VerifyError::BadHash) => Err(WitError::BadHash),
         Some(VerifyError::TooCostly) => Err(WitError::TooCostly),
