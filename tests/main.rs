@@ -7,6 +7,7 @@ mod balance;
 mod buffering;
 mod cache_disk;
 mod caching;
+mod callouts;
 mod client_address;
 mod dead_endpoints;
 mod discovery;

@@ -8,12 +8,14 @@ mod doubtful;
 mod endpoints;
 mod error_pages;
 mod health;
+mod http_grants;
 mod idioms;
 mod instances;
 mod listeners;
 mod maintenance;
 mod once;
 mod path_regex;
+mod plugin_grants;
 mod plugin_values;
 mod plugins;
 mod process;
@@ -37,6 +39,7 @@ use rustls::ClientConfig;
 
 use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
+use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
@@ -141,6 +144,8 @@ struct Assembly<'a> {
     reach: Reach,
     /// The places of the instances; `None` if there are too few.
     reserved: Option<ReservedInstances>,
+    /// The destinations that plugins are granted.
+    http_grants: HttpGrants,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
     /// The certificates that listeners and upstreams show; one for each use.
@@ -188,8 +193,9 @@ impl Assembler {
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
         draft.bind_all(files);
-        let (upstreams, upstream_ids) = draft.upstreams(files);
+        let (mut upstreams, upstream_ids) = draft.upstreams(files);
         let (routes, router) = draft.routes(files, &upstream_ids);
+        let callout_targets = draft.callout_targets(&mut upstreams, &upstream_ids);
         let (listeners, workers) = (draft.listeners(files), draft.workers(files));
         let drain = draft.drain(files);
         let (admin, admin_place) = (draft.admin(files), admin::place(files));
@@ -220,6 +226,7 @@ impl Assembler {
             upstreams,
             upstream_ids,
             bindings,
+            callout_targets,
             listeners,
             error_pages,
             name_servers,
@@ -287,6 +294,7 @@ impl<'a> Assembly<'a> {
             pages: HashMap::new(),
             reach,
             reserved: None,
+            http_grants: HttpGrants::of(files),
             used: HashSet::new(),
             certificates: Vec::new(),
         }

@@ -19,6 +19,7 @@
 pub mod attempt;
 pub mod balance;
 pub mod cache;
+mod callouts;
 pub mod chain;
 mod collect;
 pub mod error_response;
@@ -34,7 +35,7 @@ pub mod response_body;
 mod serve_files;
 pub mod target;
 pub mod upstream_body;
-mod waiting;
+pub mod waiting;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -32,7 +32,6 @@ use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 use crate::generation::router::Router;
 use crate::generation::target::Target;
 use crate::generation::uri_rules::UriRules;
-use crate::net::deadline::Clock;
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
@@ -45,7 +44,6 @@ use crate::plugin::time_share::Shares;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
-use crate::system::supervise::{Task, spawn};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
 use crate::tls::validity::DatedCertificate;
@@ -68,6 +66,8 @@ pub struct Generation {
     pub upstreams: ById<UpstreamId, Upstream>,
     pub upstream_ids: HashMap<Arc<str>, UpstreamId>,
     pub bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
+    /// The upstreams of the destinations of each plugin's own requests.
+    pub callout_targets: ById<PluginId, Box<[UpstreamId]>>,
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
@@ -206,6 +206,12 @@ struct Timer {
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
+/// A timer that may wait and is due, until its call has ended.
+pub struct WaitingTimer {
+    in_chain: ChainCall,
+    index: usize,
+}
+
 #[derive(Clone, Copy)]
 enum TimerOwner {
     /// That of a binding in chains.
@@ -338,14 +344,16 @@ impl WorkerState {
     }
 
     /// Calls the timers whose interval has passed.
-    pub fn tick(self: &Rc<Self>, clock: &Rc<Clock>) {
-        let now = clock.now();
+    ///
+    /// Returns those that may wait, for the caller to call.
+    pub fn tick(self: &Rc<Self>, now: Instant) -> Vec<WaitingTimer> {
+        let mut waiting = Vec::new();
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
         self.guards.iter().for_each(|guard| guard.sweep_waiting(now));
         for (index, timer) in self.timers.iter().enumerate().filter(|(_, timer)| timer.next.get() <= now) {
             let called = match timer.whose {
                 TimerOwner::Filter if self.generation.bindings[timer.binding].waits() => {
-                    self.spawn_timer(index, clock);
+                    waiting.extend(self.begin_timer(index));
                     continue;
                 }
                 TimerOwner::Filter => self.call(timer.binding, Instance::timer),
@@ -353,23 +361,14 @@ impl WorkerState {
             };
             self.settle_timer(timer, called, now);
         }
+        waiting
     }
 
-    /// Calls a timer that may wait, in a task of its own. The next call is due an interval after the end of this one.
-    fn spawn_timer(self: &Rc<Self>, index: usize, clock: &Rc<Clock>) {
-        if self.timers[index].is_under_way.replace(true) {
-            return;
-        }
-        // The task ends with `limits.call-time` at the latest; until then the generation keeps its instances.
-        let (worker, clock, in_chain) = (self.clone(), clock.clone(), self.enter_chain());
-        spawn(Task::Timer, async move {
-            let (timer, [step]) = (&worker.timers[index], clock.deadlines());
-            let call = async |instance: &mut Instance| instance.timer_waiting().await;
-            let called = worker.guards[timer.binding].call_waiting(&step, call).await;
-            worker.settle_timer(timer, called, clock.now());
-            timer.is_under_way.set(false);
-            drop(in_chain);
-        });
+    /// Begins the call of a timer that may wait; the call and its end are up to the caller.
+    fn begin_timer(self: &Rc<Self>, index: usize) -> Option<WaitingTimer> {
+        let timer = &self.timers[index];
+        // Until the call has ended, the generation keeps its instances.
+        (!timer.is_under_way.replace(true)).then(|| WaitingTimer { in_chain: self.enter_chain(), index })
     }
 
     fn settle_timer(&self, timer: &Timer, called: Result<(), PluginFailure>, now: Instant) {
@@ -424,6 +423,29 @@ impl WorkerState {
         if !was_released {
             self.generation.tenancy.leave();
         }
+    }
+}
+
+impl WaitingTimer {
+    /// Returns the state of the worker that the timer belongs to.
+    pub fn worker(&self) -> &Rc<WorkerState> {
+        &self.in_chain.0
+    }
+
+    /// Returns the plugin of the timer.
+    pub fn plugin(&self) -> PluginId {
+        self.worker().timers[self.index].binding
+    }
+
+    /// Notes the result of the call. The next call is due an interval after this.
+    pub fn settle(self, called: Result<(), PluginFailure>, now: Instant) {
+        self.worker().settle_timer(&self.worker().timers[self.index], called, now);
+    }
+}
+
+impl Drop for WaitingTimer {
+    fn drop(&mut self) {
+        self.worker().timers[self.index].is_under_way.set(false);
     }
 }
 

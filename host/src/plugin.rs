@@ -1,5 +1,6 @@
 //! The plugin runtime: components, their bindings to configurations, and live instances. Knows nothing of connections.
 
+pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
 pub mod body_filter;
@@ -23,6 +24,7 @@ pub mod load_error;
 mod log_lines;
 mod memory_limit;
 mod metrics;
+pub mod outgoing_http;
 mod passwords;
 mod proposals;
 pub mod settings;

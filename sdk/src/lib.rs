@@ -62,6 +62,7 @@ pub mod cache;
 pub mod exchange;
 mod export;
 mod hooks;
+pub mod http;
 pub mod lines;
 pub mod log;
 pub mod metrics;

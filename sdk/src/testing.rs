@@ -5,6 +5,7 @@
 //! of the crate.
 
 mod checks;
+pub mod http;
 pub mod passwords;
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};

@@ -105,6 +105,12 @@ impl Response {
         self
     }
 
+    /// Returns the first line of a field as text; `None` if the field is absent or not UTF-8.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(value).ok()
+    }
+
     /// Sets content and its media type.
     pub fn body(self, media_type: &str, content: impl Into<Vec<u8>>) -> Self {
         Response { body: content.into(), ..self.field("content-type", media_type) }

@@ -8,6 +8,8 @@ const GUESTS: &[&str] = &[
     "example-retitle",
     "example-tenant",
     "example-shop-cache",
+    "example-forward-auth",
+    "test-caller",
     "test-greedy",
     "test-hooks",
     "test-late",

@@ -126,6 +126,7 @@ impl Assembly<'_> {
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
+        let access = self.access(source, plugin);
         let use_span = plugin.r#use.span();
         let before_config = self.problems.count();
         let config = self.config(source, &use_span, plugin.config.as_ref());
@@ -145,10 +146,11 @@ impl Assembly<'_> {
                 return None;
             }
         };
+        self.check_access(source, &use_span, &plugin, &access);
         if self.problems.count() > before {
             return None;
         }
-        let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation };
+        let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation, access };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
                 let workers = self.assembly.workers.unwrap_or(1);
@@ -335,6 +337,7 @@ impl Assembly<'_> {
                         r#use: Spanned::new(reference.span(), name.clone()),
                         config: None,
                         limits: Default::default(),
+                        grants: Default::default(),
                         on_error: None,
                         isolation: None,
                     };

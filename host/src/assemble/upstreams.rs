@@ -47,7 +47,7 @@ impl Assembly<'_> {
         (upstreams, upstream_ids)
     }
 
-    fn upstream(
+    pub(super) fn upstream(
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,

@@ -12,6 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::plugin_grants::PluginGrants;
 use super::spanned::Spanned;
 
 /// The keys at the top of a file.
@@ -491,6 +492,30 @@ pub struct UpstreamTable {
     /// Type: table `[upstream.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: UpstreamLimits,
+}
+
+impl UpstreamTable {
+    /// Returns the table of an endpoint that is alone, with the defaults of all other keys.
+    pub fn of(endpoint: Spanned<Endpoint>) -> Self {
+        UpstreamTable {
+            endpoints: vec![endpoint],
+            balancer: None,
+            connect_timeout: None,
+            response_timeout: None,
+            read_timeout: None,
+            stream_timeout: None,
+            tls: None,
+            proxy_protocol: None,
+            idle_timeout: None,
+            idle_connections: None,
+            health: None,
+            outliers: TableOrOff::default(),
+            slow_start: None,
+            panic_threshold: None,
+            retry: TableOrOff::default(),
+            limits: UpstreamLimits::default(),
+        }
+    }
 }
 
 /// A table with defaults, or `false`.
@@ -1071,6 +1096,12 @@ pub struct PluginTable {
     /// Type: table `[plugin.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: PluginLimitsTable,
+    /// What the plugin may do beyond computing, reading the clock and logging. A component that wants more than it is granted
+    /// doesn't load; `plugway inspect` prints the grants that it wants. Stock plugins need none.
+    ///
+    /// Type: table `[plugin.NAME.grants]`. Default: none.
+    #[serde(default)]
+    pub grants: PluginGrants,
     /// The effect of a failed call: `"fail"` answers with 502, `"skip"` continues without the plugin, a status from 200
     /// to 599 is the answer.
     ///

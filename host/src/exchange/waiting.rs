@@ -1,15 +1,19 @@
 //! Head hooks of plugins that may wait. The way through a chain is suspended at such a hook, and taken up again behind it.
 
 use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
 
+use super::callouts::CalloutOrigin;
 use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks};
-use crate::context::ExchangeContext;
 use crate::context::edit_check::MessageSide;
+use crate::context::{ClientInfo, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{Route, WorkerState};
-use crate::net::deadline::Deadline;
+use crate::generation::{Route, WaitingTimer, WorkerState};
+use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
+use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::settings::Hook;
 
 /// The head hook of a plugin that may wait.
@@ -32,9 +36,30 @@ impl WaitingHook<'_> {
         let configured = &worker.generation.bindings[plugin_id];
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
-        let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
-        worker.guards[plugin_id].call_waiting(step, call).await
+        let origin = CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: step.clock().clone() };
+        let (sender, callouts) = CalloutSender::channel();
+        let call = async |instance: &mut Instance| {
+            instance.allow_callouts(sender);
+            instance.filter_waiting(side, needs, context).await
+        };
+        let call = worker.guards[plugin_id].call_waiting(step, call);
+        if configured.http_destinations().is_empty() { call.await } else { origin.drive(call, callouts).await }
     }
+}
+
+/// Calls a timer that may wait.
+pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
+    let worker = timer.worker().clone();
+    let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
+    let peer = Arc::new(ClientInfo::unix("timer"));
+    let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock: clock.clone() };
+    let (sender, callouts) = CalloutSender::channel();
+    let call = async |instance: &mut Instance| {
+        instance.allow_callouts(sender);
+        instance.timer_waiting().await
+    };
+    let called = origin.drive(worker.guards[plugin_id].call_waiting(&step, call), callouts).await;
+    timer.settle(called, clock.now());
 }
 
 /// Finishes the way down a chain, past hooks that may wait.

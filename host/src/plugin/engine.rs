@@ -15,6 +15,7 @@ use super::function_names;
 use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
+use super::outgoing_http;
 use super::proposals;
 use super::wasi;
 use crate::system::printable;
@@ -123,6 +124,7 @@ impl Runtime {
         wasi::add_to_linker(&mut linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         wasi::add_waiting_to_linker(&mut waiting_linker)?;
+        outgoing_http::add_to_linker(&mut waiting_linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut waiting_linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
@@ -261,7 +263,7 @@ const PACKAGE: &str = "plugway:plugin/";
 const VERSION: &str = "@0.1.0";
 
 /// The interfaces whose functions wait, without their versions.
-const WAITED_FOR: [&str; 1] = ["plugway:plugin/passwords"];
+const WAITED_FOR: [&str; 2] = ["plugway:plugin/passwords", "wasi:http/outgoing-handler"];
 
 /// Whether an import of this name waits.
 fn is_waited_for(import: &str) -> bool {

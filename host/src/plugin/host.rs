@@ -11,11 +11,13 @@ use wasmtime::StoreLimitsBuilder;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
+use super::access::GrantedAccess;
 use super::bindings::{endpoints, exchange, log, metrics, types};
 use super::cpu_time::CpuMeter;
 use super::log_lines::{Level, PluginLog, Printed};
 use super::memory_limit::MemoryLimit;
 use super::metrics::InstanceMetrics;
+use super::outgoing_http::HttpState;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError};
 use crate::context::{ExchangeContext, ValueName};
@@ -26,6 +28,8 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 /// The state of one instance.
 pub struct HostState {
     pub(super) wasi: WasiCtx,
+    /// The requests of the plugin's own.
+    pub(super) http: HttpState,
     pub(super) table: ResourceTable,
     pub(super) limits: MemoryLimit,
     pub(super) cpu: CpuMeter,
@@ -87,7 +91,7 @@ pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
-    pub fn new(memory: usize, lines: PluginLog) -> Self {
+    pub fn new(memory: usize, lines: PluginLog, access: &GrantedAccess) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
         let limits = limits.instances(MAX_CORE_INSTANCES).table_elements(MAX_TABLE_ELEMENTS);
         let limits = MemoryLimit::new(limits.build(), MAX_TABLE_ELEMENTS);
@@ -98,7 +102,8 @@ impl HostState {
         let wasi = wasi.build();
         let (context, lent, members, figures) = (None, None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
-        HostState { wasi, table, limits, cpu, lines, context, lent, members, tried, now, figures }
+        let http = HttpState::new(access.http.clone());
+        HostState { wasi, http, table, limits, cpu, lines, context, lent, members, tried, now, figures }
     }
 
     /// Reads the exchange at hand; returns `None` if there is none.

@@ -15,6 +15,7 @@ use super::cpu_time::TurnTime;
 use super::engine::Plugin;
 use super::host::{HostState, LentContext};
 use super::instance::{FilterVerdict, Instance, checked};
+use super::outgoing_http::CalloutSender;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
 
@@ -28,7 +29,10 @@ pub(super) struct WaitingHooks {
 }
 
 /// The function of a head hook, with the declared values as its only parameter.
-struct HeadHook(TypedFunc<(Vec<Option<Vec<u8>>>,), (Verdict,)>);
+struct HeadHook(TypedFunc<HeadParameters, (Verdict,)>);
+
+/// The parameters of a head hook.
+type HeadParameters = (Vec<Option<Vec<u8>>>,);
 
 impl WaitingHooks {
     /// Looks up the functions of an instance.
@@ -82,7 +86,7 @@ impl Exports<'_> {
         let interface = self.instance.get_export_index(&mut *self.store, None, &interface);
         let function = interface.and_then(|at| self.instance.get_export_index(&mut *self.store, Some(&at), name));
         let function = function.ok_or(PluginFailure::NoHook)?;
-        self.instance.get_typed_func(&mut *self.store, &function).map_err(trapped)
+        self.instance.get_typed_func(&mut *self.store, function).map_err(trapped)
     }
 }
 
@@ -92,6 +96,11 @@ impl Instance {
         self.begin_call();
         let budget = self.budget();
         self.store.data_mut().cpu.begin_turns(budget)
+    }
+
+    /// Opens the way to the worker for the requests of the next call.
+    pub fn allow_callouts(&mut self, sender: CalloutSender) {
+        self.store.data_mut().http.set_sender(Some(sender));
     }
 
     /// Calls the filter's hook for one side with the declared values, and waits for what the hook waits for. If the future

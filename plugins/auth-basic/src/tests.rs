@@ -101,7 +101,7 @@ fn a_scheme_is_known_in_any_case() {
 
 #[test]
 fn the_host_remembers_passwords_of_users_for_a_time() {
-    let minutes = |minutes| Duration::from_secs(minutes * 60);
+    let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     let remembered = |config: Value, request| {
         let before = passwords::calls();
         filter(config).request(request);

@@ -11,6 +11,10 @@ pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
+/// The path of the plugin `examples/forward-auth`.
+pub const FORWARD_AUTH: &str = env!("GUEST_EXAMPLE_FORWARD_AUTH");
+/// The path of the plugin `tests/guests/caller`.
+pub const CALLER: &str = env!("GUEST_TEST_CALLER");
 /// The path of the plugin `tests/guests/greedy`.
 pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
 /// The path of the plugin `tests/guests/misbehave`.
