@@ -336,8 +336,7 @@ mod tests {
     #[test]
     fn targets_that_no_request_can_have_are_refused() {
         let regex = Regex::new("^/a/(.*)$").unwrap();
-        let bad =
-            ["/b\\$1", "/x%2F$1", "/../$1", "/%zz", "/%00$1", "/<$1>", "/`", "/find?q=\"$1\"", "/?<", "/?a>?"];
+        let bad = ["/b\\$1", "/x%2F$1", "/../$1", "/%zz", "/%00$1", "/<$1>", "/`", "/find?q=\"$1\"", "/?<", "/?a>?"];
         for bad in bad {
             assert!(Replacement::parse(bad, &regex).is_err(), "{bad}");
         }
