@@ -71,7 +71,7 @@ fn lines(file: &Path, count: usize) -> Vec<String> {
 }
 
 #[test]
-fn what_an_untrusted_client_says_of_its_way_reaches_nobody() {
+fn fields_of_untrusted_clients_about_their_way_are_removed() {
     let forwarded = |fields: &str| format!("{{ use = \"headers\", config.forwarded.fields = \"{fields}\" }}");
     let chains = [String::new(), forwarded("x-forwarded"), forwarded("rfc7239"), forwarded("both")];
     let listeners = ["", "trusted-proxies = [\"192.0.2.0/24\", \"unix:\"]", "field-aliases = \"pass\""];

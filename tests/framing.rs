@@ -127,7 +127,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
 ];
 
 #[test]
-fn what_has_two_meanings_is_refused() {
+fn ambiguous_requests_are_rejected() {
     let origin = Recorder::start();
     let proxy = Proxy::start(&manifest(&origin.address, "", ""));
     let mut wrong = Vec::new();
@@ -181,7 +181,7 @@ fn malformed_chunks_end_the_connection() {
 }
 
 #[test]
-fn what_passes_has_one_form() {
+fn accepted_requests_have_one_form() {
     let origin = Recorder::start();
     let proxy = Proxy::start(&manifest(&origin.address, "", ""));
     let cases = [

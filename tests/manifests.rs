@@ -162,7 +162,7 @@ fn an_endpoint_that_is_a_listener_is_warned_of() {
 }
 
 #[test]
-fn what_is_probably_meant_otherwise_is_a_warning() {
+fn probable_misunderstanding_is_a_warning() {
     let text = |listener: &str, endpoint: &str, route: &str| {
         format!(
             "[[listener]]\naddress = \"{listener}\"\n[upstream.app]\nendpoints = [{endpoint}]\n\

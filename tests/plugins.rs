@@ -252,7 +252,7 @@ fn a_trap_makes_a_fresh_instance_and_the_message_reaches_the_log() {
 }
 
 #[test]
-fn what_a_plugin_prints_reaches_the_log_and_chatter_is_cut_off() {
+fn plugin_output_is_logged_and_limited() {
     let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\nlimits.cpu = \"5s\"\n");
     let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more).replace("workers = 2", "workers = 1"));
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: print").status(), 200);

@@ -267,7 +267,7 @@ fn the_words_of_a_status_are_kept_between_http1_and_http1() {
 }
 
 #[test]
-fn what_can_be_read_is_normalised_and_what_is_ambiguous_is_refused() {
+fn readable_responses_are_normalised_and_ambiguous_ones_rejected() {
     let good = [
         "HTTP/1.1 200 OK\nX-A: 1\nX-B: 2\nContent-Length: 2\n\nok",
         "HTTP/1.1 200 OK\r\nX-A: 1\nX-B: 2\r\nContent-Length: 2\r\n\r\nok",

@@ -179,7 +179,7 @@ fn trailers_of_transformed_content_lose_its_digests() {
 }
 
 #[test]
-fn what_a_cache_below_answers_without_content_says_nothing_false() {
+fn contentless_response_of_a_cache_below_has_no_untrue_fields() {
     let origin = origin(|_| {
         let (fields, length) = (FIELDS, CONTENT.len());
         format!("HTTP/1.1 200 OK\r\n{fields}Cache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n{CONTENT}")

@@ -146,7 +146,7 @@ fn the_access_log_says_how_a_tunnel_ended() {
 }
 
 #[test]
-fn what_is_no_upgrade_stays_http() {
+fn response_without_upgrade_stays_http() {
     let proxy = Proxy::start(&manifest(&switching(), "", ""));
     let refused = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo");
     assert_eq!((refused.status(), refused.text()), (200, "no".into()), "Connection doesn't ask for it");

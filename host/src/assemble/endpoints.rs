@@ -1,4 +1,4 @@
-//! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
+//! The assembly of an upstream's list of endpoints: addresses, names to look up, and files with more endpoints.
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -305,7 +305,7 @@ fn is_service(text: &str) -> bool {
     text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
 }
 
-/// Returns the address that is probably meant by one that has a path, or no port.
+/// Returns the address that is probably meant by an address with a path, or without a port.
 fn meant(text: &str) -> Option<String> {
     let (scheme, rest) = scheme(text);
     let address = rest.split(['/', '?']).next().filter(|_| !rest.starts_with("unix:"))?;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::units::status_class;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, RouteTable, StatusWord};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{RouteTable, StatusWord};
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages::ErrorPages;
 use crate::system::files;
@@ -17,8 +18,8 @@ use crate::upstream::status_codes::StatusCodes;
 
 impl Assembly<'_> {
     /// Returns the pages at the top of the manifest.
-    pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
-        let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
+    pub(super) fn error_pages(&mut self, files: &[ManifestFile]) -> ErrorPages {
+        let named = files.iter().flat_map(|file| file.manifest.error_page.iter().map(move |page| (&file.source, page)));
         self.pages_of(named)
     }
 

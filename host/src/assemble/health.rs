@@ -1,4 +1,4 @@
-//! From an upstream's tables about checks, outliers and retries to its rules.
+//! The assembly of an upstream's tables for health checks, outlier detection and retries.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// How endpoints are checked.
+    /// Returns the settings of health checks; `None` if one of them has an error.
     pub(super) fn check(
         &mut self,
         source: &Arc<Source>,
@@ -178,7 +178,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// When a request is sent once more.
+    /// Returns the retry policy of an upstream.
     pub(super) fn retry(&mut self, source: &Arc<Source>, retry: &TableOrOff<manifest::RetryTable>) -> RetryPolicy {
         let TableOrOff::On(retry) = retry else { return RetryPolicy::never() };
         let on = match &retry.on {
@@ -246,7 +246,8 @@ impl Assembly<'_> {
     }
 }
 
-/// Each goes to another endpoint if there is one: more only keep a client waiting.
+/// The maximum of `retries`. Each retry goes to another endpoint if there is one, and more of them only keep a client
+/// waiting.
 const MAX_RETRIES: usize = 10;
 
 /// Whether a text can stand in a request line. `http` accepts bytes beyond ASCII.

@@ -1,5 +1,5 @@
-//! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
-//! parameter.
+//! The conditions of routes. Each function returns the reason why no request can have a host, path, method, field or
+//! query parameter; `None` if requests can have it.
 
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ pub fn foreign_host(written: &str) -> Option<String> {
     Some(format!("host as other programs write it: `{written}`; {remedy}"))
 }
 
-/// Why no request has such a host, which may begin with `*.`.
+/// Returns the reason why no request has this host, which may begin with `*.`; `None` if requests can have it.
 pub fn host(host: &str) -> Option<String> {
     let name = host.strip_prefix("*.").unwrap_or(host);
     if name.contains("${") {
@@ -52,7 +52,7 @@ pub fn is_literal(text: &str) -> bool {
     address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// Why no request has such a path, or one below it.
+/// Returns the reason why no request has this path, or a path below it; `None` if requests can have it.
 pub fn path(path: &str) -> Option<String> {
     if path.contains("${") {
         return Some(format!("template in a path: `{path}`; expected a path such as `/api`"));
@@ -83,7 +83,7 @@ pub fn path(path: &str) -> Option<String> {
     }
 }
 
-/// Returns a method; the error is why no request has it.
+/// Returns a method. The error is the reason why no request has it.
 pub fn method(method: &str) -> Result<http::Method, String> {
     let parsed = http::Method::from_bytes(method.as_bytes())
         .map_err(|_| format!("invalid method: `{method}`; expected one such as `GET`"))?;
@@ -96,13 +96,13 @@ pub fn method(method: &str) -> Result<http::Method, String> {
     if is_known { Err(format!("method in lower case: `{method}`; write `{upper}`")) } else { Ok(parsed) }
 }
 
-/// Returns the method that is probably meant by another one, which may be a client's own.
+/// Returns the method that is probably meant by another one, which a client may also have invented.
 pub fn meant_method(method: &str) -> Option<&'static str> {
     let is_known = STANDARD.contains(&method) || OTHERS_IN_USE.contains(&method);
     if is_known { None } else { meant(method, STANDARD.into_iter()) }
 }
 
-/// Methods that resemble others, and that IANA has registered, or that caches know.
+/// Methods that resemble others, and that IANA has registered or caches use.
 const OTHERS_IN_USE: [&str; 12] =
     ["ACL", "BAN", "BIND", "LINK", "LIST", "MERGE", "PRI", "PURGE", "REPORT", "SEARCH", "UNBIND", "UNLINK"];
 
@@ -126,8 +126,8 @@ const STANDARD: [&str; 16] = [
     "UNLOCK",
 ];
 
-/// Whether a field, by its name in lower case, may hold the address of a client and nothing else. Fields of HTTP and of
-/// browsers hold something else, and so do those that say otherwise how a client reached a proxy.
+/// Whether a field, by its name in lower case, may contain the address of a client and nothing else. Fields of HTTP and
+/// of browsers contain something else, and so do those about other facts of a client's connection to a proxy.
 pub fn may_name_client(name: &str) -> bool {
     const BEGINNINGS: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "proxy-auth"];
     const OTHERS: [&str; 44] = [
@@ -179,7 +179,7 @@ pub fn may_name_client(name: &str) -> bool {
     !BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) && !OTHERS.contains(&name)
 }
 
-/// Why no request has such a value of a field.
+/// Returns the reason why no request has this value of a field; `None` if requests can have it.
 pub fn field_value(value: &str) -> Option<String> {
     if value.contains("${") {
         return Some(format!("template in a value: `{value}`; expected the value itself, or `*` for any"));
@@ -192,7 +192,7 @@ pub fn field_value(value: &str) -> Option<String> {
     })
 }
 
-/// Why no request has such a name of a query parameter.
+/// Returns the reason why no request has this name of a query parameter; `None` if requests can have it.
 pub fn query_name(name: &str) -> Option<String> {
     let (before, after) = name.split_once('=').unwrap_or((name, ""));
     let has_value = before.len() < name.len();

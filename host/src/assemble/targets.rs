@@ -1,4 +1,4 @@
-//! From the target of a route's table to what answers its requests.
+//! The assembly of a route's target.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::protocol::content_coding::ContentCoding;
 use crate::protocol::media_type;
 use crate::static_files::find::FileSite;
-use crate::static_files::site_path::{SitePath, is_served};
+use crate::static_files::site_path::{PathLevel, SitePath, is_served};
 use crate::system::files;
 
 /// The statuses of a redirect that clients follow (RFC 9110 §15.4).
@@ -170,7 +170,7 @@ impl Assembly<'_> {
         })
     }
 
-    /// Returns the fields of a response, which keep the rules for those that plugins set.
+    /// Returns the fields of a response, which have to follow the rules for fields that plugins set.
     fn fields_of_response(&mut self, source: &Arc<Source>, table: &RespondTable) -> HeaderMap {
         let mut fields = HeaderMap::new();
         for (name, value) in &table.fields {
@@ -201,7 +201,7 @@ impl Assembly<'_> {
             self.problems.at(source, table.root.span(), message);
         }
         for name in table.index.iter().flatten() {
-            if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), false) {
+            if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), PathLevel::Below) {
                 let message =
                     format!("invalid name of an index file: `{}`; expected one such as `index.html`", name.get_ref());
                 self.problems.at(source, name.span(), message);

@@ -1,4 +1,4 @@
-//! From an upstream's table to its plan, balancer and rules.
+//! The assembly of an upstream's table: its endpoints, its balancer and its rules.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::generation::Upstream;
 use crate::generation::ids::{ById, PluginId, UpstreamId};
@@ -27,12 +28,12 @@ impl Assembly<'_> {
     /// Returns the upstreams of the manifest, with the index of each by its name.
     pub(super) fn upstreams(
         &mut self,
-        files: &[(Arc<Source>, Manifest)],
+        files: &[ManifestFile],
     ) -> (ById<UpstreamId, Upstream>, HashMap<Arc<str>, UpstreamId>) {
         let mut upstreams = ById::default();
         let mut upstream_ids = HashMap::new();
-        for (source, file) in files {
-            for (name, upstream) in &file.upstream {
+        for ManifestFile { source, manifest } in files {
+            for (name, upstream) in &manifest.upstream {
                 let made = self.upstream(source, name, upstream);
                 let upstream_name = made.name.clone();
                 if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {
@@ -178,8 +179,8 @@ impl Assembly<'_> {
     }
 }
 
-/// The time for which streams that are open both ways may rest, if the manifest doesn't say: longer than clients and
-/// servers of gRPC keep a stream without a ping, and short enough that abandoned ones don't pile up.
+/// The default of `stream-timeout`: longer than clients and servers of gRPC keep a stream without a ping, and short
+/// enough that abandoned streams are few.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.

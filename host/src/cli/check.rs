@@ -1,4 +1,4 @@
-//! The command `check`: its report for people, and the one for programs.
+//! The command `check`: its report for people, and its report for programs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -98,7 +98,7 @@ fn entry(severity: &str, diagnostic: &Diagnostic) -> Value {
     })
 }
 
-/// Splits a message into what is wrong and what to do: at the first semicolon that is not in a quotation.
+/// Splits a message into its error and its remedy: at the first semicolon that is not in a quotation.
 fn split(text: &str) -> (&str, Option<&str>) {
     let mut quote = None;
     for (at, character) in text.char_indices() {

@@ -17,14 +17,17 @@ use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
 /// A file of the manifest, as text and as parsed.
-pub type ManifestFile = (Arc<Source>, Manifest);
+pub struct ManifestFile {
+    pub source: Arc<Source>,
+    pub manifest: Manifest,
+}
 
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]
 pub struct Files {
-    /// The first is the manifest itself.
+    /// The files of the manifest. The first is the manifest itself.
     pub list: Vec<ManifestFile>,
-    /// The mistakes that were found so far.
+    /// The errors that were found so far.
     pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
@@ -32,14 +35,14 @@ pub struct Files {
     values: Vec<PathBuf>,
 }
 
-/// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
+/// Reads `path` and its includes. The error is that nothing could be parsed; other errors are among the files.
 pub fn load(path: &Path, environment: &Environment) -> Result<Files, Diagnostics> {
     let mut files = Files::new(environment);
     let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
         return Err(files.problems);
     };
     let patterns = manifest.include.clone();
-    files.list.push((source.clone(), manifest));
+    files.list.push(ManifestFile { source: source.clone(), manifest });
     files.include(path, &source, &patterns);
     files.find_values_of_endpoints();
     Ok(files)
@@ -60,7 +63,7 @@ impl Files {
     /// when their upstream is made.
     fn find_values_of_endpoints(&mut self) {
         let mut values = Vec::new();
-        for (source, manifest) in &self.list {
+        for ManifestFile { source, manifest } in &self.list {
             let folder = source.path.parent().unwrap_or(Path::new(""));
             let named = manifest.upstream.values().flat_map(|upstream| &upstream.endpoints);
             for file in named.filter_map(|endpoint| endpoint.get_ref().file()) {
@@ -118,7 +121,7 @@ impl Files {
                     self.problems.at(&included, further.span(), message);
                 }
                 bytes += included.text.len();
-                self.list.push((included, manifest));
+                self.list.push(ManifestFile { source: included, manifest });
             }
         }
     }
@@ -135,14 +138,14 @@ impl Files {
     }
 }
 
-/// Takes a manifest that is no file.
+/// Parses a manifest that is no file.
 pub fn parse(name: &str, text: String, environment: &Environment) -> Result<Files, Diagnostics> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     let mut files = Files::new(environment);
     let (manifest, left_out) = understood(&source, &mut files.problems);
     files.left_out.extend(left_out);
     let Some(manifest) = manifest else { return Err(files.problems) };
-    files.list.push((source, manifest));
+    files.list.push(ManifestFile { source, manifest });
     Ok(files)
 }
 
@@ -190,7 +193,7 @@ fn read<T: DeserializeOwned>(
     (None, left_out)
 }
 
-/// Says why a file can't be read, and what to do about it.
+/// Returns the reason why a file can't be read, with a remedy.
 fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> String {
     let shown = path.display();
     match error.kind() {
@@ -255,7 +258,7 @@ fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnost
     (content, left_out)
 }
 
-/// The files that a pattern stands for; one without `*` has to exist.
+/// Returns the files that match a pattern. A pattern without `*` has to name an existing file.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let full_pattern = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {

@@ -731,7 +731,7 @@ pub struct EndpointTable {
 }
 
 impl EndpointEntry {
-    /// Whether it says nothing but a file.
+    /// Whether the entry has only the key `file`.
     pub fn is_file_alone(&self) -> bool {
         let EndpointEntry::Table(table) = self else { return false };
         let EndpointTable { address, dns, srv, file, weight, tier, zone, draining } = &**table;

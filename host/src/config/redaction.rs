@@ -132,7 +132,8 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>]) -> String {
     shown + rest
 }
 
-/// Returns a message without any word of a value, for messages of others, who may write values without quotes.
+/// Returns a message without any word of a value. For messages of plugins and libraries, which may write values without
+/// quotes.
 pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
     let message = without_parts(message, strings);
     let parts = Parts::of_all(strings);
@@ -162,7 +163,7 @@ impl<'a> Parts<'a> {
         strings.iter().flat_map(|string| string.values()).map(of).collect()
     }
 
-    /// Whether a quoted text is a part of the value, or has a word of it.
+    /// Whether a quoted text is a part of the value, or contains a word of it.
     fn has(&self, quoted: &str) -> bool {
         let plain = quoted.replace("{{", "{").replace("}}", "}").replace("\\\"", "\"").replace("\\n", "\n");
         [quoted, &plain].into_iter().any(|text| {

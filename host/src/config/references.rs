@@ -19,7 +19,7 @@ use super::serde_messages::hint;
 use crate::system::files;
 use crate::system::printable::one_line;
 
-/// The environment of the process, as it was at the start. Clones share it.
+/// The environment of the process, as it was at the start. All clones share one copy.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(Arc<HashMap<OsString, OsString>>);
 
@@ -65,17 +65,17 @@ const KINDS: [&str; 3] = ["env", "file", "credential"];
 /// The variable by which systemd names the folder of credentials.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// How to write a dollar and a brace that are no reference.
+/// The hint for texts with a dollar and a brace that are no reference.
 const ESCAPE: &str = "write `$${` for the text `${`";
 
 /// The meaning of `${…}` without a kind, by the key that a string belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Braces {
-    /// `${…}` is a mistake.
+    /// `${…}` is an error.
     Unknown,
     /// `${…}` may have a meaning for the plugin that the configuration is for.
     OfPlugin,
-    /// `${…}` stands for a group of a regular expression, where `$$` is a dollar.
+    /// `${…}` is a group of a regular expression, and `$$` is a dollar.
     OfRegex,
 }
 
@@ -90,7 +90,7 @@ enum StringPart<'a> {
     },
     /// `${…}` without a kind.
     Bare(&'a str),
-    /// A `${` without its `}`, and whether a kind follows it.
+    /// A `${` without its `}`, with whether a kind of reference follows it.
     Unclosed(&'a str, bool),
 }
 
@@ -111,7 +111,7 @@ impl Environment {
 // === References ===
 
 impl References {
-    /// Returns references of which none is resolved yet.
+    /// Returns an empty set of references for a manifest, of which none is resolved yet.
     pub fn new(environment: &Environment) -> Self {
         References { environment: environment.clone(), ..References::default() }
     }
@@ -229,7 +229,7 @@ impl References {
     }
 }
 
-// === DocumentResolver ===
+// === Resolver ===
 
 /// The resolution of one document.
 struct DocumentResolver<'a> {

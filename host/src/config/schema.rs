@@ -14,7 +14,7 @@ use super::manifest::{
 
 /// The schema of a stock plugin's configuration.
 pub struct PluginSchema<'a> {
-    /// The name of the plugin, as `use` has it.
+    /// The name of the plugin, as the key `use` has it.
     pub name: &'a str,
     pub schema: Value,
 }
@@ -77,7 +77,7 @@ fn rename_references(schema: &mut Value, prefix: &str) {
     }
 }
 
-/// Removes what no manifest can have, such as `null`, and adds what the comments say.
+/// Removes parts of a schema that no manifest can have, such as `null`, and adds the texts of the comments.
 fn simplify(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -133,7 +133,7 @@ fn with_reference(object: &mut Map<String, Value>) {
     }
 }
 
-/// Adds the form of a text, and the words that it may be, from the last paragraph of the comment.
+/// Adds the format of a text, and the words that are allowed, from the last paragraph of the comment.
 fn with_comment(object: &mut Map<String, Value>) {
     let description = object.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
     let Some((_, facts)) = description.rsplit_once("Type: ") else { return };

@@ -78,7 +78,7 @@ impl UriTemplate {
         self.build(|name, uri| put(name, context, uri))
     }
 
-    /// Returns the URI that a function's values make.
+    /// Builds a URI, with the value that `put` writes for each name.
     fn build(&self, put: impl Fn(&ValueName, &mut Vec<u8>)) -> Result<HeaderValue, TemplateError> {
         let mut uri = Vec::new();
         for part in &self.0 {
@@ -177,7 +177,7 @@ fn put(name: &ValueName, context: &ExchangeContext, uri: &mut Vec<u8>) {
     }
 }
 
-/// Adds bytes to a URI, with escapes for those that may not stand there.
+/// Adds bytes to a URI, and escapes those that are not allowed there.
 fn put_escaped(bytes: &[u8], may_stand: fn(u8) -> bool, uri: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in bytes {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_location_has_a_reason() {
+    fn invalid_location_has_a_reason() {
         let long = format!("/?{}", "a".repeat(20_000));
         let cases = [
             ("https://{host}/", "/", "", TemplateError::NoHost),

@@ -18,18 +18,25 @@ use crate::telemetry::failure_log::{self, Topic};
 /// The buffer size per direction, in bytes, as long as the tunnel lives: WebSocket frames are mostly shorter.
 const BUFFER: usize = 8 << 10;
 
-/// Copies bytes between a client and the endpoint that switched protocols. `ahead` holds the client's bytes that were
-/// read already.
-pub async fn run(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    ahead: Bytes,
+/// The client's side of a tunnel.
+pub struct TunnelClient<T> {
+    pub socket: T,
+    /// The client's bytes that were read already.
+    pub ahead: Bytes,
+    /// The maximum time for which no byte passes.
+    pub idle: Duration,
+    pub deadline: Deadline,
+}
+
+/// Copies bytes between a client and the endpoint that switched protocols.
+pub async fn run<T: AsyncRead + AsyncWrite + Unpin>(
+    client: TunnelClient<T>,
     switched: SwitchedProtocol,
-    idle: Duration,
-    deadline: Deadline,
     mut record: Option<ExchangeRecord>,
 ) {
+    let TunnelClient { socket, ahead, idle, deadline } = client;
     let SwitchedProtocol { mut stream, in_flight_guard, .. } = switched;
-    let mut client = WatchedSocket { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
+    let mut client = WatchedSocket { io: socket, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
     // Both are parts of buffers that hyper has read into, and are dropped once they are written.
     let behind = std::mem::take(&mut stream.ahead);

@@ -1,4 +1,4 @@
-//! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
+//! The plugin chain: request hooks down, response hooks up, and the effect of a failed plugin on the exchange.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use crate::protocol::transformed_content;
 
 /// The result of running the request hooks of a chain.
 pub enum RequestHooks {
-    /// To the upstream; all response hooks are due.
+    /// No plugin responded: the request goes to the upstream, and all response hooks will run.
     Forward,
-    /// A plugin answered; the response hooks of those above it are due.
+    /// A plugin responded; the response hooks of the plugins above it will run.
     Answer(Response<Vec<u8>>, ChainPosition),
-    /// Here is a cache.
+    /// The chain has reached a cache at this position.
     Cache(ChainPosition),
 }
 
-/// How many plugins, from the top of the chain, see the response.
+/// A position in a chain: the number of plugins, from the top, that see the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainPosition(usize);
 
@@ -45,7 +45,7 @@ pub struct ChainFailure {
     pub depth: ChainPosition,
 }
 
-/// The edits that a balancer wants made to the response.
+/// The balancer's edits of the response.
 #[derive(Clone)]
 pub struct BalancerEdits {
     /// The index of the balancer in the generation.
@@ -66,7 +66,7 @@ impl ChainPosition {
         ChainPosition(0)
     }
 
-    /// All of them.
+    /// Returns the position below all plugins.
     pub fn bottom(route: &Route) -> Self {
         ChainPosition(route.chain.len())
     }
@@ -76,17 +76,17 @@ impl ChainPosition {
         ChainPosition(self.0 + 1)
     }
 
-    /// The index of the plugin just below these, in the generation.
+    /// Returns the plugin just below this position.
     pub fn plugin(self, route: &Route) -> PluginId {
         route.chain[self.0]
     }
 
-    /// Their places in the chain.
+    /// Returns the range of the plugins above this position.
     pub fn plugins(self) -> Range<usize> {
         0..self.0
     }
 
-    /// The range of plugins from this position down.
+    /// Returns the plugins from `top` down to this position.
     pub fn range_below(self, top: ChainPosition) -> Range<usize> {
         top.0..self.0.max(top.0)
     }
@@ -183,7 +183,7 @@ pub fn up(
     Ok(content)
 }
 
-/// Makes the edits that a balancer wants made to the response.
+/// Makes the balancer's edits of the response.
 pub fn apply_balancer_edits(
     worker: &WorkerState,
     wanted: Option<&BalancerEdits>,
@@ -377,7 +377,7 @@ fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<UpstreamId, Plug
     })
 }
 
-/// The hook that failed, and the exchange that it failed in.
+/// A failed hook, with the exchange that it failed in.
 pub struct FailedHook<'a> {
     pub hook: &'static str,
     pub context: &'a ExchangeContext,

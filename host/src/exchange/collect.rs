@@ -22,7 +22,7 @@ use crate::generation::{BufferedContent, RequestBuffer};
 enum NextContent {
     Piece(Bytes),
     End(Option<HeaderMap>),
-    /// There is no room for more.
+    /// The spool has no room for another piece.
     Full,
 }
 

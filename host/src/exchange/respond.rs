@@ -25,10 +25,10 @@ pub struct Rejection {
     pub received: ReceivedRequest,
 }
 
-/// A response at the place in the chain where it was made, or the failure in place of one.
+/// A response at its position in the chain, or a failure in place of a response.
 pub struct Reply {
     pub received: Result<Received, ChainFailure>,
-    /// How many plugins, from the top of the chain, see the response: those whose request hooks have run.
+    /// The position of the chain up to which plugins see the response: those whose request hooks have run.
     pub depth: ChainPosition,
     /// A cache that the request has bypassed; `None` if there is none.
     pub bypassed: Option<Box<BypassedCache>>,
@@ -173,7 +173,7 @@ fn run_response_hooks(
     Ok(above.or(below))
 }
 
-/// The response to a request that is rejected before it is routed.
+/// Returns the response to a request that is rejected before it is routed.
 pub fn reject(
     worker: &WorkerState,
     rejection: Rejection,
@@ -187,7 +187,7 @@ pub fn reject(
     response
 }
 
-/// The response in place of one that has passed the chain, and can't be sent as it is.
+/// Returns the response in place of one that has passed the chain and can't be sent.
 pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
     let worker = record.running().clone();
     let context = record.take_context();
@@ -212,7 +212,7 @@ pub fn fail(
     context: &ExchangeContext,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
+    record::log(error, Some(context), "exchange failed", record.client_state());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
     let page = worker.generation.error_page(record.route(), status);
     error_response::error_response(error, status, context, page)

@@ -28,13 +28,13 @@ use crate::store::unix_time::{http_date, now_ms};
 /// The methods of a file, for `Allow`.
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The longest file that is read before its response begins: it is closed at once, instead of when a slow client has taken
-/// it. Shorter than the head that a response may have.
+/// The maximum length of a file that is read before its response begins. The file is closed at once, instead of when a
+/// slow client has read it. Shorter than the maximum head of a response.
 const READ_AT_ONCE: u64 = 16 << 10;
 
 /// Returns the file that a request asks for, or the status that says why there is none. The path is that of
-/// [`ExchangeContext::forwarded_target`], on which the route's `strip-prefix` and `rewrite` have acted. `step` limits each
-/// thing that is waited for.
+/// [`ExchangeContext::forwarded_target`], which `strip-prefix` and `rewrite` of the route have changed. `step` limits
+/// each single wait.
 pub async fn serve_files(
     worker: &WorkerState,
     route_id: RouteId,

@@ -20,7 +20,7 @@ pub struct ConnectionCounts {
     closed: [AtomicU64; CloseReason::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
     cut_off: [AtomicU64; SendLimit::ALL.len()],
-    /// For each reason, the minute of the process in which it was last logged, plus one.
+    /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
     /// The search for connections of the whole listener that can be evicted.
     pub search: EvictionSearch,
@@ -54,19 +54,19 @@ pub struct CountedRequest {
 /// A reason why a connection was closed early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The listener reached `limits.connections`, and none of the other connections could be evicted.
+    /// The listener reached `limits.connections`, and no other connection could be evicted.
     Connections,
     /// The client reached `limits.connections-per-client`.
     ConnectionsPerClient,
     /// The listener was nearly full, and the client had more than its share.
     FairShare,
-    /// The connection waited without a request, and others needed the room.
+    /// The connection waited without a request, and others needed its place.
     Evicted,
     /// The client sent far more HTTP/2 frames than its requests explain.
     Flood,
 }
 
-/// The limit of a slow reader: a client that accepts too little of what is sent.
+/// The limit that a slow client has met: the client accepts too little of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendLimit {
     Timeout,
@@ -197,7 +197,7 @@ impl ConnectionCounts {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// Whether a reason may be logged in this minute of the process: once.
+    /// Whether a reason may be logged in this minute of the process: once for each minute.
     pub fn may_log(&self, reason: CloseReason, minute: u64) -> bool {
         self.logged[reason as usize].swap(minute + 1, Ordering::Relaxed) != minute + 1
     }

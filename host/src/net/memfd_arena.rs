@@ -205,7 +205,7 @@ mod linux {
         use super::*;
 
         #[test]
-        fn what_is_kept_is_read_and_given_back() {
+        fn kept_bytes_are_read_and_freed() {
             let pieces = [Bytes::from(vec![1; 40_000]), Bytes::from(vec![2; 30_000])];
             let extent = allocate(&pieces).unwrap();
             assert!(extent[..40_000].iter().all(|byte| *byte == 1) && extent[40_000..].iter().all(|byte| *byte == 2));
@@ -220,7 +220,7 @@ mod linux {
         }
 
         #[test]
-        fn what_waits_in_a_socket_outlasts_its_place() {
+        fn bytes_that_wait_in_a_socket_outlast_their_extent() {
             use std::io::Read;
             use std::os::unix::net::UnixStream;
             let (sender, mut receiver) = UnixStream::pair().unwrap();

@@ -111,7 +111,7 @@ fn port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
     }
 }
 
-/// Whether a name certainly is in its normal form, as nearly all are.
+/// Whether a name is certainly in its normal form, as nearly all names are.
 fn is_normal_name(name: &[u8]) -> bool {
     let mut before = b'.';
     for byte in name {
@@ -124,7 +124,7 @@ fn is_normal_name(name: &[u8]) -> bool {
     last.first().is_some_and(|first| !first.is_ascii_digit())
 }
 
-/// An IPv6 address, or one of a later version (RFC 3986 §3.2.2), with its brackets.
+/// Returns an IPv6 address, or one of a later version (RFC 3986 §3.2.2), in its normal form with brackets.
 fn normal_literal(literal: &str) -> Option<String> {
     if let Ok(address) = literal.parse::<Ipv6Addr>() {
         return Some(format!("[{address}]"));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_one_meaning_is_refused() {
+    fn ambiguous_authorities_are_rejected() {
         let cases = [
             ("a@b", AuthorityError::Form),
             ("a:b", AuthorityError::Form),

@@ -1,4 +1,4 @@
-//! The length of a message as its `Content-Length` says it (RFC 9110 §8.6).
+//! The length of a message, from its `Content-Length` (RFC 9110 §8.6).
 
 use http::header::{self, HeaderMap};
 
@@ -6,12 +6,12 @@ use http::header::{self, HeaderMap};
 #[derive(Debug, Default)]
 pub struct ContentLengthLines {
     value: Option<u64>,
-    /// Whether the number is repeated, or written in a form that others may not read.
+    /// Whether the number is repeated, or written in a form that others may not parse.
     is_unusual: bool,
 }
 
 impl ContentLengthLines {
-    /// Adds a line; returns `false` if it is no number, or another one.
+    /// Adds a line. Returns `false` if the line is no number, or differs from an earlier one.
     pub fn add(&mut self, line: &[u8]) -> bool {
         for member in line.split(|byte| *byte == b',') {
             let text = member.trim_ascii();
@@ -30,7 +30,7 @@ impl ContentLengthLines {
         self.value
     }
 
-    /// Returns the number if the lines must be replaced by one that has it alone.
+    /// Returns the number if the lines must be replaced by a single line with it.
     pub fn rewritten(&self) -> Option<u64> {
         self.value.filter(|_| self.is_unusual)
     }

@@ -55,8 +55,8 @@ pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
     }
 }
 
-/// Whether a request has passed so many proxies like this one that it must be in a loop (RFC 9110 §7.6.3). Their names are
-/// equal, so that a chain of them can't be told from a loop by one passage.
+/// Whether a request has passed [`MAX_PASSAGES`] proxies named `plugway`, so that it must be in a loop (RFC 9110
+/// §7.6.3). All these proxies have one name, so that one passage does not distinguish a chain of them from a loop.
 pub fn is_looping(fields: &HeaderMap) -> bool {
     let passages = members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway"));
     passages.count() >= MAX_PASSAGES
@@ -155,7 +155,7 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-/// The number of lines of cookies whose room in memory is kept: that of an ordinary head.
+/// The maximum number of cookie lines whose memory is kept for the next request: that of an ordinary head.
 const FEW_COOKIES: usize = 32;
 
 fn via(received: Version) -> &'static str {

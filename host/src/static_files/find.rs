@@ -19,13 +19,13 @@ use crate::protocol::content_coding::ContentCoding;
 pub struct FileSite {
     /// The folder that paths are looked up in.
     pub root: PathBuf,
-    /// The names of files that answer for their folder, the first that exists.
+    /// The names of index files. The first that exists is the response for its folder.
     pub index: Vec<String>,
     /// The file that answers for paths without a file; `None` if these have no answer.
     pub fallback: Option<SitePath>,
     /// The codings of copies beside a file, in the order of preference.
     pub precompressed: Vec<ContentCoding>,
-    /// Whether a folder without an index file is answered with a list of its files.
+    /// Whether the response for a folder without an index file is a list of its files.
     pub browse: bool,
 }
 
@@ -33,7 +33,7 @@ pub struct FileSite {
 #[derive(Clone, Debug)]
 pub struct FileQuery {
     pub path: SitePath,
-    /// The codings of copies that the client gets rather than the file, in its order.
+    /// The codings of copies that the client gets rather than the file, in the order of the client's preference.
     pub codings: SmallVec<[ContentCoding; 3]>,
 }
 
@@ -46,7 +46,7 @@ pub enum PathAnswer {
     /// A page with the list of a folder's files.
     Listing(Vec<u8>),
     Absent,
-    /// A file that the user who runs the proxy may not read.
+    /// The user that runs the proxy may not read the file.
     Denied,
 }
 
@@ -60,7 +60,7 @@ pub struct FoundFile {
     pub coding: Option<ContentCoding>,
 }
 
-/// An open file of a site, as it was when it was opened.
+/// An open file of a site, with its properties at the time of opening.
 #[derive(Debug)]
 pub struct SiteFile {
     pub file: File,
@@ -111,7 +111,7 @@ impl FileSite {
     }
 }
 
-/// One search of a site.
+/// A single search in a site.
 struct SiteSearch<'a> {
     site: &'a FileSite,
     root: &'a Root,
@@ -140,7 +140,7 @@ impl SiteSearch<'_> {
         Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
     }
 
-    /// Opens what is at a path; `None` if there is nothing.
+    /// Opens the file at a path; `None` if there is none.
     fn open(&self, path: &SitePath) -> Result<Option<Opened>, OpenFailure> {
         match self.root.find(path, self.wait) {
             Err(OpenFailure::Absent) => Ok(None),

@@ -1,4 +1,4 @@
-//! A site as one worker has it: with its folder open, which is looked for again where its path leads.
+//! A site on one worker: its folder is open, and is opened again if another one is at its path.
 
 use std::cell::RefCell;
 use std::io;
@@ -19,11 +19,11 @@ use crate::net::deadline::Deadline;
 pub struct WorkerSite {
     pub site: Arc<FileSite>,
     open_files: OpenFiles,
-    /// The open folder, and when it was last seen at its path; `None` if it was not there.
+    /// The open folder, and the time at which it was last seen at its path; `None` if it was not there.
     root: RefCell<Option<(Arc<Root>, Instant)>>,
 }
 
-/// The time for which a folder is taken for the one at its path: deployments put another in its place.
+/// The time for which an open folder is taken for the one at its path: deployments replace it by another.
 const ROOT_CHECK: Duration = Duration::from_secs(1);
 
 /// The time for finding a file, which only a network or a broken disk exceeds.
@@ -80,7 +80,7 @@ impl WorkerSite {
     }
 }
 
-/// Returns the root that is known, or another one if that is at its path now.
+/// Returns the known root, or another one if that is at the path now.
 fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
     if let Some(root) = known.filter(|root| root.is_at(path)) {
         return Ok(root);

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `balance`: configuration, sticky sessions and picks.
+
 use plugway_sdk::EndpointState::{Down, Draining, Up};
 use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{Edit, EndpointState, ValueName};
@@ -168,7 +170,7 @@ fn an_unknown_key_is_answered_with_the_known() {
 }
 
 #[test]
-fn what_the_schema_refuses_does_not_parse() {
+fn configuration_rejected_by_the_schema_does_not_parse() {
     for config in [
         json!({ "policy": "ring" }),
         json!({ "overflows": 1 }),

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_is_an_error() {
+    fn origin_that_no_browser_sends_is_an_error() {
         for (text, wanted) in [
             ("app.example.org", "has no scheme"),
             ("https://app.example.org/", "write `https://app.example.org`"),

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `log-fields`.
+
 use plugway_sdk::Response;
 use plugway_sdk::testing::{Harness, Request};
 use serde_json::{Value, json};

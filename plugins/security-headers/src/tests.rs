@@ -1,3 +1,5 @@
+//! Native tests of the plugin `security-headers`.
+
 use plugway_sdk::Response;
 use plugway_sdk::testing::{Harness, Request};
 use serde_json::{Value, json};
@@ -65,7 +67,7 @@ fn hsts_is_sent_over_tls_only() {
 }
 
 #[test]
-fn what_is_written_replaces_the_applications_unless_it_may_not() {
+fn configured_fields_replace_the_applications_unless_forbidden() {
     let own = || Response::new(200).field("content-security-policy", "default-src *").field("x-frame-options", "DENY");
     let config = |overrides| json!({ "content-security-policy": "default-src 'self'", "frames": "same-origin", "override": overrides });
     let replaced = sent(config(true), own());

@@ -1,4 +1,4 @@
-//! From a request at the admin listener to its response: routing, documents and commands.
+//! The requests at the admin listener: routing, documents and commands.
 
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;

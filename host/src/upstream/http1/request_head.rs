@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::protocol::content_length::ContentLengthLines;
 
-/// The way in which the end of a request's content is told.
+/// The way in which a request marks the end of its content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RequestFraming {
     #[default]
