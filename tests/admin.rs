@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use plugway_test_guests::LATE;
+
 use crate::support::{
     Message, PATIENCE, Proxy, RUNTIME, echo, manifest, ok, outcome, output, plugway, raw_origin, read_message, run,
     until,
@@ -109,6 +111,21 @@ fn a_page_in_a_browser_is_refused_and_changes_nothing() {
     assert_eq!(state(&proxy), ("up".into(), 1));
     assert_eq!(ask(&proxy.noted, &drain, &format!("{own}Authorization: Bearer {TOKEN}\r\n")).status(), 200);
     assert_eq!(state(&proxy), ("draining".into(), 1));
+}
+
+#[test]
+fn documents_have_a_head_too() {
+    let proxy = with_admin(&manifest(&echo(), "", ADMIN));
+    for path in ["/", "/status", "/metrics"] {
+        let mut stream = TcpStream::connect(&proxy.noted).unwrap();
+        write!(stream, "HEAD {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.noted).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("content-length: "), "{path}: {text}");
+        assert!(text.ends_with("\r\n\r\n"), "{path}: {text}");
+    }
+    let refused = proxy.ask_admin("POST /metrics");
+    assert_eq!((refused.status(), refused.field("allow")), (405, Some("GET, HEAD")));
 }
 
 #[test]
@@ -329,6 +346,50 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     second.signal("TERM");
     assert_eq!(second.wait_exit(), Some(0));
     assert!(!socket.exists(), "a process that ended leaves no socket");
+}
+
+#[test]
+fn a_reload_that_a_worker_refuses_leaves_the_admin_listener_as_it_was() {
+    let plugin =
+        |more: &str| format!("{{ use = {LATE:?}, on-error = 503, config = {{ configure-busy = 300 {more} }} }}");
+    let origin = echo();
+    let text = |more: &str, socket: &Path| {
+        manifest(&origin, &plugin(more), &format!("[admin]\naddress = \"unix:{}\"\n", socket.display()))
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [file, old_socket, new_socket] = ["plugway.toml", "old.sock", "new.sock"].map(|name| folder.path().join(name));
+    let old = text("", &old_socket);
+    let proxy = Proxy::start_in(folder.path(), &old);
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let reload = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        proxy.ask_admin("POST /reload").text()
+    };
+    // Too early, and the load fails; too late, and the reload succeeds. Between them an instance for a worker fails.
+    let (deadline, mut early, mut late) = (Instant::now() + PATIENCE, 0, 8_000);
+    loop {
+        assert!(Instant::now() < deadline, "no worker refused a reload");
+        let ahead = (early + late) / 2;
+        let more = format!(", configure-traps-after = {}", now() + ahead);
+        let said = reload(&text(&more, &new_socket));
+        if said.contains("reloaded: generation") {
+            late = ahead;
+            reload(&old);
+        } else if said.contains("while it was configured") {
+            early = ahead;
+        } else {
+            assert!(said.contains("the old manifest goes on serving"), "{said}");
+            break;
+        }
+        if late - early < 50 {
+            (early, late) = (0, 8_000);
+        }
+    }
+    assert_eq!(proxy.get("/", "").status(), 200);
+    until("the new address is closed", || !new_socket.exists());
+    let mut stream = UnixStream::connect(&old_socket).expect("the old address is still served");
+    stream.write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 200);
 }
 
 #[test]

@@ -216,7 +216,7 @@ fn a_slow_stream_of_http2_holds_no_endpoint() {
 }
 
 #[test]
-fn what_an_endpoint_breaks_off_is_cut_off_after_all_that_came() {
+fn aborted_response_is_cut_off_after_all_received_bytes() {
     let worker = Worker::breaking_off("", 10 * MIB);
     let proxy = Proxy::start(&manifest(&worker.address, "", ""));
     let mut slow = download(&proxy, 20 * MIB);
@@ -488,7 +488,7 @@ fn long_uploads_are_collected_in_a_file_where_the_route_says_so() {
 }
 
 #[test]
-fn what_is_longer_than_the_buffer_goes_on_whole() {
+fn body_longer_than_the_buffer_is_sent_whole() {
     let worker = Worker::start("");
     for buffers in ["memory = \"4 MiB\"\ndisk = \"0 B\"", "memory = \"16 MiB\"\nfolder = \"/proc\""] {
         let proxy = with(&worker.address, buffers, "request-buffer = \"2 MiB\"");

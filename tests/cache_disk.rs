@@ -172,7 +172,7 @@ fn a_crowd_has_a_file_read_once() {
 }
 
 #[test]
-fn what_was_purged_or_changed_stays_so() {
+fn purges_and_changes_outlast_a_restart() {
     let origin = Origin::new(|request, number| match request.start.split(' ').next() {
         Some("POST") => response("", ""),
         _ => {
@@ -201,7 +201,7 @@ fn what_was_purged_or_changed_stays_so() {
 
 /// A purge is complete when it is answered, however many writes are queued.
 #[test]
-fn what_was_purged_does_not_come_back_with_a_crash() {
+fn purged_response_does_not_return_after_a_crash() {
     let origin = Origin::new(|_, _| response("Cache-Control: max-age=600", &text_of(200_000, 1)));
     let warm = Warm::new(&origin.address, CACHE);
     let proxy = warm.start();
@@ -214,7 +214,7 @@ fn what_was_purged_does_not_come_back_with_a_crash() {
 }
 
 #[test]
-fn what_has_grown_beyond_the_memory_takes_the_place_of_what_was_there() {
+fn response_grown_beyond_the_memory_replaces_the_older() {
     let origin = Origin::new(|_, number| match number {
         1 => response("Cache-Control: max-age=600", "short"),
         _ => response("Cache-Control: max-age=600", &text_of(LONG, 1)),
@@ -299,7 +299,7 @@ fn a_304_is_written_too() {
 
 /// The drill: the process is killed repeatedly while it works.
 #[test]
-fn whatever_kills_the_process_nothing_corrupt_is_served() {
+fn nothing_corrupt_is_served_after_any_end_of_the_process() {
     let origin = Origin::new(|request, _| {
         let number = request.number();
         response("Cache-Control: max-age=600", &text_of(1000 + number * 9_000, number))
@@ -445,7 +445,7 @@ fn without_room_on_disk_the_memory_serves() {
 
 /// A body that is longer than the cache's memory: it passes through the disk, for slow readers too.
 #[test]
-fn what_is_longer_than_the_memory_streams_to_and_from_the_disk() {
+fn response_longer_than_the_memory_streams_to_and_from_disk() {
     const LENGTH: usize = 100 << 20;
     let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (count, open) = (asked.clone(), gate.clone());
@@ -519,7 +519,7 @@ fn the_disk_has_its_budget() {
 
 /// Many files are written at the same time, while no client waits for them.
 #[test]
-fn what_is_on_its_way_has_a_part_of_the_disk() {
+fn arriving_responses_have_a_part_of_the_disk() {
     const COME: usize = 900 << 10;
     let address = raw_origin(|mut stream| {
         let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {}\r\n\r\n", COME + 1);

@@ -75,7 +75,7 @@ fn until_says(proxy: &Proxy, path: &str, wanted: &str) -> Message {
 }
 
 #[test]
-fn what_is_fresh_is_served_with_its_age_and_without_the_origin() {
+fn fresh_response_is_served_with_its_age_and_without_the_origin() {
     let origin = Origin::always("Cache-Control: max-age=60\r\nAge: 7");
     let proxy = origin.proxy();
     let first = proxy.get("/a?b", "");
@@ -402,7 +402,7 @@ fn a_response_that_is_one_clients_alone_makes_no_queue() {
 }
 
 #[test]
-fn who_waits_takes_over_when_the_leader_leaves() {
+fn follower_takes_over_when_the_leader_leaves() {
     let left = Arc::new(AtomicUsize::new(0));
     let known = left.clone();
     let origin = Origin::new(move |_, number| {
@@ -490,7 +490,7 @@ fn content_that_breaks_off_is_told_as_broken_and_not_stored() {
 }
 
 #[test]
-fn what_is_too_long_passes_and_all_get_it_whole() {
+fn too_long_response_is_not_stored_and_all_get_it_whole() {
     let length = 200 << 10;
     let known = Origin::new(move |_, _| response("Cache-Control: max-age=60", &"a".repeat(length)));
     let unknown = Origin::new(move |_, _| {
@@ -539,7 +539,7 @@ fn purges_take_what_they_name() {
 }
 
 #[test]
-fn what_is_stored_outlives_a_change_of_policy() {
+fn stored_responses_outlive_a_change_of_policy() {
     let origin = Origin::always("Cache-Control: max-age=60");
     let proxy = origin.proxy();
     proxy.get("/", "");
@@ -789,7 +789,7 @@ fn one_client_takes_nothing_from_others() {
 }
 
 #[test]
-fn what_another_upstream_answered_is_not_kept_for_this_one() {
+fn response_of_another_upstream_is_not_stored() {
     let a = Origin::always("Cache-Control: max-age=60\r\nETag: \"a\"");
     let b = Origin::new(|request, _| match request.field("if-none-match") {
         Some(_) => "HTTP/1.1 304 Not Modified\r\nContent-Length: 0\r\n\r\n".into(),
@@ -873,7 +873,7 @@ fn a_304_of_another_response_freshens_nothing() {
 }
 
 #[test]
-fn what_is_not_stored_is_known_by_its_own_date_alone() {
+fn unstored_response_has_only_its_own_date() {
     let origin = Origin::always("Cache-Control: no-store\r\nDate: Wed, 01 Jan 2020 00:00:00 GMT");
     let proxy = origin.proxy();
     for _ in 0..2 {

@@ -173,12 +173,12 @@ fn grpc_is_asked_whether_it_serves() {
     let checks = "[upstream.app.health]\nkind = \"grpc\"\nservice = \"app\"\ninterval = \"50ms\"";
     let proxy = Proxy::start(&manifest(&endpoints, &server, checks));
     program.write("down\n");
-    let down = proxy.wait_log("down: its checks fail");
+    let down = proxy.wait_log("endpoint is down: health checks fail");
     assert!(down.contains("it says that it isn't serving"), "{down}");
     program.write("up\n");
-    proxy.wait_log("up: its checks pass");
+    proxy.wait_log("endpoint is up: health checks pass");
     let other = checks.replace("\"app\"", "\"other\"");
     // Not by another proxy: that could say so before it says where it listens, which is waited for first.
     proxy.reload(&manifest(&endpoints, &server, &other));
-    assert!(proxy.wait_log("down: its checks fail").contains("its gRPC status is 5"));
+    assert!(proxy.wait_log("endpoint is down: health checks fail").contains("its gRPC status is 5"));
 }

@@ -91,6 +91,31 @@ fn the_breaker_is_that_of_all_workers_and_survives_a_reload() {
 }
 
 #[test]
+fn a_plugin_of_several_configurations_shows_the_worst_of_their_states() {
+    let route = |path: &str, busy: u32| {
+        format!(
+            "[[route]]\npath = \"{path}\"\nupstream = \"app\"\nplugins = [{{ use = {LATE:?}, \
+             config.configure-busy = {busy}, limits.cpu = \"20ms\" }}]\n"
+        )
+    };
+    let text = manifest(&echo(), "", &[route("/late", 0), route("/other", 1)].concat());
+    let proxy = Proxy::start(&text.replace("workers = 2", "workers = 1"));
+    let breaker = format!("plugway_plugin_breaker_state{{plugin={LATE:?}}}");
+    assert_eq!(proxy.metric(&breaker), 0.0);
+    let shown = || {
+        let status: serde_json::Value = serde_json::from_slice(&proxy.ask_admin("GET /status").body).unwrap();
+        let plugins = status["plugins"].as_array().unwrap();
+        plugins.iter().find(|plugin| plugin["name"] == LATE).cloned().unwrap()
+    };
+    let live = shown()["live"].as_u64().unwrap();
+    assert!(live >= 2, "each configuration has an instance: {live}");
+    proxy.log_until("plugin breaker opened", || assert_eq!(call(&proxy, "spin").status(), 502));
+    assert_ne!(proxy.metric(&breaker), 0.0);
+    assert_ne!(shown()["breaker"], "closed");
+    assert_eq!(proxy.get("/other", "").status(), 200);
+}
+
+#[test]
 fn one_trap_in_many_calls_never_opens_the_breaker() {
     let proxy = start(&late(&echo(), 2, ""));
     for n in 0..400 {

@@ -275,7 +275,7 @@ fn a_client_that_gave_up_and_is_told_so_finds_its_request_in_the_log() {
 }
 
 #[test]
-fn what_is_cut_off_as_the_proxy_stops_is_a_warning() {
+fn exchange_cut_off_at_the_stop_is_a_warning() {
     let half = raw_origin(|mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         read_message(&mut reader);

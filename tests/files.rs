@@ -283,7 +283,7 @@ fn links_that_are_swapped_while_files_are_served_lead_nowhere() {
 }
 
 #[test]
-fn what_is_no_file_is_not_opened_and_nothing_hangs() {
+fn special_files_are_not_opened_and_nothing_hangs() {
     let site = Site::start("", "");
     assert!(Command::new("mkfifo").arg(site.at("pipe")).status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(site.at("socket")).unwrap();

@@ -629,7 +629,7 @@ fn pipelined_requests_whose_responses_nobody_reads_cost_little() {
 }
 
 #[test]
-fn what_leads_to_no_request_has_an_end() {
+fn frames_without_a_request_are_limited() {
     let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let floods = [
         ("empty lines", String::new(), "\r\n".to_string()),

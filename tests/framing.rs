@@ -106,6 +106,10 @@ const REFUSED: &[(&str, u16, &str)] = &[
     ("G\u{e9}T / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a method that is no token"),
     ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a target beyond ASCII"),
     ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a fragment"),
+    ("GET /<a> HTTP/1.1\r\nHost: a\r\n\r\n", 400, "angle brackets in a path"),
+    ("GET /`a HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a grave accent in a path"),
+    ("GET /?a={\"b\":1} HTTP/1.1\r\nHost: a\r\n\r\n", 400, "quotes in a query"),
+    ("GET /?a=<b> HTTP/1.1\r\nHost: a\r\n\r\n", 400, "angle brackets in a query"),
     ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a target without a slash"),
     ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400, "an asterisk for GET"),
     ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "a scheme that is not HTTP's"),
@@ -123,7 +127,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
 ];
 
 #[test]
-fn what_has_two_meanings_is_refused() {
+fn ambiguous_requests_are_rejected() {
     let origin = Recorder::start();
     let proxy = Proxy::start(&manifest(&origin.address, "", ""));
     let mut wrong = Vec::new();
@@ -177,7 +181,7 @@ fn malformed_chunks_end_the_connection() {
 }
 
 #[test]
-fn what_passes_has_one_form() {
+fn accepted_requests_have_one_form() {
     let origin = Recorder::start();
     let proxy = Proxy::start(&manifest(&origin.address, "", ""));
     let cases = [

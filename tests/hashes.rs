@@ -50,7 +50,7 @@ fn the_hash_of_a_key_is_that_of_sha256() {
 }
 
 #[test]
-fn what_can_not_be_hashed_is_an_error_that_does_not_show_it() {
+fn unhashable_input_is_an_error_that_does_not_show_it() {
     let long = "s3cret".repeat(1_000);
     for (args, input, wanted) in [
         (&["hash-password"][..], &b"\n"[..], "empty password"),

@@ -501,6 +501,8 @@ fn malformed_requests_of_http2_reach_nobody() {
         ("a tab behind a value", with("x", "a\t")),
         ("a repeated length", [&with("content-length", "0"), &literal("content-length", "0")[..]].concat()),
         ("a path with a space", path("/a b")),
+        ("a path with angle brackets", path("/<a>")),
+        ("a query with quotes", path("/?a=\"b\"")),
         ("a path with CR LF", path("/a\r\nx")),
         ("a path without a slash", path("a")),
         ("an empty path", path("")),

@@ -336,7 +336,7 @@ fn preface(endpoint: &TcpListener, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_has_no_client_to_name_says_so_to_endpoints() {
+fn connection_without_a_client_says_so_to_endpoints() {
     for (version, wanted) in [("v1", &b"PROXY UNKNOWN\r\nGET "[..]), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET ")] {
         let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
         let told = format!("proxy-protocol = \"{version}\"\nendpoints");

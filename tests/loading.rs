@@ -244,7 +244,7 @@ fn a_plugin_that_is_configured_without_end_dies_apart() {
 }
 
 #[test]
-fn what_plugins_say_can_not_forge_lines_or_move_cursors() {
+fn plugin_texts_cannot_forge_lines_or_move_cursors() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plugin.wasm");
     std::fs::write(&file, with_schema("{\"title\": \"\u{202e}\"}")).unwrap();

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use plugway_test_guests::{MISBEHAVE, NOISY};
 
-use crate::support::{Message, PATIENCE, Proxy, echo, manifest, ok, origin, output, plugway, read_message, run, until};
+use crate::support::{
+    Message, PATIENCE, Proxy, echo, manifest, ok, origin, outcome, output, plugway, read_message, run, until,
+};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -143,6 +145,31 @@ fn commands_fail_without_a_panic_where_their_output_goes_nowhere() {
 }
 
 #[test]
+fn an_unreadable_filter_is_told_of_and_the_default_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest("127.0.0.1:9", "", "")).unwrap();
+    let checked = |filter: &str| {
+        let (code, error) = outcome(plugway().arg("check").arg(&path).env("PLUGWAY_LOG", filter));
+        assert_eq!(code, Some(0), "{error}");
+        error
+    };
+    for (filter, wanted) in [
+        ("info,plugway=debgu", "expected a level such as `debug`"),
+        ("debgu", "did you mean `debug`?"),
+        ("INFO,wran", "did you mean `warn`?"),
+    ] {
+        let error = checked(filter);
+        let is_told = error.contains("invalid PLUGWAY_LOG; the default is used") && error.contains(wanted);
+        assert!(is_told && error.contains(filter), "{filter}: {error}");
+    }
+    for filter in ["", "debug", "WARN", "info,plugway=debug", "off", "plugway", "warn,h2=trace,plugway::upstream=info"]
+    {
+        assert!(!checked(filter).contains("PLUGWAY_LOG"), "{filter}");
+    }
+}
+
+#[test]
 fn no_line_of_the_log_can_be_forged() {
     let more = format!("[plugin.noisy]\nuse = {NOISY:?}\n");
     let proxy = Proxy::start(&manifest(&echo(), r#""noisy""#, &more));
@@ -192,6 +219,17 @@ fn lines_are_limited_for_all_instances_of_a_plugin_together() {
         assert!(lines.len() <= max && lines.iter().map(String::len).sum::<usize>() <= bytes, "{}", lines.len());
         assert!(lines.iter().all(|line| line.len() < 5000));
     }
+}
+
+#[test]
+fn lines_left_out_are_counted_once_for_all_routes_of_a_plugin() {
+    let plugin = format!("{{ use = {NOISY:?} }}");
+    let more = format!("{ADMIN}[[route]]\npath = \"/b\"\nupstream = \"app\"\nplugins = [{plugin}]\n");
+    let (proxy, stderr) = Proxy::start_unread(plugway(), &manifest(&echo(), &plugin, &more));
+    (0..30).for_each(|_| drop(proxy.get("/", "\r\nX-Noise: lines")));
+    let dropped = proxy.metric(&format!("plugway_plugin_log_dropped_total{{plugin={NOISY:?}}}"));
+    let lines = read_lines(stderr, proxy).into_iter().filter(|line| line.contains("noise")).count();
+    assert_eq!(dropped as usize + lines, 300, "{dropped} dropped");
 }
 
 #[test]

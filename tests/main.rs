@@ -59,3 +59,4 @@ mod tunnels;
 mod unread;
 mod upstreams;
 mod waiting;
+mod without_content;

@@ -266,7 +266,7 @@ fn trailers_are_bounded() {
 }
 
 #[test]
-fn what_a_cache_policy_returns_is_bounded() {
+fn results_of_a_cache_policy_are_bounded() {
     let stored = origin(|_| b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\n1".to_vec());
     let proxy = Proxy::start(&manifest(&stored, &format!("{{ use = {POLICY:?} }}"), ""));
     for (path, how, why) in [

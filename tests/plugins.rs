@@ -168,6 +168,15 @@ fn an_edit_makes_no_message_that_a_client_could_not_send() {
     }
     let made = |edit: &str| proxy.get("/", &format!("\r\nX-Misbehave: edit {edit}")).text();
     assert!(made("authority other.example:81").contains("host: other.example:81\n"));
+    // The port of the scheme is no part of a host, whichever edit sets the host.
+    for edit in ["authority Other.example:80", "set-host Other.example:80"] {
+        assert!(made(edit).contains("host: other.example\n"), "{edit}: {}", made(edit));
+    }
+    let default = proxy.exchange("GET / HTTP/1.0\r\nX-Misbehave: edit default-host Other.example:80");
+    assert!(default.text().contains("host: other.example\n"), "{}", default.text());
+    let planned = "{ use = \"headers\", config.request.default = { Host = \"other.example:80\" } }";
+    let planned = Proxy::start(&manifest(&echo(), planned, "")).exchange("GET / HTTP/1.0");
+    assert!(planned.text().contains("host: other.example\n"), "{}", planned.text());
     assert!(made("path /a/./%7eb/../c//d").starts_with("GET /a/c/d HTTP"), "{}", made("path /a/./%7eb/../c//d"));
     // Spaces around a value are no part of it, and HTTP/2 forbids them (RFC 9113 §8.2.1).
     assert!(made("value _a_b_").contains("x-value: a b\n"));
@@ -243,7 +252,7 @@ fn a_trap_makes_a_fresh_instance_and_the_message_reaches_the_log() {
 }
 
 #[test]
-fn what_a_plugin_prints_reaches_the_log_and_chatter_is_cut_off() {
+fn plugin_output_is_logged_and_limited() {
     let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\nlimits.cpu = \"5s\"\n");
     let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more).replace("workers = 2", "workers = 1"));
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: print").status(), 200);

@@ -2,9 +2,11 @@
 
 use std::io::{BufReader, Read, Write};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::http2_endpoint::endpoint;
-use crate::support::{Message, Proxy, echo, manifest, origin, output, read_message};
+use crate::support::{Message, Proxy, echo, manifest, origin, output, read_message, until};
 
 const TOO_LARGE: Option<&str> = Some("plugway; error=http_response_header_section_size");
 
@@ -62,6 +64,29 @@ fn the_head_of_a_response_has_limits_that_the_manifest_sets() {
             );
         }
     }
+}
+
+#[test]
+fn the_limits_of_the_upstream_hold_for_its_health_checks() {
+    let checks = Arc::new(AtomicUsize::new(0));
+    let counted = checks.clone();
+    let origin = origin(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Pad: {}\r\n\r\n", "y".repeat(40 << 10)).into_bytes()
+    });
+    let checked = |limits: &str| {
+        let health = "[upstream.app.health]\ninterval = \"50ms\"\nhealthy = 1\nunhealthy = 1\n";
+        with_limits(&origin, &format!("{limits}\n{health}"))
+    };
+    let proxy = checked("");
+    let line = proxy.wait_log("down: its checks fail");
+    assert!(line.contains("limits.response-head"), "{line}");
+    drop(proxy);
+    let before = checks.load(Ordering::SeqCst);
+    let proxy = checked("response-head = \"64 KiB\"");
+    until("a check is over", || checks.load(Ordering::SeqCst) > before + 2);
+    let state = format!("plugway_endpoint_state{{upstream=\"app\",endpoint={origin:?},state=\"up\"}}");
+    assert_eq!(proxy.metric(&state), 1.0);
 }
 
 #[test]
@@ -242,7 +267,7 @@ fn the_words_of_a_status_are_kept_between_http1_and_http1() {
 }
 
 #[test]
-fn what_can_be_read_is_normalised_and_what_is_ambiguous_is_refused() {
+fn readable_responses_are_normalised_and_ambiguous_ones_rejected() {
     let good = [
         "HTTP/1.1 200 OK\nX-A: 1\nX-B: 2\nContent-Length: 2\n\nok",
         "HTTP/1.1 200 OK\r\nX-A: 1\nX-B: 2\r\nContent-Length: 2\r\n\r\nok",

@@ -70,7 +70,7 @@ fn every_manifest_of_the_repository_fits() {
 }
 
 #[test]
-fn what_is_wrong_by_its_structure_does_not_fit() {
+fn structurally_wrong_manifest_does_not_fit_the_schema() {
     let validator = validator();
     for manifest in [
         "worker = 2",

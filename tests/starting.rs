@@ -159,7 +159,7 @@ pub fn as_nobody(cache: &Path) -> Command {
 }
 
 #[test]
-fn what_a_user_may_not_bind_is_told_with_a_remedy() {
+fn forbidden_bind_is_reported_with_a_remedy() {
     if !rustix::process::geteuid().is_root() {
         return;
     }

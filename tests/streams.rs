@@ -224,7 +224,7 @@ fn a_hanging_origin_holds_up_nobody_else() {
 }
 
 #[test]
-fn what_follows_an_early_response_is_still_the_body_of_its_request() {
+fn bytes_after_an_early_response_are_still_the_request_body() {
     let (told, seen) = mpsc::channel();
     let origin = raw_origin(move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use plugway_test_guests::OVERRIDES;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{Proxy, echo, limited, manifest, raw_origin, until};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, until, vanish};
 
 /// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
@@ -108,7 +109,44 @@ fn a_silent_tunnel_is_closed() {
 }
 
 #[test]
-fn what_is_no_upgrade_stays_http() {
+fn the_access_log_says_how_a_tunnel_ended() {
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let ended = |endpoint: String, limits: &str, end: fn(&mut BufReader<TcpStream>)| {
+        let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
+        let text = manifest(&endpoint, "", log).replace("address = \"127.0.0.1:0\"\n", &listener);
+        let proxy = Proxy::start(&text);
+        let (_, _, mut tunnel) = open(&proxy);
+        end(&mut tunnel);
+        let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+        until("the tunnel is logged", || logged().ends_with('\n'));
+        let line: serde_json::Value = serde_json::from_str(&logged()).unwrap();
+        (line["complete"].clone(), line["error"].clone())
+    };
+    let closed = |tunnel: &mut BufReader<TcpStream>| {
+        tunnel.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
+    };
+    assert_eq!(ended(switching(), "", closed), (true.into(), serde_json::Value::Null));
+    let waits = |tunnel: &mut BufReader<TcpStream>| drop(tunnel.read(&mut [0]));
+    let silent = ended(switching(), "tunnel-timeout = \"300ms\"", waits);
+    assert_eq!(silent, (false.into(), "http_response_timeout".into()));
+    let resetting = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let head = head(&mut reader);
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        stream.write_all(format!("{answer}{head}").as_bytes()).unwrap();
+        let _ = reader.read(&mut [0]);
+        vanish(stream);
+    });
+    let speaks = |tunnel: &mut BufReader<TcpStream>| {
+        tunnel.get_mut().write_all(b"x").unwrap();
+        drop(tunnel.read(&mut [0]));
+    };
+    assert_eq!(ended(resetting, "", speaks), (false.into(), "connection_terminated".into()));
+}
+
+#[test]
+fn response_without_upgrade_stays_http() {
     let proxy = Proxy::start(&manifest(&switching(), "", ""));
     let refused = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo");
     assert_eq!((refused.status(), refused.text()), (200, "no".into()), "Connection doesn't ask for it");
@@ -201,6 +239,38 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
     assert_eq!(response.headers().get_all("x-seen").iter().count(), 1, "the error has passed the response hooks");
+}
+
+#[test]
+fn a_status_that_a_plugin_sets_denies_the_tunnel() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (ended, ends) = std::sync::mpsc::channel();
+    let endpoint = raw_origin(move |stream| {
+        switch(stream);
+        let _ = ended.send(());
+    });
+    let denying = |status: u16| {
+        let plugin = format!("{{ use = {OVERRIDES:?}, config.status = {status} }}");
+        Proxy::start(&manifest(&endpoint, &plugin, ""))
+    };
+    for (status, wanted) in [(403, 403), (200, 502)] {
+        let proxy = denying(status);
+        let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
+        assert_eq!((response.status().as_u16(), said), (wanted, None));
+        for request in ["an ordinary one", "the one that asks for the tunnel"] {
+            ends.recv_timeout(PATIENCE).expect(request);
+        }
+        let mut stream = proxy.connect();
+        stream.write_all(ASK.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let answer = head(&mut reader);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(!answer.contains("upgrade") && answer.contains("content-length: 0"), "{answer}");
+        ends.recv_timeout(PATIENCE).expect("the tunnel's connection ends");
+        reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(head(&mut reader).starts_with("HTTP/1.1 "), "the client's connection still speaks HTTP");
+        ends.recv_timeout(PATIENCE).expect("an ordinary one");
+    }
 }
 
 #[test]

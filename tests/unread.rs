@@ -35,7 +35,7 @@ fn sum(proxy: &Proxy, name: &str) -> f64 {
 }
 
 #[test]
-fn what_an_endpoint_has_not_read_is_repeated_whatever_the_method() {
+fn unread_request_is_retried_whatever_its_method() {
     for is_go_away in [true, false] {
         for (method, content) in [("GET", ""), ("POST", ""), ("POST", "abc"), ("PATCH", "abc"), ("PUT", "abc")] {
             for (first, more) in [(0, ""), (1, ""), (0, "retry = false"), (1, "retry = false")] {

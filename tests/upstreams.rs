@@ -188,7 +188,7 @@ fn a_retry_has_the_place_of_the_request_that_it_repeats() {
 }
 
 #[test]
-fn who_keeps_failing_is_ejected_and_comes_back() {
+fn failing_endpoint_is_ejected_and_returns() {
     let (a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
     let more = "outliers = { consecutive = 3, statuses = [\"5xx\"], ejection = \"1s\" }";
     let proxy = start(&manifest(&[&a, &b, &c], more));
@@ -241,8 +241,8 @@ fn health_checks_take_out_and_bring_back() {
     a.does(Does::Answer);
     until("a is back", || states(&proxy) == ["up", "up"]);
     assert_eq!(ask(&proxy, 10, GET).of("a"), 5);
-    proxy.wait_log("down: its checks fail");
-    proxy.wait_log("up: its checks pass");
+    proxy.wait_log("endpoint is down: health checks fail");
+    proxy.wait_log("endpoint is up: health checks pass");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_check_asks_for_a_host_and_looks_for_content() {
 }
 
 #[test]
-fn what_is_known_of_endpoints_survives_a_reload() {
+fn state_of_endpoints_survives_a_reload() {
     let (mut a, b) = (Backend::start("a"), Backend::start("b"));
     // An endpoint that is asked while it is down isn't replaced by another.
     let more = "retry = false\noutliers = false\n[upstream.app.health]\nkind = \"tcp\"\ninterval = \"50ms\"";
@@ -288,7 +288,7 @@ fn what_is_known_of_endpoints_survives_a_reload() {
 }
 
 #[test]
-fn where_none_is_well_all_are_used_or_none() {
+fn all_endpoints_or_none_are_used_if_none_is_up() {
     let (a, b) = (Backend::start("a"), Backend::start("b"));
     a.does(Does::Status(500));
     b.does(Does::Status(500));
@@ -307,7 +307,7 @@ fn where_none_is_well_all_are_used_or_none() {
 }
 
 #[test]
-fn who_comes_back_gets_its_share_slowly() {
+fn returning_endpoint_gets_its_share_slowly() {
     let (a, b) = (Backend::start("a"), Backend::start("b"));
     let more = "slow-start = \"6s\"\n[upstream.app.health]\npath = \"/healthz\"\ninterval = \"50ms\"\nhealthy = 1";
     let proxy = start(&manifest(&[&a, &b], more));
@@ -374,6 +374,19 @@ fn connections_are_limited_and_waited_for() {
     assert_eq!(upstream(&proxy)["retries"], 0, "and no longer");
     assert_eq!(upstream(&proxy)["overflows"], 2);
     assert_eq!(states(&proxy), ["up"], "which isn't the endpoint's fault");
+}
+
+#[test]
+fn a_wait_for_a_connection_names_the_limit_of_connections() {
+    let a = Backend::start("a");
+    a.does(Does::Hang);
+    let proxy = start(&manifest(&[&a], "connect-timeout = \"300ms\"\n[upstream.app.limits]\nconnections = 1"));
+    let mut first = proxy.connect();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    until("one is there", || a.requests() == 1);
+    assert_eq!(proxy.get("/", "").status(), 503);
+    let line = proxy.wait_log("no connection became free in 300ms (`connect-timeout`)");
+    assert!(line.contains("limit=\"limits.connections\""), "{line}");
 }
 
 #[test]
@@ -487,7 +500,7 @@ fn endpoints_are_well_again_when_nobody_checks_them_any_more() {
 }
 
 #[test]
-fn what_clients_and_limits_do_is_not_the_endpoints_fault() {
+fn errors_of_clients_and_limits_do_not_count_against_endpoints() {
     let a = Backend::start("a");
     let more = "response-timeout = \"300ms\"\noutliers = { consecutive = 1, ejection = \"1m\" }";
     // A second endpoint, since the only one is never ejected.

@@ -1,5 +1,6 @@
-//! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
-//! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
+//! The assembly of a generation from a manifest: names become indices, texts become values, plugins are loaded and
+//! configured. After this nothing is parsed, looked up by name or checked again. All errors are found before any is
+//! reported.
 
 pub mod addresses;
 pub mod admin;
@@ -43,8 +44,7 @@ use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
-use crate::config::load::Files;
-use crate::config::manifest::Manifest;
+use crate::config::load::{Files, ManifestFile};
 use crate::config::spanned::Spanned;
 use crate::config::structure::LeftOut;
 use crate::generation::Generation;
@@ -64,10 +64,10 @@ use crate::tls::validity::DatedCertificate;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_set::EndpointSet;
 
-/// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
+/// The default of `drain`, the time that a stop waits for exchanges: as long as orchestrators usually give.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// Makes generations; keeps what outlives them.
+/// The builder of generations, with the state that outlives them.
 pub struct Assembler {
     runtime: Runtime,
     loader: Loader,
@@ -79,9 +79,9 @@ pub struct Assembler {
     switches: HashMap<PathBuf, Arc<MaintenanceSwitch>>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<ConnectionCounts>>,
-    /// For sessions of TLS to be resumed after a reload.
+    /// The TLS session tickets, which outlive a reload.
     tickets: Tickets,
-    /// TLS to endpoints, by the digest of what it was made of.
+    /// The TLS configurations to endpoints, by the digests of their settings.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, LoadedPlugin>,
     /// The versions of configured plugins, which outlive generations.
@@ -102,7 +102,7 @@ pub struct AssembledManifest {
     /// The addresses to listen at.
     pub listeners: Vec<ListenerAddress>,
     pub workers: Option<usize>,
-    /// How long a stop waits for exchanges.
+    /// The time that a stop waits for exchanges.
     pub drain: Duration,
     pub admin: AdminSettings,
     pub warnings: Vec<Warning>,
@@ -113,11 +113,11 @@ pub struct AssembledManifest {
 /// A component that was found good.
 struct LoadedPlugin {
     plugin: Arc<Plugin>,
-    /// The schema of its configuration.
+    /// The schema of the component's configuration.
     schema: Option<Arc<str>>,
-    /// The digests of the configurations that it accepts, with their limits.
+    /// The digests of the configurations that the component accepts, with their limits.
     accepted: HashSet<[u8; 32]>,
-    /// Whether there are some that are not on disk yet.
+    /// Whether `accepted` has digests that are not on disk yet.
     has_new: bool,
 }
 
@@ -153,7 +153,7 @@ struct Assembly<'a> {
 }
 
 impl Assembler {
-    /// Makes nothing yet; new components are loaded by a loader.
+    /// Returns an assembler without a generation; new components are loaded by a loader.
     pub fn new(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -178,7 +178,7 @@ impl Assembler {
         })
     }
 
-    /// One that finds mistakes, and makes nothing that is served.
+    /// Returns an assembler that only finds errors, and builds nothing that is served.
     pub fn for_check(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         Ok(Assembler { is_check: true, ..Assembler::new(runtime, loader)? })
     }
@@ -241,7 +241,7 @@ impl Assembler {
         Ok(AssembledManifest { generation, warnings, admin, admin_place, listeners: addresses, workers, drain })
     }
 
-    /// Forgets what neither this generation nor one in service uses.
+    /// Drops the state that neither this generation nor one in service uses.
     fn forget_unused(&mut self, used: &HashSet<blake3::Hash>, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
         self.plugins.retain(|digest, _| used.contains(digest));
         self.census.retain(|address, _| listeners.contains_key(address));
@@ -266,19 +266,14 @@ impl Assembler {
 }
 
 impl Assembler {
-    /// Returns the number of workers that take a generation into service. A reload doesn't change it.
-    fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> usize {
+    /// Returns the number of workers of a generation. A reload doesn't change it.
+    fn workers(&mut self, files: &[ManifestFile]) -> usize {
         *self.workers.get_or_insert_with(|| instances::workers(files))
     }
 }
 
 impl<'a> Assembly<'a> {
-    fn new(
-        assembly: &'a mut Assembler,
-        files: &[(Arc<Source>, Manifest)],
-        problems: Diagnostics,
-        left_out: LeftOut,
-    ) -> Self {
+    fn new(assembly: &'a mut Assembler, files: &[ManifestFile], problems: Diagnostics, left_out: LeftOut) -> Self {
         let reach = Reach::of(files, &left_out);
         Assembly {
             assembly,
@@ -303,17 +298,17 @@ impl<'a> Assembly<'a> {
 
 impl Assembly<'_> {
     /// Returns how long a stop waits for exchanges.
-    fn drain(&mut self, files: &[(Arc<Source>, Manifest)]) -> Duration {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.drain_timeout.as_ref()?)));
+    fn drain(&mut self, files: &[ManifestFile]) -> Duration {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.drain_timeout.as_ref()?)));
         named.map_or(DRAIN, |(source, text)| self.duration(source, Some(text), DRAIN))
     }
 
-    /// Reserves the places for the instances, but for those of bodies.
-    fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    /// Reserves the places for instances, except those for bodies.
+    fn reserve(&mut self, files: &[ManifestFile]) {
         let wanted = instances::places(files, self.assembly.workers(files));
         match (self.assembly.runtime.places().reserve_for_generation(wanted), files.first()) {
             (Ok(reserved), _) => self.reserved = Some(reserved),
-            (Err(shortage), Some((source, _))) => self.problems.of_file(source, shortage.to_string()),
+            (Err(shortage), Some(file)) => self.problems.of_file(&file.source, shortage.to_string()),
             (Err(_), None) => {}
         }
     }
@@ -371,19 +366,19 @@ pub fn log(warnings: &[Warning]) {
     }
 }
 
-/// A file that a manifest names, which is relative to it.
+/// Returns the path of a file that a manifest names, relative to the manifest.
 fn beside(source: &Source, file: &str) -> PathBuf {
     source.path.parent().unwrap_or(Path::new(".")).join(file)
 }
 
-/// Names for a message, not all if there are many.
+/// Returns names for a message: all of them, or the first of many.
 fn some_of(names: &[&str]) -> String {
     const SHOWN: usize = 20;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     if names.len() <= SHOWN { shown } else { format!("{shown} and {} more", names.len() - SHOWN) }
 }
 
-/// The beginning of a table, to be shown in its place.
+/// Returns the position of the beginning of a table.
 fn head_of(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
 }

@@ -1,4 +1,4 @@
-//! The bodies of requests, on their way from a client to an endpoint, and the room in which bodies of both directions
+//! The bodies of requests on their way from a client to an endpoint, and the room in which bodies of both directions
 //! wait for a slower peer.
 
 pub mod backlog;
@@ -15,7 +15,7 @@ use http_body::Body;
 
 use backlog::Piece;
 
-/// A body of a request that is not the client's own as it comes: one that passes plugins, or is sent again.
+/// A request body that is not the client's own as it arrives: one that passes plugins, or that is sent again.
 pub type BoxBody = Pin<Box<dyn Body<Data = Piece, Error = BodyError>>>;
 
 /// The error that ends a body before its end.

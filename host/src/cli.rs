@@ -6,6 +6,7 @@ pub(crate) mod demo;
 mod hash;
 mod schema;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
-use crate::cli::check::Form;
+use crate::cli::check::ReportForm;
 use crate::cli::hash::PasswordHash;
 use crate::config::load;
 use crate::config::references::Environment;
@@ -225,20 +227,41 @@ const FLUSH_ERROR: Duration = Duration::from_secs(5);
 
 /// Sends log lines and panics to the process log.
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| FILTER.into());
+    let found = std::env::var_os("PLUGWAY_LOG").filter(|text| !text.is_empty());
+    let filter = found.as_deref().map(log_filter);
+    let error = filter.as_ref().and_then(|filter| filter.as_ref().err().cloned());
+    let filter = filter.and_then(Result::ok).unwrap_or_else(|| FILTER.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::LogRecord);
     // The layer would print the lines that it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
     supervise::install();
     // A process that can't start one more thread couldn't serve either, and reports that by its exit code.
     let _ = process_log::start();
+    if let Some(error) = error {
+        tracing::warn!(?found, error, default = FILTER, "invalid PLUGWAY_LOG; the default is used");
+    }
 }
+
+/// Returns the log filter that a text describes; the error says what is wrong and what is expected.
+fn log_filter(text: &OsStr) -> Result<EnvFilter, String> {
+    let expected = "expected a level such as `debug`, or levels of modules such as `info,plugway::upstream=debug`";
+    let text = text.to_str().ok_or_else(|| format!("no text in UTF-8; {expected}"))?;
+    // A word that is no level would be a module, and all others would be silent.
+    let mut words = text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[']));
+    let is_misspelt = |word: &&str| !LEVELS.contains(&&*word.to_ascii_lowercase()) && !hint(word, &LEVELS).is_empty();
+    if let Some(word) = words.find(is_misspelt) {
+        return Err(format!("unknown level `{word}`; {}{expected}", hint(word, &LEVELS)));
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("{error}; {expected}"))
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<ExitCode> {
     let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
     let done = match command {
         Command::Check { manifest, json } => {
-            let form = if json { Form::Json } else { Form::Text };
+            let form = if json { ReportForm::Json } else { ReportForm::Text };
             return check::check(&manifest, form, &environment, cache.as_deref());
         }
         Command::Reload { proxy } => order(proxy, "/reload"),

@@ -1,4 +1,4 @@
-//! The manifest: its keys, its files, and messages about its mistakes.
+//! The manifest: its keys, its files, and its diagnostics.
 
 pub mod diagnostic;
 mod foreign;

@@ -24,20 +24,21 @@ use crate::context::informational::InformationalQueue;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
+use crate::protocol::proxy_protocol::ConnectionAddresses;
 
-/// The heads of both messages, and where the exchange stands.
+/// The heads of both messages, and the state of the exchange.
 #[derive(Debug)]
 pub struct ExchangeContext {
     /// The request as the client sent it, before any edit.
     pub received: ReceivedRequest,
-    /// The request as it stands now.
+    /// The request with all edits so far.
     pub request: http::request::Parts,
-    /// The path as the client has sent it, if the route forwards that; `None` if it is the request's.
+    /// The path as the client has sent it, if the route forwards that path; `None` if it is the path of `request`.
     pub sent_path: Option<Box<SentPath>>,
-    /// The target that an endpoint or a folder of files is asked for, if the route changes it; `None` if it is the
-    /// request's.
+    /// The target for the endpoint or the folder of files, if the route changes the target; `None` if it is that of
+    /// `request`.
     pub forwarded: Option<PathAndQuery>,
-    /// The response as it stands now, once there is one.
+    /// The response with all edits so far; `None` before there is a response.
     pub response: Option<http::response::Parts>,
     /// The facts about the client that its connection shows.
     pub peer: Arc<ClientInfo>,
@@ -45,9 +46,9 @@ pub struct ExchangeContext {
     pub client: Option<Box<ClientAddress>>,
     /// The scheme by which the client reached the trusted proxies; `None` if they name none.
     pub named_scheme: Option<Scheme>,
-    /// Whether the request may have fields that an origin takes for others.
+    /// Whether the request may have fields that an origin confuses with others.
     pub has_aliases: bool,
-    /// The chain of addresses as trusted proxies have sent it.
+    /// The chain of addresses that trusted proxies have sent.
     chain: Option<HeaderValue>,
     /// The name of the matched route.
     pub route: Arc<str>,
@@ -57,13 +58,13 @@ pub struct ExchangeContext {
     pub endpoint: Option<Arc<str>>,
     /// The outcome at the cache of the chain; `None` if the chain has no cache.
     pub cache: Option<CacheOutcome>,
-    /// The length of the request's content as it arrives.
+    /// The length of the request's content.
     pub content: ContentLength,
     /// The limit of the request's content, in bytes; `None` before a plugin or the route has set one.
     pub max_body: Option<u64>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
-    /// How much of this is the work of plugins.
+    /// The counts of what plugins have added to the exchange.
     pub added: Added,
     /// The queue for informational responses of endpoints; `None` if the client can't receive any.
     pub informational: Option<Arc<InformationalQueue>>,
@@ -91,12 +92,12 @@ pub enum ContentLength {
     Known(u64),
 }
 
-/// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
+/// The counts of what the plugins of a chain have added to an exchange. Additions that were removed again still count.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Added {
     request: AddedFields,
     response: AddedFields,
-    /// Bytes of notes, with their names.
+    /// The bytes of notes, with their names.
     pub note_bytes: usize,
 }
 
@@ -108,7 +109,7 @@ pub struct AddedFields {
 }
 
 impl Added {
-    /// The count for one side.
+    /// Returns the count for one side.
     pub fn to(&self, side: MessageSide) -> AddedFields {
         match side {
             MessageSide::Request => self.request,
@@ -116,7 +117,7 @@ impl Added {
         }
     }
 
-    /// The count for one side, to be changed.
+    /// Returns the count for one side, to be changed.
     pub fn to_mut(&mut self, side: MessageSide) -> &mut AddedFields {
         match side {
             MessageSide::Request => &mut self.request,
@@ -128,13 +129,13 @@ impl Added {
 /// The outcome of a request at a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
-    /// Served from what was stored and fresh.
+    /// A fresh stored response was served.
     Hit,
     /// Served stale, with a validation behind the client's back.
     Stale,
-    /// The upstream was asked since what was stored was stale, or the client wanted that.
+    /// The upstream was asked because the stored response was stale, or because the client asked for a validation.
     Validated,
-    /// The upstream was asked since nothing was stored.
+    /// The cache had no response, so that the upstream was asked.
     Miss,
     /// Waited for another request's response, and got that.
     Collapsed,
@@ -174,8 +175,16 @@ impl CacheOutcome {
 pub enum ReceivedRequest {
     /// The request was parsed.
     Parsed(RequestLine),
-    /// The request was rejected before it was parsed. Holds what was read of its first line, without the line's end.
+    /// The request was rejected before it was parsed. Contains the part of its first line that was read, without the
+    /// line's end.
     Unparsed(Bytes),
+}
+
+impl ReceivedRequest {
+    /// Whether the client's own method is HEAD, whatever plugins have made of the method.
+    pub fn is_head(&self) -> bool {
+        matches!(self, ReceivedRequest::Parsed(line) if line.method == http::Method::HEAD)
+    }
 }
 
 /// A request line, and what the access log shows besides.
@@ -184,7 +193,7 @@ pub struct RequestLine {
     pub method: http::Method,
     pub target: http::Uri,
     pub version: http::Version,
-    /// `None` if there is no access log.
+    /// The fields for the access log; `None` if there is no access log.
     pub words: Option<Box<ReceivedFields>>,
 }
 
@@ -197,7 +206,7 @@ pub struct ReceivedFields {
     pub user_agent: Option<HeaderValue>,
 }
 
-/// Whether the fields of the access log are kept as the client sent them.
+/// Whether the fields for the access log are copied from the client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Words {
     Logged,
@@ -207,15 +216,15 @@ pub enum Words {
 /// Facts of a client connection, ready for use in fields.
 #[derive(Debug)]
 pub struct ClientInfo {
-    /// Address without port; none for a unix socket.
+    /// The address without port; `None` for a unix socket.
     pub address: Option<HeaderValue>,
-    /// Port, in decimal.
+    /// The port, in decimal; `None` for a unix socket.
     pub port: Option<HeaderValue>,
     /// Address and port of the listener.
     pub listener: HeaderValue,
-    /// The client's address and that which it reached; none for a unix socket.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
-    /// Whether the listener takes the peer's word about its clients.
+    /// The client's address and the address that it connected to; `None` for a unix socket.
+    pub addresses: Option<ConnectionAddresses>,
+    /// Whether the listener trusts the peer's fields about its clients.
     pub is_trusted: bool,
     pub tls: Option<Box<ClientTls>>,
 }
@@ -229,7 +238,7 @@ pub struct ClientTls {
     pub certificate: Option<ClientCertificate>,
 }
 
-/// A client's certificate, after it was checked.
+/// A client's certificate, after its verification.
 #[derive(Debug)]
 pub struct ClientCertificate {
     pub subject: Option<HeaderValue>,
@@ -328,7 +337,7 @@ impl fmt::Display for ValueName {
     }
 }
 
-/// A value; a field with one line is borrowed whole, so that it can be sent on without a copy.
+/// A value of an exchange. A field with one line is borrowed whole, so that it can be sent without a copy.
 #[derive(Debug)]
 pub enum Value<'a> {
     Field(&'a HeaderValue),
@@ -383,14 +392,14 @@ impl ExchangeContext {
         context
     }
 
-    /// A stand-in while the real head is lent to a plugin.
+    /// Returns an empty context, which stands in for a context that a plugin is using.
     pub fn empty() -> Self {
         let (request, ()) = http::Request::new(()).into_parts();
         let received = RequestLine::of(&request, Words::Unneeded);
         ExchangeContext::new(received, request, Arc::new(ClientInfo::unix("")), "".into(), "".into())
     }
 
-    /// Another exchange's, for the same request.
+    /// Returns a copy of the context for another exchange of the same request.
     pub fn copy(&self) -> Self {
         let received = RequestLine::of(&self.request, Words::Unneeded);
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
@@ -403,7 +412,7 @@ impl ExchangeContext {
         copy
     }
 
-    /// A value, if it is there.
+    /// Returns a value of the exchange; `None` if it is absent.
     pub fn value(&self, name: &ValueName) -> Option<Value<'_>> {
         let text = |text: &'_ str| Some(Value::Bytes(Cow::Owned(text.as_bytes().to_vec())));
         match name {
@@ -473,7 +482,8 @@ impl ExchangeContext {
         self.forwarded.as_ref().or(self.request.uri.path_and_query())
     }
 
-    /// Returns the path as the client has sent it; `None` if that is the request's, or if a plugin has changed the path.
+    /// Returns the path as the client has sent it; `None` if it equals the request's path, or if a plugin has changed
+    /// the path.
     pub fn unchanged_sent_path(&self) -> Option<&str> {
         let sent = self.sent_path.as_ref().filter(|sent| sent.normal == self.request.uri.path())?;
         Some(sent.target.path())
@@ -483,23 +493,23 @@ impl ExchangeContext {
         self.peer.tls.as_ref()?.certificate.as_ref()
     }
 
-    /// A note, if some plugin left it.
+    /// Returns a note; `None` if no plugin has set it.
     pub fn note(&self, name: &str) -> Option<&HeaderValue> {
         self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// Limits the request's content to so many bytes, unless a lower limit is set.
+    /// Limits the request's content to `max` bytes, unless a lower limit is set.
     pub fn limit_body(&mut self, max: u64) {
         self.max_body = Some(self.max_body.map_or(max, |lowest| lowest.min(max)));
     }
 
-    /// Leaves a note in place of one of that name.
+    /// Sets a note, and replaces a note of the same name.
     pub fn set_note(&mut self, name: String, value: HeaderValue) {
         self.notes.retain(|(known, _)| *known != name);
         self.notes.push((name, value));
     }
 
-    /// 32 random hexadecimal digits, the same for the whole exchange.
+    /// Returns the request ID: 32 random hexadecimal digits, the same for the whole exchange.
     pub fn request_id(&self) -> &str {
         let digits = self.id.get_or_init(|| {
             let mut random = [0; 16];
@@ -530,11 +540,12 @@ impl ExchangeContext {
         self.client.as_ref().map(|client| client.socket.ip()).or(self.peer.ip())
     }
 
-    /// The client's address and that which it reached; `None` if the client's is unknown.
-    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let Some(client) = &self.client else { return self.peer.ends };
+    /// Returns the client's address and the address that it connected to; `None` if the client's address is unknown.
+    pub fn addresses(&self) -> Option<ConnectionAddresses> {
+        let Some(client) = &self.client else { return self.peer.addresses };
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        Some((client.socket, self.peer.ends.map_or(unknown, |(_, reached)| reached)))
+        let destination = self.peer.addresses.map_or(unknown, |addresses| addresses.destination);
+        Some(ConnectionAddresses { client: client.socket, destination })
     }
 
     /// The value of a field for the key of a cache: with the lines that an origin may take for the field's.
@@ -549,8 +560,8 @@ impl ExchangeContext {
         if has_more { Some(Value::Bytes(Cow::Owned(joined_value))) } else { value }
     }
 
-    /// The chain that trusted proxies have sent, or their client, with the peer at the end. A peer at a unix socket has no
-    /// address to be put there: it is on this machine, and the next proxy reads the chain as if it weren't there.
+    /// Returns the chain that trusted proxies have sent, or their client, with the peer at the end. A peer at a unix
+    /// socket has no address: it is on this machine, and the next proxy reads the chain without it.
     fn forwarded_for(&self) -> Option<Value<'_>> {
         let peer = self.peer.address.as_ref();
         let client = || self.client.as_ref().map(|client| Value::Field(&client.address));
@@ -565,7 +576,7 @@ impl ExchangeContext {
 }
 
 impl RequestLine {
-    /// Copies what is kept of a request that no plugin has changed yet.
+    /// Copies the parts of a request that the access log needs, before a plugin changes it.
     pub fn of(request: &http::request::Parts, words: Words) -> Self {
         let words = (words == Words::Logged).then(|| {
             let field = |name| request.headers.get(name).cloned();
@@ -579,24 +590,25 @@ impl RequestLine {
 
 impl ClientInfo {
     /// The facts of a connection over TCP.
-    pub fn tcp(client: SocketAddr, listener: SocketAddr) -> Self {
+    pub fn tcp(addresses: ConnectionAddresses) -> Self {
+        let ConnectionAddresses { client, destination } = addresses;
         // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
         let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
         let field = |text: String| HeaderValue::from_str(&text).ok();
-        let ends = Some((client, listener));
-        let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        ClientInfo { address: field(address), port: field(port), listener, ends, is_trusted: false, tls: None }
+        let listener = field(destination.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        let (address, port, addresses) = (field(address), field(port), Some(addresses));
+        ClientInfo { address, port, listener, addresses, is_trusted: false, tls: None }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        ClientInfo { address: None, port: None, listener, ends: None, is_trusted: false, tls: None }
+        ClientInfo { address: None, port: None, listener, addresses: None, is_trusted: false, tls: None }
     }
 
-    /// The address that connected; `None` at a unix socket.
+    /// Returns the address that connected; `None` at a unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
-        self.ends.map(|(client, _)| client.ip().to_canonical())
+        self.addresses.map(|addresses| addresses.client.ip().to_canonical())
     }
 
     /// Whether the client has spoken TLS to this listener.
@@ -625,7 +637,7 @@ impl Value<'_> {
     }
 }
 
-/// The host of an authority without its port (RFC 3986 §3.2), in lower case.
+/// Returns the host of an authority without its port (RFC 3986 §3.2), in lower case.
 pub fn host(field: &HeaderValue) -> Value<'_> {
     match authority::without_port(field.as_bytes()) {
         Cow::Borrowed(host) if host.len() == field.len() => Value::Field(field),

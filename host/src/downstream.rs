@@ -44,8 +44,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// client on a slow line has sent a window of its body before it receives the response.
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 
-/// The maximum number of bytes of such a body that are read. A client that sends more has [`LINGER`] to read its
-/// response, but is no longer read.
+/// The maximum number of bytes that are read of a request body after a response that did not wait for its end. A client
+/// that sends more has [`LINGER`] to read its response, but is no longer read.
 const DISCARD_BYTES: usize = 16 << 20;
 
 /// The socket or stream under a client connection.
@@ -61,7 +61,7 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     /// Returns how many bytes the client's system has acknowledged. Costs a system call.
     fn bytes_taken(&self) -> u64;
 
-    /// Makes the kernel drop unsent bytes once the socket is closed, instead of sending them for as long as that takes.
+    /// Makes the kernel drop unsent bytes once the socket is closed, instead of trying to send them.
     fn forget_unsent(&self);
 
     /// Whether the client has reset the connection. `true` too once both sides have closed it. Costs a system call.
@@ -134,7 +134,7 @@ fn is_settled(socket: &impl Transport) -> bool {
     socket.is_reset() || socket.bytes_taken() >= socket.bytes_sent()
 }
 
-/// Waits until a connection [is settled](is_settled), for as long as a client may take for its last response.
+/// Waits until a connection [is settled](is_settled), at most for the time that a client has to read its last response.
 async fn wait_until(is_settled: impl Fn() -> bool, deadline: &Deadline) {
     let until = deadline.clock().now() + LINGER;
     while !is_settled() && deadline.clock().now() < until {

@@ -51,7 +51,7 @@ pub enum FailureKind {
     LoopDetected,
 }
 
-/// Whether an error says that this machine lacks resources, for a connection or a file: descriptors or memory.
+/// Whether an error means that this machine lacks resources, such as descriptors or memory, for a connection or a file.
 pub fn is_of_this_machine(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
         || error.kind() == io::ErrorKind::OutOfMemory
@@ -62,8 +62,8 @@ pub fn lacks_descriptor(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// An error with all that is behind it, in one line. What a text says already isn't said again, and phrases of libraries
-/// that say nothing to an operator are replaced or left out.
+/// Returns an error with all its sources in one line. A text that repeats an earlier one is left out, and phrases of
+/// libraries that are of no use to an operator are replaced or left out.
 pub fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
@@ -84,8 +84,8 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
     one_line(&text, MAX_CAUSE_BYTES).into_owned()
 }
 
-/// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it, each with what an
-/// operator reads in its place; empty if the error behind it is enough.
+/// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it. Each has its
+/// replacement for operators; empty if the source of the error is enough.
 const LIBRARY_PHRASES: [(&str, &str); 12] = [
     ("error from user's Body stream", ""),
     ("error from user's Service", ""),
@@ -122,7 +122,7 @@ pub struct Error {
 }
 
 impl FailureKind {
-    /// All kinds, in the order of their declaration.
+    /// All kinds of failures, in the order of their declaration.
     pub const ALL: [FailureKind; 19] = [
         FailureKind::NoRoute,
         FailureKind::RequestError,

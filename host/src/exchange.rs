@@ -89,9 +89,9 @@ pub struct Destination {
 
 /// The deadlines of an exchange.
 pub struct Timers {
-    /// For each thing that is waited for.
+    /// The deadline of the current wait.
     pub idle: Deadline,
-    /// For the exchange as a whole.
+    /// The deadline of the whole exchange.
     pub total: Deadline,
 }
 
@@ -111,7 +111,7 @@ pub enum Next {
     Respond(Response<ResponseBody>),
 }
 
-/// A request that has passed the plugins, or those above a cache.
+/// A request that has passed the plugins, or the plugins above a cache.
 pub struct Forwarding {
     destination: Destination,
     source: ResponseSource,
@@ -394,10 +394,10 @@ fn content_length(body: &ClientContent) -> ContentLength {
 fn upload_limits(max: u64, listener: &Listener, version: Version) -> UploadLimits {
     let limits = &listener.limits;
     let (pause, rate) = (limits.body_timeout, limits.body_rate);
-    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 }
+    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2, names: listener.client.clone() }
 }
 
-/// Returns what the access log shows of a request that nothing has changed yet.
+/// Returns the request line for the access log, of a request that nothing has changed yet.
 pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
     let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
     let line = RequestLine::of(request, words);
@@ -407,7 +407,7 @@ pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
 }
 
 impl Forwarding {
-    /// Asks the upstream, and takes the response up to the client.
+    /// Gets the response of the route's target, and passes it up the chain.
     ///
     /// What it works on stays where it is: a future has room for what it is given and for what it takes out of that.
     pub async fn run(
@@ -499,7 +499,7 @@ fn reply_of_target(
     Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) }
 }
 
-/// Reads the files of a route, and takes the response up to the client.
+/// Reads the files of a route, and passes the response up the chain.
 async fn read_files(
     bypassed: &mut Option<Box<BypassedCache>>,
     worker: &Rc<WorkerState>,
@@ -516,7 +516,7 @@ async fn read_files(
     respond(worker, destination.route, context, reply, record).finish(worker, timers, record).await
 }
 
-/// Has a cache ask for a response, and takes that up to the client.
+/// Fetches a response through the cache, and passes it up the chain.
 async fn fetch(
     miss: &mut CacheMiss,
     worker: &Rc<WorkerState>,

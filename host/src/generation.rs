@@ -58,24 +58,24 @@ use crate::upstream::{ConnectionSettings, Pools};
 /// The name that metrics and logs use for requests that match no route.
 pub const UNROUTED: &str = "-";
 
-/// All that decides what happens to a request.
+/// A running configuration: everything that decides about a request.
 pub struct Generation {
     pub router: Router,
-    /// In the order of the router's places.
+    /// The routes, by their index.
     pub routes: ById<RouteId, Route>,
     pub upstreams: ById<UpstreamId, Upstream>,
     pub upstream_ids: HashMap<Arc<str>, UpstreamId>,
     pub bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
     /// The upstreams of the destinations of each plugin's own requests.
     pub callout_targets: ById<PluginId, Box<[UpstreamId]>>,
-    /// By their addresses in the manifest.
+    /// The listeners, by their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
     /// The files that switch the maintenance of routes on.
     pub maintenance: Vec<Arc<MaintenanceSwitch>>,
     /// The name servers; those of the system if the list is empty.
     pub name_servers: Vec<SocketAddr>,
-    /// Responses of all routes; outlives the generation.
+    /// The store of the responses of all routes, which outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
     /// The limits of bodies that wait for a slow peer.
@@ -84,23 +84,23 @@ pub struct Generation {
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
     pub tenancy: Tenancy,
-    /// The certificates that clients and endpoints are shown, by their files.
+    /// The certificates that Plugway presents to clients and endpoints, by their files.
     pub certificates: Vec<DatedCertificate>,
 }
 
-/// The target of requests that match, and the settings for them.
+/// A route: the target of requests that match, and the settings for them.
 pub struct Route {
     pub name: Arc<str>,
     pub target: Target,
     /// The rules for the request target that is forwarded.
     pub uri: UriRules,
-    /// The text that tells the route's stored responses from those of others.
+    /// The text that distinguishes the route's stored responses from those of other routes.
     pub cache_scope: Arc<str>,
     /// The plugins, outermost first.
     pub chain: Vec<PluginId>,
     /// The longest content of a request, in bytes.
     pub max_body: u64,
-    /// For a whole exchange.
+    /// The maximum duration of an exchange; `None` for no limit.
     pub timeout: Option<Duration>,
     /// The pages of the route, which take precedence over those of the manifest.
     pub error_pages: ErrorPages,
@@ -152,7 +152,7 @@ pub struct Upstream {
 /// A worker's view of a generation. An exchange holds on to the one that it began with.
 pub struct WorkerState {
     pub generation: Arc<Generation>,
-    /// By the places of bindings. One instance each is enough: a hook runs to its end before the worker does anything
+    /// The instance slot of each plugin. One instance is enough: a hook runs to its end before the worker does anything
     /// else.
     filters: ById<PluginId, InstanceSlot>,
     /// The calls of each binding.
@@ -160,12 +160,12 @@ pub struct WorkerState {
     /// Instances for bodies that pass through each binding.
     pub bodies: ById<PluginId, Rc<IdleBodyInstances>>,
     pub upstreams: ById<UpstreamId, UpstreamState>,
-    /// This worker's figures, by the places of routes and bindings.
+    /// The metrics of each route on this worker.
     pub routes: ById<RouteId, Arc<RouteMetrics>>,
-    /// By their places. Copies of this worker's own: each exchange counts its use of them, and workers would get in each
-    /// other's way if they did that in one place.
+    /// The names of the routes. Each worker has its own copies, because counting references to shared ones would
+    /// contend.
     pub route_names: ById<RouteId, Arc<str>>,
-    /// The files of routes, by the places of these; `None` for routes with another target.
+    /// The files of each route, by its index; `None` for routes with another target.
     pub sites: ById<RouteId, Option<WorkerSite>>,
     pub unrouted: Arc<RouteMetrics>,
     /// The name that logs show where a request has no upstream.
@@ -175,13 +175,13 @@ pub struct WorkerState {
     pub worker_metrics: WorkerMetrics,
     /// The room for bodies that wait for a slow peer.
     pub buffers: Rc<BufferSpace>,
-    /// The worker waits for all who hold what this gives.
+    /// The channel by whose end the worker learns that nothing holds its states any more.
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
     /// Exchanges whose response has not passed the plugins yet.
     in_chains: Cell<usize>,
-    /// Whether a later generation has taken over.
+    /// Whether a later generation has replaced this one.
     is_retired: Cell<bool>,
     /// Whether the instances were dropped for good.
     is_released: Cell<bool>,
@@ -214,7 +214,7 @@ pub struct WaitingTimer {
 
 #[derive(Clone, Copy)]
 enum TimerOwner {
-    /// That of a binding in chains.
+    /// The instance of a plugin in chains.
     Filter,
     /// The balancer of the upstream at an index.
     Balancer(UpstreamId),
@@ -228,14 +228,14 @@ pub struct UpstreamState {
     pub rules: Rc<ConnectionSettings>,
     endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
-    replacement: RefCell<Option<Replacement>>,
-    /// Replacements that failed in a row, and when the next one may be ordered.
+    replacement: RefCell<Option<BalancerReplacement>>,
+    /// The number of replacements that failed in a row; the next one may be ordered at `retry_at`.
     failures: Cell<u32>,
     retry_at: Cell<Option<Instant>>,
 }
 
-/// A balancer's instance that is on its way from the thread that makes instances.
-struct Replacement {
+/// A balancer's instance that the thread for instances is making.
+struct BalancerReplacement {
     /// The endpoints that the instance knows.
     endpoint_views: Rc<EndpointViews>,
     instance: OrderedInstance,
@@ -304,7 +304,8 @@ impl WorkerState {
         }
     }
 
-    /// Has all instances made, one after the other, on the thread for that: the worker serves meanwhile.
+    /// Has the instances of all plugins made, one after the other, by the thread for instances, while the worker
+    /// serves.
     pub async fn warm(&self) -> Result<(), PluginFailure> {
         let generation = &self.generation;
         let mut filters: Vec<PluginId> =
@@ -392,7 +393,7 @@ impl WorkerState {
     }
 }
 
-/// The life of the instances of a generation that another one has followed.
+/// The life of the instances of a generation that another one has replaced.
 impl WorkerState {
     /// Notes that an exchange may call plugins until the result is dropped.
     pub fn enter_chain(self: &Rc<Self>) -> ChainCall {
@@ -400,7 +401,7 @@ impl WorkerState {
         ChainCall(self.clone())
     }
 
-    /// Notes that no exchange begins with this generation any more.
+    /// Records that no exchange will begin with this generation any more.
     pub fn retire(&self) {
         self.is_retired.set(true);
         self.release_if_unused();
@@ -474,7 +475,7 @@ fn cache_metrics(configured: &ConfiguredPlugin, worker_metrics: &WorkerMetrics) 
     }
 }
 
-/// Returns the backoff after so many failures in a row.
+/// Returns the backoff after this number of failures in a row.
 fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
@@ -582,7 +583,7 @@ impl WorkerState {
         let mut waited = view.replacement.borrow_mut();
         if waited.is_none() && !is_resting {
             let instance = self.guards[binding].order(Some(endpoint_views.members.clone()));
-            *waited = Some(Replacement { endpoint_views, instance });
+            *waited = Some(BalancerReplacement { endpoint_views, instance });
         }
     }
 }
@@ -609,7 +610,7 @@ impl Upstream {
         if is_kept { self.retry.buffer } else { 0 }
     }
 
-    /// Whether a response with this status speaks for its endpoint, once it has come to its end.
+    /// Whether a response with this status counts as a success of its endpoint, once it has arrived to its end.
     pub fn is_good(&self, status: StatusCode) -> bool {
         let outliers = self.plan.health.outliers.as_ref();
         !outliers.is_some_and(|outliers| outliers.statuses.contains(status))

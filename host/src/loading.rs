@@ -28,7 +28,7 @@ use crate::plugin::settings::PluginLimits as InstanceLimits;
 use crate::system::files;
 use child::Child;
 use confined::Examiner;
-use messages::{Form, LoadOrder, Setup};
+use messages::{FileForm, LoadOrder, Setup};
 
 /// Returns the version of a component, from the description in its artifact; `None` if there is no description.
 pub fn version(about: &[u8]) -> Option<String> {
@@ -43,9 +43,9 @@ pub fn config_schema(about: &[u8]) -> Option<String> {
 /// The limits of one loading, as `[load]` sets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadLimits {
-    /// The CPU time of all its threads.
+    /// The CPU time of all threads of the child.
     pub time: Duration,
-    /// The memory that it may write to, in bytes.
+    /// The memory that the child may write to, in bytes.
     pub memory: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct LoadLimits {
 #[derive(Clone)]
 pub struct Loader {
     is_apart: bool,
-    /// Whether whatever runs is to end at once.
+    /// The order that ends all loading at once.
     stop: Stop,
     pub limits: LoadLimits,
 }
@@ -62,7 +62,7 @@ pub struct Loader {
 #[derive(Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
-/// A component's bytes, not held in memory where they lie in a file.
+/// A component's bytes, which are not kept in memory if they are in a file.
 pub struct Component {
     pub digest: blake3::Hash,
     bytes: Bytes,
@@ -70,7 +70,7 @@ pub struct Component {
 
 enum Bytes {
     Stock(&'static [u8]),
-    /// A file that was opened once: what is loaded is what the digest is of.
+    /// A file that is opened once, so that its digest and its code are of the same bytes.
     File(File),
 }
 
@@ -87,7 +87,7 @@ enum LoadPlace {
 }
 
 impl Default for LoadLimits {
-    /// Enough for components of Python or JavaScript, of 12 to 20 MB.
+    /// Returns limits that suffice for components of Python or JavaScript, of 12 to 20 MB.
     fn default() -> Self {
         LoadLimits { time: Duration::from_secs(60), memory: 1 << 30 }
     }
@@ -101,13 +101,13 @@ impl Loader {
         Loader { is_apart: true, stop, limits: LoadLimits::default() }
     }
 
-    /// Loads in this process, without any limit: for benchmarks and tests that are no `plugway`.
+    /// Loads in this process, without any limit: for benchmarks and tests, which are not the program `plugway`.
     #[doc(hidden)]
     pub fn in_process() -> Self {
         Loader { is_apart: false, stop: Stop::default(), limits: LoadLimits::default() }
     }
 
-    /// Loads a component, or its artifact where there is one, and has it describe itself.
+    /// Loads a component, or its artifact if there is one, and asks it for its description.
     pub fn start(
         &self,
         component: &mut Component,
@@ -124,13 +124,13 @@ impl Loader {
         let about = match artifact {
             Some(mut file) => {
                 let length = file.metadata()?.len();
-                child.send(&self.setup(seal, Form::Artifact, length))?;
+                child.send(&self.setup(seal, FileForm::Artifact, length))?;
                 let copied = files::pieces(&mut file, files::ARTIFACT, |piece| child.write(piece))?;
                 ensure_whole(copied == length)?;
                 child.receive()?
             }
             None => {
-                child.send(&self.setup(seal, Form::Component, component.size()?))?;
+                child.send(&self.setup(seal, FileForm::Component, component.size()?))?;
                 component.copy(&mut child)?;
                 child.receive()?
             }
@@ -139,7 +139,7 @@ impl Loader {
         Ok(Examination { about: about.map_err(LoadFailure::Refused)?, place: LoadPlace::Child(child), digest })
     }
 
-    fn setup(&self, seal: Seal, form: Form, length: u64) -> Setup {
+    fn setup(&self, seal: Seal, form: FileForm, length: u64) -> Setup {
         let cpu_seconds = self.limits.time.as_millis().div_ceil(1000) as u64;
         let (key, name) = (seal.key, seal.name);
         Setup { parent: std::process::id(), memory: self.limits.memory, cpu_seconds, key, name, form, length }
@@ -147,7 +147,7 @@ impl Loader {
 }
 
 impl Stop {
-    /// Ends whatever loads.
+    /// Ends all loading that is under way.
     pub fn order(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -165,7 +165,7 @@ impl Component {
         Component { digest: blake3::hash(bytes), bytes: Bytes::Stock(bytes) }
     }
 
-    /// Opens a file, and makes a digest of it.
+    /// Opens a file, and computes its digest.
     pub fn open(path: &Path) -> io::Result<Self> {
         let mut file = files::open(path, files::COMPONENT)?;
         let digest = digest(&mut file)?;
@@ -238,7 +238,7 @@ impl Examination {
         child.receive()
     }
 
-    /// Returns the compiled code with what the component says of itself, sealed.
+    /// Returns the compiled code with the component's description, sealed.
     pub fn sealed(&mut self) -> Result<Vec<u8>, LoadFailure> {
         let child = match &mut self.place {
             LoadPlace::Here(examiner) => return examiner.sealed().map_err(LoadFailure::Refused),

@@ -1,4 +1,4 @@
-//! The plugin runtime: components, their bindings to configurations, and live instances. Knows nothing of connections.
+//! The plugin runtime: components, configured plugins, and live instances. It does not depend on connections.
 
 pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]

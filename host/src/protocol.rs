@@ -14,6 +14,7 @@ pub mod http2_request;
 pub mod media_type;
 pub mod path;
 pub mod proxy_protocol;
+pub mod query;
 pub mod ranges;
 pub mod request_target;
 pub mod transformed_content;

@@ -28,6 +28,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::assemble::addresses::ManifestPlace;
+use crate::assemble::admin::AdminSettings;
 use crate::assemble::{self, AssembledManifest, Assembler};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::load::Files;
@@ -73,7 +74,7 @@ pub fn run(
     descriptors::raise();
     let Control { runtime, signals } = control;
     let threads = runtime.block_on(serve(signals, Arc::new(load), cache))?;
-    for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
+    for thread in threads.0.into_iter().filter(|thread| thread.is_finished()) {
         // A panic was reported when the worker ended.
         if let Ok(outcome) = thread.join() {
             outcome?;
@@ -84,7 +85,7 @@ pub fn run(
 
 /// Runs the control thread. The thread decides and waits, but computes nothing that could take long: files, plugins and
 /// assembly are loaded on threads of their own, while signals and the admin listener are served.
-async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
+async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow::Result<WorkerThreads> {
     let registry = Arc::new(Registry::default());
     let _watchdog = Watchdog::start(registry.clone())?;
     let stop = Stop::default();
@@ -92,7 +93,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     let Some(started) = signals.during(beginning, || {}).await else {
         stop.order();
         info!("stopped before anything was served");
-        return Ok(Threads::new());
+        return Ok(WorkerThreads::default());
     };
     let Started { reloader, reload_orders, endings, stopping, threads } = started?;
     service_manager::notify(ServiceState::Serving).await;
@@ -110,7 +111,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     outcome.map(|()| threads)
 }
 
-/// The time between two looks for certificates that have expired in service.
+/// The time between two checks for certificates that have expired in service.
 const DATES: Duration = Duration::from_secs(3600);
 
 /// The pause after a turn that ended with a panic.
@@ -136,8 +137,8 @@ enum Turn {
 }
 
 impl ControlLoop {
-    /// Takes turns until the process is to stop; the error is the failure for which it stops. Orders wait in their queues
-    /// while a turn ends with a panic.
+    /// Takes turns until the process stops. The error is the failure for which it stops. Orders wait in their queues if
+    /// a turn ends with a panic.
     async fn run(&mut self) -> anyhow::Result<()> {
         let mut panics = 0;
         loop {
@@ -194,7 +195,7 @@ impl ControlLoop {
     }
 }
 
-/// Orders from outside.
+/// The signals that the process handles.
 struct Signals {
     hangup: Signal,
     reopen: Signal,
@@ -239,7 +240,7 @@ impl Signals {
 enum ReloadReason {
     /// A signal, or commands of the admin listener, which wait for the result.
     Order(Vec<ReloadOrder>),
-    /// A file has changed, or only its modification time.
+    /// A file was changed, or only its modification time.
     Change,
 }
 
@@ -272,7 +273,7 @@ struct Started {
     /// The workers that ended before they were stopped.
     endings: mpsc::UnboundedReceiver<String>,
     stopping: watch::Sender<bool>,
-    threads: Threads,
+    threads: WorkerThreads,
 }
 
 async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
@@ -280,13 +281,12 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let mut watch = FileWatcher::new();
     let (files, _) = watch.load(&load).await?;
     let files = files?;
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = Runtime::start(cache)?;
     let assembly = Assembler::new(runtime, Loader::in_children(stop))?;
     let mut loads = LoadResults { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
     first.generation.resize_store();
-    let workers = first.workers.unwrap_or(cores);
+    let workers = first.workers.unwrap_or_else(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stopping, stop) = watch::channel(false);
     #[expect(clippy::disallowed_methods, reason = "one message from each worker for a generation")]
@@ -298,9 +298,14 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let first_generation = generation.borrow().clone();
     keeper.watch_generation(&first_generation).await;
     let admission = Admission::new(workers);
-    let reports = WorkerReports { swapped, ended };
-    let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &reports, &admission)?;
-    drop(reports);
+    let inputs = WorkerInputs {
+        generation: generation.clone(),
+        stopping: stop,
+        registry: registry.clone(),
+        reports: WorkerReports { swapped, ended },
+        admission: admission.clone(),
+    };
+    let (threads, sockets) = start_workers(workers, inputs)?;
     let mut listeners = ListeningSockets::new(sockets);
     let bound = listeners.bind_new(&first.listeners).map_err(anyhow::Error::msg)?;
     let descriptors = Descriptors::now();
@@ -313,9 +318,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
     let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
-    let admin = AdminListeners::start(&first.admin, admin).await;
-    let admin = admin.map_err(|error| anyhow::Error::msg(placed(first.admin_place.as_ref(), &error)))?;
-    let drain = first.drain;
+    let admin = start_admin(&first.admin, first.admin_place.as_ref(), admin).await?;
     let reloader = ReloadLoop {
         loads,
         publish,
@@ -328,9 +331,24 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
         admin,
         admission,
         registry,
-        drain,
+        drain: first.drain,
     };
     Ok(Started { reloader, reload_orders, endings, stopping, threads })
+}
+
+/// Returns the number of workers if the manifest doesn't say: one for each core.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Starts the admin listener. The error names the address in the manifest, if it is there.
+async fn start_admin(
+    settings: &AdminSettings,
+    place: Option<&ManifestPlace>,
+    admin: Arc<Admin>,
+) -> anyhow::Result<AdminListeners> {
+    let started = AdminListeners::start(settings, admin).await;
+    started.map_err(|error| anyhow::Error::msg(placed(place, &error)))
 }
 
 /// The maximum time for writing stored responses to the disk on shutdown.
@@ -342,7 +360,7 @@ const FLUSH_LOG: Duration = Duration::from_secs(1);
 /// The time that workers have at the end to drop what is cut off.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
-/// Serves generations one after the other.
+/// The loop that loads and serves one generation after the other.
 struct ReloadLoop {
     loads: LoadResults,
     publish: watch::Sender<Arc<Generation>>,
@@ -362,14 +380,14 @@ struct ReloadLoop {
 /// Assembles generations, one at a time, on threads of their own.
 struct LoadResults {
     load: Load,
-    /// Locked by the one thread that assembles.
+    /// The state of assembly, locked only by the thread that assembles.
     assembly: Arc<Mutex<Assembler>>,
     watch: FileWatcher,
 }
 
 impl LoadResults {
-    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end
-    /// it with a panic.
+    /// Assembles on a thread of its own, because plugins run there: they must neither block the control thread's
+    /// runtime nor end it with a panic.
     async fn assemble(&mut self, files: Files) -> Result<AssembledManifest, String> {
         let assembly = self.assembly.clone();
         let assemble = move || {
@@ -418,7 +436,7 @@ impl ReloadLoop {
         Some(self.take(loaded).await)
     }
 
-    /// Lets exchanges end, until their time is over or another signal comes.
+    /// Waits until exchanges have ended, their time is over or another signal arrives.
     async fn stop(self, signals: &mut Signals) {
         let ReloadLoop { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
         // Now, not at the end: another process may have bound the same paths by then.
@@ -452,8 +470,8 @@ impl ReloadLoop {
         let files = loaded.map_err(|problems| refused(&problems))?;
         let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.bind_new(&next.listeners).map_err(|error| refused(&error))?;
-        let admin = self.admin.change(&next.admin).await;
-        admin.map_err(|error| refused(&placed(next.admin_place.as_ref(), &error)))?;
+        let admin = self.admin.prepare(&next.admin).await;
+        let admin = admin.map_err(|error| refused(&placed(next.admin_place.as_ref(), &error)))?;
         // A reload that a panic ended may have left results.
         while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
@@ -468,6 +486,7 @@ impl ReloadLoop {
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.apply(sockets);
+        self.admin.apply(admin);
         self.publish.borrow().resize_store();
         self.admission.serve(&self.publish.borrow());
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
@@ -485,8 +504,8 @@ fn placed(place: Option<&ManifestPlace>, error: &anyhow::Error) -> String {
     place.map_or(message.clone(), |place| place.error(&message))
 }
 
-/// Waits until all workers have ended, the time is over or another signal comes. Then cuts off the exchanges that still
-/// run, and writes what is still to be written.
+/// Waits until all workers have ended, the time is over or another signal arrives. Then cuts off the exchanges that
+/// still run, and writes the rest of the logs.
 async fn drained(
     outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
     signals: &mut Signals,
@@ -517,15 +536,25 @@ async fn drained(
     }
 }
 
-type Sockets = Vec<mpsc::UnboundedSender<SocketChange>>;
-type Threads = Vec<JoinHandle<std::io::Result<()>>>;
+/// The threads of the workers, each with the result of its end.
+#[derive(Default)]
+struct WorkerThreads(Vec<JoinHandle<std::io::Result<()>>>);
+
+/// The shared parts that each worker gets at its start.
+struct WorkerInputs {
+    generation: watch::Receiver<Arc<Generation>>,
+    stopping: watch::Receiver<bool>,
+    registry: Arc<Registry>,
+    reports: WorkerReports,
+    admission: Arc<Admission>,
+}
 
 /// The channels by which workers report to the control thread.
 #[derive(Clone)]
 struct WorkerReports {
     /// The result of each swap of a worker to a generation.
     swapped: mpsc::UnboundedSender<Result<(), String>>,
-    /// The reason of a worker that has ended before it was stopped.
+    /// The channel for the reason why a worker ended before it was stopped.
     ended: mpsc::UnboundedSender<String>,
 }
 
@@ -547,12 +576,9 @@ impl WorkerReports {
 /// Starts a thread for each worker; returns the threads, and the channels that pass sockets to them.
 fn start_workers(
     workers: usize,
-    generation: &watch::Receiver<Arc<Generation>>,
-    stopping: &watch::Receiver<bool>,
-    registry: &Arc<Registry>,
-    reports: &WorkerReports,
-    admission: &Arc<Admission>,
-) -> std::io::Result<(Threads, Sockets)> {
+    inputs: WorkerInputs,
+) -> std::io::Result<(WorkerThreads, Vec<mpsc::UnboundedSender<SocketChange>>)> {
+    let WorkerInputs { generation, stopping, registry, reports, admission } = inputs;
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         #[expect(clippy::disallowed_methods, reason = "one message for each changed socket of a reload")]
@@ -565,7 +591,7 @@ fn start_workers(
         threads.push(thread.spawn(move || reports.run(worker, orders))?);
         ends.push(end);
     }
-    Ok((threads, ends))
+    Ok((WorkerThreads(threads), ends))
 }
 
 async fn wait_for_workers(

@@ -1,5 +1,5 @@
-//! Files below a folder: finds the file that a request's path names, and reads it on its way to the client. The heads of
-//! requests and responses are handled in `exchange/serve_files.rs`.
+//! Files below a folder: finds the file that a request's path names, and reads it for the client. The heads of requests
+//! and responses are handled in `exchange/serve_files.rs`.
 
 pub mod file_body;
 pub mod find;

@@ -52,7 +52,7 @@ pub struct DiskLimits {
 }
 
 impl Default for StoreLimits {
-    /// A budget that a small machine can spare, and a size that fits a web page with all its resources.
+    /// Returns a budget that a small machine can spare, and a maximum size that fits a web page with all its resources.
     fn default() -> Self {
         StoreLimits { memory: 256 << 20, object: 16 << 20, disk: None }
     }
@@ -89,7 +89,8 @@ impl Store {
         Ok(Store::with(limits.memory, Some(disk), purges))
     }
 
-    /// Looks whether a store with such limits could be opened, and changes nothing. The error says what to do.
+    /// Checks whether a store with such limits could be opened, and changes nothing. The error explains how to fix the
+    /// problem.
     pub fn check(limits: &StoreLimits) -> Result<(), String> {
         limits.disk.as_ref().map_or(Ok(()), |limits| disk::check(&limits.folder))
     }

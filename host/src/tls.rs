@@ -1,5 +1,6 @@
 //! TLS: creates the configurations of rustls from the files that a manifest names. `assemble` creates them once per
-//! load, `arrival` and `upstream/connect` use them for handshakes, and `arrival` reads the results from [`handshake_info`].
+//! load, `downstream/handshake` and `upstream/connect` use them for handshakes, and `downstream/handshake` reads the
+//! results from [`handshake_info`].
 //!
 //! This module reads no socket, and reads no file once a configuration is created.
 //!

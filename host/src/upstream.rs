@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::net::deadline::Clock;
-use crate::protocol::proxy_protocol;
+use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 
 pub mod connect;
 pub mod connection;
@@ -54,7 +54,7 @@ pub struct EndpointAddr {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SocketName {
-    /// Host and port; a host name is looked up at each connect.
+    /// A host and a port. A host name is looked up at each connect.
     Tcp(Arc<str>),
     /// The path of a unix socket.
     Unix(Arc<str>),
@@ -65,17 +65,17 @@ pub enum EndpointProtocol {
     Http1,
     /// HTTP/2 in clear, known beforehand.
     Http2,
-    /// TLS, and in it what the endpoint chooses.
+    /// TLS. The endpoint chooses the HTTP version in the handshake.
     Tls(TlsDialer),
 }
 
-/// How an upstream is spoken to.
+/// The settings of the connections to an upstream's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionSettings {
     pub connect_timeout: Duration,
-    /// For a response to begin.
+    /// The maximum time to wait for the head of a response.
     pub response_timeout: Duration,
-    /// Between two pieces of a response.
+    /// The maximum pause between two pieces of a response.
     pub read_timeout: Duration,
     /// The longest pause of the endpoint while the request's content is unfinished too.
     pub stream_timeout: Duration,
@@ -83,11 +83,11 @@ pub struct ConnectionSettings {
     pub idle_timeout: Duration,
     /// Idle connections per worker and endpoint.
     pub idle_connections: usize,
-    /// Tells the endpoint of the client, on a connection for each request.
+    /// The version of the PROXY header that names the client, on a connection for each request; `None` for no header.
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
 }
 
-/// All connections of one worker; outlives generations, so that a reload keeps them.
+/// All connections of one worker. They outlive generations, so that a reload keeps them.
 #[derive(Default)]
 pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 
@@ -96,7 +96,7 @@ pub struct Pool {
     address: EndpointAddr,
     /// The idle connections with HTTP/1, the last used on top.
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
-    /// That of HTTP/2, for all requests, and when it was last used.
+    /// The shared HTTP/2 connection, and when it was last used; `None` if there is none.
     shared: RefCell<Option<(SharedSender, Instant)>>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
     first: tokio::sync::Mutex<()>,
@@ -105,26 +105,27 @@ pub struct Pool {
     /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
     returned: Notify,
     waiting: Cell<u32>,
-    /// Connections that were returned while a request waited for one.
+    /// The number of connections that were returned while a request waited for one.
     contended: Cell<u32>,
     /// The address that was connected to last, where the endpoint's name has several.
     last: Cell<Option<SocketAddr>>,
-    /// Connections that are being made for no request any more, as the endpoint doesn't answer.
+    /// The number of connections that are still being opened although no request waits for them, because the endpoint
+    /// doesn't answer.
     stuck: Cell<u32>,
-    /// All pools of the worker, this one among them.
+    /// All pools of the worker, including this pool.
     all: Weak<Pools>,
 }
 
 /// The result of waiting for a permit to connect.
 pub enum Acquired {
-    /// Leave to connect.
+    /// The request has a permit to open a connection.
     Connect(ConnectionPermit),
-    /// A connection that has become free meanwhile.
+    /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
 }
 
-/// The interval for fairness between workers: while requests wait, one in so many returned connections is closed, so that
-/// its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
+/// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
+/// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
 const FAIRNESS: u32 = 8;
 
 impl SocketName {
@@ -199,10 +200,11 @@ pub struct ConnectionRequest {
     /// The limit that the connection's permit is of.
     pub limit: ConnectionLimit,
     pub wanted: RequiredProtocol,
-    /// The client's address and that which it reached, for the PROXY protocol; `None` if the client has no address.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// The client's address and the address that it connected to, for the PROXY header; `None` if the client has no
+    /// address.
+    pub addresses: Option<ConnectionAddresses>,
     pub settings: Rc<ConnectionSettings>,
-    /// Set when the endpoint's machine has answered.
+    /// Whether the endpoint's machine has answered.
     pub reached: Rc<Cell<bool>>,
 }
 
@@ -274,20 +276,21 @@ impl Pool {
         }
     }
 
-    /// A fresh connection, or a shared one that another request has just made. `permit` is for a fresh one.
+    /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
+    /// connection.
     pub async fn open(
         &self,
         permit: ConnectionPermit,
         request: &ConnectionRequest,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
-        let ConnectionRequest { limit, wanted, ends, settings: rules, reached } = request;
-        let (wanted, ends) = (*wanted, *ends);
+        let ConnectionRequest { limit, wanted, addresses, settings: rules, reached } = request;
+        let (wanted, addresses) = (*wanted, *addresses);
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
         let (last, reached) = (Some(&self.last), Some(&**reached));
         let all = self.all.upgrade();
         let pools = all.as_deref();
-        let terms = |wanted| ConnectTerms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
+        let terms = |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, reached, pools };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
@@ -311,7 +314,7 @@ impl Pool {
         Ok(Box::new(connection))
     }
 
-    /// Whether the endpoint has not answered a connection for longer than it should, and still doesn't.
+    /// Whether the endpoint has left a connection attempt unanswered for longer than usual, and still does.
     pub fn is_stuck(&self) -> bool {
         self.stuck.get() > 0
     }
@@ -331,7 +334,7 @@ impl Pool {
         }
     }
 
-    /// Returns since when a connection has been idle, the oldest of them; `None` if none is.
+    /// Returns the time since which the longest idle connection has been idle; `None` if none is idle.
     fn idle_since(&self) -> Option<Instant> {
         let exclusive = self.idle.borrow().first().map(|(_, since)| *since);
         let shared = self.shared.borrow();
@@ -350,13 +353,13 @@ impl Pool {
         }
     }
 
-    /// Whether a connection that others wait for is kept for a request of this worker.
+    /// Whether a connection is kept for a request of this worker, although others wait for it.
     fn keep_despite_waiters(&self) -> bool {
         self.contended.set(self.contended.get().wrapping_add(1));
         self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
     }
 
-    /// Has the next request make a connection of its own: the endpoint doesn't answer on the shared one.
+    /// Makes the next request open its own connection, because the endpoint does not respond on the shared one.
     pub fn give_up_shared(&self) {
         *self.shared.borrow_mut() = None;
     }

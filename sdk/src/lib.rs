@@ -69,6 +69,7 @@ pub mod metrics;
 pub mod passwords;
 pub mod path;
 pub mod percent;
+pub mod pointer;
 mod setup;
 pub mod testing;
 pub mod token;

@@ -25,7 +25,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     // More than a hundred years: the bound only keeps the product small.
     let number = number.filter(|number| *number <= 1 << 32);
     let duration = number.zip(milliseconds).map(|(number, unit)| Duration::from_millis(number * unit));
-    duration.ok_or_else(|| format!("`{text}` is no time; write `10s`, `5m`, `1h` or `7d`"))
+    duration.ok_or_else(|| format!("invalid duration: `{text}`; expected one such as `10s`, `5m`, `1h` or `7d`"))
 }
 
 /// Parses a size in bytes such as `512 B`, `64 KiB`, `10 MiB` or `1 GiB`; the error says what is expected.
@@ -34,7 +34,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// use plugway_sdk::units::bytes;
 ///
 /// assert_eq!(bytes("10 MiB"), Ok(10 << 20));
-/// assert_eq!(bytes("10 MB").unwrap_err(), "`10 MB` is no size; write `512 B`, `64 KiB`, `10 MiB` or `1 GiB`");
+/// assert_eq!(bytes("10 MB").unwrap_err(), "invalid size: `10 MB`; expected one such as `512 B`, `64 KiB`, `10 MiB` or `1 GiB`");
 /// ```
 pub fn bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
@@ -46,7 +46,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         _ => None,
     };
     let size = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
-    size.ok_or_else(|| format!("`{text}` is no size; write `512 B`, `64 KiB`, `10 MiB` or `1 GiB`"))
+    size.ok_or_else(|| format!("invalid size: `{text}`; expected one such as `512 B`, `64 KiB`, `10 MiB` or `1 GiB`"))
 }
 
 /// Splits a text into its number, `None` if there is none, and its unit.

@@ -16,6 +16,7 @@ const GUESTS: &[&str] = &[
     "test-loading",
     "test-misbehave",
     "test-noisy",
+    "test-overrides",
     "test-policy",
     "test-waiting",
 ];

@@ -1,4 +1,4 @@
-//! Addresses to listen at, compared by what they mean: one address may be spelt in several ways.
+//! The addresses of listeners, compared by their meaning, because one address can be written in several ways.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub struct ListenerAddress {
     pub place: ManifestPlace,
 }
 
-/// A place in a manifest, for errors that are found after its assembly.
+/// A position in a manifest, for errors that are found after the assembly.
 #[derive(Clone, Debug)]
 pub struct ManifestPlace {
     pub(super) source: Arc<Source>,
@@ -34,7 +34,7 @@ pub enum Address {
 }
 
 impl ManifestPlace {
-    /// Returns an error at this place; without the place if the manifest is no file, as on a command line.
+    /// Returns an error at this position; without the position if the manifest is no file, as on a command line.
     pub fn error(&self, message: &str) -> String {
         if !self.source.is_file {
             return message.into();
@@ -92,7 +92,7 @@ impl Address {
         }
     }
 
-    /// Whether a socket at this address takes what another one at that address is to get, on whichever address comes in.
+    /// Whether a socket at this address would receive connections that another one at the other address should get.
     pub fn overlaps(&self, other: &Address) -> bool {
         match (self, other) {
             (Address::Tcp(one), Address::Tcp(other)) => {
@@ -106,7 +106,7 @@ impl Address {
     }
 }
 
-/// Returns the address that is probably meant by a text that is none.
+/// Returns the address that is probably meant by a text that is no address.
 fn hint(text: &str) -> Option<String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).unwrap_or(text);
     let rest = rest.trim_end_matches('/');

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::addresses::{Address, ManifestPlace};
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{AdminTable, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::AdminTable;
 use crate::config::spanned::Spanned;
 
 /// The settings of the admin listeners.
@@ -30,7 +31,7 @@ pub enum AdminAddress {
     At(SocketAddr),
     /// A unix socket instead of a TCP address.
     Unix(PathBuf),
-    /// No admin listener at all, and no socket.
+    /// The admin listener is off, without a socket.
     Off,
 }
 
@@ -56,13 +57,13 @@ enum TokenError {
     NoToken,
 }
 
-/// In characters. Shorter tokens could be guessed by a process that tries for days: 16 hexadecimal digits have 64 bits.
+/// The minimum length of a token, in characters: 16 hexadecimal digits have 64 bits, too many to guess.
 const MIN_TOKEN_CHARS: usize = 16;
 
-/// In characters; below what a request head may take, with room for other fields.
+/// The maximum length of a token, in characters: below the maximum of a request head, with room for other fields.
 const MAX_TOKEN_CHARS: usize = 512;
 
-/// In bytes. A token, and line ends that editors add.
+/// The maximum length of a token file, in bytes: a token, and the line ends that editors add.
 const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 
 impl AdminToken {
@@ -71,7 +72,7 @@ impl AdminToken {
         AdminToken(blake3::hash(text))
     }
 
-    /// Whether a client has shown this token. Digests are compared, in constant time.
+    /// Whether a client has sent this token. Digests are compared, in constant time.
     pub fn matches(&self, shown: &[u8]) -> bool {
         self.0 == blake3::hash(shown)
     }
@@ -79,10 +80,10 @@ impl AdminToken {
 
 impl Assembly<'_> {
     /// The settings of the admin listeners.
-    pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminSettings {
-        let manifest = files.first().filter(|(source, _)| source.is_file);
-        let manifest = manifest.and_then(|(source, _)| std::path::absolute(&source.path).ok());
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
+    pub(super) fn admin(&mut self, files: &[ManifestFile]) -> AdminSettings {
+        let manifest = files.first().filter(|file| file.source.is_file);
+        let manifest = manifest.and_then(|file| std::path::absolute(&file.source.path).ok());
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?)));
         let Some((source, admin)) = named else {
             return AdminSettings { address: AdminAddress::Default, token: None, manifest };
         };
@@ -92,9 +93,9 @@ impl Assembly<'_> {
         AdminSettings { address, token, manifest }
     }
 
-    /// Reports an admin address that a listener takes.
-    pub(super) fn admin_apart(&mut self, files: &[(Arc<Source>, Manifest)], listener: &Address, text: &str) {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?.address.as_ref()?)));
+    /// Reports an admin address that a listener uses.
+    pub(super) fn admin_apart(&mut self, files: &[ManifestFile], listener: &Address, text: &str) {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?.address.as_ref()?)));
         let Some((source, admin)) = named else { return };
         if Address::parse(admin.get_ref()).is_ok_and(|admin| admin.overlaps(listener)) {
             let message = format!(
@@ -136,7 +137,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Other machines reach what isn't bound to loopback: without a token all of them could read and change.
+    /// Reports an admin address that other machines can reach, because without a token all of them could read and
+    /// change.
     fn check_reach(&mut self, source: &Arc<Source>, admin: &AdminTable, address: &AdminAddress) {
         if let (AdminAddress::At(at), Some(text), None) = (address, &admin.address, &admin.token_file)
             && !at.ip().to_canonical().is_loopback()
@@ -151,12 +153,12 @@ impl Assembly<'_> {
 }
 
 /// Returns the place of the admin listener's address; `None` if the manifest has none.
-pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> {
-    let (source, admin) = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)))?;
+pub(super) fn place(files: &[ManifestFile]) -> Option<ManifestPlace> {
+    let (source, admin) = files.iter().find_map(|file| Some((&file.source, file.manifest.admin.as_ref()?)))?;
     Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
 }
 
-/// Reads a token from a file, which users besides its owner and group must not be able to read.
+/// Reads a token from a file, which only its owner and group may read.
 fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
     // Opening a FIFO would wait for its writer.
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;

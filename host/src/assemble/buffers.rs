@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use crate::config::load::ManifestFile;
 use crate::config::spanned::Spanned;
 
 use super::{Assembly, beside, units};
 use crate::body::buffer_space::BufferLimits;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, RouteTable, SizeOrOff};
+use crate::config::manifest::{RouteTable, SizeOrOff};
 use crate::generation::{BufferedContent, RequestBuffer};
 
 /// The default memory: room for one large body of each of many clients.
@@ -19,13 +20,13 @@ const MIN_MEMORY: usize = 4 << 20;
 const DISK: usize = 4 << 30;
 /// The default bytes of a response that may wait, as much as nginx has (`proxy_max_temp_file_size`).
 const RESPONSE: u64 = 1 << 30;
-/// The default length of a request that is received first, as much as nginx takes at all (`client_max_body_size`).
+/// The default length of a request that is received first: the maximum of nginx (`client_max_body_size`).
 const REQUEST: u64 = 1 << 20;
 
 impl Assembly<'_> {
     /// Returns the limits of bodies that wait for a slow peer.
-    pub(super) fn buffer_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> BufferLimits {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.buffers.as_ref()?)));
+    pub(super) fn buffer_limits(&mut self, files: &[ManifestFile]) -> BufferLimits {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.buffers.as_ref()?)));
         let default = || BufferLimits { memory: MEMORY as u64, disk: DISK as u64, folder: std::env::temp_dir().into() };
         let Some((source, buffers)) = named else { return default() };
         let memory = self.bytes(source, buffers.memory.as_ref(), MEMORY);

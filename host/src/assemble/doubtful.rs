@@ -1,4 +1,5 @@
-//! The parts of a manifest that probably mean something else than was meant: warnings, since such a manifest works.
+//! Warnings about parts of a manifest that probably mean something else than their author intended. Such a manifest
+//! works.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,27 +9,29 @@ use super::addresses::Address;
 use super::idioms;
 use super::route_conditions::meant_method;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
-use crate::config::manifest::{Endpoint, Manifest, OtherPath, Path, PluginRef, PluginTable, RouteTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginTable, RouteTable};
 use crate::config::spans::ValueSpans;
 
-type Files = [(Arc<Source>, Manifest)];
-
 impl Assembly<'_> {
-    /// Warns of what is probably meant otherwise, in a manifest without mistakes.
-    pub(super) fn warn_of_doubtful(&mut self, files: &Files) {
+    /// Warns of parts with a probably different intention, in a manifest without errors.
+    pub(super) fn warn_of_doubtful(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
         }
         let problems = &mut self.problems;
         warn_of_circles(problems, files);
         warn_of_templates(problems, files);
-        for (source, route) in files.iter().flat_map(|(source, file)| file.route.iter().map(move |one| (source, one))) {
+        for (source, route) in
+            files.iter().flat_map(|file| file.manifest.route.iter().map(move |one| (&file.source, one)))
+        {
             warn_of_route(problems, source, route.get_ref());
         }
         for (source, upstream) in
-            files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
+            files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
-            let is_draining = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Table(table) if table.draining);
+            let is_draining =
+                |endpoint: &EndpointEntry| matches!(endpoint, EndpointEntry::Table(table) if table.draining);
             if let [first, ..] = &upstream.endpoints[..]
                 && upstream.endpoints.iter().all(|endpoint| is_draining(endpoint.get_ref()))
             {
@@ -47,13 +50,13 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, w
     problems.warn(Doubt::Meaning, source, span.clone(), why);
 }
 
-/// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
-/// when it arrives again, so they are no errors.
-fn warn_of_circles(problems: &mut Diagnostics, files: &Files) {
-    let listeners = files.iter().flat_map(|(_, file)| &file.listener);
+/// Warns of endpoints that are listeners of the same manifest. These are no errors, because a plugin may change a
+/// request so that another route matches when it arrives again.
+fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    let listeners = files.iter().flat_map(|file| &file.manifest.listener);
     let listeners: Vec<Address> =
         listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
-    let upstreams = files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)));
+    let upstreams = files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)));
     for (source, endpoint) in
         upstreams.flat_map(|(source, upstream)| upstream.endpoints.iter().map(move |one| (source, one)))
     {
@@ -69,15 +72,15 @@ fn warn_of_circles(problems: &mut Diagnostics, files: &Files) {
     }
 }
 
-/// Warns of variables of nginx in the templates of the plugin `headers`, where they stand for themselves.
-fn warn_of_templates(problems: &mut Diagnostics, files: &Files) {
-    for (source, file) in files {
-        let inline = file.route.iter().flat_map(|route| &route.get_ref().plugins);
+/// Warns of variables of nginx in the templates of the plugin `headers`, which don't replace them.
+fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    for ManifestFile { source, manifest } in files {
+        let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
         let inline = inline.filter_map(|plugin| match plugin.get_ref() {
             PluginRef::Inline(plugin) => Some(&**plugin),
             PluginRef::Name(_) => None,
         });
-        let plugins = file.plugin.values().chain(inline);
+        let plugins = manifest.plugin.values().chain(inline);
         for plugin in plugins.filter(|plugin| plugin.r#use.get_ref() == "headers") {
             warn_of_template(problems, source, plugin);
         }

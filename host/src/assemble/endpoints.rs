@@ -1,7 +1,7 @@
-//! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
+//! The assembly of an upstream's list of endpoints: addresses, names to look up, and files with more endpoints.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ struct List<'a> {
 struct NamedEndpoint<'a> {
     text: &'a str,
     span: Range<usize>,
-    scheme: Scheme,
+    scheme: EndpointScheme,
     /// The text without its scheme.
     rest: &'a str,
     protocol: EndpointProtocol,
@@ -106,11 +106,11 @@ impl Assembly<'_> {
     }
 
     /// Reads an endpoint of a list, and adds it to the members.
-    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut ListedEndpoints) {
+    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::EndpointEntry>, members: &mut ListedEndpoints) {
         let plain = EndpointTable::default();
         let (table, text, span) = match endpoint.get_ref() {
-            manifest::Endpoint::Address(address) => (&plain, address.as_str(), endpoint.span()),
-            manifest::Endpoint::Table(table) => match [&table.address, &table.dns, &table.srv] {
+            manifest::EndpointEntry::Address(address) => (&plain, address.as_str(), endpoint.span()),
+            manifest::EndpointEntry::Table(table) => match [&table.address, &table.dns, &table.srv] {
                 [Some(text), None, None] | [None, Some(text), None] | [None, None, Some(text)] => {
                     (&**table, text.get_ref().as_str(), text.span())
                 }
@@ -198,7 +198,13 @@ impl Assembly<'_> {
 
     fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
         let meant = meant(text).filter(|meant| meant != text);
-        let meant = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        let meant = match meant {
+            Some(meant) => format!("did you mean `{meant}`? "),
+            None if text.contains("[fe80") && text.contains('%') => {
+                "the zone of an address is the number of its interface, as in `[fe80::1%2]:8000`; ".into()
+            }
+            None => String::new(),
+        };
         let message = format!(
             "invalid endpoint: `{text}`; {meant}expected `127.0.0.1:8000`, `https://app.internal:443` or `unix:/path`, or a \
              table such as {{ dns = \"app.internal:8000\" }} or {{ srv = \"_http._tcp.app.internal\" }}"
@@ -206,11 +212,17 @@ impl Assembly<'_> {
         self.problems.at(list.source, span, message);
     }
 
-    fn speaks(&mut self, list: &List<'_>, span: Range<usize>, scheme: Scheme, name: &str) -> Option<EndpointProtocol> {
+    fn speaks(
+        &mut self,
+        list: &List<'_>,
+        span: Range<usize>,
+        scheme: EndpointScheme,
+        name: &str,
+    ) -> Option<EndpointProtocol> {
         match scheme {
-            Scheme::Http => Some(EndpointProtocol::Http1),
-            Scheme::H2c => Some(EndpointProtocol::Http2),
-            Scheme::Https => {
+            EndpointScheme::Http => Some(EndpointProtocol::Http1),
+            EndpointScheme::H2c => Some(EndpointProtocol::Http2),
+            EndpointScheme::Https => {
                 let location = EndpointPlace { source: list.source, span };
                 self.dialer(list.owner, location, name, list.upstream).map(EndpointProtocol::Tls)
             }
@@ -237,29 +249,30 @@ impl Assembly<'_> {
 const MAX_TIERS: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Scheme {
+enum EndpointScheme {
     Http,
     H2c,
     Https,
 }
 
-const SCHEMES: [(&str, Scheme); 3] = [("http://", Scheme::Http), ("h2c://", Scheme::H2c), ("https://", Scheme::Https)];
+const SCHEMES: [(&str, EndpointScheme); 3] =
+    [("http://", EndpointScheme::Http), ("h2c://", EndpointScheme::H2c), ("https://", EndpointScheme::Https)];
 
-impl Scheme {
+impl EndpointScheme {
     /// Returns the prefix for addresses of an endpoint that a name resolves to.
     fn text(self) -> &'static str {
         match self {
-            Scheme::Http => "",
-            Scheme::H2c => "h2c://",
-            Scheme::Https => "https://",
+            EndpointScheme::Http => "",
+            EndpointScheme::H2c => "h2c://",
+            EndpointScheme::Https => "https://",
         }
     }
 }
 
 /// Returns the protocol of an endpoint, and the rest of its text.
-fn scheme(text: &str) -> (Scheme, &str) {
+fn scheme(text: &str) -> (EndpointScheme, &str) {
     let known = SCHEMES.iter().find_map(|(prefix, scheme)| Some((*scheme, text.strip_prefix(prefix)?)));
-    known.unwrap_or((Scheme::Http, text))
+    known.unwrap_or((EndpointScheme::Http, text))
 }
 
 fn socket_name(text: &str) -> Option<SocketName> {
@@ -281,8 +294,8 @@ fn identity(socket_name: &SocketName, text: &str) -> String {
 
 fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    // A zone of IPv6 names an interface of this machine; a dot at the end says that the name is whole.
-    let is_zoned = host.starts_with('[') && host.ends_with(']') && host.contains('%');
+    // A zone of IPv6 is the number of an interface; a dot at the end says that the name is whole.
+    let is_zoned = host.contains('%') && text.parse::<SocketAddrV6>().is_ok();
     let is_host = is_name(host.strip_suffix('.').unwrap_or(host)) || is_literal(host) || is_zoned;
     let port = port.parse().ok().filter(|port| *port > 0)?;
     is_host.then_some((host, port))
@@ -292,14 +305,14 @@ fn is_service(text: &str) -> bool {
     text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
 }
 
-/// Returns the address that is probably meant by one that has a path, or no port.
+/// Returns the address that is probably meant by an address with a path, or without a port.
 fn meant(text: &str) -> Option<String> {
     let (scheme, rest) = scheme(text);
     let address = rest.split(['/', '?']).next().filter(|_| !rest.starts_with("unix:"))?;
-    let port = if scheme == Scheme::Https { 443 } else { 80 };
+    let port = if scheme == EndpointScheme::Https { 443 } else { 80 };
     let with_port = format!("{address}:{port}");
     let address = [address.to_string(), with_port].into_iter().find(|address| host_and_port(address).is_some())?;
-    let shown = if scheme == Scheme::Http { "" } else { scheme.text() };
+    let shown = if scheme == EndpointScheme::Http { "" } else { scheme.text() };
     Some(format!("{shown}{address}"))
 }
 
@@ -324,19 +337,30 @@ mod tests {
 
     #[test]
     fn endpoints_have_a_port_or_a_path() {
-        for good in ["127.0.0.1:80", "[::1]:80", "app.internal:8000", "unix:/run/app.sock"] {
+        for good in ["127.0.0.1:80", "[::1]:80", "[fe80::1%2]:80", "app.internal:8000", "unix:/run/app.sock"] {
             assert!(socket_name(good).is_some(), "{good}");
         }
-        for bad in ["127.0.0.1", "::1:80", ":80", "a:0", "a:99999", "ftp://a:80", "unix:relative"] {
+        for bad in [
+            "[fe80::1%eth0]:80",
+            "[%]:80",
+            "[::1%]:80",
+            "127.0.0.1",
+            "::1:80",
+            ":80",
+            "a:0",
+            "a:99999",
+            "ftp://a:80",
+            "unix:relative",
+        ] {
             assert!(socket_name(bad).is_none(), "{bad}");
         }
     }
 
     #[test]
     fn the_scheme_says_what_is_spoken() {
-        assert_eq!(scheme("https://a:443"), (Scheme::Https, "a:443"));
-        assert_eq!(scheme("h2c://unix:/run/a"), (Scheme::H2c, "unix:/run/a"));
-        assert_eq!(scheme("a:80"), (Scheme::Http, "a:80"));
+        assert_eq!(scheme("https://a:443"), (EndpointScheme::Https, "a:443"));
+        assert_eq!(scheme("h2c://unix:/run/a"), (EndpointScheme::H2c, "unix:/run/a"));
+        assert_eq!(scheme("a:80"), (EndpointScheme::Http, "a:80"));
         assert_eq!((host("[::1]:443"), host("a.b:1")), ("::1", "a.b"));
         assert!(is_service("_http._tcp.a") && !is_service("a.b") && !is_service("_http._tcp.a:80"));
     }

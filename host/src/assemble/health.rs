@@ -1,4 +1,4 @@
-//! From an upstream's tables about checks, outliers and retries to its rules.
+//! The assembly of an upstream's tables for health checks, outlier detection and retries.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,12 +14,11 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, StatusWord, TableOrOff};
 use crate::config::spanned::Spanned;
 use crate::protocol::authority;
-use crate::protocol::proxy_protocol;
-use crate::upstream::EndpointProtocol;
 use crate::upstream::health::{HealthRules, OutlierRules};
 use crate::upstream::health_check::{CheckKind, HealthCheck, HttpCheck};
 use crate::upstream::retry::{BUFFER, Methods, RetryPolicy, Triggers};
 use crate::upstream::status_codes::StatusCodes;
+use crate::upstream::{ConnectionSettings, EndpointProtocol};
 
 impl Assembly<'_> {
     /// Builds the health rules of an upstream.
@@ -64,12 +63,12 @@ impl Assembly<'_> {
         }
     }
 
-    /// How endpoints are checked.
+    /// Returns the settings of health checks; `None` if one of them has an error.
     pub(super) fn check(
         &mut self,
         source: &Arc<Source>,
         checks: &manifest::HealthChecksTable,
-        proxy_protocol: Option<proxy_protocol::ProxyVersion>,
+        rules: &ConnectionSettings,
     ) -> Option<HealthCheck> {
         let word = checks.kind.as_ref().map_or("http", |kind| kind.get_ref().as_str());
         self.of_no_use(source, checks, word);
@@ -89,7 +88,8 @@ impl Assembly<'_> {
         };
         let interval = self.duration(source, checks.interval.as_ref(), Duration::from_secs(5));
         let timeout = self.duration(source, checks.timeout.as_ref(), Duration::from_secs(2));
-        Some(HealthCheck { kind, interval, timeout, proxy_protocol })
+        let (proxy_protocol, head) = (rules.proxy_protocol, rules.head);
+        Some(HealthCheck { kind, interval, timeout, proxy_protocol, head })
     }
 
     /// Keys that a kind of check has no use for.
@@ -116,12 +116,16 @@ impl Assembly<'_> {
         let target = match &checks.path {
             None => PathAndQuery::from_static("/"),
             Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
-                Ok(target) if path.get_ref().starts_with('/') && !path.get_ref().contains('#') => target,
+                Ok(target) if is_target(path.get_ref()) => target,
                 _ => {
                     self.problems.at(
                         source,
                         path.span(),
-                        format!("invalid path: `{}`; expected one such as `/healthz`", path.get_ref()),
+                        format!(
+                            "invalid path: `{}`; expected one such as `/healthz`, with other characters escaped, such as \
+                             `%20` for a space",
+                            path.get_ref()
+                        ),
                     );
                     return None;
                 }
@@ -174,7 +178,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// When a request is sent once more.
+    /// Returns the retry policy of an upstream.
     pub(super) fn retry(&mut self, source: &Arc<Source>, retry: &TableOrOff<manifest::RetryTable>) -> RetryPolicy {
         let TableOrOff::On(retry) = retry else { return RetryPolicy::never() };
         let on = match &retry.on {
@@ -242,8 +246,14 @@ impl Assembly<'_> {
     }
 }
 
-/// Each goes to another endpoint if there is one: more only keep a client waiting.
+/// The maximum of `retries`. Each retry goes to another endpoint if there is one, and more of them only keep a client
+/// waiting.
 const MAX_RETRIES: usize = 10;
+
+/// Whether a text can stand in a request line. `http` accepts bytes beyond ASCII.
+fn is_target(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+}
 
 fn shown(word: &StatusWord) -> String {
     match word {

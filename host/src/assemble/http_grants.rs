@@ -9,7 +9,8 @@ use http::Uri;
 
 use super::Assembly;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Endpoint, Manifest, UpstreamTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{EndpointEntry, UpstreamTable};
 use crate::config::plugin_grants::HttpGrant;
 use crate::config::spanned::Spanned;
 use crate::generation::Upstream;
@@ -32,8 +33,8 @@ struct GrantPlace {
 
 impl HttpGrants {
     /// Reads the names of a manifest's upstreams.
-    pub(super) fn of(files: &[(Arc<Source>, Manifest)]) -> Self {
-        let names = files.iter().flat_map(|(_, file)| file.upstream.keys());
+    pub(super) fn of(files: &[ManifestFile]) -> Self {
+        let names = files.iter().flat_map(|file| file.manifest.upstream.keys());
         HttpGrants { upstreams: names.map(|name| name.get_ref().clone()).collect(), servers: HashMap::new() }
     }
 }
@@ -112,7 +113,7 @@ impl Assembly<'_> {
     fn server(&mut self, destination: &HttpDestination) -> Option<Upstream> {
         let GrantPlace { source, span } = self.http_grants.servers.get(destination)?.clone();
         let url = destination.to_string();
-        let endpoint = Spanned::new(span.clone(), Endpoint::Address(url.clone()));
+        let endpoint = Spanned::new(span.clone(), EndpointEntry::Address(url.clone()));
         let made = self.upstream(&source, &Spanned::new(span.clone(), url), &UpstreamTable::of(endpoint));
         // A balancer has an instance for each upstream, on each worker.
         let workers = self.assembly.workers.unwrap_or(1) as u32;

@@ -1,11 +1,10 @@
 //! The places that the instances of a manifest's plugins need.
 
 use std::num::NonZero;
-use std::sync::Arc;
 
 use super::process::MAX_WORKERS;
-use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, PluginRef, PluginTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{PluginRef, PluginTable};
 use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
 use crate::plugin::body_permit::RESERVED_BODIES;
 use crate::plugin::settings::PluginLimits;
@@ -13,33 +12,35 @@ use crate::plugin::version::{SPARES, SPARES_PER_CALL};
 use crate::plugin::waiting_calls::RESERVED_CALLS;
 
 /// Returns the number of workers that a manifest asks for.
-pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {
+pub fn workers(files: &[ManifestFile]) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
     files
         .iter()
-        .find_map(|(_, file)| Some(*file.workers.as_ref()?.get_ref()))
+        .find_map(|file| Some(*file.manifest.workers.as_ref()?.get_ref()))
         .map_or_else(cores, |workers| workers.clamp(1, MAX_WORKERS))
 }
 
-/// Returns the number of places that the plugins need besides those of bodies: each worker has an instance of each plugin
-/// in a chain and of each balancer, and each plugin has spare ones.
-pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
+/// Returns the number of places that the plugins need, except those for bodies. Each worker has an instance of each
+/// plugin in a chain and of each balancer, and each plugin has spare ones.
+pub fn places(files: &[ManifestFile], workers: usize) -> u32 {
     let (mut in_workers, mut spares) = (0_usize, 0_usize);
-    for (_, file) in files {
-        in_workers += file.upstream.len();
-        let in_chains = file.route.iter().flat_map(|route| &route.get_ref().plugins);
-        let balancers = file.upstream.values().filter_map(|upstream| upstream.balancer.as_ref());
+    for ManifestFile { manifest, .. } in files {
+        in_workers += manifest.upstream.len();
+        let in_chains = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
+        let balancers = manifest.upstream.values().filter_map(|upstream| upstream.balancer.as_ref());
         let (mut inline, mut stock) = (Vec::new(), 0);
         for plugin in in_chains.chain(balancers) {
             match plugin.get_ref() {
                 PluginRef::Inline(plugin) => inline.push(&**plugin),
                 // Each mention of a stock plugin is a plugin of its own.
-                PluginRef::Name(name) => stock += usize::from(!file.plugin.keys().any(|known| known.get_ref() == name)),
+                PluginRef::Name(name) => {
+                    stock += usize::from(!manifest.plugin.keys().any(|known| known.get_ref() == name))
+                }
             }
         }
         in_workers += stock;
         spares += stock * SPARES;
-        for plugin in file.plugin.values().chain(inline) {
+        for plugin in manifest.plugin.values().chain(inline) {
             in_workers += 1;
             spares += if is_per_call(plugin) { SPARES_PER_CALL } else { SPARES };
         }
@@ -47,7 +48,7 @@ pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
     u32::try_from(workers.saturating_mul(in_workers).saturating_add(spares)).unwrap_or(u32::MAX)
 }
 
-/// Returns the number of places that a plugin needs for bodies, whatever others do.
+/// Returns the number of places that a plugin needs for bodies, independent of other plugins.
 pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
     limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MAX_IDLE_INSTANCES) as u32)
 }

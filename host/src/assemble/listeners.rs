@@ -1,4 +1,4 @@
-//! From a listener's table to what it demands of its clients.
+//! The assembly of a listener's table: addresses, TLS, and the limits of its clients.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,7 +10,8 @@ use tokio_rustls::TlsAcceptor;
 use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::context::edit_check::field_name;
 use crate::generation::listener::{ClientLimits, Listener, SendLimits};
@@ -47,18 +48,19 @@ const BODY_RATE: usize = 128;
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The bounds that also hold for content that clients send.
 const SEND_RATE: usize = BODY_RATE;
-/// Enough for a fast client on a long way; 20,000 connections that all take nothing hold 20 GB at worst.
+/// The default of `buffer`: enough for a fast client at a long distance. 20,000 connections that read nothing hold 20
+/// GB at worst.
 const BUFFER: usize = 1 << 20;
-/// Longer than WebSocket libraries leave between pings.
+/// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Assembly<'_> {
     /// The listeners by their addresses; the first file is the manifest itself.
-    pub(super) fn listeners(&mut self, files: &[(Arc<Source>, Manifest)]) -> HashMap<Arc<str>, Arc<Listener>> {
+    pub(super) fn listeners(&mut self, files: &[ManifestFile]) -> HashMap<Arc<str>, Arc<Listener>> {
         let mut listeners = HashMap::new();
         let mut known: Vec<(Address, String)> = Vec::new();
         for (source, listener) in
-            files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one)))
+            files.iter().flat_map(|file| file.manifest.listener.iter().map(move |one| (&file.source, one)))
         {
             let (address, span) = (listener.address.get_ref().as_str(), listener.address.span());
             let parsed = match Address::parse(address) {
@@ -84,8 +86,8 @@ impl Assembly<'_> {
             known.push((parsed, source.location(&span)));
             listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
         }
-        let has_none = files.iter().all(|(_, file)| file.listener.is_empty()) && !self.left_out.has_any("listener");
-        if let (Some((source, _)), true) = (files.first(), has_none) {
+        let has_none = files.iter().all(|file| file.manifest.listener.is_empty()) && !self.left_out.has_any("listener");
+        if let (Some(ManifestFile { source, .. }), true) = (files.first(), has_none) {
             let message = "no listener: add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
             self.problems.at(source, 0..0, message);
         }
@@ -129,7 +131,7 @@ impl Assembly<'_> {
             address,
             tls,
             proxies,
-            client,
+            client: Arc::new(client),
             redirect,
             limits: self.client_limits(source, &listener.limits),
             census,
@@ -392,11 +394,9 @@ pub(super) fn certificate_files(source: &Source, files: &manifest::Certificate) 
 }
 
 /// Returns the addresses in order, so that the log of a start is always the same.
-pub(super) fn addresses(
-    files: &[(Arc<Source>, Manifest)],
-    listeners: &HashMap<Arc<str>, Arc<Listener>>,
-) -> Vec<ListenerAddress> {
-    let named = files.iter().flat_map(|(source, file)| file.listener.iter().map(move |listener| (source, listener)));
+pub(super) fn addresses(files: &[ManifestFile], listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<ListenerAddress> {
+    let named =
+        files.iter().flat_map(|file| file.manifest.listener.iter().map(move |listener| (&file.source, listener)));
     let address = |(source, listener): (&Arc<Source>, &manifest::ListenerTable)| {
         let (text, known) = listeners.get_key_value(listener.address.get_ref().as_str())?;
         let place = ManifestPlace { source: source.clone(), span: listener.address.span() };
@@ -409,15 +409,15 @@ pub(super) fn addresses(
 
 /// The least that the fields of a plain request need, as for responses.
 const MIN_HEAD_BYTES: usize = 1 << 10;
-/// In bytes a second; more than any network brings to one connection.
+/// The maximum of rates, in bytes a second: more than any network carries on one connection.
 const MAX_BYTES_PER_SECOND: usize = 1 << 30;
-/// Each connection may hold one.
+/// The maximum of `head`. Each connection may hold one head.
 const MAX_HEAD_BYTES: usize = 16 << 20;
 /// The window that HTTP/2 begins with.
 const MIN_BUFFER_BYTES: usize = 64 << 10;
 /// Half of the largest window of HTTP/2.
 const MAX_BUFFER_BYTES: usize = 1 << 30;
-/// A head has to be looked through for each of them.
+/// The maximum of `fields`. A search for a field looks at each of them.
 const MAX_FIELDS: usize = 10_000;
-/// Each may hold a response in memory.
+/// The maximum of `streams`. Each stream may hold a response in memory.
 const MAX_STREAMS: usize = 10_000;

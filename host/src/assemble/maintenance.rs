@@ -1,14 +1,15 @@
-//! From the `maintenance` of a route, or of the manifest, to its switch.
+//! The assembly of `maintenance`, of a route or of the manifest.
 
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::load::ManifestFile;
 use crate::config::spanned::Spanned;
 
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::manifest::{self};
 use crate::generation::Route;
 use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 
@@ -20,9 +21,9 @@ const MAX_SWITCHES: usize = 1_000;
 
 impl Assembly<'_> {
     /// Returns the maintenance of the routes without one of their own; `None` if the manifest has none.
-    pub(super) fn common_maintenance(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<Maintenance> {
+    pub(super) fn common_maintenance(&mut self, files: &[ManifestFile]) -> Option<Maintenance> {
         // A second one is reported with the other keys that may stand once.
-        let mut named = files.iter().filter_map(|(source, file)| Some((source, file.maintenance.as_ref()?)));
+        let mut named = files.iter().filter_map(|file| Some((&file.source, file.manifest.maintenance.as_ref()?)));
         let (source, wanted) = named.next()?;
         self.maintenance(source, wanted)
     }
@@ -31,11 +32,11 @@ impl Assembly<'_> {
     pub(super) fn maintenance(
         &mut self,
         source: &Arc<Source>,
-        wanted: &Spanned<manifest::Maintenance>,
+        wanted: &Spanned<manifest::MaintenanceEntry>,
     ) -> Option<Maintenance> {
         let (file, span, retry_after, except) = match wanted.get_ref() {
-            manifest::Maintenance::File(file) => (file, wanted.span(), None, &[][..]),
-            manifest::Maintenance::Table(table) => {
+            manifest::MaintenanceEntry::File(file) => (file, wanted.span(), None, &[][..]),
+            manifest::MaintenanceEntry::Table(table) => {
                 let file = &table.file;
                 (file.get_ref(), file.span(), table.retry_after.as_ref(), &table.except[..])
             }

@@ -1,28 +1,26 @@
-//! Keys of the process as a whole that stand in several files of a manifest: only one of them would be obeyed.
+//! Keys of the process as a whole that are in several files of a manifest, though only one of them would be used.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::Assembly;
-use crate::config::diagnostic::Source;
-use crate::config::manifest::Manifest;
+use crate::config::load::ManifestFile;
 use crate::config::spans;
 
 impl Assembly<'_> {
-    /// Reports keys that may stand once, and stand in another file too.
-    pub(super) fn once(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    /// Reports keys that are allowed once, and are in another file too.
+    pub(super) fn once(&mut self, files: &[ManifestFile]) {
         let mut known: HashMap<&str, String> = HashMap::new();
-        for (source, file) in files {
+        for ManifestFile { source, manifest } in files {
             let keys = [
-                ("workers", file.workers.is_some()),
-                ("drain-timeout", file.drain_timeout.is_some()),
-                ("access-log", file.access_log.is_some()),
-                ("maintenance", file.maintenance.is_some()),
-                ("admin", file.admin.is_some()),
-                ("load", file.load.is_some()),
-                ("resolver", file.resolver.is_some()),
-                ("buffers", file.buffers.is_some()),
-                ("cache", file.cache.is_some()),
+                ("workers", manifest.workers.is_some()),
+                ("drain-timeout", manifest.drain_timeout.is_some()),
+                ("access-log", manifest.access_log.is_some()),
+                ("maintenance", manifest.maintenance.is_some()),
+                ("admin", manifest.admin.is_some()),
+                ("load", manifest.load.is_some()),
+                ("resolver", manifest.resolver.is_some()),
+                ("buffers", manifest.buffers.is_some()),
+                ("cache", manifest.cache.is_some()),
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
                 let span = spans::key(&source.text, key).unwrap_or(0..0);
@@ -36,7 +34,7 @@ impl Assembly<'_> {
         }
         let mut pages: HashMap<&str, String> = HashMap::new();
         for (source, codes) in
-            files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |key| (source, key)))
+            files.iter().flat_map(|file| file.manifest.error_page.keys().map(move |key| (&file.source, key)))
         {
             if let Some(location) = pages.get(codes.get_ref().as_str()) {
                 let message =

@@ -42,8 +42,8 @@ impl Paths {
     }
 }
 
-/// Languages that are larger than that of the paths, each with what an expression gets wrong that only matches there. Each
-/// holds the one before it, so that the first which has a match tells the mistake.
+/// Languages that are larger than that of paths, each with the error of an expression that only matches there. Each
+/// contains the previous one, so that the first with a match names the error.
 const LARGER: [(&str, &str); 5] = [
     (
         r"(?s-u)\A/[\x00-\x22\x24-\x3A\x3C-\x3E\x40-\x7F]*\z",
@@ -90,7 +90,7 @@ fn automaton(regex: &str) -> Option<Dfa> {
         .ok()
 }
 
-/// Whether there may be a text in which an expression finds a match, and which is one of a language.
+/// Whether a text of a language may contain a match of an expression.
 fn have_common_text(regex: &Dfa, language: &Dfa) -> bool {
     let start = start::Config::new().anchored(Anchored::No);
     let (Ok(one), Ok(other)) = (regex.start_state(&start), language.start_state(&start)) else { return true };

@@ -57,8 +57,7 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns the message of a complaint about a configuration. A stock plugin quotes what it repeats; what others say of a
-/// string with a reference is not shown, as any word of it may be a part of the value.
+/// Returns the message about an error in a configuration. A value with a reference is not shown in messages of plugins.
 pub(super) fn complaint_message(
     problems: &Diagnostics,
     source: &Arc<Source>,
@@ -79,7 +78,8 @@ pub(super) fn complaint_message(
     }
 }
 
-/// Returns the message of a plugin that can't be used with a configuration, which may repeat any part of it.
+/// Returns the message about a plugin that can't be used with a configuration. The plugin's own text may contain any
+/// part of the configuration.
 pub(super) fn failure_message(
     problems: &Diagnostics,
     source: &Arc<Source>,
@@ -110,7 +110,7 @@ fn strings_in(problems: &Diagnostics, source: &Arc<Source>, config: &Value) -> V
     problems.replaced(source).filter(|string| texts.contains(&string.text)).cloned().collect()
 }
 
-/// Gives each string of a configuration, with its JSON pointer, to a function.
+/// Passes each string of a configuration, with its JSON pointer, to a function.
 fn note_strings(value: &Value, pointer: &str, note: &mut impl FnMut(&str, &str)) {
     match value {
         Value::String(text) => note(pointer, text),

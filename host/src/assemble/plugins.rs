@@ -1,5 +1,5 @@
-//! From a plugin's table to a binding: load the component, check its configuration, configure it. Whatever could harm the
-//! process is tried in a child process first ([`crate::loading`]).
+//! The assembly of configured plugins: load the component, check the configuration, configure the plugin. Steps that
+//! could harm the process are tried in a child process first ([`crate::loading`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use super::plugin_values::{complaint_message, failure_message};
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
-use crate::config::manifest::{self, Manifest, PluginRef};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
@@ -30,7 +31,7 @@ const MAX_QUEUED_CALLS: usize = 65_536;
 /// Components that may break their limits before the rest is not tried any more: each takes its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
 
-/// Why a plugin can't be used with a configuration.
+/// The reason why a plugin can't be used with a configuration.
 enum PluginRejection {
     /// The component is no good.
     Component(String),
@@ -81,7 +82,7 @@ impl Assembler {
         self.plugins.get_mut(digest)
     }
 
-    /// Takes the compiled component out of a child that has found it good.
+    /// Takes the compiled component from a child that has accepted it.
     fn take(&mut self, examination: &mut Examination) -> Result<(), LoadFailure> {
         let seal = self.runtime.seal(&examination.digest);
         let sealed = examination.sealed()?;
@@ -99,9 +100,9 @@ impl Assembler {
 
 impl Assembly<'_> {
     /// Configures the plugins that the manifest names.
-    pub(super) fn bind_all(&mut self, files: &[(Arc<Source>, Manifest)]) {
-        for (source, file) in files {
-            for (name, plugin) in &file.plugin {
+    pub(super) fn bind_all(&mut self, files: &[ManifestFile]) {
+        for ManifestFile { source, manifest } in files {
+            for (name, plugin) in &manifest.plugin {
                 let binding = self.bind(source, name.get_ref(), plugin);
                 if self.named.insert(name.get_ref().clone(), binding).is_some() {
                     let message = format!(
@@ -260,7 +261,7 @@ impl Assembly<'_> {
         Ok(schema)
     }
 
-    /// Has a child load a component and check a configuration, and takes the component over if all is good.
+    /// Loads a component and checks a configuration in a child process, and takes the component over if both succeed.
     fn try_apart(
         &mut self,
         component: &mut Component,
@@ -431,7 +432,7 @@ impl Assembly<'_> {
     }
 }
 
-/// The key of the plugin `headers` whose place a key of listeners has taken.
+/// The key of the plugin `headers` that a key of listeners has replaced.
 const MOVED: &str = "/forwarded/trusted-proxies";
 
 impl Assembly<'_> {

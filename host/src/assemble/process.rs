@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Assembly, beside, head_of};
 use crate::config::diagnostic::Source;
+use crate::config::load::ManifestFile;
 use crate::config::manifest::{AccessLogFormat, CacheTable, DiskTable, Manifest};
 use crate::config::spanned::Spanned;
 use crate::config::spans;
@@ -24,8 +25,8 @@ const MAX_OBJECT_BYTES_ON_DISK: usize = 1 << 30;
 
 impl Assembly<'_> {
     /// Threads that serve, if the manifest says how many.
-    pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
-        let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
+    pub(super) fn workers(&mut self, files: &[ManifestFile]) -> Option<usize> {
+        let (source, workers) = files.iter().find_map(|file| Some((&file.source, file.manifest.workers.as_ref()?)))?;
         if !(1..=MAX_WORKERS).contains(workers.get_ref()) {
             let message = format!(
                 "`workers` out of range: {}; expected 1 to {MAX_WORKERS}, or no `workers` for one per core",
@@ -37,9 +38,9 @@ impl Assembly<'_> {
     }
 
     /// Returns the limits for the loading of a component.
-    pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::LoadLimits {
+    pub(super) fn load_limits(&mut self, files: &[ManifestFile]) -> loading::LoadLimits {
         let defaults = loading::LoadLimits::default();
-        let named = files.iter().find_map(|(source, file)| Some((source, file.load.as_ref()?)));
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.load.as_ref()?)));
         let Some((source, load)) = named else { return defaults };
         let time = self.duration(source, load.time.as_ref(), defaults.time);
         if let Some(text) = load.time.as_ref().filter(|_| !LOAD_TIME.contains(&time)) {
@@ -61,8 +62,8 @@ impl Assembly<'_> {
     }
 
     /// Builds the list of name servers.
-    pub(super) fn name_servers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<SocketAddr> {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.resolver.as_ref()?)));
+    pub(super) fn name_servers(&mut self, files: &[ManifestFile]) -> Vec<SocketAddr> {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.resolver.as_ref()?)));
         let Some((source, resolver)) = named else { return Vec::new() };
         if resolver.servers.is_empty() {
             let span = spans::key(&source.text, "resolver").unwrap_or(0..0);
@@ -87,9 +88,9 @@ impl Assembly<'_> {
     }
 
     /// Builds the limits of the store of the caches.
-    pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> StoreLimits {
+    pub(super) fn store_limits(&mut self, files: &[ManifestFile]) -> StoreLimits {
         let defaults = StoreLimits::default();
-        let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.cache.as_ref()?)));
         let Some((source, cache)) = named else { return defaults };
         let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
         if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < MIN_MEMORY_BYTES) {
@@ -105,8 +106,9 @@ impl Assembly<'_> {
         StoreLimits { memory: memory as u64, object, disk }
     }
 
-    /// The store of such limits: that of before, or one that anybody still uses, if it is in the same place.
-    pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &StoreLimits) -> Arc<Store> {
+    /// Returns the store for these limits: that of the last generation, or another one that is still in use at the same
+    /// place.
+    pub(super) fn store(&mut self, files: &[ManifestFile], limits: &StoreLimits) -> Arc<Store> {
         let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
         let stores = &mut self.assembly.stores;
         stores.retain(|_, store| store.strong_count() > 0);
@@ -120,7 +122,7 @@ impl Assembly<'_> {
         };
         let store = opened.unwrap_or_else(|message| {
             let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
-            let named = files.iter().find_map(|(source, file)| Some((source, disk(file)?)));
+            let named = files.iter().find_map(|file| Some((&file.source, disk(&file.manifest)?)));
             if let Some((source, span)) = named {
                 self.problems.at(source, span, message);
             }
@@ -173,8 +175,8 @@ impl Assembly<'_> {
         object as u64
     }
 
-    pub(super) fn access_log(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<AccessLog> {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.access_log.as_ref()?)));
+    pub(super) fn access_log(&mut self, files: &[ManifestFile]) -> Option<AccessLog> {
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.access_log.as_ref()?)));
         let (source, wanted) = named?;
         let format = match wanted.get_ref().format {
             AccessLogFormat::Combined => LogFormat::Combined,
@@ -221,19 +223,21 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns what a manifest has at the path of the access log, whose lines would damage it; `None` if it has nothing there.
-fn other_use(files: &[(Arc<Source>, Manifest)], log: &Path) -> Option<&'static str> {
+/// Returns the other use of the access log's path in a manifest, which log lines would damage; `None` if there is none.
+fn other_use(files: &[ManifestFile], log: &Path) -> Option<&'static str> {
     let log = whole(log);
     let is_log = |source: &Source, name: &str| whole(&beside(source, name)) == log;
     let is_of_cache = |source: &Source, cache: &Spanned<CacheTable>| {
         let disk = cache.get_ref().disk.as_ref();
         disk.is_some_and(|disk| log.starts_with(whole(&beside(source, disk.get_ref().path.get_ref()))))
     };
-    files.iter().find_map(|(source, file)| match file {
+    files.iter().find_map(|ManifestFile { source, manifest }| match manifest {
         _ if source.is_file && whole(&source.path) == log => Some("a manifest"),
-        _ if file.files().any(|name| is_log(source, name)) => Some("a file that the manifest reads"),
-        _ if file.plugin.values().any(|plugin| is_log(source, plugin.r#use.get_ref())) => Some("a plugin"),
-        _ if file.cache.as_ref().is_some_and(|cache| is_of_cache(source, cache)) => Some("in the folder of the cache"),
+        _ if manifest.files().any(|name| is_log(source, name)) => Some("a file that the manifest reads"),
+        _ if manifest.plugin.values().any(|plugin| is_log(source, plugin.r#use.get_ref())) => Some("a plugin"),
+        _ if manifest.cache.as_ref().is_some_and(|cache| is_of_cache(source, cache)) => {
+            Some("in the folder of the cache")
+        }
         _ => None,
     })
 }
@@ -248,9 +252,10 @@ fn whole(path: &Path) -> PathBuf {
     path.file_name().map_or(folder.clone(), |name| folder.join(name))
 }
 
-/// Less would be over before a child has begun; more would leave a bomb burning for hours.
+/// The range of `time` in `[load]`: a shorter time would end before a child has begun, and a longer one would let a
+/// compiler bomb run for hours.
 const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
-/// In bytes. The program itself and one instance need some 100 MiB.
+/// The range of `memory` in `[load]`, in bytes. The program itself and one instance need some 100 MiB.
 const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
 /// The maximum number of workers, more than the cores of any machine.

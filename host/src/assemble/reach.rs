@@ -1,9 +1,7 @@
 //! The request fields that never reach a route: each listener removes or rejects them.
 
-use std::sync::Arc;
-
-use crate::config::diagnostic::Source;
-use crate::config::manifest::{ListenerTable, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::ListenerTable;
 use crate::config::structure::LeftOut;
 use crate::protocol::client_address::tells_way;
 use crate::protocol::field_alias::{is_ambiguous, is_plain};
@@ -19,9 +17,9 @@ pub struct Reach {
 
 impl Reach {
     /// Reads what the listeners of a manifest say. Listeners that could not be understood may let any field pass.
-    pub fn of(files: &[(Arc<Source>, Manifest)], left_out: &LeftOut) -> Self {
+    pub fn of(files: &[ManifestFile], left_out: &LeftOut) -> Self {
         let is_unknown = left_out.has_any("listener");
-        let any = |holds: fn(&ListenerTable) -> bool| files.iter().flat_map(|(_, file)| &file.listener).any(holds);
+        let any = |holds: fn(&ListenerTable) -> bool| files.iter().flat_map(|file| &file.manifest.listener).any(holds);
         let passes =
             |listener: &ListenerTable| listener.field_aliases.as_ref().is_some_and(|word| word.get_ref() == "pass");
         Reach {
@@ -51,7 +49,7 @@ impl Reach {
     }
 }
 
-/// Returns the name that origins take an alias for.
+/// Returns the name that origins confuse with an alias.
 fn plain(name: &str) -> String {
     name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()
 }

@@ -1,9 +1,12 @@
-//! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
-//! parameter.
+//! The conditions of routes. Each function returns the reason why no request can have a host, path, method, field or
+//! query parameter; `None` if requests can have it.
+
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
 
 use super::idioms;
 use crate::config::serde_messages::meant;
-use crate::protocol::path;
+use crate::protocol::{path, query};
 
 /// Returns why a host of the manifest has a form that other programs read only; `None` if it has none.
 pub fn foreign_host(written: &str) -> Option<String> {
@@ -11,7 +14,7 @@ pub fn foreign_host(written: &str) -> Option<String> {
     Some(format!("host as other programs write it: `{written}`; {remedy}"))
 }
 
-/// Why no request has such a host, which may begin with `*.`.
+/// Returns the reason why no request has this host, which may begin with `*.`; `None` if requests can have it.
 pub fn host(host: &str) -> Option<String> {
     let name = host.strip_prefix("*.").unwrap_or(host);
     if name.contains("${") {
@@ -22,7 +25,11 @@ pub fn host(host: &str) -> Option<String> {
             "host beyond ASCII: `{host}`; expected its ASCII form, which has labels such as `xn--bcher-kva`"
         ));
     }
-    (!is_name(name) && !is_literal(name)).then(|| {
+    // An address has no names below it.
+    let is_wild = name.len() < host.len();
+    let is_fit =
+        if is_wild { is_name(name) && name.parse::<Ipv4Addr>().is_err() } else { is_name(name) || is_literal(name) };
+    (!is_fit).then(|| {
         format!("invalid host: `{host}`; expected one without a port, such as `example.org` or `*.example.org`")
     })
 }
@@ -36,9 +43,7 @@ pub fn is_name(text: &str) -> bool {
     };
     let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
     let ends_in_number = text.rsplit('.').next().is_some_and(is_number);
-    text.len() <= 253
-        && text.split('.').all(is_label)
-        && (!ends_in_number || text.parse::<std::net::Ipv4Addr>().is_ok())
+    text.len() <= 253 && text.split('.').all(is_label) && (!ends_in_number || text.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Whether a text is an IPv6 address in brackets.
@@ -47,7 +52,7 @@ pub fn is_literal(text: &str) -> bool {
     address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// Why no request has such a path, or one below it.
+/// Returns the reason why no request has this path, or a path below it; `None` if requests can have it.
 pub fn path(path: &str) -> Option<String> {
     if path.contains("${") {
         return Some(format!("template in a path: `{path}`; expected a path such as `/api`"));
@@ -63,7 +68,7 @@ pub fn path(path: &str) -> Option<String> {
             "invalid path: `{path}`; a path ends before `?` and `#`, so move a query to `query = {{ name = \"value\" }}`"
         ));
     }
-    if let Some(escaped) = escaped(path) {
+    if let Some(escaped) = escaped(path, NOT_IN_PATHS) {
         return Some(format!("path that no request has: `{path}`; write `{escaped}`"));
     }
     match path::normal(path) {
@@ -78,7 +83,7 @@ pub fn path(path: &str) -> Option<String> {
     }
 }
 
-/// Returns a method; the error is why no request has it.
+/// Returns a method. The error is the reason why no request has it.
 pub fn method(method: &str) -> Result<http::Method, String> {
     let parsed = http::Method::from_bytes(method.as_bytes())
         .map_err(|_| format!("invalid method: `{method}`; expected one such as `GET`"))?;
@@ -91,13 +96,13 @@ pub fn method(method: &str) -> Result<http::Method, String> {
     if is_known { Err(format!("method in lower case: `{method}`; write `{upper}`")) } else { Ok(parsed) }
 }
 
-/// Returns the method that is probably meant by another one, which may be a client's own.
+/// Returns the method that is probably meant by another one, which a client may also have invented.
 pub fn meant_method(method: &str) -> Option<&'static str> {
     let is_known = STANDARD.contains(&method) || OTHERS_IN_USE.contains(&method);
     if is_known { None } else { meant(method, STANDARD.into_iter()) }
 }
 
-/// Methods that resemble others, and that IANA has registered, or that caches know.
+/// Methods that resemble others, and that IANA has registered or caches use.
 const OTHERS_IN_USE: [&str; 12] =
     ["ACL", "BAN", "BIND", "LINK", "LIST", "MERGE", "PRI", "PURGE", "REPORT", "SEARCH", "UNBIND", "UNLINK"];
 
@@ -121,8 +126,8 @@ const STANDARD: [&str; 16] = [
     "UNLOCK",
 ];
 
-/// Whether a field, by its name in lower case, may hold the address of a client and nothing else. Fields of HTTP and of
-/// browsers hold something else, and so do those that say otherwise how a client reached a proxy.
+/// Whether a field, by its name in lower case, may contain the address of a client and nothing else. Fields of HTTP and
+/// of browsers contain something else, and so do those about other facts of a client's connection to a proxy.
 pub fn may_name_client(name: &str) -> bool {
     const BEGINNINGS: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "proxy-auth"];
     const OTHERS: [&str; 44] = [
@@ -174,7 +179,7 @@ pub fn may_name_client(name: &str) -> bool {
     !BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) && !OTHERS.contains(&name)
 }
 
-/// Why no request has such a value of a field.
+/// Returns the reason why no request has this value of a field; `None` if requests can have it.
 pub fn field_value(value: &str) -> Option<String> {
     if value.contains("${") {
         return Some(format!("template in a value: `{value}`; expected the value itself, or `*` for any"));
@@ -187,7 +192,7 @@ pub fn field_value(value: &str) -> Option<String> {
     })
 }
 
-/// Why no request has such a name of a query parameter.
+/// Returns the reason why no request has this name of a query parameter; `None` if requests can have it.
 pub fn query_name(name: &str) -> Option<String> {
     let (before, after) = name.split_once('=').unwrap_or((name, ""));
     let has_value = before.len() < name.len();
@@ -196,23 +201,30 @@ pub fn query_name(name: &str) -> Option<String> {
             "the name of a parameter ends before `=`: found `{name}`; write `query = {{ {before:?} = {after:?} }}`"
         ));
     }
-    query(name)
+    parameter(name)
 }
 
-/// Why no request has such a name or value of a query parameter.
-pub fn query(text: &str) -> Option<String> {
+/// Why no request has such a name or value of a query parameter, in the normal form that routes match.
+pub fn parameter(text: &str) -> Option<String> {
     if text.contains("${") {
         return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
     }
     if text.contains(['&', '#']) {
         return Some(format!("invalid parameter: `{text}`; write `&` as `%26` and `#` as `%23`"));
     }
-    escaped(text).map(|escaped| format!("parameter that no request has: `{text}`; write `{escaped}`"))
+    let written = escaped(text, NOT_IN_QUERIES).map_or(Cow::Borrowed(text), Cow::Owned);
+    let normal = query::normal(&written);
+    (normal != text).then(|| format!("parameter that no request has: `{text}`; write `{normal}`"))
 }
 
-/// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
-fn escaped(text: &str) -> Option<String> {
-    let is_fit = |byte: &u8| byte.is_ascii_graphic();
+/// The visible characters that requests with one of them in their path are rejected for.
+const NOT_IN_PATHS: &[u8] = b"<>`";
+const NOT_IN_QUERIES: &[u8] = b"\"<>";
+
+/// Escapes what can't stand in a URI (RFC 3986 §2.1), given the visible characters among that; `None` if there is no such
+/// byte.
+fn escaped(text: &str, visible: &[u8]) -> Option<String> {
+    let is_fit = |byte: &u8| byte.is_ascii_graphic() && !visible.contains(byte);
     if text.bytes().all(|byte| is_fit(&byte)) {
         return None;
     }
@@ -246,6 +258,8 @@ mod tests {
             "${host}",
             "[::1",
             "a@b",
+            "*.[::1]",
+            "*.127.0.0.1",
             &long,
         ];
         for bad in bad {
@@ -258,9 +272,10 @@ mod tests {
         for good in ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b"] {
             assert_eq!(path(good), None, "{good}");
         }
-        for bad in
-            ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b"]
-        {
+        for bad in [
+            "", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b",
+            "/<a>", "/`",
+        ] {
             assert!(path(bad).is_some(), "{bad}");
         }
         assert!(path("/café").unwrap().contains("`/caf%C3%A9`"));
@@ -274,10 +289,20 @@ mod tests {
         for bad in ["get", "Post", "", "A B", "CONNECT"] {
             assert!(method(bad).is_err(), "{bad}");
         }
-        for (text, is_good) in
-            [("a", true), ("a%20b", true), ("a b", false), ("a&b", false), ("${x}", false), ("é", false)]
-        {
-            assert_eq!(query(text).is_none(), is_good, "{text}");
+        for (text, is_good) in [
+            ("a", true),
+            ("a%20b", true),
+            ("a b", false),
+            ("a&b", false),
+            ("${x}", false),
+            ("é", false),
+            ("%61", false),
+            ("%c3%a9", false),
+            ("%C3%A9", true),
+            ("\"a\"", false),
+            ("<", false),
+        ] {
+            assert_eq!(parameter(text).is_none(), is_good, "{text}");
         }
     }
 }

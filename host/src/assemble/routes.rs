@@ -1,4 +1,4 @@
-//! From a route's table to what it asks of a request and where it sends it.
+//! The assembly of a route's table: its conditions, its chain, and its target.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::path_regex::Paths;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest, OtherPath};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self, OtherPath};
 use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::generation::Route;
@@ -22,7 +23,7 @@ const MAX_BODY: usize = 1 << 30;
 
 /// The compiled form of a regular expression, in bytes: what a path is matched by has some kilobytes.
 const MAX_REGEX_BYTES: usize = 1 << 20;
-/// Each may be tried for a request.
+/// The maximum number of routes with a regular expression, each of which may be tried for a request.
 const MAX_REGEXES: usize = 1_000;
 
 impl Assembly<'_> {
@@ -37,16 +38,16 @@ impl Assembly<'_> {
     /// Returns the routes of the manifest, with their router; `None` if two routes are equal.
     pub(super) fn routes(
         &mut self,
-        files: &[(Arc<Source>, Manifest)],
+        files: &[ManifestFile],
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let common = self.common_maintenance(files);
         let mut are_sound = !self.left_out.has_any("route");
         let listeners: Vec<&str> =
-            files.iter().flat_map(|(_, file)| &file.listener).map(|one| one.address.get_ref().as_str()).collect();
+            files.iter().flat_map(|file| &file.manifest.listener).map(|one| one.address.get_ref().as_str()).collect();
         for (source, route) in
-            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
+            files.iter().flat_map(|file| file.manifest.route.iter().map(move |route| (&file.source, route)))
         {
             let before = self.problems.count();
             let matching = self.matching(source, route.get_ref(), &listeners);
@@ -75,12 +76,13 @@ impl Assembly<'_> {
     }
 
     /// Checks that a manifest without routes needs none: all its listeners redirect to HTTPS.
-    fn check_needs_no_route(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    fn check_needs_no_route(&mut self, files: &[ManifestFile]) {
         let redirects = |listener: &manifest::ListenerTable| {
             listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.get_ref().port().is_some())
         };
-        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
-        if let (Some((source, _)), true) = (files.first(), needs_route && !self.left_out.has_any("route")) {
+        let needs_route = !files.iter().flat_map(|file| &file.manifest.listener).all(redirects);
+        let is_missing = needs_route && !self.left_out.has_any("route");
+        if let (Some(ManifestFile { source, .. }), true) = (files.first(), is_missing) {
             let message = "no route: add `[[route]]` with `upstream = \"app\"`";
             self.problems.at(source, 0..0, message);
         }
@@ -276,7 +278,7 @@ impl Assembly<'_> {
     fn matching_query(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<(String, Option<String>)> {
         for (name, value) in &route.query {
             if let Some(message) =
-                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::query(value))
+                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::parameter(value))
             {
                 self.problems.at(source, name.span(), message);
             }
@@ -285,8 +287,8 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns the text that tells the stored responses of a route from those of others: routes of one name may lead a request
-/// to different resources.
+/// Returns the text that distinguishes the stored responses of a route from those of others. Routes of one name may
+/// lead a request to different resources.
 fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -> Arc<str> {
     let mut scope = String::new();
     if let Some(strip) = &route.strip_prefix {
@@ -317,7 +319,7 @@ fn wanted_value(value: &str) -> Option<String> {
     (value != "*").then(|| value.into())
 }
 
-/// A host, or what follows the `*` of a pattern, in the form in which requests have it.
+/// Returns a host, or the part behind the `*` of a pattern, in the form that requests have.
 fn host_name(text: &str) -> String {
     let (star, name) = text.strip_prefix("*.").map_or(("", text), |name| ("*.", name));
     let normal = authority::host(name.as_bytes()).ok().and_then(|name| String::from_utf8(name.into_owned()).ok());

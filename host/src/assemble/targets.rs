@@ -1,4 +1,4 @@
-//! From the target of a route's table to what answers its requests.
+//! The assembly of a route's target.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,13 +14,13 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::hint;
 use crate::context::edit_check;
-use crate::context::template::Template;
+use crate::context::template::UriTemplate;
 use crate::generation::ids::{Id, UpstreamId};
 use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::protocol::content_coding::ContentCoding;
 use crate::protocol::media_type;
 use crate::static_files::find::FileSite;
-use crate::static_files::site_path::{SitePath, is_served};
+use crate::static_files::site_path::{PathLevel, SitePath, is_served};
 use crate::system::files;
 
 /// The statuses of a redirect that clients follow (RFC 9110 §15.4).
@@ -121,13 +121,13 @@ impl Assembly<'_> {
             let remedy = remedy.replace("{path}?{query}", "{uri}");
             self.problems.at(source, location.span(), format!("variable of another program in a location: {remedy}"));
         }
-        let location = Template::parse(&template).unwrap_or_else(|reason| {
+        let location = UriTemplate::parse(&template).unwrap_or_else(|reason| {
             let message = format!(
                 "invalid location `{}`: {reason}; expected one such as `https://www.example.org{{uri}}`",
                 location.get_ref()
             );
             self.problems.at(source, location.span(), message);
-            Template::default()
+            UriTemplate::default()
         });
         Redirect { status: status.unwrap_or(StatusCode::FOUND), location }
     }
@@ -170,7 +170,7 @@ impl Assembly<'_> {
         })
     }
 
-    /// Returns the fields of a response, which keep the rules for those that plugins set.
+    /// Returns the fields of a response, which have to follow the rules for fields that plugins set.
     fn fields_of_response(&mut self, source: &Arc<Source>, table: &RespondTable) -> HeaderMap {
         let mut fields = HeaderMap::new();
         for (name, value) in &table.fields {
@@ -201,7 +201,7 @@ impl Assembly<'_> {
             self.problems.at(source, table.root.span(), message);
         }
         for name in table.index.iter().flatten() {
-            if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), false) {
+            if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), PathLevel::Below) {
                 let message =
                     format!("invalid name of an index file: `{}`; expected one such as `index.html`", name.get_ref());
                 self.problems.at(source, name.span(), message);

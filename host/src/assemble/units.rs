@@ -1,9 +1,9 @@
-//! Times and sizes as the manifest writes them.
+//! Durations and sizes in the notation of the manifest.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// `50ms`, `10s`, `5m`, `1h`.
+/// Parses a duration such as `50ms`, `10s`, `5m` or `1h`.
 pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let number: u64 = text[..digits].parse().ok().filter(|number| (1..=1 << 32).contains(number))?;
@@ -46,7 +46,7 @@ pub fn found_size(text: &str) -> String {
     format!("`{text}`{reason}")
 }
 
-/// The longest duration. What a user means by more is no limit at all, and a longer one might not be added to a time.
+/// The maximum duration. Users who write more mean no limit, and a longer one might not fit when added to a time.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The largest size in bytes: more than any machine has, and little enough to be multiplied.
@@ -63,7 +63,7 @@ pub fn status_class(text: &str) -> Option<RangeInclusive<u16>> {
     }
 }
 
-/// `64 KiB`, `16 MiB`.
+/// Parses a size such as `64 KiB` or `16 MiB`.
 pub fn bytes(text: &str) -> Option<usize> {
     let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let number: usize = text[..digits].parse().ok()?;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Assembly;
-use super::units::status_class;
+use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
-use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, StatusWord, TableOrOff, UpstreamTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
@@ -15,11 +16,9 @@ use crate::plugin::settings::OnError;
 /// The stock plugin that edits fields.
 const HEADERS: &str = "headers";
 
-type Files = [(Arc<Source>, Manifest)];
-
 impl Assembly<'_> {
-    /// Warns of what has no effect, in a manifest without mistakes.
-    pub(super) fn warn_of_unused(&mut self, files: &Files) {
+    /// Warns of parts without effect, in a manifest without errors.
+    pub(super) fn warn_of_unused(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
         }
@@ -28,12 +27,12 @@ impl Assembly<'_> {
         warn_of_upstreams(&mut self.problems, files);
         self.warn_of_pages(files);
         for (source, upstream) in
-            files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
+            files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
             warn_of_rules(&mut self.problems, source, upstream);
         }
         let is_cache = self.bindings.iter().any(|configured| configured.cache.is_some());
-        for (source, cache) in files.iter().filter_map(|(source, file)| Some((source, file.cache.as_ref()?))) {
+        for (source, cache) in files.iter().filter_map(|file| Some((&file.source, file.manifest.cache.as_ref()?))) {
             if !is_cache {
                 warn(
                     &mut self.problems,
@@ -46,13 +45,13 @@ impl Assembly<'_> {
     }
 
     /// Warns of error pages for status codes with which the proxy never responds.
-    fn warn_of_pages(&mut self, files: &Files) {
+    fn warn_of_pages(&mut self, files: &[ManifestFile]) {
         let bindings = &self.bindings;
         let is_named = |code: u16| {
             let mut named = bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
-        let all = || files.iter().flat_map(|(_, file)| &file.route).map(Spanned::get_ref);
+        let all = || files.iter().flat_map(|file| &file.manifest.route).map(Spanned::get_ref);
         let is_shown = |route: &RouteTable, code: u16| {
             // A plugin may respond with any status, without content.
             !route.plugins.is_empty()
@@ -60,17 +59,17 @@ impl Assembly<'_> {
                 || route.files.is_some() && error_pages::occurs_with_files(code)
         };
         let problems = &mut self.problems;
-        for (source, file) in files {
+        for ManifestFile { source, manifest } in files {
             let is_shown_anywhere = |code: u16| is_named(code) || all().any(|route| is_shown(route, code));
-            warn_of_pages_of(problems, source, file.error_page.keys(), is_shown_anywhere);
-            for route in file.route.iter().map(Spanned::get_ref) {
+            warn_of_pages_of(problems, source, manifest.error_page.keys(), is_shown_anywhere);
+            for route in manifest.route.iter().map(Spanned::get_ref) {
                 let is_shown = |code: u16| is_named(code) || is_shown(route, code);
                 warn_of_pages_of(problems, source, route.error_page.keys(), is_shown);
             }
         }
     }
 
-    /// Warns of a plugin that stands twice in a chain.
+    /// Warns of a plugin that is twice in a chain.
     pub(super) fn warn_of_twice(&mut self, source: &Arc<Source>, plugins: &[Spanned<PluginRef>]) {
         let mut known = HashSet::new();
         for plugin in plugins {
@@ -106,30 +105,29 @@ fn warn_of_pages_of<'p>(
 
 /// Whether a route intercepts a status code.
 fn intercepts(route: &RouteTable, code: u16) -> bool {
-    route.intercept.iter().any(|word| match word.get_ref() {
-        StatusWord::Code(own) => *own == code,
-        StatusWord::Word(class) => status_class(class).is_some_and(|codes| codes.contains(&code)),
-    })
+    route.intercept.iter().any(|word| codes_of_word(word.get_ref()).is_some_and(|codes| codes.contains(&code)))
 }
 
 fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, part: &str) {
     problems.warn(Doubt::NoEffect, source, span.clone(), part);
 }
 
-/// All mentions of plugins.
-fn references(files: &Files) -> impl Iterator<Item = &PluginRef> {
-    let in_routes = files.iter().flat_map(|(_, file)| &file.route).flat_map(|route| &route.get_ref().plugins);
-    let upstreams = files.iter().flat_map(|(_, file)| file.upstream.values());
+/// Returns all mentions of plugins.
+fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
+    let in_routes = files.iter().flat_map(|file| &file.manifest.route).flat_map(|route| &route.get_ref().plugins);
+    let upstreams = files.iter().flat_map(|file| file.manifest.upstream.values());
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
 }
 
-fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_plugins(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let names = references(files).filter_map(|reference| match reference {
         PluginRef::Name(name) => Some(name.as_str()),
         PluginRef::Inline(_) => None,
     });
     let used: HashSet<&str> = names.collect();
-    for (source, name) in files.iter().flat_map(|(source, file)| file.plugin.keys().map(move |name| (source, name))) {
+    for (source, name) in
+        files.iter().flat_map(|file| file.manifest.plugin.keys().map(move |name| (&file.source, name)))
+    {
         if !used.contains(name.get_ref().as_str()) {
             warn(
                 problems,
@@ -145,14 +143,17 @@ fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
 }
 
 /// Warns of the plugin `headers` in a chain without anything to do.
-fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
-    let tables: HashMap<&str, &PluginTable> =
-        files.iter().flat_map(|(_, file)| &file.plugin).map(|(name, table)| (name.get_ref().as_str(), table)).collect();
+fn warn_of_headers(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    let tables: HashMap<&str, &PluginTable> = files
+        .iter()
+        .flat_map(|file| &file.manifest.plugin)
+        .map(|(name, table)| (name.get_ref().as_str(), table))
+        .collect();
     let has_rules =
         |config: &toml::Table| ["request", "response", "forwarded"].iter().any(|key| config.contains_key(*key));
     let is_idle =
         |table: &PluginTable| table.r#use.get_ref() == HEADERS && !table.config.as_ref().is_some_and(has_rules);
-    let chains = files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)));
+    let chains = files.iter().flat_map(|file| file.manifest.route.iter().map(move |route| (&file.source, route)));
     for (source, plugin) in
         chains.flat_map(|(source, route)| route.get_ref().plugins.iter().map(move |plugin| (source, plugin)))
     {
@@ -168,17 +169,19 @@ fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
     }
 }
 
-fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_upstreams(problems: &mut Diagnostics, files: &[ManifestFile]) {
     // A plugin of the user's own may choose any upstream.
     let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
-    if inline || files.iter().flat_map(|(_, file)| file.plugin.values()).any(is_own) {
+    if inline || files.iter().flat_map(|file| file.manifest.plugin.values()).any(is_own) {
         return;
     }
-    let routes = files.iter().flat_map(|(_, file)| &file.route);
+    let routes = files.iter().flat_map(|file| &file.manifest.route);
     let used: HashSet<&str> =
         routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str())).collect();
-    for (source, name) in files.iter().flat_map(|(source, file)| file.upstream.keys().map(move |name| (source, name))) {
+    for (source, name) in
+        files.iter().flat_map(|file| file.manifest.upstream.keys().map(move |name| (&file.source, name)))
+    {
         if !used.contains(name.get_ref().as_str()) {
             warn(
                 problems,
@@ -205,6 +208,11 @@ fn warn_of_rules(problems: &mut Diagnostics, source: &Arc<Source>, upstream: &Up
         for (key, span) in keys.into_iter().filter_map(|(key, span)| Some((key, span?))) {
             warn(problems, source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
         }
+    }
+    let content = upstream.health.as_ref().and_then(|health| health.get_ref().content.as_ref());
+    if let Some(content) = content.filter(|content| content.get_ref().is_empty()) {
+        let part = "`content` of `health`: each response has the empty text; write a text, or remove it";
+        warn(problems, source, &content.span(), part);
     }
     if let TableOrOff::On(retry) = &upstream.retry
         && let (Some(retries), Some(on)) = (&retry.retries, &retry.on)

@@ -1,4 +1,4 @@
-//! How TLS is spoken to an upstream's endpoints.
+//! The assembly of the TLS settings for an upstream's endpoints.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) struct EndpointPlace<'a> {
 }
 
 impl Assembly<'_> {
-    /// How TLS is spoken to an endpoint.
+    /// Returns the TLS settings for an endpoint; `None` if one of them has an error.
     pub(super) fn dialer(
         &mut self,
         source: &Arc<Source>,

@@ -1,4 +1,4 @@
-//! From an upstream's table to its plan, balancer and rules.
+//! The assembly of an upstream's table: its endpoints, its balancer and its rules.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::generation::Upstream;
 use crate::generation::ids::{ById, PluginId, UpstreamId};
@@ -27,12 +28,12 @@ impl Assembly<'_> {
     /// Returns the upstreams of the manifest, with the index of each by its name.
     pub(super) fn upstreams(
         &mut self,
-        files: &[(Arc<Source>, Manifest)],
+        files: &[ManifestFile],
     ) -> (ById<UpstreamId, Upstream>, HashMap<Arc<str>, UpstreamId>) {
         let mut upstreams = ById::default();
         let mut upstream_ids = HashMap::new();
-        for (source, file) in files {
-            for (name, upstream) in &file.upstream {
+        for ManifestFile { source, manifest } in files {
+            for (name, upstream) in &manifest.upstream {
                 let made = self.upstream(source, name, upstream);
                 let upstream_name = made.name.clone();
                 if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {
@@ -65,7 +66,7 @@ impl Assembly<'_> {
                 "no endpoint: `endpoints` is empty; expected at least one, such as [\"127.0.0.1:8000\"]",
             );
         }
-        let may_speak_tls = |endpoint: &Spanned<manifest::Endpoint>| endpoint.get_ref().may_speak_tls();
+        let may_speak_tls = |endpoint: &Spanned<manifest::EndpointEntry>| endpoint.get_ref().may_speak_tls();
         if let (Some(tls), false) = (&upstream.tls, upstream.endpoints.iter().any(may_speak_tls)) {
             let message = "`tls` without an endpoint that speaks TLS: write `https://` before those that do, such as \"https://app.internal:443\"";
             self.problems.at(source, tls.span(), message);
@@ -74,7 +75,7 @@ impl Assembly<'_> {
         let rules = self.rules(source, upstream);
         let check = upstream.health.as_ref().and_then(|health| {
             self.speaks_grpc(source, health, &members);
-            self.check(source, health.get_ref(), rules.proxy_protocol)
+            self.check(source, health.get_ref(), &rules)
         });
         let health = self.health(source, upstream);
         let offers_http2 = upstream.tls.as_ref().is_none_or(|tls| tls.get_ref().http2 != Some(false));
@@ -178,8 +179,8 @@ impl Assembly<'_> {
     }
 }
 
-/// The time for which streams that are open both ways may rest, if the manifest doesn't say: longer than clients and
-/// servers of gRPC keep a stream without a ping, and short enough that abandoned ones don't pile up.
+/// The default of `stream-timeout`: longer than clients and servers of gRPC keep a stream without a ping, and short
+/// enough that abandoned streams are few.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.

@@ -1,4 +1,4 @@
-//! From the keys of a route's table that change the forwarded target to the rules for it.
+//! The assembly of a route's keys that change the forwarded target.
 
 use std::ops::Range;
 use std::sync::Arc;

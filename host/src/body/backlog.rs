@@ -1,6 +1,6 @@
-//! The bytes that the streams of a client connection buffer, and the bound on them. `connection` makes a [`Backlog`]
-//! per direction of an HTTP/2 connection, and a [`StreamBacklog`] per body. A stream may always hold one short piece,
-//! so that no stream waits for another. Longer pieces are granted from the connection's remaining bytes.
+//! The bytes that the streams of a client connection buffer, and the bound on them. `downstream/http2` makes a
+//! [`Backlog`] per direction of a connection, and a [`StreamBacklog`] per body. A stream may always hold one short
+//! piece, so that no stream waits for another. Longer pieces are granted from the connection's remaining bytes.
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ pub struct StreamBacklog {
     copies: ByteCount,
     held: ByteCount,
     taken: ByteCount,
-    /// Locked by one worker only, so never contended.
+    /// The waker of the stream's reader. One worker alone locks it, so the lock is never contended.
     waiting: Mutex<Option<Waker>>,
 }
 
@@ -70,14 +70,14 @@ impl Backlog {
         Arc::new(Backlog { left: ByteCount::new(max), growth: ByteCount::new(max / 2) })
     }
 
-    /// Grants up to `bytes`; returns how many.
+    /// Grants up to `bytes`. Returns the number of bytes granted.
     fn grant(&self, bytes: usize) -> usize {
         let granted = bytes.min(self.left.get());
         self.left.set(self.left.get() - granted);
         granted
     }
 
-    /// Grants all of `bytes`, or nothing; `false` if nothing.
+    /// Grants all of `bytes`, or nothing. Returns whether the bytes were granted.
     fn grow(&self, bytes: usize) -> bool {
         if bytes > self.left.get().min(self.growth.get()) {
             return false;
@@ -138,7 +138,7 @@ impl StreamBacklog {
         self.piece.get() / 4 * 3 - 1
     }
 
-    /// Whether no bytes wait to be taken.
+    /// Whether no bytes wait to be read.
     pub fn is_empty(&self) -> bool {
         self.held.get() == 0
     }
@@ -147,7 +147,7 @@ impl StreamBacklog {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the number of bytes that were taken so far.
+    /// Returns the number of bytes that were read so far.
     pub fn bytes_taken(&self) -> u64 {
         self.taken.get() as u64
     }

@@ -1,5 +1,5 @@
-//! The memory and the disk that bodies may occupy while they wait for a slower peer: what the process uses, what it may
-//! use, and the reservations of single bodies.
+//! The memory and the disk that bodies may occupy while they wait for a slower peer: their use, their limits, and the
+//! reservations of single bodies.
 #![expect(clippy::disallowed_methods, reason = "the pauses of warnings and files hold over all workers")]
 
 use std::io;
@@ -58,7 +58,7 @@ pub struct FileShare {
     bytes: AtomicU64,
 }
 
-/// The purpose of memory.
+/// The purpose for which memory is reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryPurpose {
     /// The body waits in memory.
@@ -73,7 +73,7 @@ const SHARE: u64 = 16;
 /// The part of the memory in which no body waits, so that bodies can always pass to their files.
 const PASSAGE: u64 = 4;
 
-/// The memory in which a single body may pass to its file, in bytes: a write, and what arrives during it.
+/// The memory in which a single body may pass to its file, in bytes: a write, and the bytes that arrive during it.
 const MAX_PASSING: u64 = 1 << 20;
 
 /// The cost of a piece besides its bytes, so that a body of many tiny pieces is bounded too.
@@ -159,7 +159,7 @@ impl BufferSpace {
 }
 
 impl MemoryShare {
-    /// Returns a share that has nothing yet.
+    /// Returns an empty share.
     pub fn new(space: &Rc<BufferSpace>) -> Self {
         MemoryShare { space: space.clone(), bytes: 0 }
     }
@@ -206,7 +206,7 @@ impl Drop for MemoryShare {
 }
 
 impl FileShare {
-    /// Returns a share that has nothing yet.
+    /// Returns an empty share.
     pub fn new(space: &BufferSpace) -> Self {
         FileShare { usage: space.usage.clone(), bytes: AtomicU64::new(0) }
     }

@@ -1,4 +1,4 @@
-//! The content of a request, for as many attempts as it may be sent in.
+//! The content of a request, kept for further attempts.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -34,18 +34,18 @@ struct Buffered {
     max_bytes: usize,
     is_lost: bool,
     is_too_long: bool,
-    /// Attempts so far: what an earlier one left behind must not read on.
+    /// The number of attempts so far. The rest of an earlier attempt must not read further.
     attempt: u32,
 }
 
-/// Content that is kept as it is sent: first what was read before, then the rest.
+/// Content that is kept as it is sent: first the bytes that were read before, then the rest.
 pub struct ReplayBody {
     buffered: Rc<RefCell<Buffered>>,
     turn: u32,
     next: usize,
 }
 
-/// The key of the limit of what is kept.
+/// The key of the limit on content that is kept for another attempt.
 const BUFFER: &str = "retry.buffer";
 
 impl ReplayBuffer {
@@ -79,7 +79,7 @@ impl ReplayBuffer {
         content
     }
 
-    /// Whether there is none.
+    /// Whether the request has no content.
     pub fn is_empty(&self) -> bool {
         self.empty
     }
@@ -90,12 +90,12 @@ impl ReplayBuffer {
         self.ready.take()
     }
 
-    /// Takes back content of which nothing was read.
+    /// Puts back content that no attempt has read.
     pub fn put_back(&mut self, content: RequestBody) {
         self.ready = Some(content);
     }
 
-    /// Whether there can be another attempt.
+    /// Whether the content can be sent once more from its beginning.
     pub fn is_whole(&self) -> bool {
         self.empty
             || self.ready.is_some()
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_sent_again() {
+    fn content_that_was_read_is_sent_again() {
         let mut content = content(10);
         for _ in 0..3 {
             let mut body = content.take().unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_the_buffer_is_sent_once() {
+    fn content_longer_than_the_buffer_is_sent_once() {
         let mut content = content(9);
         let untouched = content.take().unwrap();
         drop(untouched);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_comes_back_only_untouched() {
+    fn unkept_content_is_put_back_only_unread() {
         let mut content = content(0);
         let body = content.take().unwrap();
         assert!(!content.is_whole());

@@ -21,7 +21,7 @@ use super::spill_file::{FileReader, SpillFile};
 pub struct Spool {
     /// The pieces before those in the file.
     front: VecDeque<Bytes>,
-    /// The file with what belongs behind it; `None` while all bytes are in memory.
+    /// The file with the bytes behind `front`; `None` while all bytes are in memory.
     disk: Option<Box<DiskPart>>,
     share: MemoryShare,
     /// The number of bytes that wait.
@@ -48,9 +48,9 @@ pub enum Overflow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     Free,
-    /// There may be room later, and the task that asked is woken then.
+    /// No room now; the waiting task is woken when there is.
     Awaited,
-    /// There is no room until bytes are taken out.
+    /// No room until bytes are taken out; nothing wakes the task.
     Full,
 }
 
@@ -83,9 +83,9 @@ struct DiskPart {
 #[derive(Debug)]
 struct Write {
     task: JoinHandle<io::Result<Duration>>,
-    /// The pieces that no reader has taken meanwhile.
+    /// The pieces of the write that no reader has taken in the meantime.
     left: VecDeque<Bytes>,
-    /// All pieces: their number, and their bytes.
+    /// The number of all pieces of the write, which have `bytes` bytes.
     pieces: usize,
     bytes: u64,
 }
@@ -94,17 +94,17 @@ struct Write {
 #[derive(Debug)]
 struct Patience {
     sleep: Pin<Box<Sleep>>,
-    /// The number of bytes that were taken since its beginning.
+    /// The number of bytes that were taken since the time began.
     taken: u64,
 }
 
-/// The time for which a body may fill its memory before it goes into a file: a fast peer takes it all meanwhile.
+/// The time for which a body may fill its memory before a file is begun: a fast peer reads the whole body in this time.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The bytes that a peer takes in that time if it needs no file: as many as 100 MiB in a second.
+/// The number of bytes that a peer reads within [`PATIENCE`] if the body needs no file: 100 MiB in a second.
 const FAST: u64 = 2 << 20;
 
-/// The bytes that are written at once, at least, unless they are the last.
+/// The minimum number of bytes of a write, except the last.
 const BLOCK: u64 = 256 << 10;
 
 /// The time after which a write is slow.
@@ -174,7 +174,7 @@ impl Spool {
         self.is_whole = true;
     }
 
-    /// Takes the next piece out; `None` if no bytes wait. An error means that bytes in the file are lost.
+    /// Takes the next piece out; `None` if no bytes wait. The error means that bytes in the file are lost.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         self.drive(cx);
         let piece = match self.front.pop_front() {
@@ -218,7 +218,7 @@ impl Spool {
         }
     }
 
-    /// Returns all that is in the spool, of which nothing was taken out and no write is under way.
+    /// Returns the whole spool as content. Requires that nothing was taken out and that no write is under way.
     pub fn into_content(mut self) -> SpooledContent {
         let front = std::mem::take(&mut self.front).into();
         let empty = MemoryShare::new(self.share.space());
@@ -274,7 +274,9 @@ impl Spool {
                 }
                 disk.finish_write(&mut self.share);
             }
-            let enough = if self.is_whole { 1 } else { BLOCK };
+            // No more arrives until bytes are taken, which may be long: nothing waits in memory for a longer write.
+            let is_last = self.is_whole || disk.end() >= self.max;
+            let enough = if is_last { 1 } else { BLOCK };
             if self.overflow == Overflow::Refused || disk.back_bytes < enough {
                 return;
             }
@@ -329,7 +331,7 @@ impl DiskPart {
         self.written + self.write.as_ref().map_or(0, |write| write.bytes) + self.back_bytes
     }
 
-    /// Begins to write all pieces that wait for it; `false` if there is no room on disk.
+    /// Begins to write all pieces that are not in the file yet. Returns `false` if there is no room on disk.
     fn begin_write(&mut self, space: &BufferSpace) -> bool {
         if !self.file.grow(self.back_bytes, space) {
             return false;
@@ -359,7 +361,7 @@ impl DiskPart {
         self.reader.go_to(self.reader.at().min(self.written));
     }
 
-    /// Returns the next bytes: those in the file, then those on their way into it.
+    /// Returns the next bytes: those in the file, then those of the write that is under way.
     fn poll_next(&mut self, share: &mut MemoryShare, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if self.reader.at() < self.written {
             return self.reader.poll_next(&self.file, self.written, cx).map(Some);
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_the_memory_has_no_room_for_goes_into_a_file_and_comes_out_in_order() {
+    async fn bytes_beyond_the_memory_go_into_a_file_and_are_read_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let (usage, mut spool) = spool(folder.path(), 8 << 20, Overflow::File);
         let pieces = fill(&mut spool, 0).await;

@@ -18,33 +18,34 @@ use crate::body::collected::CollectedBody;
 use crate::body::{BodyError, BoxBody};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
+use crate::protocol::client_address::ClientAddressRules;
 use crate::protocol::hop_by_hop;
 
 /// The content of a request: the client's, streamed, or none.
 pub enum RequestBody {
-    /// Streams as it comes.
+    /// The client's content, streamed as it arrives.
     Incoming(Box<ClientBody>),
-    /// Streams from another source, such as plugins that transform it. With the upload whose connection holds a copy that
-    /// is kept for another attempt; `None` if it is such a copy.
+    /// Content of another source, streamed, such as the output of plugins. With the upload whose connection holds a
+    /// copy for another attempt; `None` if the content is such a copy.
     Stream(BoxBody, Option<UploadProgress>),
-    /// Is there already.
+    /// The whole content, in memory.
     Whole(Bytes),
     /// The content was received before an endpoint is asked.
     Collected(Box<CollectedBody>),
     Empty,
 }
 
-/// The content of a request as its connection receives it. What an exchange leaves of it unread goes back to the connection,
-/// by way of its [`UploadProgress`].
+/// The content of a request as its connection receives it. The connection gets back the part that an exchange leaves
+/// unread, by the [`UploadProgress`].
 pub struct ClientContent {
-    /// `None` while dropped.
+    /// The client's content; `None` while the value is dropped.
     incoming: Option<Incoming>,
     /// A first frame that was read to find out whether there is content.
     first: Option<Result<Frame<Bytes>, hyper::Error>>,
     upload: UploadProgress,
 }
 
-/// The client's content, as long as it is neither too long nor too slow.
+/// The client's content, which fails if it is too long or too slow.
 pub struct ClientBody {
     content: ClientContent,
     upload: UploadProgress,
@@ -52,23 +53,26 @@ pub struct ClientBody {
     pace: UploadRate,
 }
 
-/// The limits of a client's content.
-#[derive(Clone, Copy, Debug)]
+/// The limits of a client's content, and the rules for its trailers.
+#[derive(Clone, Debug)]
 pub struct UploadLimits {
     /// The maximum length, in bytes.
     pub max: u64,
-    /// Between two pieces.
+    /// The maximum pause between two pieces.
     pub pause: Duration,
-    /// Bytes per second.
+    /// The minimum rate, in bytes per second.
     pub rate: u64,
-    /// Whether the content says by itself that it is whole, as in HTTP/2: there a stream that was reset just ends.
+    /// Whether the client marks the end of content, as END_STREAM does over HTTP/2. Content that ends without the mark
+    /// was cut off.
     pub knows_end: bool,
+    /// The rules for the names of trailers.
+    pub names: Arc<ClientAddressRules>,
 }
 
-/// How fast the client sends. Only time in which the endpoint waited for the client counts.
+/// The rate at which the client sends. Only time in which the endpoint waited for the client counts.
 struct UploadRate {
     deadline: Deadline,
-    /// Since when the client is waited for.
+    /// The time since which the endpoint waits for the client; `None` if the endpoint does not wait.
     since: Option<Instant>,
     waited: Duration,
     bytes: u64,
@@ -77,19 +81,19 @@ struct UploadRate {
 /// The time over which the rate is measured, so that short pauses don't count.
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// How far a request body is.
+/// The progress of a request body.
 #[derive(Clone, Default)]
 pub struct UploadProgress(Rc<ProgressState>);
 
 #[derive(Default)]
 struct ProgressState {
     over: Cell<bool>,
-    /// Whether the client has sent all of it, though some may still be on its way to the endpoint.
+    /// Whether the client has sent the whole content, though some may still be on its way to the endpoint.
     received: Cell<bool>,
     unlimited_rate: Cell<bool>,
     fault: Cell<Option<UploadFault>>,
     abandoned: Cell<bool>,
-    /// Whether it was dropped before its end.
+    /// Whether the exchange dropped the content before its end.
     unread: Cell<bool>,
     bytes: Cell<u64>,
     /// The bytes of collected content that were passed on, over all attempts.
@@ -97,7 +101,7 @@ struct ProgressState {
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
-    /// `None` where the connection discards by itself what is left unread, as with HTTP/1.
+    /// The part of the body that no exchange reads; `None` if the connection discards it itself, as with HTTP/1.
     rest: Option<Remainder>,
 }
 
@@ -113,7 +117,7 @@ pub struct UploadFault {
 }
 
 impl UploadFault {
-    /// A fault of a kind that met no limit.
+    /// Returns a fault of this kind, which no limit caused.
     pub fn new(kind: FailureKind) -> Self {
         UploadFault { kind, limit: None, status: None, is_logged: false }
     }
@@ -144,14 +148,15 @@ pub struct IdleTime {
 }
 
 impl UploadProgress {
-    /// One that has nothing to send.
+    /// Returns the progress of a request without content.
     pub fn over() -> Self {
         let upload = UploadProgress::default();
         upload.end();
         upload
     }
 
-    /// Returns one of which only so much waits for the endpoint, and whose unread rest the connection wants to have.
+    /// Returns the progress of content of which `backlog` bounds the bytes that wait for the endpoint, and whose unread
+    /// rest the connection gets back.
     pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
         UploadProgress(Rc::new(ProgressState {
             backlog: Some(backlog),
@@ -165,12 +170,12 @@ impl UploadProgress {
         self.0.over.set(true);
     }
 
-    /// From now on the client may take its time: it and the endpoint talk to each other.
+    /// Stops enforcing the minimum upload rate, because the endpoint has begun to respond.
     pub fn stop_rate_limit(&self) {
         self.0.unlimited_rate.set(true);
     }
 
-    /// Whether the client may take its time.
+    /// Whether no minimum upload rate is enforced.
     pub fn has_no_rate_limit(&self) -> bool {
         self.0.unlimited_rate.get()
     }
@@ -180,7 +185,7 @@ impl UploadProgress {
         self.0.over.get()
     }
 
-    /// Whether nothing more comes from the client.
+    /// Whether no more content will arrive from the client.
     pub fn is_received(&self) -> bool {
         self.0.received.get() || self.is_over()
     }
@@ -200,27 +205,30 @@ impl UploadProgress {
         self.bytes() + self.0.forwarded.get().map_or(0, |forwarded| forwarded.get())
     }
 
-    /// Whether the upload waits for the client, which may not take its time: then it is unknown which side waits.
+    /// Whether the upload waits for a client whose rate is enforced. If the rate is not enforced, it is unknown which
+    /// side waits.
     pub fn is_waiting_for_client(&self) -> bool {
         self.0.awaited.get() && !self.is_over() && !self.0.unlimited_rate.get()
     }
 
-    /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
+    /// Returns the kind of the failure that ended the upload; `None` if the endpoint or the end of the connection ended
+    /// it.
     pub fn failure_kind(&self) -> Option<FailureKind> {
         self.0.fault.get().map(|fault| fault.kind)
     }
 
-    /// The reason for which it was given up, with the limit that was met and the status for the client.
+    /// Returns the failure that ended the upload, with the limit that was met and the status for the client; `None` if
+    /// there was none.
     pub fn fault(&self) -> Option<UploadFault> {
         self.0.fault.get()
     }
 
-    /// Whether no exchange reads the rest of it. Content in chunks may be whole all the same.
+    /// Whether no exchange reads the rest of the content. Content in chunks may be complete nevertheless.
     pub fn is_unread(&self) -> bool {
         self.0.unread.get()
     }
 
-    /// Whether the client went away within it.
+    /// Whether the client disconnected before the end of the content.
     pub fn is_abandoned(&self) -> bool {
         self.0.abandoned.get()
     }
@@ -245,12 +253,12 @@ impl UploadProgress {
         }
     }
 
-    /// Waits until the endpoint has taken what came before.
+    /// Waits until the endpoint has read the earlier content.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.backlog.as_ref().map_or(Poll::Ready(()), |backlog| backlog.poll_room(cx))
     }
 
-    /// Counts the data of a frame as held until the endpoint has taken it.
+    /// Counts the data of a frame as held until the endpoint has read it.
     pub fn hold_frame(
         &self,
         frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
@@ -284,8 +292,8 @@ impl IdleTime {
         IdleTime { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
     }
 
-    /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `max` in all; `None` if it may
-    /// not. After the end of the request's content, it has one pause more.
+    /// Returns the remaining time for which an endpoint that has sent nothing for `pause` may stay idle, at most `max`
+    /// in all; `None` if it has none. After the end of the request's content, it has one more pause.
     pub fn longer(&mut self, upload: &UploadProgress, pause: Duration, max: Duration) -> Option<Duration> {
         let is_open = !upload.is_received();
         let was_open = std::mem::replace(&mut self.was_open, is_open);
@@ -305,8 +313,9 @@ impl ClientContent {
         ClientContent { incoming: Some(incoming), first: None, upload }
     }
 
-    /// Reads the first frame if it has arrived, so that the end of empty content is known. Content may end with an empty
-    /// frame: nothing else tells an HTTP/1 endpoint that there is none, and the method may have no use for any.
+    /// Reads the first frame if it has arrived, so that the end of empty content is known. Content may end with an
+    /// empty frame. An HTTP/1 endpoint learns in no other way that there is no content, and the method may define no
+    /// content.
     pub fn peek(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(incoming) = &mut self.incoming
@@ -375,7 +384,7 @@ impl Body for ClientBody {
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
             Poll::Pending => {
-                let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(*limits, cx) };
+                let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(limits, cx) };
                 let Some(limit) = met else { return Poll::Pending };
                 let why = "the client's content is too slow";
                 return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestTimeout, Some(limit), why))));
@@ -405,7 +414,8 @@ impl Body for ClientBody {
             upload.0.fault.set(Some(UploadFault::new(FailureKind::RequestError)));
             upload.0.abandoned.set(is_departure(error));
         }
-        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::request_frame).map_err(Into::into)))
+        let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names);
+        Poll::Ready(frame.map(|frame| frame.map(forwarded).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -417,7 +427,8 @@ impl Body for ClientBody {
     }
 }
 
-/// Whether an error of content says that the client has gone, or has reset its stream, rather than that it broke a rule.
+/// Whether an error of content means that the client has disconnected or has reset its stream, rather than that it
+/// broke a rule.
 fn is_departure(error: &hyper::Error) -> bool {
     let io = || cause::<std::io::Error>(error).map(std::io::Error::kind);
     let reset = || cause::<h2::Error>(error).is_some_and(|error| error.is_remote() || error.is_io());
@@ -448,7 +459,7 @@ impl UploadRate {
     }
 
     /// For content that is pending: the limit that the client has met.
-    fn exceeded_limit(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
+    fn exceeded_limit(&mut self, limits: &UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
         if self.waited + pause >= WINDOW {
@@ -467,7 +478,7 @@ impl UploadRate {
 // === RequestBody ===
 
 impl RequestBody {
-    /// Grants so many bytes to be kept for another attempt; `false` if the client's connection holds too much.
+    /// Grants `bytes` bytes to be kept for another attempt. Returns `false` if the client's connection holds too many.
     pub fn grant_copy(&self, bytes: usize) -> bool {
         let upload = match self {
             RequestBody::Incoming(body) => &body.upload,

@@ -87,7 +87,7 @@ fn line(what: &str) -> anyhow::Result<String> {
     std::str::from_utf8(line).map(String::from).with_context(|| format!("the {what} is no text in UTF-8"))
 }
 
-/// A terminal that does not show what is typed, until dropped.
+/// A terminal whose echo is off until the value is dropped.
 struct SilentTerminal {
     before: Termios,
 }

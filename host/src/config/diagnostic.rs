@@ -1,4 +1,4 @@
-//! Mistakes of a manifest, shown with file, line, column and the line itself.
+//! Errors in a manifest, shown with file, line, column and the line itself.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::system::printable::{cut, one_line, record};
 pub struct Source {
     pub path: PathBuf,
     pub text: String,
-    /// Not a text that was made by this program, and has a name instead of a path.
+    /// Whether the text comes from a file. Text that this program made has a name instead of a path.
     pub is_file: bool,
 }
 
@@ -24,7 +24,7 @@ pub struct Source {
 #[derive(Debug)]
 pub struct Diagnostic {
     pub source: Arc<Source>,
-    /// Bytes of the text; none if it concerns the whole file.
+    /// The bytes of the text that the diagnostic is about; `None` if it is about the whole file.
     pub span: Option<Range<usize>>,
     /// The message: what was found, what is expected, and what to do.
     pub message: String,
@@ -55,17 +55,17 @@ pub struct Position {
     pub column: usize,
 }
 
-/// All mistakes of a manifest; beyond [`MAX_SHOWN`], their number only.
+/// All errors of a manifest; beyond [`MAX_SHOWN`], their number only.
 #[derive(Debug, Default)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
-    /// The number of mistakes that are not in the list.
+    /// The number of errors that are not in the list.
     more: usize,
     warnings: Vec<Warning>,
-    /// Tables of which a mistake is known that may be the reason for others.
+    /// Tables with a known error that may be the cause of others.
     excused: Vec<(Arc<Source>, Range<usize>)>,
     replaced: Box<ReplacedStrings>,
-    /// The files that were looked for, be they there or not: mending one of them may mend it all.
+    /// The files that were searched for, whether they exist or not: a change of one of them may remove all errors.
     pub files: Vec<PathBuf>,
     /// The references that were resolved so far; no message shows their values.
     pub(super) references: Box<References>,
@@ -84,7 +84,8 @@ struct ReplacedInFile {
     strings: BTreeMap<usize, Arc<Replaced>>,
 }
 
-/// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
+/// The maximum number of errors that are shown: more than anyone corrects at once. A generated file may have one in
+/// each of its lines.
 pub const MAX_SHOWN: usize = 50;
 
 /// The warnings that are kept: a generated manifest may have one in each of its tables.
@@ -93,7 +94,7 @@ const MAX_WARNINGS: usize = 200;
 /// The bytes of a message that are shown: a value that is quoted in it may be long.
 const MAX_MESSAGE_BYTES: usize = 2 << 10;
 
-/// The bytes of a line that are shown before and after the place of a mistake.
+/// The maximum number of bytes of a line that are shown before and after the position of an error.
 const MAX_SIDE_BYTES: usize = 200;
 
 impl Diagnostics {
@@ -107,17 +108,17 @@ impl Diagnostics {
         self.references.files()
     }
 
-    /// Notes a mistake at a place.
+    /// Records an error at a position of a file.
     pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
         self.push(source, Some(span), message.into());
     }
 
-    /// Notes a mistake of a whole file.
+    /// Records an error of a whole file.
     pub fn of_file(&mut self, source: &Arc<Source>, message: impl Into<String>) {
         self.push(source, None, message.into());
     }
 
-    /// Ignores further mistakes of these tables as a whole: they may come from those that are known.
+    /// Ignores further errors of these tables as a whole, because the known errors may be their cause.
     pub(super) fn excuse(&mut self, source: &Arc<Source>, tables: Vec<Range<usize>>) {
         self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
     }
@@ -151,7 +152,7 @@ impl Diagnostics {
         self.references.redaction.redact(&message).into_owned()
     }
 
-    /// Notes a warning, unless there are too many.
+    /// Records a warning, unless there are too many.
     pub fn warn(&mut self, doubt: Doubt, source: &Arc<Source>, span: Range<usize>, message: &str) {
         if self.warnings.len() < MAX_WARNINGS {
             let message = self.redacted(source, Some(&span), message);
@@ -160,7 +161,7 @@ impl Diagnostics {
         }
     }
 
-    /// Returns the mistakes that are shown.
+    /// Returns the errors that are shown.
     pub fn errors(&self) -> &[Diagnostic] {
         &self.list
     }
@@ -170,22 +171,22 @@ impl Diagnostics {
         &self.warnings
     }
 
-    /// Returns the warnings of a manifest without mistakes.
+    /// Returns the warnings of a manifest without errors.
     pub fn into_warnings(self) -> Vec<Warning> {
         self.warnings
     }
 
-    /// Notes mistakes that are not told one by one.
+    /// Records further errors by their number only.
     pub fn and_more(&mut self, count: usize) {
         self.more += count;
     }
 
-    /// Returns the number of mistakes, shown or not.
+    /// Returns the number of errors, shown or not.
     pub fn count(&self) -> usize {
         self.list.len() + self.more
     }
 
-    /// Whether one more mistake would be shown.
+    /// Whether one more error would be shown.
     pub fn has_room(&self) -> bool {
         self.list.len() < MAX_SHOWN
     }
@@ -214,7 +215,7 @@ impl Diagnostic {
 }
 
 impl Doubt {
-    /// Returns the message of the log about a part with this warning.
+    /// Returns the log message for this kind of warning.
     pub fn phrase(self) -> &'static str {
         match self {
             Doubt::NoEffect => "part of the manifest without effect",
@@ -237,16 +238,16 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The line of a mistake.
+/// The line of an error.
 struct Line {
     number: usize,
-    /// Characters before the place.
+    /// The number of characters before the position of the error.
     column: usize,
-    /// The line as it is shown, without its far ends if it is long.
+    /// The line as it is shown: truncated at both ends if it is long.
     text: String,
     /// Characters of the shown text before the place.
     before: usize,
-    /// Characters of the place.
+    /// The number of characters that are marked.
     marked: usize,
 }
 
@@ -257,8 +258,8 @@ impl Source {
     }
 
     /// Returns the position of a byte of the text.
-    pub fn position(&self, at: usize) -> Position {
-        let before = &self.text[..self.text.floor_char_boundary(at)];
+    pub fn position(&self, offset: usize) -> Position {
+        let before = &self.text[..self.text.floor_char_boundary(offset)];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
         Position { line, column: before[line_start..].chars().count() + 1 }

@@ -1,6 +1,6 @@
-//! Files that are no manifests, by how they begin: what a new user may name by mistake.
+//! Files that are no manifests, recognised by their beginning: files that a new user may name in error.
 
-/// Returns what a text that is no TOML looks like; `None` if it looks like a manifest with mistakes.
+/// Returns the likely kind of a text that is no TOML; `None` if it looks like a manifest with errors.
 pub fn kind(text: &str) -> Option<&'static str> {
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let is_noise = |line: &&str| line.is_empty() || line.starts_with('#');
@@ -22,7 +22,7 @@ pub fn kind(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns what a file looks like that is no text.
+/// Returns the likely kind of a file that is no text.
 pub fn binary_kind(bytes: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 4] = [
         (

@@ -1,4 +1,4 @@
-//! Directives of nginx, Caddy and HAProxy that a newcomer writes as keys, and what a manifest has in their place.
+//! Directives of nginx, Caddy and HAProxy that a newcomer writes as keys, each with the manifest's own key.
 
 /// Returns the program that a key belongs to, and what to write instead; `None` for a key of no other program.
 pub fn remedy(key: &str) -> Option<ForeignKey> {
@@ -9,7 +9,7 @@ pub fn remedy(key: &str) -> Option<ForeignKey> {
 #[derive(Clone, Copy)]
 pub struct ForeignKey {
     name: &'static str,
-    /// The program whose directive it is.
+    /// The program that has the directive.
     pub program: &'static str,
     /// The words of a message that say what to write in a manifest.
     pub remedy: &'static str,

@@ -16,12 +16,18 @@ use super::spanned::Spanned;
 use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
+/// A file of the manifest, as text and as parsed.
+pub struct ManifestFile {
+    pub source: Arc<Source>,
+    pub manifest: Manifest,
+}
+
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]
 pub struct Files {
-    /// The first is the manifest itself.
-    pub list: Vec<(Arc<Source>, Manifest)>,
-    /// The mistakes that were found so far.
+    /// The files of the manifest. The first is the manifest itself.
+    pub list: Vec<ManifestFile>,
+    /// The errors that were found so far.
     pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
@@ -29,14 +35,14 @@ pub struct Files {
     values: Vec<PathBuf>,
 }
 
-/// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
+/// Reads `path` and its includes. The error is that nothing could be parsed; other errors are among the files.
 pub fn load(path: &Path, environment: &Environment) -> Result<Files, Diagnostics> {
     let mut files = Files::new(environment);
     let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
         return Err(files.problems);
     };
     let patterns = manifest.include.clone();
-    files.list.push((source.clone(), manifest));
+    files.list.push(ManifestFile { source: source.clone(), manifest });
     files.include(path, &source, &patterns);
     files.find_values_of_endpoints();
     Ok(files)
@@ -53,22 +59,22 @@ impl Files {
         Files { problems: Diagnostics::new(environment), ..Files::default() }
     }
 
-    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read when
-    /// their upstream is made, which reports the mistakes in them.
+    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are parsed once,
+    /// when their upstream is made.
     fn find_values_of_endpoints(&mut self) {
-        let mut found = Diagnostics::new(self.problems.references.environment());
-        for (source, manifest) in &self.list {
+        let mut values = Vec::new();
+        for ManifestFile { source, manifest } in &self.list {
             let folder = source.path.parent().unwrap_or(Path::new(""));
             let named = manifest.upstream.values().flat_map(|upstream| &upstream.endpoints);
             for file in named.filter_map(|endpoint| endpoint.get_ref().file()) {
                 let path = folder.join(file.get_ref());
-                let has_references = |text: &String| text.contains("${");
-                if files::read_text(&path, files::ENDPOINTS).is_ok_and(|text| has_references(&text)) {
-                    drop(endpoints(&path, (source, file.span()), &mut found));
+                if let Ok(text) = files::read_text(&path, files::ENDPOINTS) {
+                    let folder = path.parent().unwrap_or(Path::new(""));
+                    values.extend(self.problems.references.files_named_in(&text, folder));
                 }
             }
         }
-        self.values.extend(found.files_of_values().cloned());
+        self.values = values;
     }
 
     /// Returns the files whose texts replace references, whether they exist or not.
@@ -115,7 +121,7 @@ impl Files {
                     self.problems.at(&included, further.span(), message);
                 }
                 bytes += included.text.len();
-                self.list.push((included, manifest));
+                self.list.push(ManifestFile { source: included, manifest });
             }
         }
     }
@@ -132,14 +138,14 @@ impl Files {
     }
 }
 
-/// Takes a manifest that is no file.
+/// Parses a manifest that is no file.
 pub fn parse(name: &str, text: String, environment: &Environment) -> Result<Files, Diagnostics> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     let mut files = Files::new(environment);
     let (manifest, left_out) = understood(&source, &mut files.problems);
     files.left_out.extend(left_out);
     let Some(manifest) = manifest else { return Err(files.problems) };
-    files.list.push((source, manifest));
+    files.list.push(ManifestFile { source, manifest });
     Ok(files)
 }
 
@@ -187,7 +193,7 @@ fn read<T: DeserializeOwned>(
     (None, left_out)
 }
 
-/// Says why a file can't be read, and what to do about it.
+/// Returns the reason why a file can't be read, with a remedy.
 fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> String {
     let shown = path.display();
     match error.kind() {
@@ -252,7 +258,7 @@ fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnost
     (content, left_out)
 }
 
-/// The files that a pattern stands for; one without `*` has to exist.
+/// Returns the files that match a pattern. A pattern without `*` has to name an existing file.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let full_pattern = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
@@ -273,10 +279,33 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         std::fs::read_dir(listed).map_err(|error| format!("cannot list the folder `{}`: {error}", listed.display()))?;
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+        // As in shells. Emacs locks `a.toml` by the link `.#a.toml`, which leads nowhere, and macOS adds `._a.toml`.
+        let is_hidden = name.starts_with('.') && !before.starts_with('.');
+        !is_hidden && name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
     };
     let paths = entries.filter_map(|entry| Some(folder.join(entry.ok()?.file_name()))).filter(fits);
     let mut paths: Vec<PathBuf> = paths.take(MAX_INCLUDED_FILES + 1).collect();
     paths.sort();
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_leaves_out_hidden_files_unless_it_begins_with_a_dot() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.toml", "a.toml", ".toml", "._a.toml", "a.toml~"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("user@host.1:2", folder.path().join(".#a.toml")).unwrap();
+        let names = |pattern| {
+            let paths = matching(folder.path(), pattern).unwrap();
+            paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("*.toml"), ["a.toml", "b.toml"]);
+        assert_eq!(names("*"), ["a.toml", "a.toml~", "b.toml"]);
+        assert_eq!(names("._*.toml"), ["._a.toml"]);
+    }
 }

@@ -19,7 +19,7 @@ use super::serde_messages::hint;
 use crate::system::files;
 use crate::system::printable::one_line;
 
-/// The environment of the process, as it was at the start. Clones share it.
+/// The environment of the process, as it was at the start. All clones share one copy.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(Arc<HashMap<OsString, OsString>>);
 
@@ -65,23 +65,23 @@ const KINDS: [&str; 3] = ["env", "file", "credential"];
 /// The variable by which systemd names the folder of credentials.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// How to write a dollar and a brace that are no reference.
+/// The hint for texts with a dollar and a brace that are no reference.
 const ESCAPE: &str = "write `$${` for the text `${`";
 
 /// The meaning of `${…}` without a kind, by the key that a string belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Braces {
-    /// `${…}` is a mistake.
+    /// `${…}` is an error.
     Unknown,
     /// `${…}` may have a meaning for the plugin that the configuration is for.
     OfPlugin,
-    /// `${…}` stands for a group of a regular expression, where `$$` is a dollar.
+    /// `${…}` is a group of a regular expression, and `$$` is a dollar.
     OfRegex,
 }
 
 /// A part of a string.
 #[derive(Debug, PartialEq, Eq)]
-enum Part<'a> {
+enum StringPart<'a> {
     Text(&'a str),
     Reference {
         whole: &'a str,
@@ -90,7 +90,7 @@ enum Part<'a> {
     },
     /// `${…}` without a kind.
     Bare(&'a str),
-    /// A `${` without its `}`, and whether a kind follows it.
+    /// A `${` without its `}`, with whether a kind of reference follows it.
     Unclosed(&'a str, bool),
 }
 
@@ -111,7 +111,7 @@ impl Environment {
 // === References ===
 
 impl References {
-    /// Returns references of which none is resolved yet.
+    /// Returns an empty set of references for a manifest, of which none is resolved yet.
     pub fn new(environment: &Environment) -> Self {
         References { environment: environment.clone(), ..References::default() }
     }
@@ -126,12 +126,25 @@ impl References {
         self.read.keys()
     }
 
+    /// Returns the files that references in a text name, whether they exist or not. The text isn't parsed: comments count
+    /// too, and a path is taken as it is written.
+    pub fn files_named_in(&self, text: &str, folder: &Path) -> Vec<PathBuf> {
+        let named = |part: StringPart<'_>| match part {
+            StringPart::Reference { kind: "file", name, .. } if !name.is_empty() => Some(folder.join(name)),
+            StringPart::Reference { kind: "credential", name, .. } => {
+                self.environment.variable(CREDENTIALS).map(|folder| Path::new(folder).join(name))
+            }
+            _ => None,
+        };
+        text.lines().flat_map(|line| parts(line, Braces::Unknown)).filter_map(named).collect()
+    }
+
     /// Replaces the references in the strings of a document; paths are relative to `folder`. `text` is the text of the
     /// document.
     pub fn resolve(&mut self, text: &str, folder: &Path, document: &mut DeTable<'_>) -> Resolution {
         let mut resolution = Resolution::default();
         if text.contains("${") || text.contains("\\u") || text.contains("\\U") || text.contains("\\x") {
-            let mut resolver = Resolver { references: self, text, folder, resolution: &mut resolution };
+            let mut resolver = DocumentResolver { references: self, text, folder, resolution: &mut resolution };
             resolver.table(document, Braces::Unknown, "");
         }
         resolution
@@ -219,14 +232,14 @@ impl References {
 // === Resolver ===
 
 /// The resolution of one document.
-struct Resolver<'a> {
+struct DocumentResolver<'a> {
     references: &'a mut References,
     text: &'a str,
     folder: &'a Path,
     resolution: &'a mut Resolution,
 }
 
-impl Resolver<'_> {
+impl DocumentResolver<'_> {
     /// Resolves the strings of a table, which is the value of a key.
     fn table(&mut self, table: &mut DeTable<'_>, braces: Braces, of: &str) {
         for (key, value) in table.iter_mut() {
@@ -260,11 +273,11 @@ impl Resolver<'_> {
         let mut resolved = Replaced::at(span.clone());
         for part in parts(text, braces) {
             let (whole, message) = match part {
-                Part::Text(plain) => {
+                StringPart::Text(plain) => {
                     resolved.push_plain(plain);
                     continue;
                 }
-                Part::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
+                StringPart::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
                     Ok(value) => {
                         // A dollar of a value is no group of the regular expression.
                         match braces {
@@ -275,9 +288,11 @@ impl Resolver<'_> {
                     }
                     Err(message) => (whole, message),
                 },
-                Part::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
-                Part::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => (whole, unclosed(whole)),
-                Part::Bare(plain) | Part::Unclosed(plain, _) => {
+                StringPart::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
+                StringPart::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => {
+                    (whole, unclosed(whole))
+                }
+                StringPart::Bare(plain) | StringPart::Unclosed(plain, _) => {
                     resolved.push_plain(plain);
                     continue;
                 }
@@ -336,17 +351,17 @@ fn unclosed(whole: &str) -> String {
 }
 
 /// Splits a string at its references. A dollar in front of `${` stands for the text `${` itself.
-fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
+fn parts(text: &str, braces: Braces) -> Vec<StringPart<'_>> {
     let (mut parts, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find("${") {
         let has_escape = rest[..at].ends_with('$');
         let plain = &rest[..at - usize::from(has_escape)];
         if !plain.is_empty() {
-            parts.push(Part::Text(plain));
+            parts.push(StringPart::Text(plain));
         }
         if has_escape {
             let from = if braces == Braces::OfRegex { at - 1 } else { at };
-            parts.push(Part::Text(&rest[from..at + 2]));
+            parts.push(StringPart::Text(&rest[from..at + 2]));
             rest = &rest[at + 2..];
             continue;
         }
@@ -356,14 +371,14 @@ fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
         let kind = inner.split_once(':').filter(|(kind, _)| is_kind(kind));
         let whole = &rest[at..at + 2 + inner.len() + usize::from(end.is_some())];
         parts.push(match (end, kind) {
-            (None, kind) => Part::Unclosed(whole, kind.is_some()),
-            (Some(_), Some((kind, name))) => Part::Reference { whole, kind, name },
-            (Some(_), None) => Part::Bare(whole),
+            (None, kind) => StringPart::Unclosed(whole, kind.is_some()),
+            (Some(_), Some((kind, name))) => StringPart::Reference { whole, kind, name },
+            (Some(_), None) => StringPart::Bare(whole),
         });
         rest = &rest[at + whole.len()..];
     }
     if !rest.is_empty() {
-        parts.push(Part::Text(rest));
+        parts.push(StringPart::Text(rest));
     }
     parts
 }
@@ -398,6 +413,18 @@ mod tests {
             }
         }
         Ok(string(document.get_ref()))
+    }
+
+    #[test]
+    fn files_that_a_text_names_are_found_without_parsing_it() {
+        let text = "# `${` begins one\naddress = \"${file:port}:${file:/run/b}\"\nzone = \"$${file:no} ${env:NAME}\"\n\
+                    dns = '${credential:c}'\n";
+        let found = references().files_named_in(text, Path::new("/etc"));
+        assert_eq!(found, [Path::new("/etc/port"), Path::new("/run/b")]);
+        let variables = [("CREDENTIALS_DIRECTORY", "/run/credentials")];
+        let environment = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let found = References::new(&environment).files_named_in(text, Path::new("/etc"));
+        assert_eq!(found[2], Path::new("/run/credentials/c"));
     }
 
     #[test]

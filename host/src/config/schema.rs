@@ -8,13 +8,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use super::manifest::{
-    Endpoint, EndpointTable, Maintenance, MaintenanceTable, Manifest, OnErrorValue, Path, PathTable, PluginRef,
-    PluginTable, Redirect, SizeOrOff, StatusWord, StripPrefix, TableOrOff,
+    EndpointEntry, EndpointTable, MaintenanceEntry, MaintenanceTable, Manifest, OnErrorValue, Path, PathTable,
+    PluginRef, PluginTable, RedirectToHttps, SizeOrOff, StatusWord, StripPrefix, TableOrOff,
 };
 
 /// The schema of a stock plugin's configuration.
 pub struct PluginSchema<'a> {
-    /// The name of the plugin, as `use` has it.
+    /// The name of the plugin, as the key `use` has it.
     pub name: &'a str,
     pub schema: Value,
 }
@@ -77,7 +77,7 @@ fn rename_references(schema: &mut Value, prefix: &str) {
     }
 }
 
-/// Removes what no manifest can have, such as `null`, and adds what the comments say.
+/// Removes parts of a schema that no manifest can have, such as `null`, and adds the texts of the comments.
 fn simplify(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -133,7 +133,7 @@ fn with_reference(object: &mut Map<String, Value>) {
     }
 }
 
-/// Adds the form of a text, and the words that it may be, from the last paragraph of the comment.
+/// Adds the format of a text, and the words that are allowed, from the last paragraph of the comment.
 fn with_comment(object: &mut Map<String, Value>) {
     let description = object.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
     let Some((_, facts)) = description.rsplit_once("Type: ") else { return };
@@ -180,9 +180,9 @@ macro_rules! inline_schema {
     };
 }
 
-inline_schema!(Endpoint, generator => text_or(generator.subschema_for::<EndpointTable>()));
+inline_schema!(EndpointEntry, generator => text_or(generator.subschema_for::<EndpointTable>()));
 inline_schema!(PluginRef, generator => text_or(generator.subschema_for::<PluginTable>()));
-inline_schema!(Maintenance, generator => text_or(generator.subschema_for::<MaintenanceTable>()));
+inline_schema!(MaintenanceEntry, generator => text_or(generator.subschema_for::<MaintenanceTable>()));
 inline_schema!(SizeOrOff, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(StripPrefix, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(Path, generator => {
@@ -199,7 +199,7 @@ inline_schema!(OnErrorValue, _generator => json_schema!({
         { "type": "string", "pattern": REFERENCE },
     ]
 }));
-inline_schema!(Redirect, _generator => json_schema!({
+inline_schema!(RedirectToHttps, _generator => json_schema!({
     "anyOf": [{ "type": "boolean" }, { "type": "integer", "minimum": 1, "maximum": 65535 }]
 }));
 

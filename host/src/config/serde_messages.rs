@@ -57,7 +57,7 @@ fn mistyped(message: &str, key: &str, found_instead: Option<&str>) -> Option<Str
     Some(format!("wrong type: found {shown}; expected {expected}"))
 }
 
-/// Returns an example of a string, by the key that it is the value of.
+/// Returns an example of a string, by the key whose value it is.
 fn example(key: &str) -> &'static str {
     const SIZES: [&str; 12] = [
         "head",
@@ -94,7 +94,7 @@ fn example(key: &str) -> &'static str {
     }
 }
 
-/// Returns an example of a list, by the key that it is the value of.
+/// Returns an example of a list, by the key whose value it is.
 fn list_example(key: &str) -> &'static str {
     match key {
         "endpoints" => "[\"127.0.0.1:8000\"]",
@@ -113,7 +113,8 @@ fn list_example(key: &str) -> &'static str {
     }
 }
 
-/// A key or a word that is not known, with the one that is most like it.
+/// Returns the message about an unknown key or word, with the most similar known one; `None` if the message is about
+/// something else.
 fn unknown(message: &str) -> Option<String> {
     let (what, rest) = [("key", "unknown field `"), ("value", "unknown variant `")]
         .into_iter()
@@ -159,65 +160,67 @@ fn syntax(message: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A key, the parser's message about its value, and our own message.
+    const REWORDED: [(&str, &str, &str); 14] = [
+        (
+            "health",
+            "invalid type: boolean `true`, expected struct HealthChecks",
+            "wrong type: found `true`; expected a table",
+        ),
+        (
+            "workers",
+            "invalid type: string \"2\", expected usize",
+            "wrong type: found the string \"2\"; expected a whole number without quotes, such as 2",
+        ),
+        (
+            "workers",
+            "invalid value: integer `-1`, expected usize",
+            "wrong type: found the number -1; expected a whole number from 0 on, such as 2",
+        ),
+        (
+            "connect-timeout",
+            "invalid type: integer `5`, expected a string",
+            "wrong type: found the number 5; expected a string, such as \"5s\"",
+        ),
+        (
+            "address",
+            "invalid type: integer `80`, expected a string",
+            "wrong type: found the number 80; expected a string, such as \"127.0.0.1:8080\"",
+        ),
+        (
+            "name",
+            "invalid type: map, expected a string",
+            "wrong type: found a table; expected a string in quotes, such as \"text\"",
+        ),
+        ("plugin", "invalid type: sequence, expected a map", "wrong type: found a list; expected a table"),
+        (
+            "retry",
+            "invalid type: integer `3`, expected a table, or `false`",
+            "wrong type: found the number 3; expected a table, or `false`",
+        ),
+        ("", "missing field `use`", "missing key `use`: add it, such as `use = \"headers\"`"),
+        (
+            "",
+            "unknown field `adress`, expected one of `address`, `dns`",
+            "unknown key `adress`; did you mean `address`? expected one of `address`, `dns`",
+        ),
+        ("", "unknown field `x`, expected `aaa` or `bbb`", "unknown key `x`; expected one of `aaa`, `bbb`"),
+        (
+            "",
+            "unknown field `server_name`, expected `address` or `tls`",
+            "unknown key `server_name`, a directive of nginx; write `hosts = [\"example.org\"]` in each [[route]] of the site",
+        ),
+        (
+            "",
+            "unknown field `server`, expected one of `servers`",
+            "unknown key `server`; did you mean `servers`? expected one of `servers`",
+        ),
+        ("", "invalid basic string, expected `\"`", "invalid TOML: invalid basic string; expected `\"`"),
+    ];
+
     #[test]
     fn messages_of_the_parser_are_reworded() {
-        let cases = [
-            (
-                "health",
-                "invalid type: boolean `true`, expected struct HealthChecks",
-                "wrong type: found `true`; expected a table",
-            ),
-            (
-                "workers",
-                "invalid type: string \"2\", expected usize",
-                "wrong type: found the string \"2\"; expected a whole number without quotes, such as 2",
-            ),
-            (
-                "workers",
-                "invalid value: integer `-1`, expected usize",
-                "wrong type: found the number -1; expected a whole number from 0 on, such as 2",
-            ),
-            (
-                "connect-timeout",
-                "invalid type: integer `5`, expected a string",
-                "wrong type: found the number 5; expected a string, such as \"5s\"",
-            ),
-            (
-                "address",
-                "invalid type: integer `80`, expected a string",
-                "wrong type: found the number 80; expected a string, such as \"127.0.0.1:8080\"",
-            ),
-            (
-                "name",
-                "invalid type: map, expected a string",
-                "wrong type: found a table; expected a string in quotes, such as \"text\"",
-            ),
-            ("plugin", "invalid type: sequence, expected a map", "wrong type: found a list; expected a table"),
-            (
-                "retry",
-                "invalid type: integer `3`, expected a table, or `false`",
-                "wrong type: found the number 3; expected a table, or `false`",
-            ),
-            ("", "missing field `use`", "missing key `use`: add it, such as `use = \"headers\"`"),
-            (
-                "",
-                "unknown field `adress`, expected one of `address`, `dns`",
-                "unknown key `adress`; did you mean `address`? expected one of `address`, `dns`",
-            ),
-            ("", "unknown field `x`, expected `aaa` or `bbb`", "unknown key `x`; expected one of `aaa`, `bbb`"),
-            (
-                "",
-                "unknown field `server_name`, expected `address` or `tls`",
-                "unknown key `server_name`, a directive of nginx; write `hosts = [\"example.org\"]` in each [[route]] of the site",
-            ),
-            (
-                "",
-                "unknown field `server`, expected one of `servers`",
-                "unknown key `server`; did you mean `servers`? expected one of `servers`",
-            ),
-            ("", "invalid basic string, expected `\"`", "invalid TOML: invalid basic string; expected `\"`"),
-        ];
-        for (key, message, wanted) in cases {
+        for (key, message, wanted) in REWORDED {
             assert_eq!(worded(message, Some(key), None), wanted);
         }
     }

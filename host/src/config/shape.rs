@@ -6,14 +6,14 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A step from a table or list to what is in it.
+/// A step from a table or list to an item in it.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Key(String),
     At(usize),
 }
 
-/// A table or list that stands in place of the other.
+/// A table where a list is expected, or a list where a table is expected.
 pub struct Misshape {
     pub way: Vec<Step>,
     pub span: Range<usize>,
@@ -22,10 +22,10 @@ pub struct Misshape {
 
 /// Keys that are a list of tables at the top of a manifest.
 const LISTS: [&str; 2] = ["listener", "route"];
-/// Keys that are tables of named tables, each with a key that stands in the named one, and a name.
+/// Keys that are tables of named tables, each with a key of the named table, and a name as an example.
 const NAMED: [(&str, &[&str], &str); 2] =
     [("upstream", &["endpoints"], "app"), ("plugin", &["use", "config"], "guard")];
-/// Keys that are one table, wherever they stand.
+/// Keys that are one table at any position.
 const TABLES: [&str; 10] =
     ["access-log", "admin", "cache", "certificate", "disk", "health", "limits", "load", "resolver", "tls"];
 /// Keys whose values are not the manifest's to judge.

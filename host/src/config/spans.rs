@@ -5,10 +5,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-type Node<'a> = Spanned<DeValue<'a>>;
-
-/// The places of a plugin's configuration: the one beside the `use` that stands at a place of a text. The text is parsed
-/// once, however many values are looked for.
+/// The positions of a plugin's configuration, which is in the table with the `use` at a given position of a text. The
+/// text is parsed once for all values.
 pub struct ValueSpans<'a> {
     document: Option<Spanned<DeTable<'a>>>,
     plugin_span: Range<usize>,
@@ -60,9 +58,9 @@ pub fn key(text: &str, name: &str) -> Option<Range<usize>> {
     document.get_ref().get_key_value(name).map(|(key, _)| key.span())
 }
 
-/// The table whose `use` stands at a place.
+/// Returns the table whose `use` is at a position.
 fn beside<'a, 'i>(table: &'a DeTable<'i>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
-    fn below<'a, 'i>(node: &'a Node<'i>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
+    fn below<'a, 'i>(node: &'a Spanned<DeValue<'i>>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
         match node.get_ref() {
             DeValue::Table(table) => beside(table, plugin_span),
             DeValue::Array(array) => array.iter().find_map(|node| below(node, plugin_span)),

@@ -19,19 +19,19 @@ use super::shape::{self, Misshape, Step};
 /// The longest value that a message repeats, in bytes.
 const MAX_FOUND_BYTES: usize = 60;
 
-/// A file, as far as it could be understood.
+/// A file, as far as it could be parsed.
 pub struct Structure<T> {
-    /// `None` if too little of the file could be understood.
+    /// The parsed file; `None` if too little of it could be parsed.
     pub content: Option<T>,
     pub mistakes: Vec<StructureError>,
     pub left_out: LeftOut,
-    /// The places of tables that lack what was left out of them: that it is missing is no further mistake.
+    /// The positions of tables that lack parts that were left out: a missing part is no further error.
     pub damaged: Vec<Range<usize>>,
     /// The strings in which references were replaced.
     pub replaced: Vec<Replaced>,
 }
 
-/// A mistake and its place in the text.
+/// An error and its position in the text.
 pub struct StructureError {
     pub span: Option<Range<usize>>,
     pub message: String,
@@ -40,16 +40,16 @@ pub struct StructureError {
 /// The tables that could not be understood, or only in part. What refers to one of them is no mistake by itself.
 #[derive(Debug, Default)]
 pub struct LeftOut {
-    /// Any table may be among them.
+    /// Whether any table may have been left out.
     all: bool,
-    /// Tables of the manifest by their keys, such as `upstream.app`, or `upstream` for all of these.
+    /// The tables that were left out, by their keys such as `upstream.app`; `upstream` stands for all upstreams.
     tables: BTreeSet<String>,
 }
 
-/// The letters in which a key may differ from the one that is meant.
+/// The maximum number of letters in which a misspelt key may differ from a known one.
 const MISSPELT: usize = 2;
 
-/// Reads the structure of a text that is in a folder, and replaces the references in it.
+/// Parses the structure of a text whose file is in `folder`, and replaces the references in it.
 pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut References) -> Structure<T> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     let (mistakes, damaged, replaced) = (Vec::new(), Vec::new(), Vec::new());
@@ -98,7 +98,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut Re
     structure
 }
 
-/// Returns the errors of a text that is no TOML, or one error if the text is of another format.
+/// Returns the errors of a text that is no TOML, or one error if the text is in another format.
 fn syntax_errors(errors: &[Error], text: &str) -> Vec<StructureError> {
     if let Some(kind) = foreign::kind(text) {
         let message = format!(
@@ -139,14 +139,14 @@ impl LeftOut {
             || self.tables.contains(&format!("{kind}.{name}"))
     }
 
-    /// Whether any table of some kind may have been left out, or a part of one.
+    /// Whether a table of this kind, or a part of one, may have been left out.
     pub fn has_any(&self, kind: &str) -> bool {
         let is_of_kind =
             |table: &String| table.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         self.all || self.has_misspelt(kind) || self.tables.iter().any(is_of_kind)
     }
 
-    /// Whether a key was left out that may be a kind of table with its name misspelt.
+    /// Whether a key was left out that may be a misspelt kind of table.
     fn has_misspelt(&self, kind: &str) -> bool {
         let is_near = |key: &str| key != kind && strsim::damerau_levenshtein(key, kind) <= MISSPELT;
         self.tables.iter().any(|table| is_near(table.split('.').next().unwrap_or_default()))
@@ -157,7 +157,7 @@ impl LeftOut {
         self.all = true;
     }
 
-    /// Adds what was left out of another file.
+    /// Adds the parts that were left out of another file.
     pub fn extend(&mut self, other: LeftOut) {
         self.all |= other.all;
         self.tables.extend(other.tables);
@@ -192,7 +192,7 @@ impl StructureError {
 }
 
 impl StructureError {
-    /// Adds that a reference needs quotes, if the error is about one without them.
+    /// Adds that a reference needs quotes, if the error is about a reference without quotes.
     fn hint_at_quotes(&mut self, text: &str) {
         let at = self.span.as_ref().map_or(0, |span| text.floor_char_boundary(span.start));
         if text[at..].starts_with("${") {
@@ -213,7 +213,7 @@ impl StructureError {
     }
 }
 
-/// The place of the line that is most deeply nested, by the look of it.
+/// Returns the position of the line that seems to be nested most deeply.
 fn deepest(text: &str) -> Range<usize> {
     let lines = text.split_inclusive('\n').scan(0, |end, line| {
         *end += line.len();
@@ -229,14 +229,14 @@ fn deepest(text: &str) -> Range<usize> {
 /// A value in a document.
 struct FoundValue {
     way: Vec<Step>,
-    /// The place of the table or list that it is in; `None` for the document itself.
+    /// The position of the table or list around the value; `None` for the document itself.
     around: Option<Range<usize>>,
-    /// Whether it is a date, which the parser takes for a table.
+    /// Whether the value is a date, which the parser reports as a table.
     is_date: bool,
 }
 
 impl FoundValue {
-    /// Returns the key whose value it is, or is in.
+    /// Returns the key whose value contains this value; `None` for the document itself.
     fn key(&self) -> Option<&str> {
         self.way.iter().rev().find_map(|step| match step {
             Step::Key(key) => Some(key.as_str()),
@@ -259,7 +259,7 @@ fn span_at(table: &DeTable, way: &[Step]) -> Option<Range<usize>> {
     Some(value.span())
 }
 
-/// The value that an error is about: the innermost that stands at its place, or around it.
+/// Returns the value that an error is about: the innermost at the error's position, or around it.
 fn find(table: &DeTable, span: &Range<usize>) -> Option<FoundValue> {
     let is_around = |at: &Range<usize>| at.start <= span.start && span.end <= at.end;
     in_table(table, None, &|at| at == span).or_else(|| in_table(table, None, &is_around))

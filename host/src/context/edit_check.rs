@@ -9,14 +9,14 @@ use crate::context::bounds;
 use crate::protocol::authority;
 use crate::protocol::framing::is_forbidden_trailer;
 
-/// Which message an edit of a field concerns.
+/// The message that an edit of a field concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageSide {
     Request,
     Response,
 }
 
-/// An edit, or a declaration of edits, that is refused.
+/// The error of an edit, or of a declaration of edits, that is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     #[error("`{0}` is no field name (RFC 9110 §5.1)")]
@@ -50,7 +50,7 @@ pub enum EditError {
     Buffer(u64),
 }
 
-/// Returns an error if so many of something are more than allowed.
+/// Returns an error if there are more items than allowed.
 pub fn check_count(max: usize, found: usize, what: &'static str) -> Result<(), EditError> {
     if found > max { Err(EditError::Many { what, found, max }) } else { Ok(()) }
 }
@@ -86,7 +86,7 @@ pub fn any_field_name(name: &str) -> Result<HeaderName, EditError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| EditError::Name(shown(name)))
 }
 
-/// Refuses names that are too long.
+/// Rejects names that are too long.
 pub fn name(name: &str) -> Result<(), EditError> {
     check_count(bounds::NAME, name.len(), "bytes of a name")
 }
@@ -96,7 +96,7 @@ pub fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
-/// A field value. Spaces around it are no part of it (RFC 9110 §5.5).
+/// Returns a field value, or an error if it is malformed. Spaces around it are no part of it (RFC 9110 §5.5).
 pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, EditError> {
     let value = field_text(name, trimmed(value))?;
     if name.eq_ignore_ascii_case("host") { host(value) } else { Ok(value) }
@@ -108,7 +108,7 @@ pub fn field_text(name: &str, text: &[u8]) -> Result<HeaderValue, EditError> {
     HeaderValue::from_bytes(text).map_err(|_| EditError::Value(shown(name)))
 }
 
-/// A value without the spaces around it.
+/// Returns a value without the spaces around it.
 pub fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -116,7 +116,7 @@ pub fn trimmed(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// The value of `Host` in its normal form: an error if it could not come from a client.
+/// Returns a value of `Host` in its normal form; an error if no client could have sent it.
 pub fn host(value: HeaderValue) -> Result<HeaderValue, EditError> {
     let normal = match authority::normal(value.as_bytes(), None) {
         Ok(Cow::Borrowed(_)) => return Ok(value),
@@ -133,7 +133,7 @@ pub fn method(method: &str) -> Result<Method, EditError> {
     Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| EditError::Method(shown(method)))
 }
 
-/// A path or query, as far as it can be checked without the message.
+/// Returns a path or query, checked as far as possible without the message.
 pub fn target_part(bytes: Vec<u8>) -> Result<Vec<u8>, EditError> {
     check_count(bounds::VALUE, bytes.len(), "bytes of a path or query").map(|()| bytes)
 }
@@ -167,7 +167,7 @@ pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditEr
     }
 }
 
-/// Text that can stand in a path or query.
+/// Returns a text that can be in a path or query; an error if it can't.
 pub fn uri_text(text: &[u8]) -> Result<&str, EditError> {
     let is_fit = text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
     std::str::from_utf8(text).ok().filter(|_| is_fit).ok_or(EditError::Target("it has bytes that must be escaped"))

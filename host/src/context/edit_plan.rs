@@ -12,7 +12,7 @@ use crate::context::{ExchangeContext, Value, ValueName};
 use crate::protocol::client_address::X_FORWARDED_FOR;
 use crate::protocol::field_alias::are_alike;
 
-/// An edit plan with what it costs, which is known before any exchange but for the values of its templates.
+/// An edit plan with its cost, which is known before any exchange except for the values of its templates.
 #[derive(Debug)]
 pub struct EditPlan {
     pub edits: Vec<PlannedEdit>,
@@ -51,15 +51,16 @@ pub struct EditCost {
     pub edits: usize,
     /// Edits that can add a field.
     pub fields: usize,
-    /// Bytes of the names of such fields, with [`bounds::FIELD_OVERHEAD`] for each, and of values that are no template.
+    /// The bytes of the names of these fields, with [`bounds::FIELD_OVERHEAD`] for each, and of values that are no
+    /// template.
     pub bytes: usize,
     pub renames: usize,
-    /// Bytes of the longest name that a rename gives.
+    /// The length of the longest new name of a rename, in bytes.
     pub longest_rename: usize,
     pub notes: usize,
-    /// Bytes of the names of notes, and of their values that are no template.
+    /// The bytes of the names of notes, and of their values that are no template.
     pub note_bytes: usize,
-    /// Values in templates.
+    /// The number of values in templates.
     pub values: usize,
     /// Edits of plans that no response can have.
     pub request_only: usize,
@@ -81,13 +82,13 @@ impl EditCost {
         }
     }
 
-    /// The cost of an edit that adds a field with a value of so many bytes.
+    /// Returns the cost of an edit that adds a field with a value of `value` bytes.
     pub fn field(name: &HeaderName, value: usize) -> EditCost {
         let bytes = name.as_str().len() + value + bounds::FIELD_OVERHEAD;
         EditCost { edits: 1, fields: 1, bytes, ..EditCost::default() }
     }
 
-    /// The cost of a note with a value of so many bytes.
+    /// Returns the cost of a note with a value of `value` bytes.
     pub fn note(name: &str, value: usize) -> EditCost {
         EditCost { edits: 1, notes: 1, note_bytes: name.len() + value, ..EditCost::default() }
     }
@@ -105,7 +106,7 @@ impl EditCost {
         }
     }
 
-    /// The cost of an edit that adds nothing to a head.
+    /// Returns the cost of an edit that adds nothing to a head.
     pub fn plain() -> EditCost {
         EditCost { edits: 1, ..EditCost::default() }
     }
@@ -124,14 +125,14 @@ impl EditPlan {
         Ok(EditPlan { edits, cost, is_chained })
     }
 
-    /// Bytes that the plan takes of [`bounds::DECLARED`].
+    /// Returns the number of bytes that the plan counts against [`bounds::DECLARED`].
     pub fn declared_bytes(&self) -> usize {
         self.edits.iter().map(PlannedEdit::declared_bytes).sum()
     }
 }
 
 impl PlannedEdit {
-    /// The template, if the edit has one.
+    /// Returns the template of the edit; `None` if it has none.
     pub fn template(&self) -> Option<&Template> {
         match self {
             PlannedEdit::Set(_, template)
@@ -142,7 +143,7 @@ impl PlannedEdit {
         }
     }
 
-    /// Whether the value becomes that of `Host`.
+    /// Whether the edit sets the value of `Host`.
     pub fn makes_host(&self) -> bool {
         matches!(self, PlannedEdit::Set(name, _) | PlannedEdit::Default(name, _) if *name == header::HOST)
     }
@@ -213,8 +214,8 @@ impl Template {
         self.0.iter().map(|it| bounds::DECLARED_ITEM + part(it)).sum()
     }
 
-    /// Returns the value for an exchange, or `None` if it comes out empty. A value that would be longer than
-    /// [`bounds::VALUE`] is refused before it is put together.
+    /// Returns the value for an exchange; `None` if the value is empty. A value that would be longer than
+    /// [`bounds::VALUE`] is rejected before it is built.
     pub fn fill(&self, context: &ExchangeContext) -> Result<Option<HeaderValue>, EditError> {
         match self.0.as_slice() {
             [TemplatePart::Text(text)] => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
@@ -236,7 +237,7 @@ impl Template {
     }
 }
 
-/// The value as that of a field, or `None` if it is empty.
+/// Returns the value as a field value; `None` if it is empty.
 fn field(value: Value<'_>) -> Result<Option<HeaderValue>, EditError> {
     bounded(value.bytes().len())?;
     let value = match value {

@@ -1,5 +1,5 @@
-//! The room that a call's edits have in a message, and what is kept to bring a message back to what it was: edits are
-//! carried out all or none.
+//! The room that a call's edits have in a message, and the copy by which a message is restored: either all edits are
+//! carried out, or none.
 
 use http::header::{HeaderMap, HeaderValue};
 
@@ -35,8 +35,8 @@ impl EditRoom {
         Ok(room)
     }
 
-    /// Returns the value of an edit's template, or `None` if it has none or comes out empty; an error if it exceeds a
-    /// bound.
+    /// Returns the value of an edit's template; `None` if the edit has no template or the value is empty; an error if
+    /// the value exceeds a bound.
     pub fn fill(
         &mut self,
         planned: &PlannedEdit,
@@ -77,7 +77,7 @@ impl EditRoom {
     }
 }
 
-/// A message as it was before a call's edits, with the notes.
+/// A copy of a message, with the notes, from before a call's edits.
 pub struct SavedMessage {
     message: MessageHead,
     notes: Vec<(String, HeaderValue)>,
@@ -90,7 +90,7 @@ enum MessageHead {
 }
 
 impl SavedMessage {
-    /// Copies what edits of one side can change.
+    /// Copies the parts that edits of one side can change.
     pub fn of(side: MessageSide, context: &ExchangeContext) -> Self {
         let message = match (side, &context.response) {
             (MessageSide::Response, Some(response)) => MessageHead::Response(response.status, response.headers.clone()),

@@ -1,4 +1,4 @@
-//! Edits that plugins ask for: checked first, then carried out, all or none.
+//! The edits that plugins ask for: they are checked first, and then carried out, either all or none.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::protocol::authority;
 use crate::protocol::field_alias::{is_plain, remove_aliases};
 use crate::protocol::path;
 
-/// One checked edit.
+/// An edit that has passed the checks.
 #[derive(Clone, Debug)]
 pub enum Edit {
     Set(HeaderName, HeaderValue),
@@ -38,7 +38,7 @@ pub enum Edit {
 }
 
 impl Edit {
-    /// Bytes that the edit takes of [`bounds::DECLARED`].
+    /// Returns the number of bytes that the edit counts against [`bounds::DECLARED`].
     pub fn declared_bytes(&self) -> usize {
         let text = match self {
             Edit::Set(name, value) | Edit::Append(name, value) | Edit::Default(name, value) => {
@@ -55,7 +55,7 @@ impl Edit {
         bounds::DECLARED_ITEM + text
     }
 
-    /// The cost, with that of the plan if the edit is one.
+    /// Returns the cost, with that of the plan if the edit names one.
     fn cost(&self, plans: &[EditPlan]) -> Result<EditCost, EditError> {
         Ok(match self {
             Edit::Set(name, value) | Edit::Append(name, value) | Edit::Default(name, value) => {
@@ -70,7 +70,7 @@ impl Edit {
     }
 }
 
-/// Carries out checked edits, or none if one of them can't be.
+/// Carries out checked edits; none of them if one can't be carried out.
 pub fn apply(
     edits: SmallVec<[Edit; 4]>,
     plans: &[EditPlan],
@@ -113,7 +113,7 @@ pub fn apply_plan(plan: &EditPlan, side: MessageSide, context: &mut ExchangeCont
     finish(done, None, room, side, context)
 }
 
-/// Counts what was added or, where an edit failed, brings the message back to what it was.
+/// Counts the fields that were added or, if an edit failed, restores the message.
 fn finish(
     done: Result<(), EditError>,
     saved_message: Option<SavedMessage>,
@@ -150,15 +150,37 @@ fn carry_out(
                 response.status = status;
             }
         }
-        Edit::Set(name, value) => set(&name, value, edited(&name, side, context))?,
+        Edit::Set(name, value) => set_field(&name, value, side, context)?,
         Edit::Append(name, value) => append(&name, value, edited(&name, side, context))?,
-        Edit::Default(name, value) => {
-            edited(&name, side, context).try_entry(name).map_err(full)?.or_try_insert(value).map_err(full)?;
-        }
+        Edit::Default(name, value) => set_default(&name, value, side, context)?,
         Edit::Remove(name) => drop(edited(&name, side, context).remove(name)),
         Edit::Rename(from, to) => rename(&from, &to, side, context)?,
     }
     Ok(())
+}
+
+/// Sets a field of a message to one value.
+fn set_field(
+    name: &HeaderName,
+    value: HeaderValue,
+    side: MessageSide,
+    context: &mut ExchangeContext,
+) -> Result<(), EditError> {
+    if *name == header::HOST && side == MessageSide::Request {
+        return set_host(value, context);
+    }
+    set(name, value, edited(name, side, context))
+}
+
+/// Sets a field of a message that has no line of it.
+fn set_default(
+    name: &HeaderName,
+    value: HeaderValue,
+    side: MessageSide,
+    context: &mut ExchangeContext,
+) -> Result<(), EditError> {
+    let is_there = edited(name, side, context).contains_key(name);
+    if is_there { Ok(()) } else { set_field(name, value, side, context) }
 }
 
 /// Sets `Host` without the port of the scheme, as that of a client is (RFC 9110 §4.2.3).
@@ -173,7 +195,7 @@ fn set_host(host: HeaderValue, context: &mut ExchangeContext) -> Result<(), Edit
     set(header::HOST, shorter.unwrap_or(host), &mut context.request.headers)
 }
 
-/// Carries out a plan edit by edit, each with the values that those before it left.
+/// Carries out a plan edit by edit. Each edit sees the values that the earlier ones have left.
 fn carry_out_plan(
     plan: &EditPlan,
     side: MessageSide,
@@ -193,15 +215,9 @@ fn carry_out_planned(
     context: &mut ExchangeContext,
 ) -> Result<(), EditError> {
     match (edit, value) {
-        (PlannedEdit::Set(name, _), Some(value)) if *name == header::HOST && side == MessageSide::Request => {
-            set_host(value, context)
-        }
-        (PlannedEdit::Set(name, _), Some(value)) => set(name, value, edited(name, side, context)),
+        (PlannedEdit::Set(name, _), Some(value)) => set_field(name, value, side, context),
         (PlannedEdit::Append(name, _), Some(value)) => append(name, value, edited(name, side, context)),
-        (PlannedEdit::Default(name, _), Some(value)) => {
-            let fields = edited(name, side, context);
-            if fields.contains_key(name) { Ok(()) } else { set(name, value, fields) }
-        }
+        (PlannedEdit::Default(name, _), Some(value)) => set_default(name, value, side, context),
         (PlannedEdit::Note(name, _), Some(value)) => {
             context.set_note(name.clone(), value);
             Ok(())
@@ -226,8 +242,8 @@ fn fields(side: MessageSide, context: &mut ExchangeContext) -> &mut HeaderMap {
     }
 }
 
-/// The fields of a message for an edit of one of them, without those that an origin would take for it: an edit of a
-/// field concerns its aliases too.
+/// Returns the fields of a message for an edit of one field, without the aliases of the field, which an origin would
+/// confuse with it.
 fn edited<'a>(name: &HeaderName, side: MessageSide, context: &'a mut ExchangeContext) -> &'a mut HeaderMap {
     if side == MessageSide::Request {
         context.has_aliases |= !is_plain(name.as_str());
@@ -263,7 +279,7 @@ fn rename(
     lines.into_iter().try_for_each(|line| append(to, line, fields))
 }
 
-/// The request target that the edits ask for, in its normal form, if they ask for another.
+/// Returns the request target that the edits ask for, in its normal form; `None` if they don't change it.
 fn target(edits: &[Edit], context: &ExchangeContext) -> Result<Option<http::Uri>, EditError> {
     let (mut path, mut query) = (None, None);
     for edit in edits {
@@ -289,7 +305,7 @@ fn target(edits: &[Edit], context: &ExchangeContext) -> Result<Option<http::Uri>
     http::Uri::from_parts(parts).map(Some).map_err(|_| EditError::Target(malformed))
 }
 
-/// The path that a plugin gives, in its normal form.
+/// Returns the path that a plugin has set, in its normal form.
 fn normal_path(path: &[u8]) -> Result<Cow<'_, str>, EditError> {
     let path = uri_text(path)?;
     if !path.starts_with('/') || path.contains('?') {

@@ -12,8 +12,8 @@ use http::{StatusCode, header};
 
 use crate::protocol::hop_by_hop;
 
-/// The informational responses that wait to be written to the client of one HTTP/1.1 connection. The bound on their bytes
-/// is that of the endpoint's connection, for each attempt.
+/// The informational responses that wait to be written to the client of one HTTP/1.1 connection. Their bytes are
+/// bounded by the limit of the endpoint's connection, for each attempt.
 #[derive(Debug, Default)]
 pub struct InformationalQueue {
     /// The bytes to be written. Only one worker locks them, so the lock is never contended.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 use crate::generation::Generation;
-use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, Search};
+use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, EvictionSearch};
 use crate::generation::listener::Listener;
 use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
@@ -30,7 +30,7 @@ pub struct Admission {
     /// The maximum number of connections to endpoints.
     endpoints: AtomicUsize,
     shortage: Mutex<Option<DescriptorShortage>>,
-    search: Search,
+    search: EvictionSearch,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
 }
@@ -50,7 +50,7 @@ pub struct Presence(Arc<AdmissionEntry>);
 #[derive(Clone)]
 pub struct Entrance {
     pub listener: Arc<Listener>,
-    /// The address of the listener, as the log has it.
+    /// The address of the listener, as it is written in the log.
     pub address: Arc<str>,
 }
 
@@ -85,7 +85,16 @@ struct ConnectionCeiling {
     max: usize,
 }
 
-/// A connection that a limit of its listener has ended, for the log.
+/// The kind of a shortage of room for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shortage {
+    /// The process has as many clients as there are descriptors for.
+    Limit,
+    /// Nearly all descriptors are in use.
+    Descriptors,
+}
+
+/// A connection that was ended by a limit of its listener, for the log.
 struct LimitedConnection<'a> {
     entrance: &'a Entrance,
     reason: CloseReason,
@@ -130,7 +139,7 @@ impl Admission {
             descriptors: OnceLock::new(),
             endpoints: AtomicUsize::new(usize::MAX),
             shortage: Mutex::default(),
-            search: Search::default(),
+            search: EvictionSearch::default(),
             starved_until: AtomicU64::new(0),
         })
     }
@@ -168,13 +177,14 @@ impl Admission {
         if !is_scarce && !is_full() {
             return true;
         }
-        self.feel_shortage(&"limit reached", is_scarce, now);
+        let shortage = if is_scarce { Shortage::Descriptors } else { Shortage::Limit };
+        self.record_shortage(&"limit reached", shortage, now);
         self.relieve(now) || !is_full()
     }
 
     /// Evicts connections after the system has refused an accept.
     pub fn record_refusal(&self, error: &dyn Display, now: Instant) {
-        self.feel_shortage(error, true, now);
+        self.record_shortage(error, Shortage::Descriptors, now);
         self.relieve(now);
     }
 
@@ -232,7 +242,8 @@ impl Admission {
         has_room
     }
 
-    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`; returns their number.
+    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`. Returns the number of evicted
+    /// connections.
     fn evict(&self, now: u64, of: usize, fits: impl Fn(&AdmissionEntry) -> bool) -> usize {
         let mut crowds = self.crowds(now, fits);
         let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
@@ -283,7 +294,7 @@ impl Admission {
         true
     }
 
-    /// Ends all connections, whatever they do.
+    /// Ends all connections, whatever their state.
     pub fn cut_off(&self) {
         for worker in 0..self.workers.len() {
             self.entries(worker).values().filter_map(|entry| entry.task.get()).for_each(AbortHandle::abort);
@@ -321,8 +332,8 @@ impl Admission {
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.
-    fn feel_shortage(&self, cause: &dyn Display, is_starved: bool, now: Instant) {
-        if is_starved {
+    fn record_shortage(&self, cause: &dyn Display, kind: Shortage, now: Instant) {
+        if kind == Shortage::Descriptors {
             self.starved_until.store(self.millis(now) + STARVED, Ordering::Relaxed);
         }
         let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,7 +359,7 @@ impl Admission {
     }
 }
 
-/// Warns if a generation allows more connections than there are descriptors for.
+/// Warns if a generation allows more connections than there are descriptors.
 pub fn warn_of_limits(generation: &Generation, descriptors: Descriptors) {
     let demand = demand(generation);
     let ConnectionDemand { clients: connections, endpoints } = demand;

@@ -1,10 +1,10 @@
-//! From an accepted socket to HTTP: counts the connection, reads the PROXY header, makes the TLS handshake, and finds
-//! out which version of HTTP the client speaks.
+//! The start of a client connection, from the accepted socket to HTTP: counts the connection, reads the PROXY header,
+//! makes the TLS handshake, and detects the version of HTTP.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::generation::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
 use crate::protocol::http2_frames::PREFACE;
-use crate::protocol::proxy_protocol::{self, Malformed, Parsed};
+use crate::protocol::proxy_protocol::{self, ConnectionAddresses, Malformed, Parsed};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::tls::handshake_error::{self, TlsPeer};
 use crate::tls::handshake_info::{self, HandshakeInfo};
@@ -42,18 +42,17 @@ pub struct WorkerShared {
     pub worker: usize,
 }
 
-/// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
-/// socket.
+/// Serves a socket that a listener has accepted. `addresses` is `None` for a unix socket.
 pub fn serve(
     worker_shared: WorkerShared,
     stream: impl Transport,
     entrance: Entrance,
     admitted: Admitted,
-    ends: Option<(SocketAddr, SocketAddr)>,
+    addresses: Option<ConnectionAddresses>,
 ) -> impl Future<Output = ()> {
     let (address, clock) = (entrance.address.clone(), worker_shared.clock.clone());
     // What comes before HTTP is over soon, and the connection may live long.
-    let arriving = boxed(|| arrive(clock, stream, entrance, admitted, ends));
+    let arriving = boxed(|| arrive(clock, stream, entrance, admitted, addresses));
     async move {
         match arriving.await {
             Ok(arrived) => {
@@ -61,7 +60,7 @@ pub fn serve(
                 serving.await;
                 drop(admitted);
             }
-            Err(error) => log(&address, client(ends), &error),
+            Err(error) => log(&address, client(addresses), &error),
         }
     }
 }
@@ -80,7 +79,7 @@ fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
         let limit = is_late.then_some("limits.head-timeout");
         tracing::warn!(listener, client, cause, limit, "handshake failed");
     } else {
-        tracing::debug!(listener, client, cause, "a connection did not come to HTTP");
+        tracing::debug!(listener, client, cause, "connection closed before the first request");
     }
 }
 
@@ -106,7 +105,7 @@ async fn arrive<T: Transport>(
     mut stream: T,
     entrance: Entrance,
     admitted: Admitted,
-    mut ends: Option<(SocketAddr, SocketAddr)>,
+    mut addresses: Option<ConnectionAddresses>,
 ) -> io::Result<NegotiatedConnection<T>> {
     let listener = entrance.listener.clone();
     let [limit] = clock.deadlines();
@@ -114,19 +113,17 @@ async fn arrive<T: Transport>(
     let late = |step| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{step} took too long"));
     // Browsers connect in advance: a client that has sent nothing has not failed.
     let silent = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
-    if listener.proxies.has(client(ends)) {
-        ends = limit.limit(timeout, read_proxy_header(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
+    if listener.proxies.has(client(addresses)) {
+        let named = limit.limit(timeout, read_proxy_header(&mut stream)).await.map_err(late("PROXY protocol"))??;
+        addresses = named.or(addresses);
     }
     // A trusted proxy has the connections of many clients, whose requests are counted individually.
-    let is_trusted = listener.client.trusted.has(client(ends));
-    let counted = client(ends).filter(|_| !is_trusted);
+    let is_trusted = listener.client.trusted.has(client(addresses));
+    let counted = client(addresses).filter(|_| !is_trusted);
     if !admitted.is_client_admitted(&entrance, counted, clock.now()) {
         return Err(io::Error::other("its client has too many connections"));
     }
-    let mut peer = match ends {
-        Some((client, reached)) => ClientInfo::tcp(client, reached),
-        None => ClientInfo::unix(&entrance.address),
-    };
+    let mut peer = addresses.map_or_else(|| ClientInfo::unix(&entrance.address), ClientInfo::tcp);
     peer.is_trusted = is_trusted;
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
@@ -203,17 +200,17 @@ impl<C: Future<Output = ()>, T: Future<Output = ()>> Future for Serving<C, T> {
     }
 }
 
-fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
-    ends.map(|(client, _)| client.ip().to_canonical())
+fn client(addresses: Option<ConnectionAddresses>) -> Option<IpAddr> {
+    addresses.map(|addresses| addresses.client.ip().to_canonical())
 }
 
 /// Reads the PROXY header of a load balancer; `None` if it names no client.
-async fn read_proxy_header(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+async fn read_proxy_header(stream: &mut impl Transport) -> io::Result<Option<ConnectionAddresses>> {
     let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut header = Vec::new();
     loop {
         match proxy_protocol::parse(&header).map_err(malformed)? {
-            Parsed::Done(addresses) => return Ok(addresses.map(|header| (header.client, header.destination))),
+            Parsed::Done(addresses) => return Ok(addresses),
             // Reads no byte beyond the header: TLS or HTTP follows. The header is short, and read once.
             Parsed::Incomplete => header.push(stream.read_u8().await?),
         }
@@ -269,7 +266,7 @@ mod tests {
     use crate::net::boxed::size_of_future;
     use crate::net::byte_counter::ByteCounter;
 
-    /// Each client connection has one task for as long as it lives, mostly idle.
+    /// The task of a client connection is small, because each connection has one for as long as it lives, mostly idle.
     #[test]
     fn client_connection_has_a_small_task() {
         struct Arguments {

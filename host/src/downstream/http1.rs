@@ -52,7 +52,7 @@ struct Http1Connection<T: Transport, E, S: HttpService<Incoming>> {
     /// Creates hyper's service from the session.
     exchanges: E,
     graceful: bool,
-    /// Whether nothing has been read yet; TLS may have received more than its handshake.
+    /// Whether nothing was read yet. The TLS session may have received bytes beyond its handshake.
     fresh: bool,
 }
 
@@ -143,8 +143,9 @@ where
         if let (None, Some((switched, record))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
             let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
-            let spare = self.session.spare_deadline();
-            return ConnectionState::Closing(boxed(|| tunnel::run(io.socket, ahead, switched, idle, spare, record)));
+            let deadline = self.session.spare_deadline();
+            let client = tunnel::TunnelClient { socket: io.socket, ahead, idle, deadline };
+            return ConnectionState::Closing(boxed(|| tunnel::run(client, switched, record)));
         }
         let has_head = self.session.in_head.get() || matches!(refused, Some(RejectedRequest::Malformed(_)));
         if has_head && self.session.rejected_line.borrow().is_empty() {
@@ -310,7 +311,7 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
         let client = session.client.arrival.peer.address.as_ref().and_then(|address| address.to_str().ok());
         // Without a whole line the client has merely disconnected.
         if line.contains(&b'\n') && failure_log::admits(Topic::Handshake, client.unwrap_or_default()) {
-            tracing::warn!(client, cause = "neither TLS nor HTTP", "handshake failed");
+            tracing::warn!(client, cause = "the first bytes are neither TLS nor HTTP", "handshake failed");
         }
         return;
     }

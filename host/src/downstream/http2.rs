@@ -420,9 +420,9 @@ impl Streams {
         self.last_heads.set(self.last_heads.get() + 1);
     }
 
-    /// Logs and counts the requests that h2 has refused by itself, of which nothing else tells. It resets the streams of
-    /// malformed ones, and refuses lists of fields beyond `limits.head` with 431: more heads were sent with the end of their
-    /// stream than h2 was given.
+    /// Logs and counts the requests that h2 rejects by itself, which no exchange reports: h2 resets streams of
+    /// malformed requests, and answers 431 to heads beyond `limits.head`. The latter are the heads with an end of
+    /// stream that h2 received beyond those that it passed on.
     fn note_refused(&self, frames: &ClientFrames) {
         while frames.last_heads() > self.last_heads.get() {
             self.give_last_head();
@@ -649,14 +649,17 @@ impl Body for Http2Body {
     }
 }
 
-/// Removes a generated body from a response that has none, and keeps its length in one to HEAD (RFC 9110 §6.4.1,
-/// §9.3.2). Over HTTP/1 hyper does that.
+/// Removes the body from a response that has none, whatever made the body, and keeps its length in a response to HEAD
+/// (RFC 9110 §6.4.1, §9.3.2). Over HTTP/1 hyper does that; over HTTP/2 it sends what it gets.
 fn without_content(mut response: Response<ResponseStream>, is_head: bool) -> Response<ResponseStream> {
-    if let ResponseBody::Full(content) = &mut response.body_mut().body {
-        let length = std::mem::take(content).len();
-        if is_head && length > 0 {
-            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
-        }
+    let body = &mut response.body_mut().body;
+    if matches!(body, ResponseBody::Switched(_)) {
+        return response;
+    }
+    let length = body.size_hint().exact().filter(|length| is_head && *length > 0);
+    std::mem::replace(body, ResponseBody::Full(Bytes::new())).discard();
+    if let Some(length) = length {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     response
 }
@@ -724,7 +727,10 @@ fn connect(
     open.is_whole.set(true);
     spawn(Task::Tunnel, async move {
         match client.await {
-            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, record).await,
+            Ok(client) => {
+                let (socket, ahead) = (TokioIo::new(client), Bytes::new());
+                tunnel::run(tunnel::TunnelClient { socket, ahead, idle, deadline }, *switched, record).await;
+            }
             Err(error) => tracing::debug!(%error, "tunnel"),
         }
         drop(open);

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 
 use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::SwitchedProtocol;
 use crate::net::deadline::Deadline;
@@ -17,18 +18,25 @@ use crate::telemetry::failure_log::{self, Topic};
 /// The buffer size per direction, in bytes, as long as the tunnel lives: WebSocket frames are mostly shorter.
 const BUFFER: usize = 8 << 10;
 
-/// Copies bytes between a client and the endpoint that switched protocols. `ahead` holds the client's bytes that were
-/// read already.
-pub async fn run(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    ahead: Bytes,
+/// The client's side of a tunnel.
+pub struct TunnelClient<T> {
+    pub socket: T,
+    /// The client's bytes that were read already.
+    pub ahead: Bytes,
+    /// The maximum time for which no byte passes.
+    pub idle: Duration,
+    pub deadline: Deadline,
+}
+
+/// Copies bytes between a client and the endpoint that switched protocols.
+pub async fn run<T: AsyncRead + AsyncWrite + Unpin>(
+    client: TunnelClient<T>,
     switched: SwitchedProtocol,
-    idle: Duration,
-    deadline: Deadline,
     mut record: Option<ExchangeRecord>,
 ) {
+    let TunnelClient { socket, ahead, idle, deadline } = client;
     let SwitchedProtocol { mut stream, in_flight_guard, .. } = switched;
-    let mut client = WatchedSocket { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
+    let mut client = WatchedSocket { io: socket, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
     // Both are parts of buffers that hyper has read into, and are dropped once they are written.
     let behind = std::mem::take(&mut stream.ahead);
@@ -40,28 +48,37 @@ pub async fn run(
         copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
     };
     let endpoint = in_flight_guard.endpoint_view().name.clone();
-    match deadline.until_met(carrying).await {
-        Ok(Ok(_)) => {}
+    let failure = match deadline.until_met(carrying).await {
+        Ok(Ok(_)) => None,
         // Clients may close tunnels at any time.
-        Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
-        Ok(Err(error)) => log(&endpoint, record.as_ref(), &error.to_string(), None),
-        Err(_) => {
-            log(&endpoint, record.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
+        Ok(Err(error)) if client.has_failed => {
+            tracing::debug!(%error, "tunnel");
+            None
         }
+        Ok(Err(error)) => Some(Error::new(FailureKind::ConnectionTerminated, error)),
+        Err(_) => {
+            let error = Error::new(FailureKind::ResponseTimeout, format!("nothing passed for {idle:?}"));
+            Some(error.with_limit("limits.tunnel-timeout"))
+        }
+    };
+    if let Some(error) = &failure {
+        log(&endpoint, record.as_ref(), error);
     }
     if let Some(record) = &mut record {
+        failure.iter().for_each(|error| record.fail(error.kind));
         record.response_bytes += client.written;
         record.sent();
     }
     drop((in_flight_guard, stream.permit));
 }
 
-fn log(endpoint: &str, record: Option<&ExchangeRecord>, cause: &str, limit: Option<&'static str>) {
+fn log(endpoint: &str, record: Option<&ExchangeRecord>, error: &Error) {
     if !failure_log::admits(Topic::Tunnel, endpoint) {
         return;
     }
     let context = record.and_then(|record| record.context.as_deref());
     let (request_id, route) = (context.map(ExchangeContext::request_id), context.map(|context| &*context.route));
+    let (cause, limit) = (error.causes(), error.limit);
     tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
 }
 

@@ -34,7 +34,7 @@ struct SendPace {
     limits: SendLimits,
     /// The time since when the socket has been full; `None` if it isn't.
     since: Option<Instant>,
-    /// The time that the socket was full before, in this window.
+    /// The time for which the socket was full before, in this window.
     waited: Duration,
     /// The number of bytes that the client had accepted when this window began.
     before: u64,

@@ -1,6 +1,6 @@
-//! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A connection that
-//! had been kept and turns out dead is no failed attempt, nor is a stream that the endpoint has not read: the request goes
-//! out once more on another connection where that is safe.
+//! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A kept
+//! connection that is found dead is no failed attempt, nor is a stream that the endpoint has not read: the request is
+//! sent once more on another connection where that is safe.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -22,7 +22,7 @@ use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::tls::handshake_error::{self, TlsPeer};
 use crate::upstream::connect::RequiredProtocol;
-use crate::upstream::connection::{Connection, EndpointBody, SendError, SendResult, Unsent};
+use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::http1::Http1Error;
@@ -38,19 +38,27 @@ use crate::upstream::{
 
 /// The request to send, and the rules for it.
 pub struct Attempt<'a> {
-    /// Each try takes its fields and leaves a copy.
+    /// The exchange context. Each try takes the fields out of it and leaves a copy.
     pub context: &'a mut ExchangeContext,
-    /// Lent for each try.
+    /// The request's content, lent for each try.
     pub content: &'a RefCell<ReplayBuffer>,
     pub upload: &'a UploadProgress,
     /// The hop-by-hop options for the endpoint.
     pub hop: &'a HopOptions,
     pub rules: &'a Rc<ConnectionSettings>,
     pub connection_limit: &'a ConnectionLimit,
-    /// Limits each thing that is waited for.
+    /// The deadline of each single wait.
     pub step: &'a Deadline,
-    /// Whether the request may go to another endpoint if this one has no connection for it.
+    /// Whether the request may be sent to another endpoint if this one has no connection for it.
     pub elsewhere: &'a dyn Fn() -> bool,
+}
+
+/// The outcome of sending a request in time.
+#[expect(clippy::large_enum_variant, reason = "made once for each attempt, and taken apart at once")]
+enum SendOutcome {
+    Response(Response<EndpointBody>),
+    /// The request got no response.
+    Unsent(Box<Unsent>),
 }
 
 /// The head of a response, with the connection that the rest streams from.
@@ -66,7 +74,7 @@ pub struct AttemptFailure {
 }
 
 impl Attempt<'_> {
-    /// Sends the request to the endpoint that it is in flight at.
+    /// Sends the request to the endpoint at which it is in flight.
     pub async fn run(&mut self, in_flight_guard: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
         let wanted = self.required_protocol(&in_flight_guard.endpoint_view().endpoint.address)?;
         let mut pooled = self.pooled_connection(&in_flight_guard, wanted);
@@ -81,11 +89,11 @@ impl Attempt<'_> {
                 }
             });
             match sent? {
-                Ok(response) => return self.accept_response(response, connection, in_flight_guard),
-                Err(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
+                SendOutcome::Response(response) => return self.accept_response(response, connection, in_flight_guard),
+                SendOutcome::Unsent(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
                     drop(self.recover_body(*unsent))
                 }
-                Err(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
+                SendOutcome::Unsent(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
             }
         }
         Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
@@ -114,7 +122,7 @@ impl Attempt<'_> {
         Ok(RequiredProtocol::Http1)
     }
 
-    /// A connection of the request's own, or one that has become free.
+    /// Returns a new connection of the request's own, or one that has become free.
     async fn connect(
         &self,
         in_flight_guard: &InFlightGuard,
@@ -131,8 +139,9 @@ impl Attempt<'_> {
             return Err(waiting());
         }
         let full = |_| {
-            let error = Error::new(FailureKind::LimitReached, format!("no connection became free in {within:?}"));
-            not_sent(error.with_limit("connect-timeout"))
+            // Without a limit there is no wait. The time is a limit too, but a longer one makes no connection free.
+            let why = format!("no connection became free in {within:?} (`connect-timeout`)");
+            not_sent(Error::new(FailureKind::LimitReached, why).with_limit("limits.connections"))
         };
         let leave = self.step.limit(within, pool.acquire(self.connection_limit, wanted, rules, clock));
         let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
@@ -142,7 +151,7 @@ impl Attempt<'_> {
         let request = ConnectionRequest {
             limit: self.connection_limit.clone(),
             wanted,
-            ends: self.context.ends(),
+            addresses: self.context.addresses(),
             settings: rules.clone(),
             reached: Rc::default(),
         };
@@ -164,12 +173,12 @@ impl Attempt<'_> {
         connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent)
     }
 
-    /// Sends, and waits for the head of the response, driving the connection meanwhile.
+    /// Sends the request, and waits for the head of the response, while the connection is driven.
     async fn send(
         &mut self,
         connection: &mut Connection,
         in_flight_guard: &InFlightGuard,
-    ) -> Result<SendResult, AttemptFailure> {
+    ) -> Result<SendOutcome, AttemptFailure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
         let address = &in_flight_guard.endpoint_view().endpoint.address;
@@ -201,10 +210,13 @@ impl Attempt<'_> {
                 Error::new(FailureKind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
             AttemptFailure { error: error.with_limit("response-timeout"), reached: Delivery::MaybeProcessed }
         };
-        step.limit(rules.response_timeout, sending).await.map_err(late)
+        Ok(match step.limit(rules.response_timeout, sending).await.map_err(late)? {
+            Ok(response) => SendOutcome::Response(response),
+            Err(unsent) => SendOutcome::Unsent(unsent),
+        })
     }
 
-    /// Gives a request its head, in place: it is large.
+    /// Writes the head of a request in place, because it is large.
     fn write_request_head(
         &mut self,
         request: &mut Request<RequestBody>,
@@ -259,7 +271,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// A response that can be passed on, with the connection that it streams from.
+    /// Returns a response that can be passed on, with the connection that it streams from.
     fn accept_response(
         &self,
         mut response: Response<EndpointBody>,
@@ -290,8 +302,8 @@ impl Attempt<'_> {
         })
     }
 
-    /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
-    /// handshake.
+    /// Whether the endpoint has proved its switch to WebSocket. A client with HTTP/1 checks that itself; for a client
+    /// with HTTP/2 this proxy has made the handshake.
     fn has_proof(&self, response: &Response<EndpointBody>) -> bool {
         let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
         let request = &self.context.request;
@@ -300,7 +312,7 @@ impl Attempt<'_> {
             || websocket::is_accepted(&request.headers, response.headers())
     }
 
-    /// Whether a request that died with its connection may go out on another.
+    /// Whether a request whose connection has failed may be sent on another connection.
     fn may_resend(&self, unsent: &Unsent, connection: &Connection, origin: ConnectionOrigin) -> bool {
         // Other requests may have made a shared connection, and used it up.
         let was_in_use = origin == ConnectionOrigin::Kept || connection.version() == Version::HTTP_2;
@@ -311,7 +323,7 @@ impl Attempt<'_> {
         self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
-    /// Keeps what is left of a request for another attempt.
+    /// Keeps the rest of a request for another attempt.
     fn recover_body(&self, unsent: Unsent) -> SendError {
         if let Some(content) = unsent.content {
             self.content.borrow_mut().put_back(content);
@@ -356,13 +368,13 @@ fn body_not_replayable() -> AttemptFailure {
     }
 }
 
-/// Whether a request without content says so, as its method gives content a meaning (RFC 9110 §8.6): some servers refuse it
-/// otherwise.
+/// Whether a request without content needs `Content-Length: 0`, because its method gives content a meaning (RFC 9110
+/// §8.6): some servers reject it otherwise.
 fn wants_length(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH) || method.as_str() == "QUERY"
 }
 
-/// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
+/// Whether an endpoint closed a kept connection before it sent a byte of the response.
 fn is_stale(error: &SendError) -> bool {
     match error {
         SendError::Http1(error) => matches!(error, Http1Error::Closed(_)),
@@ -372,8 +384,8 @@ fn is_stale(error: &SendError) -> bool {
     }
 }
 
-/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7), or the request was still
-/// waiting for a stream when the connection ended: hyper then drops it with its task.
+/// Whether an endpoint has not acted on a request: it said so (RFC 9113 §6.8, §8.7), or the request was still waiting
+/// for a stream when the connection ended. hyper then drops the request with its task.
 fn is_unread(error: &SendError, connection: &Connection) -> bool {
     let SendError::Http2(error) = error else { return false };
     let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
@@ -433,7 +445,6 @@ fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) 
     }
 }
 
-fn too_large(ResponseHeadLimits { bytes, fields }: ResponseHeadLimits) -> Error {
-    let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
-    Error::new(FailureKind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
+fn too_large(limits: ResponseHeadLimits) -> Error {
+    Error::new(FailureKind::ResponseHeadSize, limits.exceeded())
 }

@@ -1,4 +1,4 @@
-//! Which endpoint of an upstream gets a request: the balancer's word, or the only one there is.
+//! The choice of the endpoint for a request: by the balancer, or the only endpoint of the upstream.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub struct EndpointChoice {
     pub edits: Option<BalancerEdits>,
 }
 
-/// Chooses for a request to an upstream, given by its index, that has failed at some endpoints already.
+/// Chooses an endpoint for a request to an upstream, given by its index. The request has failed at the endpoints
+/// `tried` already.
 pub fn choose(
     worker: &WorkerState,
     upstream_id: UpstreamId,
@@ -53,7 +54,7 @@ pub fn choose(
     }
 }
 
-/// The endpoint that a balancer has picked, which has to be one that is offered.
+/// Returns the endpoint that a balancer has picked; an error unless it is one of those that were offered.
 fn checked_choice(
     endpoint_views: &EndpointViews,
     binding: PluginId,
@@ -74,7 +75,7 @@ fn checked_choice(
     Ok(Some(EndpointChoice { endpoint_view: endpoint_view.clone(), edits }))
 }
 
-/// The endpoint with the fewest requests in flight: what stands for a balancer that has failed and is to be skipped.
+/// Returns the endpoint with the fewest requests in flight, for a balancer that has failed and is skipped.
 fn without_balancer(endpoint_views: &EndpointViews, tried: &[Rc<EndpointView>]) -> Result<EndpointChoice, Error> {
     let was_tried = |endpoint_view: &Rc<EndpointView>| {
         tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &endpoint_view.endpoint))
@@ -96,7 +97,7 @@ fn only(endpoint_views: &EndpointViews) -> Result<EndpointChoice, Error> {
     }
 }
 
-/// The indices of those that were tried, as far as they are still in the set.
+/// Returns the indices of the endpoints that were tried, as far as they are still in the set.
 fn endpoint_indices(endpoint_views: &EndpointViews, tried: &[Rc<EndpointView>]) -> SmallVec<[u32; 4]> {
     let index_of = |tried: &Rc<EndpointView>| {
         let is_it = |endpoint_view: &Rc<EndpointView>| Arc::ptr_eq(&endpoint_view.endpoint, &tried.endpoint);

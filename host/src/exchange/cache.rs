@@ -17,7 +17,7 @@ use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
 use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
-use crate::exchange::record;
+use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::PluginId;
 use crate::generation::{Route, WorkerState};
@@ -68,7 +68,7 @@ pub struct CacheMiss {
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: ForwardReason,
-    /// How many plugins, from the top of the chain, have run their request hooks.
+    /// The position of the chain up to which the request hooks have run.
     reached: Cell<ChainPosition>,
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
@@ -236,12 +236,12 @@ impl CacheMiss {
         Fetch { miss: self, worker, destination, clock }.run(context, lead).await
     }
 
-    /// Returns how many plugins, from the top of the chain, have run their request hooks.
+    /// Returns the position of the chain up to which the request hooks have run.
     pub fn depth(&self) -> ChainPosition {
         self.reached.get()
     }
 
-    /// Joins the other requests for the same response: the first of them fetches it, the others wait for that one.
+    /// Joins the other requests for the same response: the first of them fetches the response, the others wait for it.
     async fn join(
         &mut self,
         worker: &Rc<WorkerState>,
@@ -372,7 +372,7 @@ impl CacheMiss {
                 || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");
             let validated = validated.unwrap_or_else(|_| Err(ChainFailure::new(late(), self.depth())));
             if let Err(ChainFailure { error, .. }) = validated {
-                record::log(&error, Some(&context), "stored response not validated", false);
+                record::log(&error, Some(&context), "stored response not validated", ClientState::Present);
             }
             drop(in_chain);
         });
@@ -430,7 +430,8 @@ impl CacheMiss {
         failed: ChainFailure,
     ) -> Result<CacheResponse, ChainFailure> {
         let Some(response) = self.serve_stale_on_error(worker, context, status) else { return Err(failed) };
-        record::log(&failed.error, Some(context), "exchange failed, a stored response stands for it", false);
+        let what = "exchange failed, a stored response stands for it";
+        record::log(&failed.error, Some(context), what, ClientState::Present);
         Ok(self.cache_response(response))
     }
 
@@ -492,10 +493,10 @@ impl CacheMiss {
 /// The detail of a 504 because the request accepts only a stored response, and there is none.
 const ONLY_IF_CACHED: &str = "only-if-cached";
 
-/// The detail of a 504 because the beginning of the stored response that the upstream has confirmed is gone.
+/// The detail of a 504 because the upstream has confirmed a stored response whose beginning is no longer in memory.
 const CONFIRMED_CONTENT_GONE: &str = "confirmed-content-gone";
 
-/// The detail of a 504 because the beginning of the response that was just fetched is gone.
+/// The detail of a 504 because the beginning of a response that was just fetched is no longer in memory.
 const FETCHED_CONTENT_GONE: &str = "fetched-content-gone";
 
 /// The reason in `Cache-Status` if the cache is bypassed because its policy failed.
@@ -541,7 +542,7 @@ impl CacheStage {
         }
     }
 
-    /// Calls the policy when its failure can't change the exchange any more; `None` if the call failed.
+    /// Calls the policy when its failure can't change the exchange any more. Returns `None` if the call failed.
     fn notify<R>(
         self,
         worker: &WorkerState,

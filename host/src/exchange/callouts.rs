@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::forward::{OutgoingRequest, forward};
-use super::record;
+use super::record::{self, ClientState};
 use super::response_body::ResponseBody;
 use crate::body::upload::RequestBody;
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
@@ -121,7 +121,7 @@ impl CalloutOrigin<'_> {
             Err(error) => Err(error),
         };
         collected.map_err(|error| {
-            record::log(&error, Some(&context), "request of a plugin failed", false);
+            record::log(&error, Some(&context), "request of a plugin failed", ClientState::Present);
             error.kind
         })
     }

@@ -1,4 +1,4 @@
-//! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
+//! The plugin chain: request hooks down, response hooks up, and the effect of a failed plugin on the exchange.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use crate::protocol::transformed_content;
 
 /// The result of running the request hooks of a chain.
 pub enum RequestHooks {
-    /// To the upstream; all response hooks are due.
+    /// No plugin responded: the request goes to the upstream, and all response hooks will run.
     Forward,
-    /// A plugin answered; the response hooks of those above it are due.
+    /// A plugin responded; the response hooks of the plugins above it will run.
     Answer(Response<Vec<u8>>, ChainPosition),
-    /// Here is a cache.
+    /// The chain has reached a cache at this position.
     Cache(ChainPosition),
     /// The hook of the plugin just below this position may wait: [`accept_request_verdict`] takes its verdict.
     Wait(ChainPosition),
@@ -48,7 +48,7 @@ pub enum ResponseHooks {
     },
 }
 
-/// How many plugins, from the top of the chain, see the response.
+/// A position in a chain: the number of plugins, from the top, that see the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainPosition(usize);
 
@@ -60,7 +60,7 @@ pub struct ChainFailure {
     pub depth: ChainPosition,
 }
 
-/// The edits that a balancer wants made to the response.
+/// The balancer's edits of the response.
 #[derive(Clone)]
 pub struct BalancerEdits {
     /// The index of the balancer in the generation.
@@ -81,7 +81,7 @@ impl ChainPosition {
         ChainPosition(0)
     }
 
-    /// All of them.
+    /// Returns the position below all plugins.
     pub fn bottom(route: &Route) -> Self {
         ChainPosition(route.chain.len())
     }
@@ -91,17 +91,17 @@ impl ChainPosition {
         ChainPosition(self.0 + 1)
     }
 
-    /// The index of the plugin just below these, in the generation.
+    /// Returns the plugin just below this position.
     pub fn plugin(self, route: &Route) -> PluginId {
         route.chain[self.0]
     }
 
-    /// Their places in the chain.
+    /// Returns the range of the plugins above this position.
     pub fn plugins(self) -> Range<usize> {
         0..self.0
     }
 
-    /// The range of plugins from another position down to this one.
+    /// Returns the plugins from `top` down to this position.
     pub fn range_below(self, top: ChainPosition) -> Range<usize> {
         top.0..self.0.max(top.0)
     }
@@ -262,7 +262,7 @@ fn settle_response_hook(
     hooked.or_else(|failure| on_error(worker, at.plugin(route), failure, at, failing).map(|()| None))
 }
 
-/// Makes the edits that a balancer wants made to the response.
+/// Makes the balancer's edits of the response.
 pub fn apply_balancer_edits(
     worker: &WorkerState,
     wanted: Option<&BalancerEdits>,
@@ -456,7 +456,7 @@ fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<UpstreamId, Plug
     })
 }
 
-/// The hook that failed, and the exchange that it failed in.
+/// A failed hook, with the exchange that it failed in.
 pub struct FailedHook<'a> {
     pub hook: &'static str,
     pub context: &'a ExchangeContext,

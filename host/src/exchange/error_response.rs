@@ -12,7 +12,7 @@ use crate::exchange::response_body::ResponseBody;
 
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
+/// The value of `Retry-After`, in seconds (RFC 9110 §10.2.3): the smallest one, and longer than most requests take.
 const RETRY_AFTER: NonZero<u32> = NonZero::<u32>::MIN;
 
 /// An error page as it is sent.

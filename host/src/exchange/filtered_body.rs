@@ -33,7 +33,7 @@ struct Pause {
     sleep: Pin<Box<Sleep>>,
 }
 
-/// A body waits no longer than this for a plugin's share of time, and then fails: as long as an idle client may take.
+/// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// The shortest step of a wait, which is what timers can measure.
@@ -41,7 +41,7 @@ const MIN_STEP: Duration = Duration::from_millis(1);
 
 enum FilterState {
     Passing,
-    /// All data has gone; these trailers are left.
+    /// All data was passed on; these trailers are left.
     Trailers(HeaderMap),
     Over,
 }
@@ -79,12 +79,12 @@ impl<B> FilteredBody<B> {
         }
     }
 
-    /// The status that a plugin which has failed wants the client to get.
+    /// Returns the status that a failed plugin has set for the client.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
 
-    /// The body before it passes any plugin.
+    /// Returns the body before any plugin transforms it.
     pub fn source(&self) -> &B {
         &self.source
     }
@@ -219,7 +219,7 @@ fn reported<R>(
     })
 }
 
-/// The error of a stage, with the status in its plugin's `on-error`.
+/// The error of a stage, with the status of its plugin's `on-error`.
 struct FilterFailure {
     error: BodyFilterError,
     status: Option<StatusCode>,

@@ -25,7 +25,7 @@ pub enum NoRoute {
     Answered(Box<Response<ResponseBody>>),
 }
 
-/// Counts a request that came by a trusted proxy as its client's, where that is limited.
+/// Counts a request of a trusted proxy for its client, if the number of requests per client is limited.
 pub fn count_for_client(
     settled: &Settled,
     arrival: &ConnectionInfo,
@@ -48,7 +48,8 @@ pub fn count_for_client(
 /// The route of a request.
 pub struct FoundRoute {
     pub route_id: RouteId,
-    /// The path that the client has sent, if the route forwards it and it differs from that of the request; `None` otherwise.
+    /// The path that the client has sent, if the route forwards it and it differs from that of the request; `None`
+    /// otherwise.
     pub sent: Option<Uri>,
 }
 
@@ -110,8 +111,8 @@ fn redirect_to_https(request: &Parts, accepted: AcceptedPath, port: u16) -> NoRo
     }
 }
 
-/// Returns the path that a route forwards as the client has sent it; an error if the path has no normal form and the route
-/// needs one, or if recipients may read the path as that of another route.
+/// Returns the path as the client has sent it, if the route forwards it. An error if the path has no normal form and
+/// the route needs one, or if recipients may read the path as that of another route.
 fn settle_sent_path(
     worker: &WorkerState,
     request: &Parts,

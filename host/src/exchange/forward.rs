@@ -1,5 +1,5 @@
-//! From a finished request to the head of a response: choose an endpoint, make an attempt, and another one at another
-//! endpoint where the upstream's rules allow that.
+//! Forwards a finished request, up to the head of its response: chooses an endpoint and makes an attempt, and further
+//! attempts at other endpoints where the upstream's rules allow that.
 #![expect(clippy::disallowed_methods, reason = "attempts are measured exactly: their latency decides about endpoints")]
 
 use std::cell::RefCell;
@@ -56,7 +56,7 @@ impl OutgoingRequest {
     }
 }
 
-/// A response, with the edits that the balancer wants made to it.
+/// A response, with the balancer's edits of it.
 pub struct Received {
     pub response: Response<ResponseBody>,
     pub edits: Option<BalancerEdits>,
@@ -83,9 +83,9 @@ struct AttemptLoop<'a> {
     upstream: &'a Upstream,
     /// The endpoints at which the request has failed.
     tried: Vec<Rc<EndpointView>>,
-    /// The endpoints whose time to accept a connection is over, or will be at this time.
+    /// The endpoints whose time to accept a connection is over, or ends at the given time.
     silent: Vec<(Rc<EndpointView>, Instant)>,
-    /// The retries that count, of those that were made.
+    /// The number of retries that count, of those that were made.
     counted: u32,
     /// Whether the budget had no room for another retry.
     is_denied: bool,
@@ -98,15 +98,15 @@ enum RetryCost {
     Free,
     /// The connection is still being made: another attempt adds no load at the same endpoint either.
     FreeAnywhere,
-    /// A retry, within the upstream's number of them and within its budget.
+    /// A retry that counts against the upstream's number of retries and against its budget.
     Counted,
 }
 
 /// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
 const MAX_ATTEMPTS: usize = 16;
 
-/// Sends the request of `head` with a body to an upstream, given by its index. The body is taken out of `sending`. `step`
-/// limits each thing that is waited for, up to the end of the response.
+/// Sends the request of `head` with a body to an upstream, given by its index. The body is taken out of `sending`.
+/// `step` limits each single wait, up to the end of the response.
 pub async fn forward(
     worker: &WorkerState,
     upstream_id: UpstreamId,
@@ -232,8 +232,8 @@ impl<'a> AttemptLoop<'a> {
         Some(next)
     }
 
-    /// Passes over endpoints that have not accepted a connection in all the time that they had: to wait once more for one of
-    /// them would keep the client for a multiple of `connect-timeout`.
+    /// Excludes endpoints that have not accepted a connection in their whole time: another wait for one of them would
+    /// cost the client a multiple of `connect-timeout`.
     fn unless_silent(
         &self,
         picked: EndpointChoice,
@@ -273,7 +273,8 @@ impl<'a> AttemptLoop<'a> {
         self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &endpoint_view.endpoint))
     }
 
-    /// Picks among the ejected endpoints too, where none that is up can be connected to: one may be well again.
+    /// Picks among the ejected endpoints too, if no endpoint that is up can be connected to: an ejected one may work
+    /// again.
     fn last_resort(&self, context: &ExchangeContext, step: &Deadline) -> Option<EndpointChoice> {
         let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|endpoint_view| &*endpoint_view.endpoint).collect();
         if !self.upstream.live.is_exhausted_by(&tried, step.clock().now()) {
@@ -282,7 +283,7 @@ impl<'a> AttemptLoop<'a> {
         self.next(context, step).ok().filter(|choice| !self.has_tried(&choice.endpoint_view))
     }
 
-    /// Takes note of what an attempt says of its endpoint.
+    /// Records what an attempt shows about its endpoint.
     fn record_outcome(
         &self,
         endpoint_view: &EndpointView,
@@ -315,7 +316,7 @@ impl<'a> AttemptLoop<'a> {
         }
     }
 
-    /// Takes note of an endpoint that has not accepted a connection, and when its time for that is over.
+    /// Records that an endpoint has not accepted a connection, and when its time for that is over.
     fn note_silence(
         &mut self,
         endpoint_view: &Rc<EndpointView>,
@@ -337,7 +338,7 @@ impl<'a> AttemptLoop<'a> {
         }
     }
 
-    /// Logs a failed attempt that another one is to follow: no client hears of it.
+    /// Logs a failed attempt that another one will follow: the client gets no error for it.
     fn log(
         &self,
         endpoint_view: &EndpointView,
@@ -367,8 +368,8 @@ impl<'a> AttemptLoop<'a> {
         );
     }
 
-    /// Returns what another attempt of a request would cost; `None` if there is to be none.
-    /// Names the limit for which the content can't be sent again.
+    /// Returns the cost of another attempt of a request; `None` if none is made. Names the limit for which the content
+    /// can't be sent again.
     fn should_retry(
         &self,
         outcome: &mut Result<AttemptResponse, AttemptFailure>,
@@ -410,14 +411,14 @@ impl<'a> AttemptLoop<'a> {
         allowed
     }
 
-    /// Takes note of a retry that is made.
+    /// Records a retry.
     fn record_retry(&mut self, now: Instant) {
         self.counted += 1;
         self.worker.upstreams[self.upstream_id].budget.borrow_mut().retry(now);
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits before an endpoint is asked once more that has just failed.
+    /// Waits before an attempt at an endpoint that has just failed.
     async fn back_off(&self, next: &Rc<EndpointView>) {
         let is_next = |endpoint_view: &&Rc<EndpointView>| Arc::ptr_eq(&endpoint_view.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;

@@ -1,6 +1,6 @@
-//! The upstream's error responses in whose place a client gets an error page, as the route's `intercept` says. Status and
-//! fields about the exchange stay; the content and the fields that describe it are replaced. And error responses of plugins
-//! without content, which get a page as their content.
+//! Error pages for error responses of others: of the upstream, where the route's `intercept` says so, and of plugins,
+//! if they have no content. The status and fields about the exchange stay; the content and the fields that describe it
+//! are replaced.
 //!
 //! It happens before the response goes up the chain: the plugins see the page, as they see that of an error of the
 //! proxy itself. A cache is below, and sees and stores what the upstream has sent.
@@ -17,7 +17,7 @@ use crate::generation::ids::RouteId;
 use crate::protocol::conversation::is_grpc;
 use crate::protocol::hop_by_hop;
 
-/// Returns a response of the upstream, or the page in its place.
+/// Returns a response of the upstream, or the page that replaces it.
 pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
     let Received { response, edits } = received;
     let status = response.status();
@@ -32,8 +32,7 @@ pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteI
     Received { response: Response::from_parts(parts, ResponseBody::Full(page.content)), edits }
 }
 
-/// Gives an error response that a plugin has made without content the page for its status, as an error of the proxy has it.
-/// The fields stay.
+/// Adds the error page of its status to an error response that a plugin has made without content. The fields stay.
 pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
     let Received { mut response, edits } = received;
     let status = response.status();
@@ -50,8 +49,8 @@ pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId
     Received { response, edits }
 }
 
-/// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages of
-/// the proxy's own errors, so a cache must not keep it for longer than the response that it replaces.
+/// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages
+/// of the proxy's own errors, so a cache must not keep it for longer than the response that it replaces.
 fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static str) {
     let is_private = hop_by_hop::members(fields, header::CACHE_CONTROL).any(forbids_sharing);
     OF_CONTENT.iter().for_each(|name| drop(fields.remove(name)));
@@ -71,7 +70,7 @@ fn forbids_sharing(directive: &[u8]) -> bool {
     [&b"no-store"[..], b"private", b"no-cache"].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// The fields that describe the content of a response, or say for how long it is the right one.
+/// The fields that describe the content of a response, or the time for which the content is valid.
 static OF_CONTENT: [HeaderName; 19] = [
     header::ACCEPT_RANGES,
     header::AGE,

@@ -8,7 +8,7 @@ use crate::context::ExchangeContext;
 use crate::generation::{Route, WorkerState};
 use crate::protocol::conversation::is_conversation;
 
-/// The field by which an application asks nginx, and proxies that follow nginx, not to buffer its response.
+/// The field in which an application asks a proxy not to buffer its response, as nginx defines it.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Allows the content of a response to be read ahead, unless the route or the endpoint says otherwise, or the content is

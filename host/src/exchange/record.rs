@@ -20,16 +20,16 @@ use crate::telemetry::failure_log::{self, Topic};
 
 const CUT: &str = "response cut off";
 
-/// The status in the access log if the client left before it got any of the response, as nginx has it. No client gets
-/// this status.
+/// The status in the access log if the client disconnected before it got any of the response, as in nginx. No client
+/// gets this status.
 const CLIENT_LEFT: u16 = 499;
 
-/// Rides with the response to its last byte.
+/// The record of an exchange, which is kept with the response until its last byte.
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
     route_id: Option<RouteId>,
-    /// How many plugins, from the top of the chain, have seen the response.
+    /// The position of the chain up to which plugins have seen the response.
     pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
     pub context: Option<Box<ExchangeContext>>,
@@ -43,16 +43,16 @@ pub struct ExchangeRecord {
     is_whole: bool,
     /// Whether the response was cut off within its content.
     is_cut: bool,
-    /// Whether the client left before it got any of the response.
+    /// Whether the client disconnected before it got any of the response.
     has_left: bool,
-    /// How far the request's content is.
+    /// The progress of the request's content.
     pub upload: UploadProgress,
-    /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
+    /// The count of the request for its client; `None` if the connection is counted instead, or nothing is limited.
     pub counted: Option<CountedRequest>,
 }
 
 impl ExchangeRecord {
-    /// For an exchange that begins now.
+    /// Returns the record of an exchange that begins now.
     pub fn new(worker: Rc<WorkerState>, upload: UploadProgress) -> Self {
         let began = Instant::now();
         ExchangeRecord {
@@ -78,12 +78,12 @@ impl ExchangeRecord {
         &self.worker
     }
 
-    /// Notes that a response of a route goes up the chain from a position.
+    /// Records that a response of a route goes up the chain from a position.
     pub fn begin_response(&mut self, route_id: RouteId, depth: ChainPosition) {
         (self.route_id, self.depth) = (Some(route_id), depth);
     }
 
-    /// Notes where it went.
+    /// Records the route of the request, with its context.
     pub fn set_route(&mut self, route_id: RouteId, context: Box<ExchangeContext>) {
         (self.route_id, self.context) = (Some(route_id), Some(context));
     }
@@ -98,17 +98,22 @@ impl ExchangeRecord {
         self.route_id
     }
 
-    /// Notes that it went nowhere.
+    /// Records that the request has no route.
     pub fn set_no_route(&mut self, context: Box<ExchangeContext>) {
         self.context = Some(context);
     }
 
-    /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
+    /// Logs why the exchange has failed, unless that is done already, or the client has merely disconnected.
     pub fn log(&self, error: &Error, what: &'static str) {
-        log(error, self.context.as_deref(), what, self.upload.is_abandoned());
+        log(error, self.context.as_deref(), what, self.client_state());
     }
 
-    /// Notes that the response was cut off within its content.
+    /// Returns whether the client gave up within its content.
+    pub fn client_state(&self) -> ClientState {
+        if self.upload.is_abandoned() { ClientState::GaveUp } else { ClientState::Present }
+    }
+
+    /// Records that the response was cut off within its content.
     pub fn record_cut(&mut self, error: &BodyError) {
         let kind = match error.downcast_ref::<Error>() {
             Some(error) => {
@@ -125,6 +130,11 @@ impl ExchangeRecord {
                 kind
             }
         };
+        self.fail(kind);
+    }
+
+    /// Records that the exchange has failed after the head of the response.
+    pub fn fail(&mut self, kind: FailureKind) {
         self.is_cut = true;
         self.error.get_or_insert(kind);
     }
@@ -149,9 +159,16 @@ impl ExchangeRecord {
     }
 }
 
-/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be
-/// told the id of its request: that is logged, but is no warning.
-pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str, is_abandoned: bool) {
+/// Whether the client of an exchange gave up within its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    Present,
+    GaveUp,
+}
+
+/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and
+/// get the ID of its request: such a failure is logged, but is no warning.
+pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str, client: ClientState) {
     let (route, kind) = (context.map_or(UNROUTED, |context| &*context.route), error.kind.token());
     if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
         return;
@@ -160,7 +177,7 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
     let upstream = context.map(|context| &*context.upstream).filter(|upstream| *upstream != UNROUTED);
     let endpoint = context.and_then(|context| context.endpoint.as_deref());
     let (cause, limit) = (error.causes(), error.limit);
-    if is_abandoned {
+    if client == ClientState::GaveUp {
         tracing::info!(kind, request_id, route, upstream, endpoint, cause, "{what}: its client gave up");
     } else {
         tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
@@ -168,7 +185,7 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
 }
 
 impl ExchangeRecord {
-    /// Tells the observers of the route.
+    /// Calls the observers of the route.
     fn observe(&self, took: Duration) {
         let (Some(route_id), Some(context)) = (self.route_id, &self.context) else { return };
         for binding in &self.worker.generation.routes[route_id].chain {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::waiting::WaitingHook;
@@ -29,10 +30,10 @@ pub struct Rejection {
     pub received: ReceivedRequest,
 }
 
-/// A response at the place in the chain where it was made, or the failure in place of one.
+/// A response at its position in the chain, or a failure in place of a response.
 pub struct Reply {
     pub received: Result<Received, ChainFailure>,
-    /// How many plugins, from the top of the chain, see the response: those whose request hooks have run.
+    /// The position of the chain up to which plugins see the response: those whose request hooks have run.
     pub depth: ChainPosition,
     /// A cache that the request has bypassed; `None` if there is none.
     pub bypassed: Option<Box<BypassedCache>>,
@@ -297,7 +298,10 @@ fn finish_response(
 ) -> Result<Response<ResponseBody>, ChainFailure> {
     let body = content.map_or(body, |content| ResponseBody::Full(Bytes::from(content)));
     let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
-    let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+    let status = context.response.as_ref().map_or(came, |parts| parts.status);
+    // A plugin that changes the status of a switch denies the tunnel.
+    let is_denied = matches!(body, ResponseBody::Switched(_)) && status != StatusCode::SWITCHING_PROTOCOLS;
+    let has_none = is_denied || hop_by_hop::has_no_content(status);
     // What is dropped resets its stream.
     let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
     let Some(mut parts) = context.response.take() else { return Ok(response) };
@@ -311,7 +315,9 @@ fn finish_response(
     {
         response.extensions_mut().insert(reason);
     }
-    hop_by_hop::settle_length_without_content(&mut parts);
+    // A plugin may have changed the method or the status to one whose responses have content.
+    let is_empty = response.body().is_end_stream() && !context.received.is_head();
+    hop_by_hop::settle_length_without_content(&mut parts, is_empty);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     Ok(response)
@@ -343,7 +349,7 @@ fn run_response_hooks(
     })
 }
 
-/// The response to a request that is rejected before it is routed.
+/// Returns the response to a request that is rejected before it is routed.
 pub fn reject(
     worker: &WorkerState,
     rejection: Rejection,
@@ -357,7 +363,7 @@ pub fn reject(
     response
 }
 
-/// The response in place of one that has passed the chain, and can't be sent as it is.
+/// Returns the response in place of one that has passed the chain and can't be sent.
 pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
     let worker = record.running().clone();
     let context = record.take_context();
@@ -393,7 +399,7 @@ pub fn fail(
     context: &ExchangeContext,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
+    record::log(error, Some(context), "exchange failed", record.client_state());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
     let page = worker.generation.error_page(record.route(), status);
     error_response::error_response(error, status, context, page)

@@ -18,15 +18,15 @@ use crate::upstream::http1::Stream;
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
-    /// Streams, and drives the connection that it comes from.
+    /// The body of an endpoint's response, which is streamed and drives its connection.
     Upstream(UpstreamBody),
-    /// Is stored, or on its way into the store.
+    /// A stored body, complete or still arriving.
     Stored(StoredBody),
-    /// Several parts of that, with what stands between them.
+    /// Several parts of a stored body, with the separators of the parts.
     Parts(VecDeque<StoredBody>),
     /// The body is read from a file.
     File(Box<FileBody>),
-    /// One of these, but through plugins.
+    /// Another body, transformed by plugins.
     Filtered(Box<FilteredBody<ResponseBody>>),
     /// A whole body, made by the proxy or a plugin; empty once sent.
     Full(Bytes),
@@ -41,7 +41,7 @@ pub struct SwitchedProtocol {
     /// The protocol, as the endpoint named it.
     pub protocol: HeaderValue,
     pub stream: Stream,
-    /// Counts the tunnel as in flight at its endpoint.
+    /// The guard that counts the tunnel as in flight at its endpoint.
     pub in_flight_guard: InFlightGuard,
 }
 

@@ -20,7 +20,7 @@ use crate::protocol::content_coding;
 use crate::protocol::media_type;
 use crate::protocol::ranges::{self, PartOrder, RangeRequest};
 use crate::static_files::file_body::{FileBody, Segment};
-use crate::static_files::find::{FileQuery, Found, FoundFile, SiteFile};
+use crate::static_files::find::{FileQuery, FoundFile, PathAnswer, SiteFile};
 use crate::static_files::site_path::SitePath;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::unix_time::{http_date, now_ms};
@@ -28,13 +28,13 @@ use crate::store::unix_time::{http_date, now_ms};
 /// The methods of a file, for `Allow`.
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The longest file that is read before its response begins: it is closed at once, instead of when a slow client has taken
-/// it. Shorter than the head that a response may have.
+/// The maximum length of a file that is read before its response begins. The file is closed at once, instead of when a
+/// slow client has read it. Shorter than the maximum head of a response.
 const READ_AT_ONCE: u64 = 16 << 10;
 
 /// Returns the file that a request asks for, or the status that says why there is none. The path is that of
-/// [`ExchangeContext::forwarded_target`], on which the route's `strip-prefix` and `rewrite` have acted. `step` limits each
-/// thing that is waited for.
+/// [`ExchangeContext::forwarded_target`], which `strip-prefix` and `rewrite` of the route have changed. `step` limits
+/// each single wait.
 pub async fn serve_files(
     worker: &WorkerState,
     route_id: RouteId,
@@ -66,14 +66,14 @@ pub async fn serve_files(
         None => site.find(query, step).await?,
     };
     Ok(match found {
-        Found::File(found) => match file_response(found, site, context, step) {
+        PathAnswer::File(found) => match file_response(found, site, context, step) {
             Some(response) => response,
             None => page(StatusCode::PRECONDITION_FAILED),
         },
-        Found::Folder => redirect_into_folder(&request.uri),
-        Found::Listing(page) => listing_response(page, &request.method),
-        Found::Absent => page(StatusCode::NOT_FOUND),
-        Found::Denied => page(StatusCode::FORBIDDEN),
+        PathAnswer::Folder => redirect_into_folder(&request.uri),
+        PathAnswer::Listing(page) => listing_response(page, &request.method),
+        PathAnswer::Absent => page(StatusCode::NOT_FOUND),
+        PathAnswer::Denied => page(StatusCode::FORBIDDEN),
     })
 }
 

@@ -31,7 +31,7 @@ pub fn apply_uri_rules(route: &Route, context: &mut ExchangeContext) -> Result<(
     Ok(())
 }
 
-/// Gets the response of a target, whatever the target is. `step` limits each thing that is waited for.
+/// Gets the response of a target of any kind. `step` limits each single wait.
 pub async fn ask_target(
     worker: &WorkerState,
     destination: Destination,

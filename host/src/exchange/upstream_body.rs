@@ -25,7 +25,7 @@ use crate::upstream::connection::{Connection, EndpointBody};
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::health::EndpointFailure;
 
-/// A body that comes from an endpoint, as the client takes it.
+/// The body of an endpoint's response, as the client reads it.
 pub struct UpstreamBody(Rc<RefCell<UpstreamReading>>);
 
 /// A handle by which the task of a client connection reads an endpoint's response ahead of a slow client. It does nothing
@@ -50,7 +50,7 @@ struct UpstreamReading {
     piece: usize,
     /// Whether the client waits for more.
     is_awaited: bool,
-    /// Whether the client has taken a piece since the last check.
+    /// Whether the client has read a piece since the last check.
     is_taking: bool,
     /// The rules; `None` if the endpoint waits for the client.
     rules: Option<ReadAheadRules>,
@@ -75,7 +75,7 @@ enum ContentEnd {
 /// The use of a connection until the body of a response is over.
 pub struct ConnectionLease {
     pub connection: Box<Connection>,
-    /// Counts the exchange as in flight at its endpoint.
+    /// The guard that counts the exchange as in flight at its endpoint.
     pub in_flight_guard: InFlightGuard,
     /// Whether a complete response counts as a success of the endpoint; some statuses count as failures.
     pub is_good: bool,
@@ -86,13 +86,13 @@ pub struct ConnectionLease {
     pub upload: UploadProgress,
 }
 
-/// The bytes that are read from an endpoint at once, unless the client's connection bounds them otherwise. Each client with
-/// HTTP/1 that takes nothing holds two or three such pieces, while pieces of a quarter took twice the CPU time for content
-/// of 1 MiB.
+/// The bytes that are read from an endpoint at once, unless the client's connection bounds them otherwise. Each client
+/// with HTTP/1 that reads nothing holds two or three pieces of this size, while pieces of a quarter took twice the CPU
+/// time for content of 1 MiB.
 const READ: usize = 128 << 10;
 
-/// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again: as
-/// many as an error page has. A longer body costs more than a new connection.
+/// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again.
+/// The bodies of error pages fit; a longer body costs more than a new connection.
 const DISCARD_BYTES: u64 = 64 << 10;
 /// The maximum time for reading a body that no client gets.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
@@ -151,7 +151,7 @@ impl UpstreamBody {
     }
 
     /// Reads the rest of a body that no client gets, on a task of its own: an HTTP/1 connection can then serve other
-    /// requests. A long or slow one isn't worth that, and closes its connection.
+    /// requests. A long or slow body is not worth that, and closes its connection.
     pub fn discard(mut self) {
         if self.is_end_stream() || self.size_hint().lower() > DISCARD_BYTES {
             return;
@@ -185,8 +185,8 @@ impl UpstreamBody {
 }
 
 impl ReadAhead {
-    /// Reads the response if the client doesn't take what is there. The task of the client's connection calls this each
-    /// time that it has nothing else to do.
+    /// Reads ahead from the endpoint if the client does not read the bytes that wait. The task of the client's
+    /// connection calls this each time that it has nothing else to do.
     pub fn drive(&self, cx: &mut Context<'_>) {
         if let Some(reading) = self.0.upgrade() {
             reading.borrow_mut().read_ahead(cx);
@@ -209,7 +209,12 @@ impl UpstreamReading {
             Box::new(ReadContent { spool, end: None })
         });
         let mut reads = 0;
-        while ahead.end.is_none() && ahead.spool.room(READ, cx) == Room::Free {
+        while ahead.end.is_none() {
+            if ahead.spool.room(READ, cx) != Room::Free {
+                // The endpoint waits for the client from now on, perhaps for long.
+                self.lease.iter().for_each(|lease| lease.connection.release_read_buffer());
+                break;
+            }
             if reads == READS_AT_ONCE {
                 // Others get their turn, and above all the client.
                 cx.waker().wake_by_ref();
@@ -314,7 +319,7 @@ impl UpstreamReading {
 }
 
 impl ReadContent {
-    /// Appends a frame of the endpoint to those that wait.
+    /// Appends a frame of the endpoint to the frames that wait.
     fn put(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) {
         self.end = match frame {
             None => Some(ContentEnd::Whole),

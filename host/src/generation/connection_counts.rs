@@ -20,17 +20,17 @@ pub struct ConnectionCounts {
     closed: [AtomicU64; CloseReason::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
     cut_off: [AtomicU64; SendLimit::ALL.len()],
-    /// For each reason, the minute of the process in which it was last logged, plus one.
+    /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
     /// The search for connections of the whole listener that can be evicted.
-    pub search: Search,
+    pub search: EvictionSearch,
     /// The search for connections of one client that can be evicted.
-    pub client_search: Search,
+    pub client_search: EvictionSearch,
 }
 
 /// A search for connections to evict, with a pause after a search without result: each scans all connections.
 #[derive(Debug, Default)]
-pub struct Search(AtomicU64);
+pub struct EvictionSearch(AtomicU64);
 
 /// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
 /// address.
@@ -54,19 +54,19 @@ pub struct CountedRequest {
 /// A reason why a connection was closed early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The listener reached `limits.connections`, and none of the other connections could be evicted.
+    /// The listener reached `limits.connections`, and no other connection could be evicted.
     Connections,
     /// The client reached `limits.connections-per-client`.
     ConnectionsPerClient,
     /// The listener was nearly full, and the client had more than its share.
     FairShare,
-    /// The connection waited without a request, and others needed the room.
+    /// The connection waited without a request, and others needed its place.
     Evicted,
     /// The client sent far more HTTP/2 frames than its requests explain.
     Flood,
 }
 
-/// The limit of a slow reader: a client that accepts too little of what is sent.
+/// The limit that a slow client has met: the client accepts too little of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendLimit {
     Timeout,
@@ -197,7 +197,7 @@ impl ConnectionCounts {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// Whether a reason may be logged in this minute of the process: once.
+    /// Whether a reason may be logged in this minute of the process: once for each minute.
     pub fn may_log(&self, reason: CloseReason, minute: u64) -> bool {
         self.logged[reason as usize].swap(minute + 1, Ordering::Relaxed) != minute + 1
     }
@@ -215,7 +215,7 @@ impl Drop for CountedRequest {
     }
 }
 
-impl Search {
+impl EvictionSearch {
     /// Searches, unless there is a pause, and returns whether a connection was found. Times are in milliseconds.
     pub fn find(&self, now: u64, search: impl FnOnce() -> usize) -> bool {
         if now < self.0.load(Ordering::Relaxed) {
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_search_in_vain_is_followed_by_a_pause() {
-        let search = Search::default();
+        let search = EvictionSearch::default();
         assert!(search.find(0, || 1));
         assert!(!search.find(0, || 0));
         assert!(!search.find(PAUSE - 1, || 1));

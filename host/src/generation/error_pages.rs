@@ -9,12 +9,12 @@ use http::StatusCode;
 use crate::error::FailureKind;
 use crate::protocol::framing::FramingError;
 
-/// The pages that a manifest or a route of it has for errors, by status code.
+/// The error pages of a manifest or of a route, by status code.
 #[derive(Debug, Default)]
 pub struct ErrorPages(HashMap<u16, Arc<str>>);
 
-/// The statuses of errors that are not their kind's: of a request for another scheme, of content that can't be transformed,
-/// of a client with too many requests, and of TRACE that ends here.
+/// The statuses of errors that differ from those of their kind: a request for another scheme, content that can't be
+/// transformed, a client with too many requests, and TRACE that ends here.
 const OF_SINGLE_ERRORS: [StatusCode; 4] = [
     StatusCode::MISDIRECTED_REQUEST,
     StatusCode::UNSUPPORTED_MEDIA_TYPE,

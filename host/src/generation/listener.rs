@@ -20,7 +20,7 @@ pub struct Listener {
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
     /// Whose word about the client is taken.
-    pub client: client_address::ClientAddressRules,
+    pub client: Arc<client_address::ClientAddressRules>,
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,
     pub limits: ClientLimits,
@@ -32,30 +32,30 @@ pub struct Listener {
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
     pub framing: framing::HeadLimits,
-    /// For a head, and for the handshake of TLS.
+    /// The maximum time to receive a head, and for the TLS handshake.
     pub head_timeout: Duration,
-    /// Between two requests.
+    /// The maximum time between two requests.
     pub keep_alive: Duration,
     pub requests: usize,
     pub connections: usize,
     pub connections_per_client: Option<usize>,
     /// Requests at a time on a connection with HTTP/2.
     pub streams: u32,
-    /// Between two pieces of a request's content.
+    /// The maximum pause between two pieces of a request's content.
     pub body_timeout: Duration,
     /// Bytes that a request's content has to make per second.
     pub body_rate: u64,
     pub send: SendLimits,
-    /// Bytes that wait on a connection with HTTP/2 for its client, and as many for endpoints.
+    /// The bytes that wait on an HTTP/2 connection for its client, and as many for endpoints.
     pub buffer: usize,
-    /// For an upgraded connection on which nothing passes.
+    /// The maximum time for which a tunnel may be idle.
     pub tunnel_timeout: Duration,
 }
 
-/// The pace at which a client has to take its responses.
+/// The minimum pace at which a client has to read its responses.
 #[derive(Clone, Copy, Debug)]
 pub struct SendLimits {
-    /// For a client that takes nothing.
+    /// The maximum time for which a client may accept no bytes.
     pub timeout: Duration,
     /// Bytes per second, over each of two windows of time in which the client is waited for.
     pub rate: u64,
@@ -67,8 +67,8 @@ impl SendLimits {
         self.timeout / 2
     }
 
-    /// Whether a client that took so many bytes in a window takes too little: in two windows, of which `slow` counts the
-    /// first. One in which it takes nothing at all doesn't count: a film may be paused, and there is a timeout.
+    /// Whether a client that read `bytes` bytes in a window is too slow: in two windows, of which `slow` counts the
+    /// first. A window in which it reads nothing doesn't count: a film may be paused, and there is a timeout.
     pub fn is_too_slow(&self, bytes: u64, slow: &Cell<u8>) -> bool {
         if bytes == 0 {
             return false;

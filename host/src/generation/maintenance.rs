@@ -25,12 +25,13 @@ pub struct Maintenance {
 pub struct MaintenanceSwitch {
     path: PathBuf,
     is_on: AtomicBool,
-    /// Whether the last look at the file has failed, which is logged once.
+    /// Whether the last search for the file has failed, which is logged once.
     has_failed: AtomicBool,
 }
 
 impl Maintenance {
-    /// Returns the error for a request of a client, whose address is `None` at a unix socket; `None` if it is served.
+    /// Returns the error for a request of a client, whose address is `None` at a unix socket; `None` if the request is
+    /// served.
     pub fn refusal(&self, client: Option<IpAddr>) -> Option<Error> {
         if !self.switch.is_on() || self.except.has(client) {
             return None;
@@ -42,7 +43,7 @@ impl Maintenance {
 }
 
 impl MaintenanceSwitch {
-    /// Returns the switch of a file, after a first look at the file.
+    /// Returns the switch of a file, after a first search for the file.
     pub fn new(path: PathBuf) -> Self {
         let switch = MaintenanceSwitch { path, is_on: AtomicBool::new(false), has_failed: AtomicBool::new(false) };
         switch.look();
@@ -58,8 +59,8 @@ impl MaintenanceSwitch {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// Looks for the file, and logs a change. Takes as long as the file system does. If the file system can't say, the state
-    /// stays.
+    /// Searches for the file, and logs a change. Takes as long as the file system does. If the file system returns an
+    /// error, the state stays.
     pub fn look(&self) {
         let file = self.path.display();
         let exists = match self.path.metadata() {

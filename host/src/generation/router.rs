@@ -1,4 +1,4 @@
-//! Which route a request takes: the most specific that matches, whatever the order in the manifest.
+//! The choice of the route for a request: the most specific that matches, whatever the order in the manifest.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,29 +8,30 @@ use http::request::Parts;
 use crate::context::host;
 use crate::generation::ids::{Id, RouteId};
 use crate::protocol::path::without_parameters;
+use crate::protocol::query;
 
 /// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
 pub struct RouteMatch {
     /// The listeners of the route, by their addresses in the manifest; empty for any listener.
     pub listeners: Vec<String>,
-    /// One of these hosts; none: any.
+    /// The hosts of the route; empty for any host.
     pub hosts: Vec<HostMatch>,
-    /// Exactly this path.
+    /// The path of the route.
     pub path: PathMatch,
-    /// One of these methods; none: any.
+    /// The methods of the route; empty for any method.
     pub methods: Vec<http::Method>,
-    /// All of these fields, each with this value, or with any.
+    /// The fields that a request must have, each with its value; `None` for any value.
     pub fields: Vec<(http::HeaderName, Option<String>)>,
-    /// All of these query parameters, likewise.
+    /// All of these query parameters, in their normal form, each with this value, or with any.
     pub query: Vec<(String, Option<String>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostMatch {
-    /// `*.example.org`, kept as `.example.org`: any name below, at any depth.
+    /// Any name below a domain, at any depth: `*.example.org`, kept as `.example.org`.
     Below(String),
-    /// Exactly this name.
+    /// Exactly one name.
     Exact(String),
 }
 
@@ -38,7 +39,7 @@ pub enum HostMatch {
 pub enum PathMatch {
     #[default]
     Any,
-    /// This path and all below it, on segment boundaries.
+    /// A path and all paths below it, on segment boundaries.
     Prefix(String),
     Regex(regex::Regex),
     Exact(String),
@@ -54,7 +55,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Orders routes; the error names two that no request can tell apart.
+    /// Orders routes. The error names two routes that no request can distinguish.
     pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (RouteId, RouteId)> {
         let mut ranked = Vec::new();
         for (index, mut route) in routes.into_iter().enumerate() {
@@ -62,20 +63,19 @@ impl Router {
             let hosts = std::mem::take(&mut route.hosts);
             let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
             // Shared, as a route may have thousands of hosts, and as many conditions.
-            let (rank, route) = (Rc::new(rank(&route)), Arc::new(route));
-            let is_tied = !route.listeners.is_empty();
-            ranked.extend(
-                hosts
-                    .into_iter()
-                    .map(|host| ((is_tied, host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_id))),
-            );
+            let (rank, conditions) = (Rc::new(ConditionRank::of(&route)), Arc::new(route));
+            let is_tied = !conditions.listeners.is_empty();
+            ranked.extend(hosts.into_iter().map(|host| {
+                let rank = (is_tied, host.as_ref().map(HostRank::of), rank.clone());
+                (rank, TableEntry { host, conditions: conditions.clone(), route_id })
+            }));
         }
         ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
         if let Some([(_, one), (_, other)]) = ranked.array_windows().find(|[(one, _), (other, _)]| one == other) {
-            return Err((one.2.min(other.2), one.2.max(other.2)));
+            return Err((one.route_id.min(other.route_id), one.route_id.max(other.route_id)));
         }
         let table: Vec<_> = ranked.into_iter().map(|(_, entry)| entry).collect();
-        Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table })
+        Ok(Router { by_host: table.iter().any(|entry| entry.host.is_some()), table })
     }
 
     /// Returns the index of the route for a request at a listener, which is named by its address in the manifest.
@@ -91,7 +91,7 @@ impl Router {
     /// Returns the index of the route for a request among the routes that name its listener.
     pub fn route_of_listener(&self, request: &Parts, listener: &str) -> Option<RouteId> {
         // Routes that name listeners come first.
-        let tied = self.table.partition_point(|(_, route, _)| !route.listeners.is_empty());
+        let tied = self.table.partition_point(|entry| !entry.conditions.listeners.is_empty());
         self.find(&self.table[..tied], request, request.uri.path(), listener)
     }
 
@@ -100,12 +100,12 @@ impl Router {
         let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
         let path = without_parameters(path);
-        let mut matching = table.iter().filter(|(host, route, _)| {
+        let mut matching = table.iter().filter(|TableEntry { host, conditions, .. }| {
             host.as_ref().is_none_or(|host| host.matches(name))
-                && route.is_for_listener(listener)
-                && route.matches(request, &path)
+                && conditions.is_for_listener(listener)
+                && conditions.matches(request, &path)
         });
-        matching.next().map(|(_, _, route_index)| *route_index)
+        matching.next().map(|entry| entry.route_id)
     }
 }
 
@@ -126,8 +126,11 @@ impl RouteMatch {
 
     /// Whether a request matches, given its path without parameters. Listeners are compared elsewhere.
     fn matches(&self, request: &Parts, path: &str) -> bool {
+        // An origin reads `%61=1` as `a=1`.
         let query = || {
-            request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            let pairs = request.uri.query().unwrap_or_default().split('&');
+            let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+            pairs.map(|(name, value)| (query::normal(name), query::normal(value)))
         };
         self.path.matches(path)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
@@ -136,7 +139,7 @@ impl RouteMatch {
                 lines.any(|line| wanted.as_ref().is_none_or(|wanted| line.as_bytes() == wanted.as_bytes()))
             })
             && self.query.iter().all(|(name, wanted)| {
-                query().any(|(key, value)| key == name && wanted.as_ref().is_none_or(|wanted| value == wanted))
+                query().any(|(key, value)| key == *name && wanted.as_ref().is_none_or(|wanted| value == *wanted))
             })
     }
 }
@@ -154,31 +157,56 @@ impl PathMatch {
     }
 }
 
-/// A host of a route, `None` for any host, with the route's conditions.
-type TableEntry = (Option<HostMatch>, Arc<RouteMatch>, RouteId);
-type HostRank = Option<(bool, usize, String)>;
-type Rank = (u8, usize, String, usize, String);
-
-/// Exact hosts before wildcards before any, longer before shorter.
-fn host_rank(host: Option<&HostMatch>) -> HostRank {
-    host.map(|host| match host {
-        HostMatch::Exact(name) => (true, name.len(), name.clone()),
-        HostMatch::Below(name) => (false, name.len(), name.clone()),
-    })
+/// A host of a route, with the route's conditions.
+#[derive(Debug)]
+struct TableEntry {
+    /// The host; `None` for any host.
+    host: Option<HostMatch>,
+    conditions: Arc<RouteMatch>,
+    route_id: RouteId,
 }
 
-/// Exact paths before regexes before prefixes; then the number of further conditions. The texts make the rank of two
-/// routes equal only if they ask the same.
-fn rank(route: &RouteMatch) -> Rank {
-    let (kind, path) = match &route.path {
-        PathMatch::Any => (0, String::new()),
-        PathMatch::Prefix(path) => (1, path.clone()),
-        PathMatch::Regex(path) => (2, path.as_str().into()),
-        PathMatch::Exact(path) => (3, path.clone()),
-    };
-    let conditions = usize::from(!route.methods.is_empty()) + route.fields.len() + route.query.len();
-    let rest = format!("{:?}{:?}{:?}{:?}", route.listeners, route.methods, route.fields, route.query);
-    (kind, path.len(), path, conditions, rest)
+/// The rank of a host: exact hosts before wildcards, longer before shorter.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct HostRank {
+    is_exact: bool,
+    length: usize,
+    name: String,
+}
+
+impl HostRank {
+    fn of(host: &HostMatch) -> HostRank {
+        let (is_exact, name) = match host {
+            HostMatch::Exact(name) => (true, name),
+            HostMatch::Below(name) => (false, name),
+        };
+        HostRank { is_exact, length: name.len(), name: name.clone() }
+    }
+}
+
+/// The rank of a route's conditions: exact paths before regexes before prefixes, then the number of further conditions.
+/// The texts make the ranks of two routes equal only if they ask the same.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct ConditionRank {
+    path_kind: u8,
+    path_length: usize,
+    path: String,
+    conditions: usize,
+    others: String,
+}
+
+impl ConditionRank {
+    fn of(route: &RouteMatch) -> ConditionRank {
+        let (path_kind, path) = match &route.path {
+            PathMatch::Any => (0, String::new()),
+            PathMatch::Prefix(path) => (1, path.clone()),
+            PathMatch::Regex(path) => (2, path.as_str().into()),
+            PathMatch::Exact(path) => (3, path.clone()),
+        };
+        let conditions = usize::from(!route.methods.is_empty()) + route.fields.len() + route.query.len();
+        let others = format!("{:?}{:?}{:?}{:?}", route.listeners, route.methods, route.fields, route.query);
+        ConditionRank { path_kind, path_length: path.len(), path, conditions, others }
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +283,21 @@ mod tests {
         }
         assert_eq!(router.route_of_listener(&request("/x"), "three"), None);
         assert_eq!(router.route_of_listener(&request("/x"), "one").map(RouteId::index), Some(1));
+    }
+
+    #[test]
+    fn parameters_match_however_they_are_escaped() {
+        let query = vec![("admin".into(), Some("1".into())), ("%C3%A9".into(), None)];
+        let router = Router::new(vec![RouteMatch { query, ..route(&[], PathMatch::Any) }]).unwrap();
+        for (target, is_matched) in [
+            ("/?admin=1&%C3%A9", true),
+            ("/?%61dmin=%31&%c3%a9=x", true),
+            ("/?a%64min=1;2&%c3%a9", false),
+            ("/?admin=%2531&%c3%a9", false),
+            ("/?Admin=1&%c3%a9", false),
+        ] {
+            assert_eq!(taken(&router, "a", target).is_some(), is_matched, "{target}");
+        }
     }
 
     #[test]

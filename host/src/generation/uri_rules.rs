@@ -33,16 +33,16 @@ pub struct Rewrite {
 /// The target that a rewrite makes.
 #[derive(Debug)]
 pub struct Replacement {
-    path: Vec<Piece>,
+    path: Vec<ReplacementPart>,
     /// The query; `None` if the client's query is forwarded alone.
-    query: Option<Vec<Piece>>,
+    query: Option<Vec<ReplacementPart>>,
     /// Whether the client's query is appended.
     keeps_query: bool,
 }
 
 /// A part of a replacement.
 #[derive(Debug, PartialEq)]
-enum Piece {
+enum ReplacementPart {
     Text(String),
     /// The text of a group of the expression, by its index.
     Group(usize),
@@ -109,7 +109,8 @@ impl Replacement {
         if !text.starts_with('/') {
             return Err(format!("it does not begin with `/`; write `/{text}`"));
         }
-        if let Some(bad) = text.chars().find(|letter| !letter.is_ascii_graphic() || *letter == '#') {
+        let path_length = text.find('?').unwrap_or(text.len());
+        if let Some((_, bad)) = text.char_indices().find(|(at, letter)| !is_of_target(*letter, *at > path_length)) {
             return Err(format!(
                 "{bad:?} can't stand in a request target; write it escaped, such as `%20` for a space"
             ));
@@ -118,14 +119,36 @@ impl Replacement {
         let (text, keeps_query) = text.strip_suffix('?').map_or((text, true), |text| (text, false));
         let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
         let query = query.or((!keeps_query).then_some(""));
-        let query = query.map(|query| pieces(query, regex)).transpose()?;
-        Ok(Replacement { path: pieces(path, regex)?, query, keeps_query })
+        let query = query.map(|query| parts(query, regex)).transpose()?;
+        let replacement = Replacement { path: parts(path, regex)?, query, keeps_query };
+        match replacement.path_error() {
+            Some(error) => Err(format!("{}; write a path that requests may have, such as `/new/$1`", error.reason())),
+            None => Ok(replacement),
+        }
+    }
+
+    /// Returns why the path is none, whatever the text of groups is; `None` if it may be one.
+    fn path_error(&self) -> Option<path::PathError> {
+        let error = |group: &'static str| {
+            let mut path = String::new();
+            // The length depends on the request.
+            let _ = put(&self.path, |_| Cow::Borrowed(group), &mut path);
+            path::normal(&path).err()
+        };
+        // A group may be the digits of an escape.
+        error("a").filter(|_| error("20").is_some())
     }
 }
 
+/// Whether a character can stand in a target as it is, in the path or in the query.
+fn is_of_target(letter: char, is_in_query: bool) -> bool {
+    let target = if is_in_query { format!("/?{letter}") } else { format!("/{letter}") };
+    letter.is_ascii_graphic() && letter != '#' && PathAndQuery::try_from(target).is_ok()
+}
+
 /// Parses a text with `$1`, `${1}`, `$name` and `${name}` for groups, and `$$` for a dollar sign.
-fn pieces(text: &str, regex: &Regex) -> Result<Vec<Piece>, String> {
-    let (mut pieces, mut plain, mut rest) = (Vec::new(), String::new(), text);
+fn parts(text: &str, regex: &Regex) -> Result<Vec<ReplacementPart>, String> {
+    let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
     while let Some((before, after)) = rest.split_once('$') {
         plain.push_str(before);
         if let Some(after) = after.strip_prefix('$') {
@@ -149,24 +172,28 @@ fn pieces(text: &str, regex: &Regex) -> Result<Vec<Piece>, String> {
             format!("the expression has no group `{name}`: it has {last}, besides `$0` for all of the match")
         })?;
         if !plain.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            parts.push(ReplacementPart::Text(std::mem::take(&mut plain)));
         }
-        pieces.push(Piece::Group(group));
+        parts.push(ReplacementPart::Group(group));
         rest = next;
     }
     plain.push_str(rest);
     if !plain.is_empty() {
-        pieces.push(Piece::Text(plain));
+        parts.push(ReplacementPart::Text(plain));
     }
-    Ok(pieces)
+    Ok(parts)
 }
 
-/// Adds the text of pieces, within the bound of a target.
-fn put<'a>(pieces: &[Piece], group: impl Fn(usize) -> Cow<'a, str>, text: &mut String) -> Result<(), RewriteError> {
-    for piece in pieces {
-        match piece {
-            Piece::Text(plain) => text.push_str(plain),
-            Piece::Group(index) => text.push_str(&group(*index)),
+/// Adds the text of parts, within the bound of a target.
+fn put<'a>(
+    parts: &[ReplacementPart],
+    group: impl Fn(usize) -> Cow<'a, str>,
+    text: &mut String,
+) -> Result<(), RewriteError> {
+    for part in parts {
+        match part {
+            ReplacementPart::Text(plain) => text.push_str(plain),
+            ReplacementPart::Group(index) => text.push_str(&group(*index)),
         }
         if text.len() > MAX_TARGET_BYTES {
             return Err(RewriteError::TooLong);
@@ -304,6 +331,20 @@ mod tests {
         assert!(matches!(failed("^/([0-9a-f]*)$", "/%$1", "/2f"), RewriteError::Path(_)));
         let long = format!("/{}", "a".repeat(8_000));
         assert_eq!(failed("^(.*)$", "/$1$1$1$1$1", &long), RewriteError::TooLong);
+    }
+
+    #[test]
+    fn targets_that_no_request_can_have_are_refused() {
+        let regex = Regex::new("^/a/(.*)$").unwrap();
+        let bad = ["/b\\$1", "/x%2F$1", "/../$1", "/%zz", "/%00$1", "/<$1>", "/`", "/find?q=\"$1\"", "/?<", "/?a>?"];
+        for bad in bad {
+            assert!(Replacement::parse(bad, &regex).is_err(), "{bad}");
+        }
+        for good in ["/%$1", "/%2$1", "/%C3%A9", "/{a}", "/?{\\`}", "/a/../$1", "/$1/..", "/\"", "/??", "/?a?b"] {
+            assert!(Replacement::parse(good, &regex).is_ok(), "{good}");
+        }
+        assert!(Replacement::parse("/x%2F$1", &regex).unwrap_err().contains("escaped slash"));
+        assert!(Replacement::parse("/?q='$1'<", &regex).unwrap_err().starts_with("'<'"));
     }
 
     #[test]

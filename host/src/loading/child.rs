@@ -26,17 +26,17 @@ pub(super) struct Child {
     stop: Stop,
 }
 
-/// The time that an answer may take is so many times the CPU time: the child is nice to others, who may keep it from
-/// running.
+/// The maximum time of an answer, as a multiple of the CPU time: the child has a low priority, so that other processes
+/// may keep it from running.
 const PATIENCE: u32 = 4;
 
-/// How often an order to stop is looked at.
+/// The interval between two checks whether loading is to stop.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// How long a child that has closed its output may take to end.
+/// The maximum time that a child which has closed its output may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(1);
 
-/// The last bytes of its standard error that are looked at.
+/// The maximum number of bytes that are read from the end of the child's standard error.
 const LAST_WORDS: u64 = 4 << 10;
 
 impl Child {
@@ -68,7 +68,7 @@ impl Child {
         self.write(&message).map_err(LoadFailure::from)
     }
 
-    /// Sends bytes. Those for a child that has ended are dropped: the answer will say why it has.
+    /// Sends bytes. Bytes for a child that has ended are dropped, since the child's answer says why it ended.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let deadline = self.deadline();
         while !bytes.is_empty() {
@@ -96,7 +96,7 @@ impl Child {
         messages::content(&message).map_err(|_| LoadFailure::Crash("its answer makes no sense".into()))
     }
 
-    /// Waits for so many bytes.
+    /// Waits for `length` bytes.
     pub fn read(&mut self, length: usize) -> Result<Vec<u8>, LoadFailure> {
         let deadline = self.deadline();
         let (mut bytes, mut read) = (vec![0; length], 0);
@@ -138,7 +138,7 @@ impl Child {
         }
     }
 
-    /// The reason why the child has closed its output.
+    /// Returns the reason why the child has closed its output.
     fn end(&mut self) -> LoadFailure {
         let deadline = Instant::now() + LAST_BREATH;
         let status = loop {
@@ -171,7 +171,7 @@ enum Direction {
     Output,
 }
 
-/// This very program, even if another was put in its place on disk.
+/// Returns the path of the running program, even if its file was replaced.
 fn program() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
 }

@@ -1,4 +1,4 @@
-//! The child's side: loads one component and does what it is ordered, until the orders end. Whatever happens here
+//! The child process of the loader: it loads one component and carries out orders until they end. Everything here
 //! happens under the limits of [`super::confinement`], in a process that no other process depends on.
 
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confinement::confine;
-use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrder, Setup, text};
+use super::messages::{self, About, ConfigComplaint, ConfigVerdict, FileForm, LoadOrder, Setup, text};
 use super::verdict::Schema;
 use crate::config::diagnostic::MAX_SHOWN;
 use crate::plugin::compiled_cache::{MAX_SEALED_BYTES, Seal};
@@ -17,20 +17,20 @@ use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::PluginVersions;
 
-/// The argument by which the program becomes such a child; no command for people.
+/// The argument by which the program becomes a child of the loader. No user writes it.
 pub const ARGUMENT: &str = "load-component";
 
 /// A component that is loaded.
 pub(super) struct Examiner {
     plugin: Arc<Plugin>,
     about: About,
-    /// Made of the description when a configuration is first checked.
+    /// The parsed schema; `None` until a configuration is first checked.
     schema: Option<Schema>,
     seal: Seal,
 }
 
-/// The stack of the thread that does it all, in bytes. Rules that nest too deeply end at its guard page, which says so;
-/// the main thread's would only be a fault.
+/// The stack of the thread that does all the work, in bytes. Rules that nest too deeply end at its guard page, which
+/// names the reason; on the main thread, the program would only crash.
 const STACK: usize = 2 << 20;
 
 /// Runs the child: orders come from standard input, answers go to standard output.
@@ -53,8 +53,8 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     }
     let seal = Seal { key: setup.key, name: setup.name };
     let loaded = match setup.form {
-        Form::Component => Examiner::compile(seal, &bytes),
-        Form::Artifact => Examiner::unseal(seal, &bytes),
+        FileForm::Component => Examiner::compile(seal, &bytes),
+        FileForm::Artifact => Examiner::unseal(seal, &bytes),
     };
     drop(bytes);
     let mut examiner = match loaded {
@@ -83,7 +83,7 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
 }
 
 impl Examiner {
-    /// Compiles a component and has it describe itself.
+    /// Compiles a component and asks it for its description.
     pub fn compile(seal: Seal, bytes: &[u8]) -> Result<(Self, About), String> {
         let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
         let plugin = Arc::new(runtime.load(bytes).map_err(|error| text(&error.to_string()))?);
@@ -118,7 +118,7 @@ impl Examiner {
         if sealed.len() > MAX_SEALED_BYTES { Err(too_much_code(sealed.len() as u64)) } else { Ok(sealed) }
     }
 
-    /// `None` if there is nothing against the configuration.
+    /// Returns the errors that the schema finds in a configuration; `None` if there are none.
     fn check_by_schema(&mut self, config: &str) -> Option<ConfigVerdict> {
         let text = self.about.schema.as_deref()?;
         if self.schema.is_none() {

@@ -1,4 +1,4 @@
-//! The limits that a child puts on itself before it looks at anything.
+//! The limits that a child sets for itself before it reads anything.
 
 use std::io;
 
@@ -10,13 +10,13 @@ use super::messages::Setup;
 /// which cost nothing until they are used.
 const RESERVED: u64 = 32 << 30;
 
-/// Three pipes, and what the allocator, the engine and its memory images open.
+/// The descriptors of a child: three pipes, and those that the allocator, the engine and its memory images open.
 const DESCRIPTORS: u64 = 64;
 
-/// The child gets a third of a core that serving workers want, and whole ones that they don't.
+/// The priority of a child: it gets a third of a core if serving workers need all cores, and whole cores otherwise.
 const NICENESS: i32 = 5;
 
-/// Limits this process, and has it end with its parent.
+/// Limits this process, and makes it end with its parent.
 pub fn confine(setup: &Setup) -> io::Result<()> {
     end_with(setup.parent)?;
     limit(Resource::Core, 0)?;
@@ -31,7 +31,7 @@ pub fn confine(setup: &Setup) -> io::Result<()> {
     Ok(())
 }
 
-/// Lowers a limit; one that is lower already stays.
+/// Lowers a limit. A limit that is lower already is not changed.
 fn limit(resource: Resource, max: u64) -> io::Result<()> {
     let known = getrlimit(resource);
     let lower = |known: Option<u64>| Some(known.map_or(max, |known| known.min(max)));
@@ -39,7 +39,7 @@ fn limit(resource: Resource, max: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Limits the CPU time. Where both limits are the same the signal is one that says nothing of the reason.
+/// Limits the CPU time. If the soft limit equals the hard one, the signal is SIGKILL, which does not name the reason.
 fn limit_time(seconds: u64) -> io::Result<()> {
     let maximum = getrlimit(Resource::Cpu).maximum;
     let lower = |max: u64| Some(maximum.map_or(max, |known| known.min(max)));
@@ -55,7 +55,8 @@ fn end_with(parent: u32) -> io::Result<()> {
     if has_ended { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
 }
 
-/// Elsewhere a child notices at its next order, or when its CPU time is over.
+/// Does nothing: without such a signal, a child notices the end of its parent at its next order, or its CPU time ends
+/// it.
 #[cfg(not(target_os = "linux"))]
 fn end_with(_: u32) -> io::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! Why a component could not be loaded, in words for a manifest's author.
+//! The reasons why a component could not be loaded, in words for a manifest's author.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 
 use super::LoadLimits;
 
-/// Why a component could not be loaded, or its configuration not be checked.
+/// The reason why a component could not be loaded, or its configuration not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadFailure {
     /// The component is no good, as the child says.
@@ -29,7 +29,7 @@ pub enum LoadFailure {
 }
 
 impl LoadFailure {
-    /// The reason of a child's end, by its exit status and the last that it wrote to standard error.
+    /// Returns the reason of a child's end, by its exit status and the end of its standard error.
     pub(super) fn of(status: ExitStatus, last_words: &str, limits: LoadLimits) -> Self {
         let signal = status.signal();
         if signal == Some(libc::SIGXCPU) {

@@ -1,4 +1,4 @@
-//! Messages between the proxy and a child that loads: each has its length in front of it, in four bytes.
+//! Messages between the proxy and a child that loads a component. Each has its length in front of it, in four bytes.
 
 use std::io::{self, Read, Write};
 
@@ -10,7 +10,7 @@ use crate::system::printable::cut;
 /// The first message to a child; `length` bytes of the component, or of its artifact, follow it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Setup {
-    /// The process that waits.
+    /// The ID of the process that waits for the child.
     pub parent: u32,
     /// The memory that the child may write to, in bytes.
     pub memory: u64,
@@ -18,12 +18,12 @@ pub(super) struct Setup {
     /// The key and the name of the seal.
     pub key: [u8; 32],
     pub name: String,
-    pub form: Form,
+    pub form: FileForm,
     pub length: u64,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) enum Form {
+pub(super) enum FileForm {
     Component,
     Artifact,
 }
@@ -31,19 +31,19 @@ pub(super) enum Form {
 /// An order to a child that has loaded its component.
 #[derive(Serialize, Deserialize)]
 pub(super) enum LoadOrder {
-    /// To check a configuration, with an instance of these limits.
+    /// Checks a configuration with an instance of these limits.
     Check { config: String, memory: u64, cpu_us: u64 },
-    /// To hand over the compiled code.
+    /// Returns the compiled code.
     Seal,
 }
 
-/// The description that a component gives of itself.
+/// The description that a component returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     pub name: String,
     pub version: String,
     pub summary: String,
-    /// The JSON Schema of its configuration.
+    /// The JSON Schema of the plugin's configuration.
     pub schema: Option<String>,
 }
 
@@ -51,31 +51,31 @@ pub struct About {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConfigVerdict {
     Accepted,
-    /// The configuration is wrong at these places, and at `more` besides.
+    /// The configuration has errors at these positions, and `more` further ones.
     Refused {
         complaints: Vec<ConfigComplaint>,
         more: u64,
     },
-    /// The plugin can't be used with the configuration, for a reason that has no place in it.
+    /// The plugin can't be used with the configuration, for a reason that has no position in it.
     Failed(String),
 }
 
-/// A mistake in a configuration.
+/// An error in a configuration.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigComplaint {
     /// A JSON pointer (RFC 6901).
     pub pointer: String,
-    /// The key of the table there that is meant.
+    /// The known key of that table that is probably meant.
     pub key: Option<String>,
     pub message: String,
-    /// Whether the message is about the schema, and none that the plugin has made.
+    /// Whether the message comes from the schema, instead of from the plugin.
     pub by_schema: bool,
 }
 
 /// The most bytes of a message: a configuration has no more than its manifest.
 pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
-/// Makes a message of something.
+/// Encodes a message.
 pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
     let mut message = postcard::to_extend(content, vec![0; 4]).map_err(io::Error::other)?;
     let length = message.len() - 4;
@@ -86,12 +86,12 @@ pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Returns what a message is made of.
+/// Decodes a message.
 pub(super) fn content<T: DeserializeOwned>(message: &[u8]) -> io::Result<T> {
     postcard::from_bytes(message).map_err(io::Error::other)
 }
 
-/// Reads a message; `None` at the end.
+/// Reads a message; `None` at the end of the input.
 pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match input.read_exact(&mut length) {

@@ -1,11 +1,11 @@
-//! Finds the parts of a plugin's schema that are about a place of its configuration.
+//! Finds the parts of a plugin's schema that describe a position in its configuration.
 
 use serde_json::Value;
 
-/// The `format` of strings that a plugin takes for templates.
+/// The `format` of strings that a plugin uses as templates.
 const TEMPLATE: &str = "plugway-template";
 
-/// The subschemas that are looked at for one place: a schema may refer to itself.
+/// The maximum number of subschemas that are examined for one position: a schema may refer to itself.
 const MAX_SUBSCHEMAS: usize = 10_000;
 
 /// Whether a schema says that the string at a JSON pointer is a template.
@@ -34,7 +34,7 @@ fn at<'a>(schema: &'a Value, pointer: &str) -> Vec<&'a Value> {
     parts
 }
 
-/// Returns schemas with those that they refer to and those that they are composed of.
+/// Returns schemas with those that they refer to, and those that they consist of.
 fn alternatives<'a>(root: &'a Value, mut pending: Vec<&'a Value>, fuel: &mut usize) -> Vec<&'a Value> {
     let mut all = Vec::new();
     while let Some(part) = pending.pop() {

@@ -1,4 +1,4 @@
-//! A plugin's schema, and what it has against a configuration, in the words of a manifest.
+//! The errors that a plugin's schema finds in a configuration, in terms of the manifest.
 
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{ValidationError, Validator};
@@ -40,7 +40,7 @@ impl Schema {
 struct Complaints<'a> {
     schema: &'a serde_json::Value,
     list: Vec<ConfigComplaint>,
-    /// The number of those that are not in the list.
+    /// The number of errors that are not in the list.
     more: u64,
 }
 
@@ -84,7 +84,7 @@ const MAX_VALUE_BYTES: usize = 200;
 /// The most keys that a message lists.
 const MAX_KEYS: usize = 40;
 
-/// Returns a value as it is shown.
+/// Returns a value as a message shows it.
 fn shown(value: &serde_json::Value) -> String {
     let json = value.to_string();
     if json.len() <= MAX_VALUE_BYTES { json } else { "the value".into() }
@@ -96,7 +96,7 @@ fn described(error: &ValidationError<'_>) -> String {
     if value.len() <= MAX_VALUE_BYTES { error.to_string() } else { error.masked_with("the value").to_string() }
 }
 
-/// Returns the message about a key that is not among the known ones.
+/// Returns the message about a key that is not one of the known keys.
 fn unknown(key: &str, known: &[&str]) -> String {
     let hint = meant(key, known.iter().copied()).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
     let separator = if hint.is_empty() { "; " } else { " " };
@@ -122,7 +122,7 @@ fn words(branches: &[Vec<ValidationError<'static>>]) -> Option<String> {
     branches.iter().map(word).collect::<Option<Vec<_>>>().map(|words| words.join(", "))
 }
 
-/// The branch that fits furthest: what was meant, most likely.
+/// Returns the branch that fits furthest, which is most likely the intended one.
 fn closest<'a>(branches: &'a [Vec<ValidationError<'static>>]) -> Option<&'a Vec<ValidationError<'static>>> {
     let depth = |error: &ValidationError<'_>| error.instance_path().to_string().matches('/').count();
     branches.iter().max_by_key(|branch| branch.iter().map(depth).max())

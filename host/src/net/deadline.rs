@@ -77,7 +77,7 @@ impl Clock {
         self.stopping.get()
     }
 
-    /// Wakes every task with a deadline, so that it notices that the process is to stop.
+    /// Wakes every task with a deadline, so that it notices that the process stops.
     pub fn stop(&self) {
         self.stopping.set(true);
         self.wake(|_| true);
@@ -142,8 +142,7 @@ impl Deadline {
         &self.task.clock
     }
 
-    /// Whether something pending has been pending for `after`. The time runs from the first call after
-    /// [`Deadline::clear`].
+    /// Whether the caller has been pending for `after`. The time runs from the first call after [`Deadline::clear`].
     pub fn is_late(&self, after: Duration, cx: &Context<'_>) -> bool {
         if self.due().get().is_none() {
             self.set(after);

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::system::supervise::{Task, spawn};
 
-/// A socket that sends a short message by one plain `send`. That is less work for the kernel than `writev`, by more
-/// than it costs to join head and body here.
+/// A socket that sends a short message by one plain `send`. That costs the kernel less than `writev`, by more than
+/// joining head and body costs here.
 pub struct HyperIo<T>(TokioIo<T>);
 
 /// The maximum length of a joined message, in bytes; longer ones are sent without copying. A head and a small page fit;

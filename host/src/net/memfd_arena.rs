@@ -21,17 +21,17 @@ pub fn join(pieces: &[Bytes]) -> Bytes {
 }
 
 /// The fallback for kernels without such files: all bytes are copied.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(test, not(target_os = "linux")))]
 mod elsewhere {
     use std::io;
 
     use bytes::Bytes;
 
-    pub fn keep(_: &[Bytes]) -> Option<Bytes> {
+    pub fn allocate(_: &[Bytes]) -> Option<Bytes> {
         None
     }
 
-    pub fn place_of(_: &[u8]) -> Option<u64> {
+    pub fn offset_of(_: &[u8]) -> Option<u64> {
         None
     }
 
@@ -70,7 +70,7 @@ mod linux {
     }
 
     /// A part of the file with one owner.
-    struct Extent {
+    struct ArenaExtent {
         pages: &'static Arena,
         at: u64,
         class: usize,
@@ -144,7 +144,7 @@ mod linux {
             Ok(Arena { file, base: base as usize, free: Mutex::default() })
         }
 
-        fn take(&'static self, class: usize, length: usize) -> Option<Extent> {
+        fn take(&'static self, class: usize, length: usize) -> Option<ArenaExtent> {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let at = match free.places[class].pop() {
                 Some(at) => at,
@@ -157,7 +157,7 @@ mod linux {
                     at
                 }
             };
-            Some(Extent { pages: self, at, class, length })
+            Some(ArenaExtent { pages: self, at, class, length })
         }
     }
 
@@ -173,7 +173,7 @@ mod linux {
         rustix::param::page_size() <= MIN_EXTENT_BYTES && is_off(of_all) && of_each_size.all(|size| is_off(&size))
     }
 
-    impl AsRef<[u8]> for Extent {
+    impl AsRef<[u8]> for ArenaExtent {
         fn as_ref(&self) -> &[u8] {
             let start = (self.pages.base + self.at as usize) as *const u8;
             #[expect(
@@ -188,7 +188,7 @@ mod linux {
         }
     }
 
-    impl Drop for Extent {
+    impl Drop for ArenaExtent {
         fn drop(&mut self) {
             let length = (MIN_EXTENT_BYTES << self.class) as u64;
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -205,7 +205,7 @@ mod linux {
         use super::*;
 
         #[test]
-        fn what_is_kept_is_read_and_given_back() {
+        fn kept_bytes_are_read_and_freed() {
             let pieces = [Bytes::from(vec![1; 40_000]), Bytes::from(vec![2; 30_000])];
             let extent = allocate(&pieces).unwrap();
             assert!(extent[..40_000].iter().all(|byte| *byte == 1) && extent[40_000..].iter().all(|byte| *byte == 2));
@@ -220,7 +220,7 @@ mod linux {
         }
 
         #[test]
-        fn what_waits_in_a_socket_outlasts_its_place() {
+        fn bytes_that_wait_in_a_socket_outlast_their_extent() {
             use std::io::Read;
             use std::os::unix::net::UnixStream;
             let (sender, mut receiver) = UnixStream::pair().unwrap();
@@ -235,5 +235,20 @@ mod linux {
             assert!(sent > 0 && came.iter().all(|byte| *byte == 1));
             drop(others);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::elsewhere;
+
+    #[test]
+    fn other_systems_copy_all_bytes() {
+        let long = Bytes::from(vec![b'a'; super::MIN_BODY_BYTES]);
+        assert_eq!(elsewhere::allocate(std::slice::from_ref(&long)), None);
+        assert_eq!(elsewhere::offset_of(&long), None);
+        assert!(elsewhere::send((), 0, long.len()).is_err());
     }
 }

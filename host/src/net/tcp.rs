@@ -134,7 +134,7 @@ pub fn is_reset(socket: &impl AsFd) -> bool {
     reports(socket, PollFlags::ERR)
 }
 
-/// Whether the system reports one of these conditions of a socket, all of which it reports without being asked for.
+/// Whether the system reports one of these conditions of a socket. The system reports all of them without a request.
 fn reports(socket: &impl AsFd, conditions: PollFlags) -> bool {
     let mut sockets = [PollFd::new(socket, PollFlags::empty())];
     let polled = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));

@@ -1,5 +1,5 @@
-//! A body passing through a plugin, on an instance that it has to itself meanwhile: what the body holds dies with the
-//! instance if a call fails. An instance that a body has left well serves the next one.
+//! The filter of one body in a plugin, on an instance of its own. The state of the body dies with the instance if a
+//! call fails. An instance serves the next body if the last one has passed without failure.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -42,19 +42,19 @@ impl IdleBodyInstances {
     }
 }
 
-/// One body in one plugin.
+/// The filter of one body in one plugin.
 pub struct BodyFilter {
     _permit: BodyPermit,
     guard: Rc<PluginCaller>,
     bodies: Rc<IdleBodyInstances>,
-    /// `None` after a failed call.
+    /// The instance; `None` after a failed call.
     instance: Option<Box<Instance>>,
     side: MessageSide,
     body: ResourceAny,
     state: BodyState,
-    /// Whether the plugin has taken anything of the body that can't be had back.
+    /// Whether the plugin has received a part of the body, so that the body can't pass without it.
     has_taken: bool,
-    /// Whether the body has come to its end.
+    /// Whether the body has ended.
     is_over: bool,
     /// The exchange of the body, for the log.
     exchange: Option<ExchangeName>,
@@ -62,9 +62,9 @@ pub struct BodyFilter {
 
 enum BodyState {
     Streaming,
-    /// The bytes so far of a body that the plugin takes whole.
+    /// The bytes so far of a body that the plugin gets as a whole.
     Buffering(BytesMut, u64, OverLimit),
-    /// The body was longer than the plugin wanted it.
+    /// The body was longer than the plugin's limit for whole bodies, and passes unchanged.
     Passing,
 }
 
@@ -148,8 +148,8 @@ impl BodyFilter {
         }
     }
 
-    /// Has the rest of the body pass as it is after a failed call, where `on-error` says so and the plugin has nothing of
-    /// the body that would be missing.
+    /// Passes the rest of the body through unchanged after a failed call, if `on-error` is `skip` and the plugin holds
+    /// no part of the body. Returns the error otherwise.
     pub fn skip(&mut self, error: BodyFilterError) -> Result<(), BodyFilterError> {
         let is_trap = matches!(error, BodyFilterError::Trap(_));
         if !is_trap || self.has_taken || self.guard.configured.on_error != OnError::Skip {
@@ -219,7 +219,7 @@ impl BodyFilter {
         Ok(Bytes::from(call!(self, call_push, chunk)))
     }
 
-    /// The body is over: gives what was held back.
+    /// Ends the body. Returns the bytes that the plugin has held back.
     pub fn finish(&mut self) -> Result<Bytes, BodyFilterError> {
         let body = match &mut self.state {
             BodyState::Passing => {
@@ -239,7 +239,7 @@ impl BodyFilter {
         Ok(out)
     }
 
-    /// The last bytes of a body that the plugin has streamed, or all of one that it wants whole.
+    /// Passes a whole body to the plugin, if one is given, and ends the body. Returns the plugin's output.
     fn rest(&mut self, body: Option<&[u8]>) -> Result<Bytes, BodyFilterError> {
         let mut out = BytesMut::new();
         if let Some(body) = body {
@@ -272,7 +272,7 @@ impl BodyFilter {
 }
 
 impl Drop for BodyFilter {
-    /// Keeps the instance of a body that came to its end, once the plugin has dropped what it held for the body.
+    /// Keeps the instance of a body that has ended, once the plugin has dropped the body's state.
     fn drop(&mut self) {
         // What has failed before was logged, and its instance is gone.
         if !self.is_over || self.instance.is_none() || self.guard.is_released() {

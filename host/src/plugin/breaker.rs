@@ -22,21 +22,22 @@ pub struct Breaker {
     mode: AtomicU8,
     /// The number of openings in a row for late calls; decides the backoff and the CPU time of trial calls.
     level: AtomicU32,
-    /// When the mode ends, in milliseconds since `began`.
+    /// The end of the mode, in milliseconds since `began`.
     until: AtomicU64,
-    /// Failed calls since the last one that succeeded, and when the first of them ended, in milliseconds since `began`.
+    /// The number of failed calls since the last one that succeeded; the first of them ended at `row_began`, in
+    /// milliseconds since `began`.
     in_a_row: AtomicU32,
     row_began: AtomicU64,
-    /// When the last late calls ended.
+    /// The times at which the last late calls ended.
     late: Mutex<VecDeque<Instant>>,
 }
 
 /// The state of a breaker, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// Calls are made.
+    /// The breaker is closed, and calls are made.
     Closed,
-    /// No calls are made.
+    /// The breaker is open, and no calls are made.
     Open,
     /// A trial call is due or under way, or a trial has succeeded and calls get little CPU time.
     HalfOpen,
@@ -47,9 +48,9 @@ pub enum BreakerState {
 pub enum CallPermit {
     /// The call may use the plugin's limits.
     Usual,
-    /// The call may use so much CPU time, because earlier calls were late.
+    /// The call may use this CPU time, because earlier calls were late.
     Short(Duration),
-    /// The call decides whether others are made.
+    /// The call is a trial, and its result decides whether further calls are made.
     Trial(Duration),
 }
 
@@ -58,7 +59,7 @@ pub enum CallPermit {
 pub enum CallOutcome {
     /// The plugin returned.
     Returned,
-    /// The call was given up early, and cost others little.
+    /// The call failed early, at little cost for others.
     Failed,
     /// The call met its limit of CPU time.
     Late,
@@ -78,15 +79,15 @@ const LATE_WINDOW: Duration = Duration::from_secs(10);
 const MAX_FAILURES_IN_A_ROW: u32 = 100;
 const ROW_TIME: Duration = Duration::from_secs(3);
 
-/// The first backoff; each further opening for late calls doubles the backoff, up to [`MAX_BACKOFF`].
+/// The first backoff. Each further opening for late calls doubles the backoff, up to [`MAX_BACKOFF`].
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Backoffs double so many times at most.
+/// The maximum number of times that a backoff doubles.
 const MAX_DOUBLINGS: u32 = 6;
 
 impl Breaker {
-    /// A closed breaker.
+    /// Returns a closed breaker.
     pub fn new(plugin: Arc<str>, now: Instant) -> Self {
         Breaker {
             plugin,
@@ -142,7 +143,7 @@ impl Breaker {
         }
     }
 
-    /// Takes the result of a call into account.
+    /// Records the result of a call, which may open or close the breaker.
     pub fn settle(&self, permit: CallPermit, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
             (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(now),
@@ -235,8 +236,8 @@ impl Breaker {
         (BACKOFF * (1 << doublings)).min(MAX_BACKOFF)
     }
 
-    /// The CPU time of calls after late ones: in proportion to the backoff, so that trials never cost a worker more than
-    /// a hundredth of its time, and a plugin that needs all of its limit still passes one.
+    /// Returns the maximum CPU time of calls after late ones. It grows with the backoff, so that trials never cost a
+    /// worker more than a hundredth of its time, and a plugin that needs all of its limit still passes one.
     fn short_limit(&self) -> Duration {
         match self.level.load(Ordering::Relaxed) {
             0 => Duration::MAX,

@@ -1,4 +1,4 @@
-//! Calls of a cache policy, and what it answers, checked.
+//! Calls of a cache policy, and checks of its answers.
 
 use http::HeaderName;
 use smallvec::SmallVec;
@@ -21,12 +21,12 @@ pub enum StoreDecision {
     Refuse(Refusal),
 }
 
-/// How it is kept.
+/// The conditions of storing a response, as its cache policy has decided them.
 pub struct Storage {
     pub rules: Freshness,
     /// The tags for purges.
     pub tags: Box<[Box<str>]>,
-    /// Request fields that it depends on.
+    /// The request fields that the response depends on.
     pub vary: Vec<HeaderName>,
     /// Response fields that are not stored.
     pub dropped: Vec<HeaderName>,
@@ -82,7 +82,7 @@ impl Instance {
         Ok(keys)
     }
 
-    /// Whether something stale may stand for a failure.
+    /// Whether a stale response may be used instead of a failure.
     pub fn upstream_error(
         &mut self,
         needs: &[ValueName],

@@ -10,14 +10,14 @@ use crate::context::edit_check::EditError;
 use crate::system::printable::one_line;
 use crate::telemetry::metrics::CallRejection;
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginFailure {
     #[error("{}", cause(.0))]
     Wasm(wasmtime::Error),
     #[error("limits.cpu exceeded")]
     Deadline(wasmtime::Error),
-    /// The guest gave up after it was refused more memory.
+    /// The guest failed after it was refused more memory.
     #[error("limits.memory exceeded")]
     Memory(wasmtime::Error),
     #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
@@ -26,7 +26,7 @@ pub enum PluginFailure {
     Refused(#[from] EditError),
     #[error("it gave up: {}", one_line(.0, MAX_LINE_BYTES))]
     Reported(String),
-    /// The call returned, and its result makes no sense.
+    /// The call returned an invalid result.
     #[error("it returned what can't be done: {0}")]
     Senseless(String),
     #[error("it doesn't export this hook")]
@@ -98,7 +98,7 @@ pub(super) fn trapped(error: wasmtime::Error) -> PluginFailure {
     }
 }
 
-/// The cause of a trap without its backtrace, which is a context of the error.
+/// Returns the cause of a trap without its backtrace, which is a context of the error.
 fn cause(error: &wasmtime::Error) -> String {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(failure) => failure.to_string(),

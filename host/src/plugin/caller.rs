@@ -44,7 +44,7 @@ pub struct PluginCaller {
 }
 
 impl InstanceSlot {
-    /// Puts an instance in, made for the slot's first call.
+    /// Puts the instance that was made for the first call into the slot.
     pub fn fill(&self, instance: Box<Instance>) {
         self.0.replace(Some(instance));
     }
@@ -54,7 +54,7 @@ impl InstanceSlot {
         self.0.replace(None);
     }
 
-    /// Whether an instance is there.
+    /// Whether the slot has an instance.
     pub fn is_filled(&self) -> bool {
         self.0.borrow().is_some()
     }
@@ -132,8 +132,8 @@ impl PluginCaller {
         self.admit_slowly(Instant::now())
     }
 
-    /// Decides about the further calls of a body that has begun: late calls were counted against the plugin, but the body
-    /// is not broken off for the failures of others.
+    /// Decides about the further calls of a body that has begun. Late calls were counted against the plugin, but the
+    /// body is not cut off for the failures of others.
     pub(super) fn admit_further(&self) -> CallPermit {
         if self.supply().breaker.is_closed() { CallPermit::Usual } else { self.supply().breaker.further() }
     }
@@ -175,18 +175,18 @@ impl PluginCaller {
         self.supply().obtain(&self.share, need).map(|instance| self.adopt(instance))
     }
 
-    /// Hands an instance of the maker's to this worker.
+    /// Prepares an instance that the maker's thread has made for this worker.
     pub fn adopt(&self, mut instance: Box<Instance>) -> Box<Instance> {
         instance.adopt(self.configured.figures(&self.worker_metrics));
         instance
     }
 
-    /// Orders an instance from the thread that makes them; a balancer's knows the endpoints `members`.
+    /// Orders an instance from the thread that makes them. A balancer's instance gets the endpoints `members`.
     pub fn order(&self, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
         self.supply().order_for_worker(members)
     }
 
-    /// Has an instance made by the thread for that, and waits for it.
+    /// Orders an instance from the thread that makes them, and waits for it.
     pub async fn make_instance(&self, members: Option<Arc<EndpointSnapshot>>) -> Result<Box<Instance>, PluginFailure> {
         Ok(self.adopt(self.order(members).wait().await?))
     }

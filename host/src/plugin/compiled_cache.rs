@@ -23,9 +23,9 @@ use wasmtime::component::Component;
 use super::load_error::LoadError;
 use crate::system::files;
 
-/// The compiled components of this machine, and the key that vouches for them.
+/// The compiled components of this machine, and the key that authenticates them.
 pub struct CompiledCache {
-    /// `None` if they are not kept on disk.
+    /// The folder of the files; `None` if compiled components are not kept on disk.
     folder: Option<PathBuf>,
     key: [u8; 32],
     /// Bytes of all files together.
@@ -35,7 +35,7 @@ pub struct CompiledCache {
 /// The name of the key's file, which is never removed.
 const KEY: &str = "key";
 
-/// Bytes of all files: room for some 50 components of JavaScript or Python, or thousands of Rust.
+/// The maximum size of all files, in bytes: room for some 50 components of JavaScript or Python, or thousands of Rust.
 const MAX_CACHE_BYTES: u64 = 1 << 30;
 
 /// Code for another engine is removed after so long without use: a process of another version may still run beside.
@@ -44,7 +44,8 @@ const OTHER_ENGINE: Duration = Duration::from_secs(24 * 3600);
 /// A file that is being written is whole within seconds; one that is older was left by a process that was killed.
 const UNFINISHED: Duration = Duration::from_secs(10 * 60);
 
-/// The right to make and to trust the artifact of one component: a key, and the name that the MAC covers.
+/// The right to create and to trust the artifact of one component: a key, and the name that the message authentication
+/// code covers.
 #[derive(Clone)]
 pub struct Seal {
     pub key: [u8; 32],
@@ -57,7 +58,7 @@ pub const MAX_SEALED_BYTES: usize = 128 << 20;
 /// The end of the names of files with configurations that a component accepts.
 const ACCEPTED: &str = "accepted";
 
-/// The configurations that are remembered of one component: more than routes have plugins in nearly all manifests.
+/// The maximum number of accepted configurations that are kept for one component: more than nearly all manifests have.
 const MAX_ACCEPTED_CONFIGS: usize = 1_000;
 
 impl CompiledCache {
@@ -76,19 +77,19 @@ impl CompiledCache {
         Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, max_bytes: MAX_CACHE_BYTES })
     }
 
-    /// Keeps nothing; the key is good for this process and its children.
+    /// Returns a cache that keeps nothing on disk. Its key is valid for this process and its children.
     pub fn unkept() -> io::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(io::Error::other)?;
         Ok(CompiledCache { folder: None, key, max_bytes: MAX_CACHE_BYTES })
     }
 
-    /// The seal of a component, by its digest.
+    /// Returns the seal of a component, by its digest.
     pub fn seal(&self, engine: &Engine, component: &blake3::Hash) -> Seal {
         Seal { key: self.key, name: name(engine, component) }
     }
 
-    /// The file of an artifact, if it is there; [`Seal::component`] checks its MAC.
+    /// Returns the file of an artifact, if it exists; [`Seal::component`] checks its message authentication code.
     pub fn file(&self, seal: &Seal) -> Option<File> {
         let file = files::open(&self.folder.as_ref()?.join(&seal.name), files::ARTIFACT).ok()?;
         // Without the mark of its use, the file is only removed earlier than others.
@@ -96,7 +97,7 @@ impl CompiledCache {
         (file.metadata().ok()?.len() <= MAX_SEALED_BYTES as u64).then_some(file)
     }
 
-    /// An artifact that is there and ours: what it says of the component, and the component.
+    /// Loads an artifact that exists and that this key has sealed. Returns the component with its description.
     pub fn load(&self, engine: &Engine, seal: &Seal) -> Option<(Vec<u8>, Component)> {
         let mut sealed = Vec::new();
         self.file(seal)?.take(MAX_SEALED_BYTES as u64).read_to_end(&mut sealed).ok()?;
@@ -104,7 +105,7 @@ impl CompiledCache {
         opened.inspect_err(|error| tracing::warn!(file = seal.name, %error, "compiled code is not used")).ok()
     }
 
-    /// Keeps a sealed artifact; that it can't be is no reason not to serve.
+    /// Keeps a sealed artifact. A failure is only logged, because the proxy can serve without the file.
     pub fn store(&self, seal: &Seal, sealed: &[u8]) {
         self.write(&seal.name, sealed);
         let settings = seal.name.split_once('-').map_or("", |(_, settings)| settings);
@@ -148,8 +149,8 @@ impl CompiledCache {
         }
     }
 
-    /// Removes code for other engines, leftovers of killed processes, and of the rest what was used longest ago, until
-    /// the others are no more than they may be.
+    /// Removes code for other engines and leftovers of killed processes. Then removes the files that were used longest
+    /// ago, until the others are within [`MAX_CACHE_BYTES`].
     fn prune(&self, settings: &str) -> io::Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let now = SystemTime::now();
@@ -188,7 +189,7 @@ pub enum Unusable {
 }
 
 impl Seal {
-    /// Seals compiled code with what the component says of itself.
+    /// Seals compiled code with the component's description.
     pub fn close(&self, about: &[u8], code: &[u8]) -> Vec<u8> {
         let length = (about.len() as u32).to_le_bytes();
         let mut sealed = Vec::with_capacity(blake3::OUT_LEN + length.len() + about.len() + code.len());
@@ -199,7 +200,7 @@ impl Seal {
         sealed
     }
 
-    /// Returns the component of a sealed artifact, and what it says of itself.
+    /// Returns the component of a sealed artifact, with its description.
     pub fn component(&self, engine: &Engine, sealed: &[u8]) -> Result<(Vec<u8>, Component), Unusable> {
         let body = self.body(sealed).ok_or(Unusable::Mac)?;
         let (length, rest) = body.split_first_chunk().ok_or(Unusable::Mac)?;
@@ -226,14 +227,14 @@ impl Seal {
 struct FoundArtifact {
     path: PathBuf,
     kind: ArtifactKind,
-    /// The part of its name that stands for the engine.
+    /// The part of the file's name that stands for the engine.
     settings: String,
     bytes: u64,
     used: SystemTime,
 }
 
 enum ArtifactKind {
-    /// Compiled code, or the configurations that it accepts.
+    /// Compiled code, or the configurations that a component accepts.
     Code,
     Unfinished,
 }
@@ -266,7 +267,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file beside an artifact with what it accepts.
+/// Returns the name of the file beside an artifact with the configurations that the component accepts.
 fn accepted_name(seal: &Seal) -> String {
     format!("{}.{ACCEPTED}", seal.name)
 }
@@ -342,7 +343,7 @@ mod tests {
         assert!(artifacts.accepted_configs(&seal).is_empty());
     }
 
-    /// A file of a name that the folder may have, so many seconds after its last use.
+    /// Creates a file of a name that the folder may have, as if it was last used this many seconds ago.
     fn leave(folder: &Path, name: &str, bytes: usize, age: u64) -> PathBuf {
         let path = folder.join(name);
         fs::write(&path, vec![0; bytes]).unwrap();
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_goes_first() {
+    fn least_recently_used_artifacts_are_removed_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
         let artifacts = CompiledCache { max_bytes: 300, ..CompiledCache::open(&folder).unwrap() };

@@ -1,4 +1,4 @@
-//! A plugin bound to a configuration: what it declared, checked once.
+//! A plugin with its configuration: its declarations, checked once.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,10 +24,10 @@ use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
 pub struct ConfiguredPlugin {
-    /// How the manifest names it.
+    /// The name of the plugin in the manifest.
     pub name: Arc<str>,
     pub(super) limits: PluginLimits,
-    /// The log of its failures and lines.
+    /// The log of the plugin's failures and lines.
     pub(super) reporter: Arc<FailureReporter>,
     /// The part that all workers and generations share.
     pub supply: Arc<PluginVersion>,
@@ -35,27 +35,28 @@ pub struct ConfiguredPlugin {
     pub on_error: OnError,
     /// The lifetime of an instance.
     pub isolation: Isolation,
-    /// The edit plans that its hooks can name.
+    /// The edit plans that the plugin's hooks can name.
     pub plans: Vec<EditPlan>,
-    /// How requests pass it.
+    /// The handling of requests by the plugin.
     pub request: Hook,
-    /// How responses pass it.
+    /// The handling of responses by the plugin.
     pub response: Hook,
-    /// Values for its balancer.
+    /// The values that the plugin's balancer gets.
     pub balancer: Vec<ValueName>,
-    /// The value of which its balancer gets the hash.
+    /// The value whose hash the plugin's balancer gets.
     pub balancer_key: Option<ValueName>,
-    /// The inputs of its cache policy; `None` if it has none.
+    /// The inputs of the plugin's cache policy; `None` if the plugin is no cache.
     pub cache: Option<CacheInputs>,
-    /// Values for its observer; none if it doesn't observe.
+    /// The values that the plugin's observer gets; `None` if the plugin has no observer.
     pub observer: Option<Vec<ValueName>>,
-    /// How often its timer is called; none if it has none.
+    /// The interval of the plugin's timer; `None` if the plugin has no timer.
     pub timer: Option<Duration>,
-    /// How it takes request bodies; none if it doesn't.
+    /// How the plugin receives request bodies; `None` if it has no hook for them.
     pub request_body: Option<BodyMode>,
-    /// How it takes response bodies; none if it doesn't.
+    /// How the plugin receives response bodies; `None` if it has no hook for them.
     pub response_body: Option<BodyMode>,
-    /// The plugin's own metrics on each worker, which last as long as this; locked when an instance is made.
+    /// The plugin's own metrics on each worker, which last as long as the configured plugin; locked when an instance is
+    /// made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
 
@@ -76,7 +77,7 @@ pub struct PluginConfig {
     pub access: GrantedAccess,
 }
 
-/// A configuration that the plugin, or the host, can't take.
+/// A configuration that the plugin or the host rejects.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
     #[error("{0}")]
@@ -87,7 +88,7 @@ pub enum ConfigureError {
     Refused(#[from] EditError),
 }
 
-/// Names a refused declaration.
+/// Returns the name of a declaration that was rejected.
 fn what(refused: &EditError) -> String {
     match refused {
         EditError::Many { .. } => refused.to_string(),
@@ -128,7 +129,7 @@ impl PluginConfig {
 }
 
 impl ConfiguredPlugin {
-    /// Configures a first instance, and so learns what the plugin needs.
+    /// Configures a first instance, and records the declarations of the plugin.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
         let PluginConfig { name, plugin, config: text, limits, isolation, access, .. } = &config;
         let supply = versions.of(plugin, name, text, *limits, *isolation, access);
@@ -197,7 +198,7 @@ impl ConfiguredPlugin {
         })
     }
 
-    /// Returns the plugin's own metrics, as a worker has them.
+    /// Returns the plugin's own metrics on a worker.
     pub(super) fn figures(&self, worker_metrics: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
@@ -257,19 +258,19 @@ impl ConfiguredPlugin {
         &self.supply.recipe.access.http
     }
 
-    /// Whether bodies pass through it.
+    /// Whether bodies pass through the plugin.
     pub fn takes_bodies(&self) -> bool {
         self.request_body.is_some() || self.response_body.is_some()
     }
 
-    /// Whether it has anything to do in a chain, though with this configuration it may do nothing.
+    /// Whether the plugin can act in a chain, though with this configuration it may do nothing.
     pub fn is_in_chains(&self) -> bool {
         let has = |hook: &Hook| !matches!(hook, Hook::Absent);
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
     }
 
-    /// Whether it can choose endpoints.
+    /// Whether the plugin can choose endpoints.
     pub fn is_balancer(&self) -> bool {
         self.supply.recipe.plugin.balancer.is_some()
     }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
 
-/// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
+/// The interval between two ticks of the clock of running plugins. A limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// The ticks of this process so far.
+/// The number of ticks of this process so far.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// Counts a tick. Called before the engine's clock ticks.
@@ -19,8 +19,8 @@ pub(super) fn count_tick() {
     TICKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The beginning of a call, by which work is found that no tick can interrupt: plugins check for ticks where a loop
-/// turns and where a function begins, but an instruction may fill all of a memory.
+/// The beginning of a call, which reveals work that no tick can interrupt. Plugins check for ticks at loops and at the
+/// beginning of functions, but one instruction may fill all of a memory.
 pub(super) struct CallStart {
     ticks: u64,
     /// The thread's CPU time; `None` if the call is not measured from its beginning.
@@ -28,7 +28,7 @@ pub(super) struct CallStart {
 }
 
 impl CallStart {
-    /// Begins a call, which is measured from now on if it `is_watched`.
+    /// Begins a call, which is measured from now on if `is_watched`.
     pub(super) fn now(is_watched: bool) -> Self {
         CallStart { ticks: TICKS.load(Ordering::Relaxed), cpu: is_watched.then(thread_time) }
     }

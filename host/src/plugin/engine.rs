@@ -28,10 +28,10 @@ const INSTANCES: u32 = 8_000;
 /// The least number of places, made where address space is short.
 const MIN_INSTANCES: u32 = 2_000;
 
-/// One place in so many is not reserved by generations: bodies on their way outlive the generation that they began with.
+/// The divisor of the places that generations don't reserve: one in `MARGIN`, for bodies that outlive their generation.
 const MARGIN: u32 = 8;
 
-/// Places of an engine that loads components, and serves nothing.
+/// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
 
 /// Stacks for instances whose calls may wait, over all workers and generations. Each has 2 MiB of address space, and the
@@ -44,10 +44,10 @@ pub const MAX_WAITING_CALLS: u32 = STACKS;
 /// No plugin's limit of bodies can be higher: each body holds an instance.
 pub const MAX_BODIES: u32 = 4096;
 
-/// No plugin's memory limit can be higher.
+/// The maximum of a plugin's memory limit.
 pub const MAX_MEMORY_BYTES: usize = 256 << 20;
 
-/// Digits of a digest that tell the builds of a plugin from each other.
+/// The number of digits of a digest that distinguish the builds of a plugin.
 const DIGITS: usize = 12;
 
 /// Bytes of a version in the log.
@@ -85,11 +85,11 @@ pub struct Plugin {
     imports: Vec<String>,
     /// The beginning of the component's digest.
     digest: String,
-    /// The version that the component describes itself with, once it has.
+    /// The version in the component's description, once it is known.
     version: OnceLock<String>,
 }
 
-/// The engine doesn't start on this machine.
+/// The error of an engine that doesn't start on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("the plugin engine doesn't start: {0:#}")]
@@ -99,7 +99,7 @@ pub enum StartError {
 }
 
 impl Runtime {
-    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
+    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in `cache`, if a folder is given.
     pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
         let opened = cache.map(CompiledCache::open).transpose().inspect_err(|error| {
             let folder = cache.map(|folder| folder.display().to_string()).unwrap_or_default();
@@ -111,8 +111,8 @@ impl Runtime {
         Runtime::new(engine, artifacts, InstanceLimit::new(places - places / MARGIN)).map_err(StartError::Engine)
     }
 
-    /// Starts an engine that compiles for the one of [`Runtime::start`], and finds all that one would have against a
-    /// component.
+    /// Starts an engine that compiles for the one of [`Runtime::start`], and that rejects whatever that engine would
+    /// reject.
     pub fn start_for_loading() -> Result<Self, StartError> {
         let engine = pooling_engine(INSTANCES_FOR_LOADING, INSTANCES_FOR_LOADING).map_err(StartError::Engine)?.0;
         let artifacts = CompiledCache::unkept().map_err(StartError::Key)?;
@@ -156,7 +156,7 @@ impl Runtime {
         self.artifacts.seal(&self.engine, component)
     }
 
-    /// Returns a component that was compiled before, with what it says of itself; `None` if it wasn't.
+    /// Returns a component that was compiled before, with its description; `None` if it wasn't.
     pub fn load_compiled(&self, seal: &Seal) -> Option<(Vec<u8>, Plugin)> {
         let (about, component) = self.artifacts.load(&self.engine, seal)?;
         Some((about, self.prepare(&component, &seal.name).ok()?))
@@ -168,8 +168,8 @@ impl Runtime {
         Ok((about, self.prepare(&component, &seal.name)?))
     }
 
-    /// Compiles a component and looks at its exports. To be called where nothing else is served: compiling may take any
-    /// time and memory.
+    /// Compiles a component and examines its exports. Call this only where nothing else is served: compiling may take
+    /// any time and memory.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin, LoadError> {
         // The format's version, and that a file is a module rather than a component.
         const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -187,7 +187,7 @@ impl Runtime {
         self.prepare(&component, &blake3::hash(bytes).to_hex())
     }
 
-    /// Looks at the exports of a component, which is named by its digest.
+    /// Examines the exports of a component, which is named by its digest.
     fn prepare(&self, component: &Component, digest: &str) -> Result<Plugin, LoadError> {
         if let Some(name) = self.other_version(component) {
             return Err(LoadError::OtherVersion(name));
@@ -276,7 +276,7 @@ impl Plugin {
         let _ = self.version.set(printable::one_line(version, MAX_VERSION_BYTES).into_owned());
     }
 
-    /// The version of the component, and the beginning of its digest: two builds may have one version.
+    /// Returns the version of the component and the beginning of its digest, because two builds may have one version.
     pub fn version(&self) -> String {
         let described = self.version.get().map(String::as_str).unwrap_or_default();
         format!("{described} {}", self.digest).trim_start().into()
@@ -297,7 +297,7 @@ impl Plugin {
         hooks.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
     }
 
-    /// Returns the compiled code, as a seal is put on it.
+    /// Returns the compiled code, to be sealed.
     pub fn code(&self) -> Option<Vec<u8>> {
         self.instance.component().serialize().ok()
     }
@@ -313,7 +313,7 @@ impl Plugin {
     }
 }
 
-/// The settings that code is compiled for, the same wherever it runs.
+/// Returns the settings that code is compiled for, which are the same on every machine.
 fn settings() -> Config {
     let mut config = Config::new();
     config.concurrency_support(false).epoch_interruption(true);
@@ -322,8 +322,8 @@ fn settings() -> Config {
     config
 }
 
-/// Returns an engine with places for many instances, and their number; or, where address space is short (a container,
-/// `ulimit -v`), one that asks the system for each instance.
+/// Returns an engine with places for many instances, and their number. If address space is short (a container, `ulimit
+/// -v`), the engine asks the system for each instance.
 fn pooling_engine(wanted: u32, least: u32) -> wasmtime::Result<(Engine, u32)> {
     let mut instances = wanted;
     loop {

@@ -1,5 +1,5 @@
-//! Failed calls of a plugin in the log: the reason with the key of the limit that was met, the exchange, the plugin, and
-//! at times the functions that the call was in.
+//! Failed calls of a plugin in the log: the reason with the key of the limit that was met, the exchange, the plugin,
+//! and sometimes the functions of the call.
 #![expect(clippy::disallowed_methods, reason = "failures are rare, and met on all threads")]
 
 use std::borrow::Cow;
@@ -18,20 +18,20 @@ use crate::system::printable::{TRUNCATED, truncated};
 /// Bytes of a reason in the log.
 const MAX_REASON_BYTES: usize = 1 << 10;
 
-/// Bytes of a failure's line besides its reason and its frames, about.
+/// The number of bytes of a failure's line besides its reason and its frames, approximately.
 const OTHER_FIELDS: usize = 256;
 
 /// Functions of a backtrace, innermost first, and bytes of the name of each. Deeper ones are those of the runtime.
 const MAX_FRAMES: usize = 16;
 const MAX_NAME_BYTES: usize = 120;
 
-/// The least time between two backtraces of one kind, that is of one hook and one trap.
+/// The minimum time between two backtraces of one kind: of one hook and one trap.
 const BACKTRACE: Duration = Duration::from_secs(60);
 
 /// Kinds that a plugin can have at most: eight hooks, some twenty traps.
 const MAX_KINDS: usize = 160;
 
-/// An exchange that a plugin failed in, as the log names it.
+/// An exchange in which a plugin failed, as the log names it.
 #[derive(Clone, Debug)]
 pub struct ExchangeName {
     pub request_id: String,
@@ -80,7 +80,7 @@ impl FailureReporter {
         warn!(reason = &*reason, request_id, route, plugin, version, hook, frames, "plugin failed");
     }
 
-    /// The functions that a trap was met in, unless a trap of this kind was logged with them lately.
+    /// Returns the functions in which a trap occurred, unless a trap of this kind was logged with them recently.
     fn frames(&self, hook: &'static str, failure: &PluginFailure) -> Option<String> {
         let error = failure.error()?;
         let backtrace: &WasmBacktrace = error.downcast_ref()?;
@@ -106,7 +106,7 @@ impl Backtraces {
 }
 
 impl PluginLimits {
-    /// A failure in words; those of a limit name its key and its value.
+    /// Returns a failure in words. The failure of a limit has the limit's key and value.
     pub fn reason(&self, failure: &PluginFailure) -> String {
         match failure {
             PluginFailure::Deadline(_) => format!("limits.cpu of {} ms exceeded", self.cpu.as_millis()),
@@ -136,7 +136,7 @@ fn shortened(text: &str, max: usize) -> Cow<'_, str> {
     if beginning.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(format!("{beginning}{TRUNCATED}")) }
 }
 
-/// A size as manifests write it.
+/// Returns a size as manifests write it.
 fn size(bytes: usize) -> String {
     match bytes {
         bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),

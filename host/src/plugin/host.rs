@@ -42,7 +42,7 @@ pub struct HostState {
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// The endpoints at which the current request has failed.
     pub(super) tried: SmallVec<[u32; 4]>,
-    /// When the call at hand began.
+    /// The time at which the current call began.
     pub(super) now: Instant,
     /// The plugin's own metrics.
     pub(super) figures: InstanceMetrics,
@@ -83,7 +83,8 @@ impl Drop for Lending<'_> {
 /// Streams and the like that an instance may hold: standard input, output and error need three.
 pub(super) const MAX_RESOURCES: usize = 256;
 
-/// Core instances of one component: those from Python have one for each library, some 40 in all.
+/// The maximum number of core instances of one component. Components of Python have one for each library, some 40 in
+/// all.
 pub(super) const MAX_CORE_INSTANCES: usize = 64;
 
 /// Elements of all tables of an instance: functions that it may call indirectly; large guests have some thousands.
@@ -210,7 +211,7 @@ impl HostState {
     }
 }
 
-/// A declared value; the error is a malformed field name, or a name that is too long.
+/// Converts a declared value. The error is a malformed field name, or a name that is too long.
 pub fn value_name(name: types::ValueName) -> Result<ValueName, EditError> {
     use types::ValueName as Wit;
     let field = |name: String| edit_check::any_field_name(&name);

@@ -1,5 +1,5 @@
-//! A live copy of a plugin, and the rule for failures: a copy is spent when a call begins and whole again when the
-//! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
+//! A live copy of a plugin, and the rule for failures. An instance is spent when a call begins and whole again when the
+//! call has returned, so that a trap, a deadline or a refused growth costs exactly this instance.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +51,7 @@ pub struct InstanceRecipe {
 /// The count of a live instance, until dropped.
 pub(super) struct InstanceCount(Arc<AtomicU32>);
 
-/// A live copy.
+/// A live copy of a plugin.
 pub struct Instance {
     pub(super) store: Store<HostState>,
     /// The CPU time of a call, `limits.cpu`.
@@ -72,7 +72,7 @@ pub struct Instance {
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
     /// The edits for responses that its balancer has declared.
     response_edits: Vec<Arc<[Edit]>>,
-    /// Counts the instance among those of its version.
+    /// The count of the instance among those of its version.
     pub(super) counted: Option<InstanceCount>,
 }
 
@@ -90,7 +90,7 @@ pub enum FilterVerdict {
 pub struct Picked {
     /// The index of the endpoint.
     pub endpoint: u32,
-    /// For the response.
+    /// The edits of the response; `None` if there are none.
     pub edits: Option<Arc<[Edit]>>,
 }
 
@@ -259,7 +259,8 @@ impl Instance {
         checked(side, verdict?)
     }
 
-    /// Passes its endpoints to a balancer, which may take `time`. From then on, the plugin can ask about these.
+    /// Passes an upstream's endpoints to a balancer, which may take `time`. From then on, the plugin can ask for the
+    /// load of these endpoints.
     pub fn endpoints_changed(&mut self, members: &Arc<EndpointSnapshot>, time: Duration) -> Result<(), PluginFailure> {
         begin(&mut self.store, time);
         let endpoints: Vec<balancer::Endpoint<'_>> = members.list.iter().map(wit_endpoint).collect();
@@ -297,7 +298,7 @@ impl Instance {
         Ok(Some(Picked { endpoint, edits }))
     }
 
-    /// Tells an observer of an exchange that is over.
+    /// Passes an exchange that has ended to an observer.
     pub fn observe(
         &mut self,
         needs: &[ValueName],
@@ -338,7 +339,7 @@ impl Instance {
         self.store.data().cpu.since_tick()
     }
 
-    /// A failure of a call, told from others of its kind by what the host has refused meanwhile.
+    /// Returns the failure of a call, with the limit of memory as its reason if the host has refused memory.
     pub(super) fn explained(&self, failure: PluginFailure) -> PluginFailure {
         failure.explained(&self.store.data().limits)
     }

@@ -1,5 +1,5 @@
-//! The places for instances. The engine has a fixed number of them, and each generation reserves those that it needs
-//! before it makes an instance: no plugin takes the places of another, and a manifest that is refused takes none.
+//! The places for instances. The engine has a fixed number of places, and each generation reserves those that it needs
+//! before it makes an instance: no plugin takes the places of another, and a manifest that is rejected takes none.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +11,14 @@ pub struct InstanceLimit {
     taken: AtomicU32,
 }
 
-/// Places that are taken until this is dropped.
+/// A number of reserved places, which are released on drop.
 #[derive(Debug)]
 pub struct ReservedInstances {
     of: Arc<InstanceLimit>,
     places: u32,
 }
 
-/// The places of a generation, given back when the last worker has left it or the generation is dropped.
+/// The places of a generation, released when the last worker has dropped its instances or the generation is dropped.
 #[derive(Debug)]
 pub struct Tenancy {
     reserved: Mutex<Option<ReservedInstances>>,
@@ -26,7 +26,7 @@ pub struct Tenancy {
     workers: AtomicU32,
 }
 
-/// There are fewer free places than are wanted.
+/// The error for a generation that needs more places for instances than are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many plugin instances: {wanted} places needed, and {free} of {all} are free for one manifest; {REMEDY}")]
 pub struct InstanceShortage {
@@ -38,13 +38,13 @@ pub struct InstanceShortage {
 const REMEDY: &str = "use fewer plugins or workers, or wait until exchanges of earlier manifests have ended";
 
 impl InstanceLimit {
-    /// Returns so many free places.
+    /// Returns a limit of this many places, all of them free.
     pub fn new(all: u32) -> Arc<Self> {
         Arc::new(InstanceLimit { all, taken: AtomicU32::new(0) })
     }
 
-    /// Reserves the places of a generation, all or none of them. It gets half of all at most, since another has to find its
-    /// places beside it.
+    /// Reserves the places of a generation, all or none of them. A generation gets half of all places at most, since
+    /// the next one needs places beside it.
     pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
         let half = self.all / 2;
         if places > half {
@@ -75,7 +75,7 @@ impl ReservedInstances {
         Ok(())
     }
 
-    /// Returns the tenancy of a generation that so many workers take into service.
+    /// Returns the tenancy of a generation that this number of workers use.
     pub fn into_tenancy(self, workers: u32) -> Tenancy {
         Tenancy { reserved: Mutex::new(Some(self)), workers: AtomicU32::new(workers) }
     }
@@ -88,7 +88,7 @@ impl Drop for ReservedInstances {
 }
 
 impl Tenancy {
-    /// Notes that a worker has dropped its instances for good.
+    /// Records that a worker has dropped all its instances.
     pub fn leave(&self) {
         if self.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();

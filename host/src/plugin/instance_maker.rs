@@ -27,21 +27,21 @@ struct PendingSpare {
     failures: u32,
 }
 
-/// After a spare instance that took some time, the next one of the same plugin is due when so many times that time has
-/// passed: instances that are lost over and over take at most a tenth of a core.
+/// The pause after a spare instance was made, as a multiple of the time that making it took. Instances that are lost
+/// over and over take at most a tenth of a core.
 const REST: u32 = 9;
 
-/// The rest for plugins with a fresh instance for each call, whose instances are not lost by failures.
+/// The multiple for plugins with a fresh instance for each call, whose instances are not lost by failures.
 const REST_PER_CALL: u32 = 1;
 
 /// The backoff after the first failure; it doubles up to [`MAX_BACKOFF`].
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// An instance that found no place is tried again after this time.
+/// The time after which making an instance is retried if there was no place for it.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
-/// Workers go first where cores are scarce: the thread has a third of a worker's weight.
+/// The priority of the thread: it has a third of a worker's weight, so that workers run first if cores are scarce.
 const NICENESS: i32 = 5;
 
 impl PluginVersions {
@@ -56,7 +56,7 @@ impl PluginVersions {
 /// The state of the thread.
 #[derive(Default)]
 struct Queues {
-    /// Instances that workers wait for to take a generation into service.
+    /// The instances that workers need before they use a generation.
     for_workers: VecDeque<WorkerOrder<PluginVersion>>,
     later: Vec<PendingSpare>,
 }

@@ -12,7 +12,7 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 /// The sender of orders for instances of versions `V`.
 pub struct InstanceOrders<V>(SyncSender<InstanceOrder<V>>);
 
-/// An instance that will come, or the error of making it.
+/// An instance that is being made, or the error of making it.
 pub struct OrderedInstance(oneshot::Receiver<Result<Box<Instance>, PluginFailure>>);
 
 /// An order for an instance of a version.
@@ -26,12 +26,13 @@ pub(super) enum InstanceOrder<V> {
 /// An order for an instance that a worker waits for.
 pub(super) struct WorkerOrder<V> {
     pub(super) version: Arc<V>,
-    /// The endpoints that are passed to it, if it is a balancer.
+    /// The endpoints for the instance, if it is a balancer.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     pub(super) reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
 }
 
-/// Orders that may wait: workers send one at a time for a new generation, and one for each balancer that learns endpoints.
+/// The maximum number of orders that wait: workers send one at a time for a new generation, and one for each balancer
+/// whose endpoints change.
 const QUEUE: usize = 4096;
 
 impl<V> InstanceOrders<V> {
@@ -41,7 +42,7 @@ impl<V> InstanceOrders<V> {
         (InstanceOrders(orders), queue)
     }
 
-    /// Orders a spare instance; returns whether there was room for the order.
+    /// Orders a spare instance. Returns whether there was room for the order.
     pub(super) fn order_spare(&self, version: &Arc<V>) -> bool {
         self.0.try_send(InstanceOrder::Spare(Arc::downgrade(version))).is_ok()
     }
@@ -66,7 +67,7 @@ impl OrderedInstance {
         self.0.await.unwrap_or_else(|_| Err(dropped()))
     }
 
-    /// Returns the instance, or why there is none; `None` if the instance is still being made.
+    /// Returns the instance, or the error of making it; `None` if the instance is still being made.
     pub fn poll(&mut self) -> Option<Result<Box<Instance>, PluginFailure>> {
         match self.0.try_recv() {
             Ok(made) => Some(made),

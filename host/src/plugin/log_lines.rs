@@ -22,7 +22,7 @@ pub(super) const MAX_LINE_BYTES: usize = 4 << 10;
 /// Lines that one plugin may log in a second: enough to follow a fault, too few to fill a disk.
 const LINES_A_SECOND: u64 = 100;
 
-/// Bytes of these lines: half a day at this rate fills 2.6 GiB, and 100 usual lines fit.
+/// The maximum bytes of these lines in a second: half a day at this rate fills 2.6 GiB, and 100 usual lines fit.
 const BYTES_A_SECOND: u64 = 64 << 10;
 
 /// A log level.
@@ -43,7 +43,7 @@ pub struct PluginLog(Arc<LineBudget>);
 struct LineBudget {
     plugin: Arc<str>,
     began: Instant,
-    /// The second that the next two count in, since `began`.
+    /// The second that `lines` and `bytes` count, since `began`.
     second: AtomicU64,
     lines: AtomicU64,
     bytes: AtomicU64,
@@ -54,13 +54,13 @@ struct LineBudget {
 }
 
 impl PluginLog {
-    /// Makes the counters of a plugin, by its name in the manifest.
+    /// Returns the counters of a plugin, by its name in the manifest.
     pub fn new(plugin: Arc<str>) -> Self {
         let [second, lines, bytes, left_out, dropped] = [const { AtomicU64::new(0) }; 5];
         PluginLog(Arc::new(LineBudget { plugin, began: Instant::now(), second, lines, bytes, left_out, dropped }))
     }
 
-    /// Logs a line, unless its second is full.
+    /// Logs a line, unless the limit of the current second is reached.
     pub fn write(&self, level: Level, line: &str) {
         let is_shown = match level {
             Level::Error => enabled!(tracing::Level::ERROR),
@@ -85,7 +85,7 @@ impl PluginLog {
         }
     }
 
-    /// Counts a line of so many bytes, and says whether the second has room for it.
+    /// Counts a line of `bytes` bytes. Returns whether the current second has room for the line.
     pub(super) fn admits(&self, bytes: usize) -> bool {
         self.report();
         let lines = self.0.lines.fetch_add(1, Ordering::Relaxed) + 1;
@@ -98,7 +98,7 @@ impl PluginLog {
         has_room
     }
 
-    /// Begins a new second if the last one is over, and logs how many lines that left out. Called at each line and by
+    /// Begins a new second if the last one is over, and logs how many lines were left out. Called at each line and at
     /// the ticks of workers, so that the end of a burst is reported too.
     pub fn report(&self) {
         let counted = &*self.0;
@@ -127,7 +127,7 @@ impl PluginLog {
 /// Standard output or error of an instance.
 pub struct Printed(pub PluginLog);
 
-/// Gathers what is printed to lines.
+/// The output that a plugin prints, which is split into lines.
 struct Printing {
     lines: PluginLog,
     begun: Vec<u8>,

@@ -6,7 +6,7 @@ use wasmtime::{ResourceLimiter, StoreLimits};
 /// The limits of one instance.
 pub struct MemoryLimit {
     limits: StoreLimits,
-    /// The elements of all tables, and the most of them.
+    /// The current number of elements of all tables, at most `most_elements`.
     elements: usize,
     most_elements: usize,
     /// Whether memory was refused since the last call of [`MemoryLimit::forget`].
@@ -14,13 +14,13 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// Returns limits under which nothing was refused yet, with a limit for the elements of all tables together: each takes
-    /// eight bytes besides the instance's memory.
+    /// Returns limits under which nothing was refused yet. `most_elements` limits the elements of all tables together:
+    /// each takes eight bytes besides the instance's memory.
     pub fn new(limits: StoreLimits, most_elements: usize) -> Self {
         MemoryLimit { limits, elements: 0, most_elements, is_refused: false }
     }
 
-    /// Forgets refusals: the guest has survived them.
+    /// Forgets refusals, because the guest has survived them.
     pub fn forget(&mut self) {
         self.is_refused = false;
     }

@@ -1,5 +1,5 @@
-//! A plugin's own metrics as one instance sees them. The first instance of a configured plugin defines them; others get
-//! the same, so that their number is bounded however many instances there are.
+//! A plugin's own metrics as one instance sees them. The first instance of a configured plugin defines the metrics;
+//! other instances get the same ones, so that their number is bounded however many instances there are.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ pub struct InstanceMetrics {
 }
 
 enum Defined {
-    /// By a first instance, whose figures go nowhere.
+    /// Defined by the first instance, whose values are not reported.
     First(Vec<PluginMetricDefinition>),
-    /// By the first instance, for all others.
+    /// Defined by the first instance, and used by the others.
     Known(Arc<[Arc<PluginMetric>]>),
 }
 
@@ -34,7 +34,7 @@ impl InstanceMetrics {
         InstanceMetrics { defined: Defined::Known(figures), is_configuring: false }
     }
 
-    /// Counts for a worker from now on: what was counted for none before, too.
+    /// Counts for a worker from now on, including the amounts that were counted before.
     pub fn adopt(&mut self, own: Arc<[Arc<PluginMetric>]>) {
         if let Defined::Known(loose) = &self.defined {
             loose.iter().zip(own.iter()).for_each(|(before, custom)| custom.add(before.value()));
@@ -42,7 +42,7 @@ impl InstanceMetrics {
         self.defined = Defined::Known(own);
     }
 
-    /// Takes the definitions of a first instance.
+    /// Returns the definitions of a first instance.
     pub fn first(&mut self) -> Vec<PluginMetricDefinition> {
         match &mut self.defined {
             Defined::First(defined) => std::mem::take(defined),
@@ -70,7 +70,7 @@ impl InstanceMetrics {
         }
     }
 
-    /// Adds to a metric, if there is one with such a handle.
+    /// Adds an amount to a metric; does nothing if no metric has this handle.
     pub fn add(&self, handle: u32, amount: f64) {
         if let Defined::Known(figures) = &self.defined
             && let Some(custom) = figures.get(handle as usize)

@@ -26,7 +26,7 @@ const ALLOWED: [WasmFeatures; 12] = [
     WasmFeatures::COMPONENT_MODEL,
 ];
 
-/// Chooses the proposals of an engine: each is set, those that a later wasmtime adds too.
+/// Sets all proposals of an engine, including those that a later wasmtime adds.
 pub fn choose(config: &mut Config) {
     let allowed = ALLOWED.into_iter().collect::<WasmFeatures>();
     config.wasm_features(!allowed, false).wasm_features(allowed, true);
@@ -46,14 +46,14 @@ mod tests {
         Engine::new(&config).unwrap()
     }
 
-    /// Why a component with a core module, or with other items, is refused.
+    /// Returns the reason why a component with a core module, or with other items, is rejected.
     fn refusal(engine: &Engine, items: &str) -> Option<String> {
         let bytes = wat::parse_str(format!("(component {items})")).unwrap();
         Component::from_binary(engine, &bytes).err().map(|error| format!("{error:#}"))
     }
 
     #[test]
-    fn what_toolchains_emit_is_accepted() {
+    fn components_of_toolchains_are_accepted() {
         let engine = engine();
         for module in [
             "(func (param i32) (result i32 i32) local.get 0 local.get 0)",

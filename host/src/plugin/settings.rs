@@ -1,4 +1,4 @@
-//! Checks what a plugin says of itself and declares when it is configured, and brings it into the host's form.
+//! Checks the description and the declarations of a plugin, and converts them into the host's form.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ pub struct CacheInputs {
     pub response: Vec<ValueName>,
     /// The lookup of most requests, which needs no call.
     pub plan: Option<LookupPlan>,
-    /// How `Cache-Status` names the cache; none for no such field.
+    /// The name of the cache in `Cache-Status`; `None` if the field is not added.
     pub name: Option<String>,
-    /// Whether the key is told there.
+    /// Whether `Cache-Status` has the key.
     pub tells_key: bool,
 }
 
@@ -46,7 +46,8 @@ pub enum OverLimit {
     PassThrough,
 }
 
-/// Each body holds an instance, and slow clients of one plugin must not use up what others need.
+/// The default of `limits.bodies`. Each body holds an instance, and slow clients of one plugin must not use up the
+/// instances that others need.
 const DEFAULT_BODIES: u32 = 256;
 
 /// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
@@ -95,13 +96,13 @@ pub struct WaitingLimits {
 pub enum OnError {
     /// The client gets 502.
     Fail,
-    /// The exchange continues as if the plugin weren't there.
+    /// The exchange continues as if the plugin were absent.
     Skip,
     /// The client gets this status.
     Respond(http::StatusCode),
 }
 
-/// How long an instance lives.
+/// The lifetime of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
     /// An instance serves one request of its worker after the other.
@@ -133,8 +134,8 @@ impl Default for WaitingLimits {
 }
 
 impl PluginLimits {
-    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
-    /// a thousand endpoints, may take longer than a request should.
+    /// Returns the CPU time of a step in making an instance, off the workers. Parsing a large configuration, or tables
+    /// for a thousand endpoints, may take longer than a request should.
     pub fn making_time(self) -> Duration {
         self.cpu * SETUP_TIME_FACTOR
     }
@@ -145,21 +146,21 @@ pub struct LookupPlan {
     key: Vec<KeyPart>,
     /// Fields that a request may not have.
     fields: Vec<HeaderName>,
-    /// Other values that there may not be.
+    /// Other values that a request may not have.
     values: Vec<ValueName>,
 }
 
 /// A piece of a key.
 enum KeyPart {
-    /// A text as it is.
+    /// A literal text.
     Text(Vec<u8>),
-    /// A value, which is nothing if it is absent.
+    /// A value; an absent value adds nothing.
     Value(ValueName),
 }
 
 impl LookupPlan {
-    /// The key of a request; none if it is a matter for the plugin. A key that becomes too long ends behind the part that
-    /// makes it so.
+    /// Returns the cache key of a request; `None` if the plan leaves the request to the plugin, because of a field or
+    /// value that the plan excepts.
     pub fn key(&self, context: &ExchangeContext) -> Option<Vec<u8>> {
         // What an origin may take for one of the fields is a matter for the plugin.
         if context.has_aliases {
@@ -189,7 +190,7 @@ impl LookupPlan {
     }
 }
 
-/// One of 64 bits, by the length and the end of a name.
+/// Returns one of 64 bits, chosen by the length and the last byte of a name.
 fn trace(name: &HeaderName) -> u64 {
     let name = name.as_str().as_bytes();
     1 << ((name.len() * 7 + usize::from(name.last().copied().unwrap_or(0))) % 64)
@@ -210,7 +211,7 @@ pub fn description(description: Description) -> Result<Description, EditError> {
     Ok(description)
 }
 
-/// The levels of arrays and objects in a JSON text, before it is parsed.
+/// Returns the number of nested arrays and objects in a JSON text, before it is parsed.
 fn depth(json: &str) -> usize {
     let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
     for byte in json.bytes() {
@@ -227,10 +228,10 @@ fn depth(json: &str) -> usize {
     deepest
 }
 
-/// The errors that a plugin reports of its configuration, cut to what a message holds.
+/// The errors that a plugin reports of its configuration, truncated for a message.
 #[derive(Debug, Default)]
 pub struct ConfigErrors {
-    /// JSON pointers and messages.
+    /// The JSON pointers and messages that are shown.
     pub shown: Vec<(String, String)>,
     /// The number of errors that are left out.
     pub more: usize,
@@ -290,7 +291,7 @@ pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, EditError> {
     Ok(LookupPlan { key: plan.key.into_iter().map(part).collect::<Result<_, _>>()?, fields, values })
 }
 
-/// A name that is a token (RFC 9110 §5.6.2), as those of fields are.
+/// Returns a name that is a token (RFC 9110 §5.6.2), as the names of fields are; an error if it is none.
 pub fn token(name: String) -> Result<String, EditError> {
     field_name(&name).map(|_| name)
 }

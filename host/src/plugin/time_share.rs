@@ -19,7 +19,8 @@ use super::cpu_time::TICK;
 
 /// The share of a configured plugin on one worker.
 pub struct TimeShare {
-    /// The address of what the plugin's version has in common: a reload that doesn't change the version keeps the share.
+    /// The address of the shared part of the plugin's version: a reload that doesn't change the version keeps the
+    /// share.
     version: usize,
     /// Percent of the worker's time.
     percent: u8,
@@ -27,15 +28,15 @@ pub struct TimeShare {
     all: Bucket,
     /// The bucket of calls that are longer than [`SHORT`].
     long: Bucket,
-    /// The calls that `long` was charged for since it was full.
+    /// The number of calls that were charged to `long` since the bucket was full.
     long_calls: Cell<u32>,
     /// The time at which `long` is full again, as the plugins of the worker know it.
     full_at: Cell<Instant>,
     worker: Rc<Shares>,
     is_spent: Cell<bool>,
-    /// The number of calls that are measured from their beginning to their end, since one has missed ticks.
+    /// The number of calls that are still measured from beginning to end, since one has missed ticks.
     watched_calls: Cell<u32>,
-    /// The time until which all calls are measured, since one of those was long; `None` if none was.
+    /// The time until which all calls are measured, because one of the measured calls was long; `None` if none was.
     watched_until: Cell<Option<Instant>>,
 }
 
@@ -51,7 +52,7 @@ pub struct Shares {
 struct Bucket {
     /// Negative while the share is used up.
     level: Cell<i64>,
-    /// When `level` was last refilled.
+    /// The time at which `level` was last refilled.
     refilled: Cell<Instant>,
     /// The highest level.
     most: Cell<i64>,
@@ -63,7 +64,7 @@ pub const DEFAULT_SHARE: u8 = 50;
 /// A share that is not limited.
 pub const WHOLE: u8 = 100;
 
-/// The time whose share calls may use at once, and that a single call can use up at most: no call blocks a plugin that
+/// The time whose share calls may use at once, and that a single call can use up at most. No call blocks a plugin that
 /// is the only one with long calls for longer than a minute.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -71,24 +72,24 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// a worker after a second of ten late requests, spread over two workers, that they show in the others' 99th percentile.
 const LONG_WINDOW: Duration = Duration::from_secs(20);
 
-/// The calls that are measured after one that missed a tick, which any call may do by chance. Two readings of the clock cost
-/// as much as a short call, so they are few beside those that no tick meets.
+/// The number of calls that are measured after a call that missed a tick, which any call may do by chance. Two readings
+/// of the clock cost as much as a short call, so they are few beside the calls that no tick meets.
 const WATCHED_CALLS: u32 = 16;
 
-/// The time in which all calls are measured after a long one: a plugin whose calls miss ticks over and over has one free of
-/// charge in this time.
+/// The time in which all calls are measured after a long call. A plugin whose calls miss ticks over and over gets one
+/// call free of charge in this time.
 const WATCH: Duration = Duration::from_secs(60);
 
-/// A call that lasts longer delays requests that wait behind it, as many as come meanwhile, each for as long as the call
-/// still takes. Its cost therefore grows with the square of the time beyond this.
+/// The length beyond which a call delays requests that wait behind it, as many as arrive in the meantime, each for the
+/// rest of the call. The cost of a call therefore grows with the square of the time beyond this length.
 const SHORT: Duration = Duration::from_millis(1);
 
-/// The factor of the square, so that calls of 45 ms take at most 0.4 % of a worker's time with the default share: the
-/// 99th percentile of other requests is not changed by them.
+/// The factor of the square. With it, calls of 45 ms take at most 0.4 % of a worker's time with the default share, so
+/// that the 99th percentile of other requests does not change.
 const STEEPNESS: i64 = 3;
 
 impl TimeShare {
-    /// Returns the share of a plugin's version, or one that has not been used yet; calls take `limit` at most.
+    /// Returns the share of a plugin's version, or a new share if there is none; calls take `limit` at most.
     pub fn of(version: usize, percent: u8, limit: Duration, worker: &Rc<Shares>, now: Instant) -> Rc<Self> {
         let known = worker.of_plugins.borrow().iter().filter_map(Weak::upgrade).find(|share| share.version == version);
         known.unwrap_or_else(|| {
@@ -160,7 +161,7 @@ impl TimeShare {
         }
     }
 
-    /// Charges a call that was met by a tick, and then took so much more CPU time.
+    /// Charges a call that a tick has met, and that used more CPU time after the tick.
     pub fn charge_ticks(&self, since_first_tick: Duration, now: Instant) {
         let mut left = since_first_tick;
         let (mut time, mut cost) = (micros(TICK), tick_cost(left));
@@ -206,7 +207,7 @@ impl TimeShare {
         self.long.level.get() >= self.least_used_level()
     }
 
-    /// The level down to which little of the bucket is used: by one long call, or by a few shorter ones.
+    /// A token bucket of time, in nanoseconds; below zero if calls took more than there was.
     fn least_used_level(&self) -> i64 {
         let most = self.long.most.get();
         if self.long_calls.get() <= 1 { most / 2 } else { most / 4 * 3 }
@@ -249,7 +250,7 @@ impl Bucket {
         Bucket { level: Cell::new(most), refilled: Cell::new(now), most: Cell::new(most) }
     }
 
-    /// Raises the highest level, and the level with it.
+    /// Raises the highest level, and the current level by the same amount.
     fn widen(&self, most: i64) {
         let more = (most - self.most.get()).max(0);
         self.most.set(self.most.get() + more);
@@ -260,13 +261,13 @@ impl Bucket {
         self.level.get() >= self.most.get()
     }
 
-    /// Adds the time that has passed, of which others have a part each.
+    /// Adds the part of the time that has passed, divided by `parts`.
     fn refill(&self, now: Instant, parts: i64) {
         let passed = micros(now.saturating_duration_since(self.refilled.replace(now)));
         self.level.set(self.level.get().saturating_add(passed / parts).min(self.most.get()));
     }
 
-    /// Takes the time of which this is so many percent.
+    /// Removes the time of which `time` is this percentage.
     fn charge(&self, time: i64, percent: u8) {
         let taken = time.saturating_mul(100) / i64::from(percent.max(1));
         self.level.set(self.level.get().saturating_sub(taken).max(-micros(WINDOW)));
@@ -280,7 +281,7 @@ fn cost(time: Duration) -> i64 {
     micros(time).saturating_add(square.saturating_mul(STEEPNESS))
 }
 
-/// The cost of a tick that met a call with so much time left: [`TICK`] times the derivative of the cost of a call.
+/// Returns the cost of a tick that met a call with this time left: [`TICK`] times the derivative of the cost of a call.
 fn tick_cost(left: Duration) -> i64 {
     let beyond = micros(left.saturating_sub(SHORT));
     let weight_per_mille = 1000 + beyond.saturating_mul(2 * STEEPNESS * 1000) / micros(SHORT);

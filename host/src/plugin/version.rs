@@ -55,22 +55,24 @@ pub struct PluginVersion {
     /// The limit of calls that may wait.
     pub(super) waiting: WaitingLimit,
     began: Instant,
-    /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
+    /// The time at which each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the
+    /// first.
     logged: [AtomicU64; CallRejection::ALL.len()],
 }
 
 /// The reason why a worker needs an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstanceNeed {
-    /// The worker has lost its own.
+    /// The worker has lost its instance.
     Loss,
-    /// The plugin has one more body at a time.
+    /// The plugin filters one more body at a time.
     Body,
-    /// The generation has none left, since no new exchange uses it.
+    /// The generation has no instance, since no new exchange uses it.
     Last,
 }
 
-/// Work that takes longer is done by the maker's thread only: a worker would keep others waiting.
+/// The maximum time of work that a worker does itself. Longer work is left to the maker's thread, because it would
+/// delay other exchanges.
 const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } else { 2 });
 
 /// The CPU time that a worker may take to make an instance. In builds without optimisation, the host's part of that takes
@@ -80,13 +82,13 @@ const MAKING: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } 
 /// The factor by which the host's part in plugins takes longer in builds without optimisation.
 pub(super) const SLOWNESS: u32 = if cfg!(debug_assertions) { 4 } else { 1 };
 
-/// Spare instances: one covers a trap until the next one is made.
+/// The number of spare instances: one covers a trap until the next one is made.
 pub const SPARES: usize = 1;
 
-/// Spare instances of plugins that get a fresh one for each call and take longer than [`CHEAP`] to make.
+/// The number of spare instances of plugins that get a fresh one for each call and take longer than [`CHEAP`] to make.
 pub const SPARES_PER_CALL: usize = 16;
 
-/// A rejected call is logged once in this time, for each kind and version.
+/// The pause between two log lines about rejected calls, for each kind and version.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
 
 impl PluginVersions {
@@ -243,8 +245,8 @@ impl PluginVersion {
         u128::from(self.telling.load(Ordering::Relaxed)) <= CHEAP.as_micros()
     }
 
-    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one if that is cheap, if it
-    /// fits into the CPU time of a call, or if the need is no loss.
+    /// Returns an instance at once, for a call on a worker that has none. The instance is a spare one, or a new one if
+    /// making it is cheap, if it fits into the CPU time of a call, or if the need is no loss.
     pub(super) fn obtain(
         self: &Arc<Self>,
         share: &TimeShare,

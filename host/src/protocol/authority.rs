@@ -83,7 +83,6 @@ pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
     Ok(if name == host { Cow::Borrowed(host) } else { Cow::Owned(name) })
 }
 
-/// The host, and the digits of the port behind the colon, of an authority that is one.
 /// Returns the host of an authority without its port, in lower case.
 pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
     let end = match authority.iter().rposition(|byte| *byte == b':') {
@@ -94,6 +93,7 @@ pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
     if host.iter().any(u8::is_ascii_uppercase) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) }
 }
 
+/// Returns the host, and the digits of the port behind the colon, of an authority that is one.
 fn split(authority: &[u8]) -> (&[u8], &[u8]) {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']').map(|at| at + 1),
@@ -111,7 +111,7 @@ fn port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
     }
 }
 
-/// Whether a name certainly is in its normal form, as nearly all are.
+/// Whether a name is certainly in its normal form, as nearly all names are.
 fn is_normal_name(name: &[u8]) -> bool {
     let mut before = b'.';
     for byte in name {
@@ -124,7 +124,7 @@ fn is_normal_name(name: &[u8]) -> bool {
     last.first().is_some_and(|first| !first.is_ascii_digit())
 }
 
-/// An IPv6 address, or one of a later version (RFC 3986 §3.2.2), with its brackets.
+/// Returns an IPv6 address, or one of a later version (RFC 3986 §3.2.2), in its normal form with brackets.
 fn normal_literal(literal: &str) -> Option<String> {
     if let Ok(address) = literal.parse::<Ipv6Addr>() {
         return Some(format!("[{address}]"));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_one_meaning_is_refused() {
+    fn ambiguous_authorities_are_rejected() {
         let cases = [
             ("a@b", AuthorityError::Form),
             ("a:b", AuthorityError::Form),

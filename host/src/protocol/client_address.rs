@@ -37,7 +37,7 @@ pub enum AddressSource {
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
-    /// A field with an address, or with a list of them as in `X-Forwarded-For`.
+    /// A field with an address, or with a list of addresses as in `X-Forwarded-For`.
     Field(HeaderName),
 }
 
@@ -69,9 +69,9 @@ pub struct Settled {
     pub client: Option<Box<ClientAddress>>,
     /// The scheme by which the client reached the trusted proxies; `None` if they name none.
     pub scheme: Option<Scheme>,
-    /// Whether there are fields left that an origin may confuse with others.
+    /// Whether fields are left that an origin may confuse with others.
     pub has_aliases: bool,
-    /// Whether the request is rejected because of such a field.
+    /// Whether the request is rejected because of a field that an origin may confuse with others.
     pub is_rejected: bool,
 }
 
@@ -144,6 +144,15 @@ fn grammar(name: &HeaderName) -> Option<Grammar> {
     }
 }
 
+impl ClientAddressRules {
+    /// Whether a trailer of a request is removed, since some origins merge trailers into the head: what heads of untrusted
+    /// clients lose, and more, as no proxy vouches for a trailer.
+    pub fn is_unwanted_trailer(&self, name: &str) -> bool {
+        let is_alias = is_ambiguous(name) && (self.aliases != AliasPolicy::Pass || is_plain(name));
+        is_alias || tells_way(name) || self.source.is_alike(name)
+    }
+}
+
 impl ClientAddress {
     fn new(address: IpAddr, port: Option<u16>) -> Self {
         let field = |text: String| HeaderValue::try_from(text).ok();
@@ -175,9 +184,9 @@ impl AddressSource {
     }
 }
 
-/// Whether a field describes a request's way, given its name in lower case or an alias of that. Proxies and CDNs name
-/// the client in such fields, or say how it reached them. Others have its TLS and certificates (RFC 9440), or its
-/// original request.
+/// Whether a field describes a request's way, given its name in lower case or an alias of it. Proxies and CDNs name the
+/// client in such fields, or say how it reached them. Others have its TLS and certificates (RFC 9440), or its original
+/// request.
 pub fn tells_way(name: &str) -> bool {
     if is_plain(name) {
         return tells(name);
@@ -212,7 +221,7 @@ fn tells(name: &str) -> bool {
     }
 }
 
-/// Whether a field names one client: its last word is an address, and a word before says whose.
+/// Whether a field names one client: its last word is an address, and an earlier word says whose.
 fn names_client(name: &str) -> bool {
     // Most names of requests end here.
     if !matches!(name.as_bytes().last(), Some(b'p' | b'r' | b's' | b'4' | b'6' | b'm')) {
@@ -248,7 +257,7 @@ const WHOSE: [&str; 15] = [
     "viewer",
 ];
 
-/// Whether a vendor's field says what was forwarded, as `x-vercel-forwarded-for` does.
+/// Whether a vendor's field contains forwarded values, as `x-vercel-forwarded-for` does.
 fn says_forwarded(name: &str) -> bool {
     name.contains("-forwarded-")
 }
@@ -261,7 +270,7 @@ fn speaks_of_certificate(name: &str) -> bool {
     matches!(word, "cert" | "certificate" | "dn" | "issuer" | "verified" | "verify") || matches!(fact, "s-dn" | "i-dn")
 }
 
-/// Whether a field has a part of the request as another proxy received it, or wants it replaced.
+/// Whether a field has a part of the request as another proxy received it, or asks to replace it.
 fn speaks_of_original(name: &str) -> bool {
     let Some((front, last)) = name.rsplit_once('-') else { return false };
     match last {
@@ -273,7 +282,7 @@ fn speaks_of_original(name: &str) -> bool {
     }
 }
 
-/// Whether a field otherwise describes how the client reached a proxy, or what it requested there.
+/// Whether a field describes in another way how the client reached a proxy, or what it requested there.
 fn tells_more(name: &str) -> bool {
     matches!(
         name,

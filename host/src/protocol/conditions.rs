@@ -1,5 +1,5 @@
-//! Conditional requests (RFC 9110 §13): whether a request is to be carried out, whether a client has a response already,
-//! and whether its ranges are of the same response.
+//! Conditional requests (RFC 9110 §13): whether a request is carried out, whether a client has a response already, and
+//! whether its ranges are of the same response.
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, response};
@@ -11,7 +11,7 @@ pub enum Precondition {
     Met,
     /// The client has the response already: 304.
     NotModified,
-    /// The response is another one than the client expects: 412.
+    /// The response is not the one that the client expects: 412.
     Failed,
 }
 

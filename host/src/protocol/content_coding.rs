@@ -33,9 +33,9 @@ impl ContentCoding {
     }
 }
 
-/// Returns those of the offered codings that a request accepts at least as willingly as content without a coding, the most
-/// welcome first. Equally welcome codings keep the order of the offer. Without `Accept-Encoding` there is none: such
-/// clients are mostly tools that decode nothing.
+/// Returns the offered codings that a request accepts at least as willingly as content without a coding, the most
+/// welcome first. Equally welcome codings keep the order of the offer. Without `Accept-Encoding` the list is empty:
+/// such clients are mostly tools that decode nothing.
 pub fn preferred(request: &HeaderMap, offered: &[ContentCoding]) -> SmallVec<[ContentCoding; 3]> {
     if offered.is_empty() {
         return SmallVec::new();

@@ -43,8 +43,8 @@ pub fn remove_aliases(fields: &mut HeaderMap, of: &HeaderName) {
     aliases(fields, of).iter().for_each(|alias| drop(fields.remove(alias)));
 }
 
-/// Writes the lines of a field's aliases behind a line break, each with its name: values that origins may read as the
-/// field's, in a form that no value of the field itself has. Returns `false` if there are none.
+/// Writes the lines of a field's aliases behind a line break, each with its name. Origins may read these values as the
+/// field's; no value of the field itself has this form. Returns `false` if there are none.
 pub fn put_aliases(fields: &HeaderMap, of: &HeaderName, into: &mut Vec<u8>) -> bool {
     let aliases = aliases(fields, of);
     let lines = aliases.iter().flat_map(|alias| fields.get_all(alias).iter().map(move |line| (alias, line)));

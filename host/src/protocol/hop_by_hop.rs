@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
 
-use crate::protocol::client_address::tells_way;
+use crate::protocol::client_address::ClientAddressRules;
 use crate::protocol::content_length;
 use crate::protocol::framing;
 
@@ -55,8 +55,8 @@ pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
     }
 }
 
-/// Whether a request has passed so many proxies like this one that it must be in a loop (RFC 9110 §7.6.3). Their names are
-/// equal, so that a chain of them can't be told from a loop by one passage.
+/// Whether a request has passed [`MAX_PASSAGES`] proxies named `plugway`, so that it must be in a loop (RFC 9110
+/// §7.6.3). All these proxies have one name, so that one passage does not distinguish a chain of them from a loop.
 pub fn is_looping(fields: &HeaderMap) -> bool {
     let passages = members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway"));
     passages.count() >= MAX_PASSAGES
@@ -83,11 +83,11 @@ pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     frame
 }
 
-/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers about the request's way are removed too,
-/// since some origins merge trailers into the head.
-pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers that heads lose by the rules of the listener
+/// are removed too.
+pub fn request_frame(mut frame: Frame<Bytes>, rules: &ClientAddressRules) -> Frame<Bytes> {
     if let Some(fields) = frame.trailers_mut() {
-        let is_unwanted = |name: &&HeaderName| tells_way(name.as_str()) || name.as_str() == "proxy";
+        let is_unwanted = |name: &&HeaderName| rules.is_unwanted_trailer(name.as_str());
         let names: SmallVec<[HeaderName; 4]> = fields.keys().filter(is_unwanted).cloned().collect();
         names.iter().for_each(|name| drop(fields.remove(name)));
     }
@@ -155,7 +155,7 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-/// The number of lines of cookies whose room in memory is kept: that of an ordinary head.
+/// The maximum number of cookie lines whose memory is kept for the next request: that of an ordinary head.
 const FEW_COOKIES: usize = 32;
 
 fn via(received: Version) -> &'static str {
@@ -190,10 +190,12 @@ pub fn has_no_content(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// Removes the length of a response whose status has no content. Under 304 it is the length of another response (RFC 9110
-/// §8.6).
-pub fn settle_length_without_content(response: &mut Parts) {
-    if has_no_content(response.status) && response.status != StatusCode::NOT_MODIFIED {
+/// Removes a length that the response doesn't have, because of its status, or because `is_empty` says so of a response to
+/// another method than HEAD. Under 304 it is the length of another response (RFC 9110 §8.6).
+pub fn settle_length_without_content(response: &mut Parts, is_empty: bool) {
+    let is_none = has_no_content(response.status);
+    let is_untrue = || response.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if (is_none || is_empty && is_untrue()) && response.status != StatusCode::NOT_MODIFIED {
         response.headers.remove(header::CONTENT_LENGTH);
     }
 }
@@ -290,11 +292,18 @@ mod tests {
 
     #[test]
     fn the_length_goes_by_the_status_that_is_sent() {
-        for (status, is_kept) in [(200, true), (204, false), (205, false), (304, true)] {
+        for (status, is_empty, is_kept) in [
+            (200, false, true),
+            (200, true, false),
+            (204, false, false),
+            (205, false, false),
+            (304, false, true),
+            (304, true, true),
+        ] {
             let response = http::Response::builder().status(status).header("content-length", "5").body(()).unwrap();
             let mut parts = response.into_parts().0;
-            settle_length_without_content(&mut parts);
-            assert_eq!(parts.headers.contains_key("content-length"), is_kept, "{status}");
+            settle_length_without_content(&mut parts, is_empty);
+            assert_eq!(parts.headers.contains_key("content-length"), is_kept, "{status} {is_empty}");
         }
     }
 

@@ -1,5 +1,6 @@
-//! A scanner of HTTP/2 frame headers (RFC 9113 §4.1) in a stream of bytes, however reads or writes split it. h2 parses
-//! the same bytes again and validates them; the scanner only reports the frames, and skips their payloads by length.
+//! A scanner of HTTP/2 frame headers (RFC 9113 §4.1) in a stream of bytes, independent of the sizes of reads or writes.
+//! h2 parses the same bytes again and validates them. The scanner only reports the frames, and skips their payloads by
+//! length.
 
 pub mod budget;
 

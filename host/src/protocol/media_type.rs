@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_newer_differs_from_the_table() {
+    fn newer_types_differ_from_the_table() {
         for (end, media) in NEWER {
             assert_ne!(mime_guess::from_ext(end).first_raw(), Some(media), "remove {end}");
         }

@@ -54,8 +54,8 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, PathError> {
     without_dots(&settled(path)?).map(Cow::Owned)
 }
 
-/// Returns how recipients may read a path that is forwarded as it was sent. All of them agree about its dot segments,
-/// since a path that has any is rejected, and so is each other doubt but that about escaped slashes.
+/// Returns how recipients may read a path that is forwarded as it was sent. All readings agree about dot segments,
+/// since a path with any is rejected; they may only differ about escaped slashes.
 pub fn readings(path: &str) -> Result<Readings, PathError> {
     // `normal` keeps escapes of a reserved character as they are: a colon stands in for the slash, since it divides nothing.
     let slash = |with: &str| path.replace("%2F", with).replace("%2f", with);

@@ -20,11 +20,12 @@ pub enum Parsed {
     Incomplete,
     /// The bytes are a header. `None` if the connection's own addresses apply: it is the proxy's own, or its client has
     /// no address.
-    Done(Option<Addresses>),
+    Done(Option<ConnectionAddresses>),
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub struct Addresses {
+/// The addresses of a client connection: the client's, and the address that it connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionAddresses {
     pub client: SocketAddr,
     pub destination: SocketAddr,
 }
@@ -40,11 +41,11 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
     if bytes[..known] == v2::PROTOCOL_PREFIX[..known] { binary(bytes) } else { line(bytes) }
 }
 
-/// Returns a header that names a client and the address that it reached. With `None` the header says that there is no
-/// client to name: the connection is this proxy's own, or its client has no address.
-pub fn encode(version: ProxyVersion, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
-    let Some((client, destination)) = ends else { return unnamed(version) };
-    let (client, destination) = same_family(client, destination);
+/// Returns a PROXY header that names a client and the address that it connected to. With `None`, the header says that
+/// there is no client to name: the connection is this proxy's own, or its client has no address.
+pub fn encode(version: ProxyVersion, addresses: Option<ConnectionAddresses>) -> Vec<u8> {
+    let Some(addresses) = addresses else { return unnamed(version) };
+    let ConnectionAddresses { client, destination } = same_family(addresses);
     let header = match version {
         ProxyVersion::V1 => Ok(text(client, destination).into_bytes()),
         ProxyVersion::V2 => v2::Builder::with_addresses(
@@ -88,8 +89,8 @@ const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 const TCP4: &[u8] = b"PROXY TCP4 ";
 const TCP6: &[u8] = b"PROXY TCP6 ";
 
-/// Whether a text can be the beginning of a line, before its LF. ppp can't decide that: it always rejects a line that
-/// ends just before the second port, and accepts bad addresses until that port has arrived.
+/// Whether a text can be the beginning of a line, before its LF. ppp can't decide that: it rejects a line that ends
+/// just before the second port. It accepts bad addresses until that port has arrived.
 fn is_begun_line(line: &[u8]) -> bool {
     let agrees = |start: &[u8]| line.iter().zip(start).all(|(byte, wanted)| byte == wanted);
     let rest = |start: &[u8]| line.get(start.len()..).unwrap_or_default();
@@ -149,20 +150,20 @@ fn text(client: SocketAddr, destination: SocketAddr) -> String {
 }
 
 /// Returns both addresses in one family: if one is IPv4 and the other IPv6, both are written as IPv6.
-fn same_family(client: SocketAddr, destination: SocketAddr) -> (SocketAddr, SocketAddr) {
+fn same_family(addresses: ConnectionAddresses) -> ConnectionAddresses {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let (client, destination) = (canonical(client), canonical(destination));
+    let (client, destination) = (canonical(addresses.client), canonical(addresses.destination));
     if client.is_ipv4() == destination.is_ipv4() {
-        return (client, destination);
+        return ConnectionAddresses { client, destination };
     }
     let mapped = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
         IpAddr::V6(_) => address,
     };
-    (mapped(client), mapped(destination))
+    ConnectionAddresses { client: mapped(client), destination: mapped(destination) }
 }
 
-fn of_v1(addresses: v1::Addresses) -> Option<Addresses> {
+fn of_v1(addresses: v1::Addresses) -> Option<ConnectionAddresses> {
     let (client, destination) = match addresses {
         v1::Addresses::Unknown => return None,
         v1::Addresses::Tcp4(ends) => {
@@ -174,10 +175,10 @@ fn of_v1(addresses: v1::Addresses) -> Option<Addresses> {
             (source, SocketAddr::from((ends.destination_address, ends.destination_port)))
         }
     };
-    Some(Addresses { client, destination })
+    Some(ConnectionAddresses { client, destination })
 }
 
-fn of_v2(addresses: v2::Addresses) -> Option<Addresses> {
+fn of_v2(addresses: v2::Addresses) -> Option<ConnectionAddresses> {
     let (client, destination) = match addresses {
         v2::Addresses::Unspecified | v2::Addresses::Unix(_) => return None,
         v2::Addresses::IPv4(ends) => {
@@ -189,7 +190,7 @@ fn of_v2(addresses: v2::Addresses) -> Option<Addresses> {
             (source, SocketAddr::from((ends.destination_address, ends.destination_port)))
         }
     };
-    Some(Addresses { client, destination })
+    Some(ConnectionAddresses { client, destination })
 }
 
 impl fmt::Display for Malformed {
@@ -204,26 +205,25 @@ impl std::error::Error for Malformed {}
 mod tests {
     use super::*;
 
-    fn ends(client: &str, destination: &str) -> (SocketAddr, SocketAddr) {
-        (client.parse().unwrap(), destination.parse().unwrap())
+    fn ends(client: &str, destination: &str) -> ConnectionAddresses {
+        ConnectionAddresses { client: client.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     #[test]
-    fn what_is_encoded_is_parsed_however_far_it_has_come() {
+    fn encoded_headers_are_parsed_at_any_split() {
         let cases = [
             (ends("192.0.2.1:1000", "192.0.2.2:80"), ends("192.0.2.1:1000", "192.0.2.2:80")),
             (ends("[2001:db8::1]:1", "[2001:db8::2]:2"), ends("[2001:db8::1]:1", "[2001:db8::2]:2")),
             (ends("[::ffff:192.0.2.1]:1", "192.0.2.2:2"), ends("192.0.2.1:1", "192.0.2.2:2")),
             (ends("192.0.2.1:1", "[2001:db8::2]:2"), ends("[::ffff:192.0.2.1]:1", "[2001:db8::2]:2")),
         ];
-        for ((client, destination), wanted) in cases {
+        for (addresses, wanted) in cases {
             for version in [ProxyVersion::V1, ProxyVersion::V2] {
-                let header = encode(version, Some((client, destination)));
+                let header = encode(version, Some(addresses));
                 for length in 0..header.len() {
                     assert_eq!(parse(&header[..length]), Ok(Parsed::Incomplete), "{version:?} {length}");
                 }
-                let (client, destination) = wanted;
-                assert_eq!(parse(&header), Ok(Parsed::Done(Some(Addresses { client, destination }))), "{version:?}");
+                assert_eq!(parse(&header), Ok(Parsed::Done(Some(wanted))), "{version:?}");
             }
         }
     }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_header_is_refused_at_once() {
+    fn impossible_headers_are_rejected_at_once() {
         let long = [&b"PROXY UNKNOWN "[..], &[b'a'; 100]].concat();
         let cases: [&[u8]; 24] = [
             b"GET / HTTP/1.1\r\n",
@@ -282,9 +282,9 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_header_is_never_swallowed() {
-        let (client, destination) = ends("192.0.2.1:1000", "192.0.2.2:80");
-        let encoded = [ProxyVersion::V1, ProxyVersion::V2].map(|version| encode(version, Some((client, destination))));
+    fn bytes_after_a_header_are_never_swallowed() {
+        let addresses = ends("192.0.2.1:1000", "192.0.2.2:80");
+        let encoded = [ProxyVersion::V1, ProxyVersion::V2].map(|version| encode(version, Some(addresses)));
         for header in encoded.into_iter().chain([b"PROXY UNKNOWN\r\n".to_vec()]) {
             for after in [&b"G"[..], b"\n", b"\r\n", b"GET / HTTP/1.1\r\n"] {
                 assert_eq!(parse(&[&header, after].concat()), Err(Malformed), "{header:?} {after:?}");

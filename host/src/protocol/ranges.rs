@@ -23,7 +23,7 @@ pub enum RangeRequest {
     Parts(SmallVec<[ByteRange; 1]>, u64),
 }
 
-/// The first and the last byte of a part of the content.
+/// The range of a part of the content, from its first byte to its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRange {
     pub first: u64,
@@ -34,7 +34,7 @@ pub struct ByteRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartOrder {
     Any,
-    /// Each part begins behind the one before.
+    /// Each part begins behind the previous one.
     Ascending,
 }
 
@@ -70,9 +70,9 @@ pub fn requested(request: &HeaderMap, head: &response::Parts, length: u64, order
             return RangeRequest::All;
         }
         match parse_range(spec, length) {
-            Some(Some(part)) => parts.push(part),
-            Some(None) => {}
-            None => return RangeRequest::All,
+            RangeSpec::Within(part) => parts.push(part),
+            RangeSpec::Outside => {}
+            RangeSpec::Malformed => return RangeRequest::All,
         }
     }
     let total: u64 = parts.iter().map(|part: &ByteRange| part.length()).sum();
@@ -89,24 +89,35 @@ fn is_ascending(parts: &[ByteRange]) -> bool {
     parts.windows(2).all(|pair| pair[0].last < pair[1].first)
 }
 
-/// Returns the bytes of a range. `Some(None)` if the range is outside the content, `None` if it is
-/// malformed.
-fn parse_range(spec: &str, length: u64) -> Option<Option<ByteRange>> {
-    let (first, last) = spec.split_once('-')?;
+/// A member of `Range`, for content of a known length.
+#[derive(Debug, PartialEq, Eq)]
+enum RangeSpec {
+    Malformed,
+    /// The range is outside the content.
+    Outside,
+    Within(ByteRange),
+}
+
+/// Parses a member of `Range`, for content of `length` bytes.
+fn parse_range(spec: &str, length: u64) -> RangeSpec {
+    let Some((first, last)) = spec.split_once('-') else { return RangeSpec::Malformed };
     let number = |text: &str| {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         is_number.then(|| text.parse().unwrap_or(u64::MAX))
     };
-    if first.is_empty() {
-        let suffix = number(last)?.min(length);
-        return Some((suffix > 0).then(|| ByteRange { first: length - suffix, last: length - 1 }));
+    match (first, last) {
+        ("", last) => match number(last).map(|suffix: u64| suffix.min(length)) {
+            None => RangeSpec::Malformed,
+            Some(0) => RangeSpec::Outside,
+            Some(suffix) => RangeSpec::Within(ByteRange { first: length - suffix, last: length - 1 }),
+        },
+        (first, last) => match (number(first), if last.is_empty() { Some(u64::MAX) } else { number(last) }) {
+            (Some(first), Some(last)) if last < first => RangeSpec::Malformed,
+            (Some(first), Some(_)) if first >= length => RangeSpec::Outside,
+            (Some(first), Some(last)) => RangeSpec::Within(ByteRange { first, last: last.min(length - 1) }),
+            _ => RangeSpec::Malformed,
+        },
     }
-    let first = number(first)?;
-    let last = if last.is_empty() { u64::MAX } else { number(last)? };
-    if last < first {
-        return None;
-    }
-    Some((first < length).then(|| ByteRange { first, last: last.min(length - 1) }))
 }
 
 /// Turns a head into that of a 416 (RFC 9110 §15.5.17).
@@ -164,24 +175,24 @@ mod tests {
 
     #[test]
     fn ranges_are_what_rfc_9110_section_14_says() {
-        let range = |first, last| Some(ByteRange { first, last });
+        let within = |first, last| RangeSpec::Within(ByteRange { first, last });
         let cases = [
-            ("0-0", Some(range(0, 0))),
-            ("0-", Some(range(0, 99))),
-            ("-5", Some(range(95, 99))),
-            ("-500", Some(range(0, 99))),
-            ("-0", Some(None)),
-            ("90-500", Some(range(90, 99))),
-            ("100-", Some(None)),
-            ("99999999999999999999999-", Some(None)),
-            ("5-4", None),
-            ("a-4", None),
-            ("5", None),
-            ("+5-6", None),
+            ("0-0", within(0, 0)),
+            ("0-", within(0, 99)),
+            ("-5", within(95, 99)),
+            ("-500", within(0, 99)),
+            ("-0", RangeSpec::Outside),
+            ("90-500", within(90, 99)),
+            ("100-", RangeSpec::Outside),
+            ("99999999999999999999999-", RangeSpec::Outside),
+            ("5-4", RangeSpec::Malformed),
+            ("a-4", RangeSpec::Malformed),
+            ("5", RangeSpec::Malformed),
+            ("+5-6", RangeSpec::Malformed),
         ];
         for (spec, wanted) in cases {
             assert_eq!(parse_range(spec, 100), wanted, "{spec}");
         }
-        assert_eq!(parse_range("0-", 0), Some(None), "empty content has no bytes");
+        assert_eq!(parse_range("0-", 0), RangeSpec::Outside, "empty content has no bytes");
     }
 }

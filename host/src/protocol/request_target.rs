@@ -15,9 +15,9 @@ use crate::protocol::path::{self, PathError};
 /// The way by which a request arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Whether it came over TLS.
+    /// Whether the request came over TLS.
     pub is_secure: bool,
-    /// Whether its peer is a trusted proxy, which may have ended TLS.
+    /// Whether the peer is a trusted proxy, which may have ended TLS.
     pub is_trusted: bool,
 }
 
@@ -28,8 +28,8 @@ pub enum AcceptedPath {
     Normal,
     /// The client has sent another spelling.
     Spelt(Uri),
-    /// The client has sent a path without a normal form, for which the request has that of [`path::Readings::divided`]. Only
-    /// routes that forward paths as they are accept the request.
+    /// The path has no normal form. The request has the path of [`path::Readings::divided`], and only routes that
+    /// forward paths as they are accept it.
     Doubtful(Uri, PathError),
 }
 
@@ -149,8 +149,8 @@ fn settle_path(request: &mut Parts) -> Result<AcceptedPath, Error> {
     })
 }
 
-/// Whether a target in absolute form, as it was received in HTTP/1, has neither path nor query. `Uri` reads that as `/`:
-/// only a path that was received stands behind the authority in memory.
+/// Whether a target in absolute form, as it was received in HTTP/1, has neither path nor query. `Uri` reads such a
+/// target as `/`: only a path that was received is behind the authority in memory.
 fn has_no_path(target: &Uri) -> bool {
     let (Some(authority), Some(rest)) = (target.authority(), target.path_and_query()) else { return false };
     rest.as_str() == "/" && rest.as_str().as_ptr() != authority.as_str().as_bytes().as_ptr_range().end

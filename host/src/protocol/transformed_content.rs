@@ -20,10 +20,8 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 pub fn ask(fields: &mut HeaderMap) {
     fields.remove(header::RANGE);
     fields.remove(header::IF_RANGE);
-    if fields.contains_key(header::ACCEPT_ENCODING) {
-        // In place of all lines: a list may come in several (RFC 9110 §5.3).
-        fields.insert(header::ACCEPT_ENCODING, IDENTITY);
-    }
+    // In place of all lines: a list may come in several (RFC 9110 §5.3). Without any, each coding is acceptable (§12.5.3).
+    fields.insert(header::ACCEPT_ENCODING, IDENTITY);
 }
 
 /// Whether the origin forbids transforming the body of a response.

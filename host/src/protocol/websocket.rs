@@ -1,5 +1,5 @@
-//! The WebSocket handshake over HTTP/1.1 (RFC 6455 §4), with this proxy as its client: a client with HTTP/2 uses
-//! extended CONNECT (RFC 8441), which has no such handshake.
+//! The WebSocket handshake over HTTP/1.1 (RFC 6455 §4) with this proxy as its client, for clients with HTTP/2: their
+//! extended CONNECT (RFC 8441) has no such handshake.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::prelude::{BASE64_STANDARD, Engine};

@@ -1,4 +1,5 @@
-//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page, a value), has changed.
+//! Reports when a file of the manifest, or a file that it names (a plugin, a certificate, a page, a value), has
+//! changed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,9 +12,9 @@ use inotify::Folders;
 #[cfg(not(target_os = "linux"))]
 use notify::Folders;
 
-use crate::config::diagnostic::{Diagnostics, Source};
-use crate::config::load::Files;
-use crate::config::manifest::{Manifest, PluginRef};
+use crate::config::diagnostic::Diagnostics;
+use crate::config::load::{Files, ManifestFile};
+use crate::config::manifest::PluginRef;
 use crate::system::background;
 use crate::system::files;
 use crate::system::supervise::Task;
@@ -161,17 +162,17 @@ impl Reading {
 }
 
 impl WatchedPaths {
-    /// Returns the wanted files, and those that are missing or malformed.
+    /// Adds the files that are missing or malformed to the wanted ones.
     fn and_tried(mut self, files: &[PathBuf]) -> Self {
         self.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
         self
     }
 
     /// Returns a digest of the contents of all files.
-    fn digest(&self, files: &[(Arc<Source>, Manifest)]) -> blake3::Hash {
+    fn digest(&self, files: &[ManifestFile]) -> blake3::Hash {
         let mut digest = blake3::Hasher::new();
-        files.iter().for_each(|(source, _)| {
-            digest.update(source.text.as_bytes()).update(&[0]);
+        files.iter().for_each(|file| {
+            digest.update(file.source.text.as_bytes()).update(&[0]);
         });
         // With the size limit of the largest kind.
         self.named.iter().for_each(|named| files::update_digest(&mut digest, named, files::COMPONENT));
@@ -181,7 +182,7 @@ impl WatchedPaths {
     fn of(files: &Files) -> Self {
         let mut wanted = WatchedPaths::default();
         wanted.named.extend(files.files_of_values().filter_map(|file| std::path::absolute(file).ok()));
-        for (source, manifest) in files.list.iter().filter(|(source, _)| source.is_file) {
+        for ManifestFile { source, manifest } in files.list.iter().filter(|file| file.source.is_file) {
             let Ok(path) = std::path::absolute(&source.path) else { continue };
             let Some(folder) = path.parent() else { continue };
             let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_changes_all_the_time_is_not_waited_for() {
+    async fn constant_changes_are_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("plugway.toml");
         let mut watch = watch(&file);

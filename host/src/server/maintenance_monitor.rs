@@ -1,5 +1,5 @@
-//! Looks for the files of maintenance, on the control thread and beside it: a file system may be slow, and neither that
-//! thread nor a worker waits for it.
+//! The search for the files of maintenance, on a thread beside the control thread. A file system may be slow, and
+//! neither the control thread nor a worker waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::generation::Generation;
 use crate::system::background;
 use crate::system::supervise::{Task, spawn};
 
-/// The task that looks for the files, until dropped.
+/// The task that looks for the files of maintenance, which is aborted on drop.
 pub struct MaintenanceMonitor(AbortHandle);
 
 /// The time between two looks. Each costs a system call for each file.

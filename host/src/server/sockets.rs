@@ -16,10 +16,10 @@ use crate::server::admin::socket::is_live;
 use crate::server::worker::{BACKLOG, ListeningSocket, SocketChange};
 use crate::system::bind_error::BindFailure;
 
-/// All listeners, by their addresses as the manifest writes them.
+/// All listening sockets of the process, by their addresses in the manifest.
 pub struct ListeningSockets {
     workers: Vec<mpsc::UnboundedSender<SocketChange>>,
-    /// With the addresses as the log has them.
+    /// The open listeners by their manifest addresses, each with the address for the log.
     open: BTreeMap<Arc<str>, String>,
 }
 

@@ -1,4 +1,5 @@
-//! Looks after the endpoints of upstreams, on the control thread: looks names up, checks health, lets time pass.
+//! Background tasks for upstreams, run on the control thread: DNS lookups, health checks, and the tick that ends
+//! ejections and advances slow start.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,7 +22,7 @@ use crate::upstream::endpoint_set::{EndpointSet, EndpointSpec};
 use crate::upstream::health;
 use crate::upstream::health_check::{HealthCheck, check};
 
-/// Keeps the endpoints of one generation after the other.
+/// The monitor of the upstreams of the current generation.
 pub struct UpstreamMonitor {
     monitored: HashMap<Arc<str>, MonitoredUpstream>,
     /// The sets whose ejections and slow starts the tick advances.
@@ -29,11 +30,11 @@ pub struct UpstreamMonitor {
     _ticking: MonitorTask,
 }
 
-/// An upstream that is looked after, until dropped.
+/// An upstream that is monitored until the value is dropped.
 struct MonitoredUpstream {
     set: Rc<MonitoredSet>,
     servers: Vec<SocketAddr>,
-    /// One for each name.
+    /// The lookup task of each DNS name.
     _lookups: Vec<MonitorTask>,
 }
 
@@ -46,21 +47,21 @@ struct MonitoredSet {
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
 }
 
-/// A task that ends when this is dropped.
+/// A background task that is aborted when the value is dropped.
 struct MonitorTask(AbortHandle);
 
-/// Ejections and slow starts are late by up to this much.
+/// The interval of the tick, and the maximum delay of the ends of ejections and slow starts.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long a start or a reload waits for names to be looked up; what comes later is taken when it comes.
+/// The maximum time that a start or a reload waits for DNS lookups. Later results are used when they arrive.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A name that can't be looked up is tried again after the first of these, doubled each time, up to the second.
+/// The delay before a failed lookup is retried; it doubles up to [`MAX_RETRY_DELAY`].
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 impl UpstreamMonitor {
-    /// Keeps nothing yet, and lets time pass.
+    /// Returns a monitor without upstreams, and starts its tick.
     pub fn start() -> Self {
         let live = Rc::<RefCell<Vec<Arc<EndpointSet>>>>::default();
         let ticking = MonitorTask::start(supervise::Task::UpstreamTick, tick(live.clone()));
@@ -115,7 +116,7 @@ impl MonitoredUpstream {
         MonitoredUpstream { set, servers: servers.into(), _lookups: lookups }
     }
 
-    /// Whether an upstream is looked after by this as it wants to be.
+    /// Whether the upstream is monitored already as this generation asks for.
     fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
         Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers
     }
@@ -135,31 +136,31 @@ impl MonitoredSet {
             }
         };
         let names = 0..self.plan.names.len();
-        let look_up = |name| look_up(self.clone(), name, resolver.clone(), looking.clone());
-        names.map(|name| MonitorTask::start(supervise::Task::Lookup, look_up(name))).collect()
+        let look_up = |name_index| look_up(self.clone(), name_index, resolver.clone(), looking.clone());
+        names.map(|name_index| MonitorTask::start(supervise::Task::Lookup, look_up(name_index))).collect()
     }
 
     /// Looks a name up once; returns how long the answer holds.
-    async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
+    async fn look_up(&self, name_index: usize, resolver: &Resolver) -> Result<Duration, String> {
         let turn = async {
-            let Resolved { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
-            self.replace_resolved(name, members);
+            let Resolved { members, lifetime } = self.plan.names[name_index].look_up(resolver).await?;
+            self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
         let found = supervised(supervise::Task::Lookup, turn).await;
         found.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
     }
 
-    /// Takes what a name stands for now.
-    fn replace_resolved(&self, name: usize, members: Vec<EndpointSpec>) {
-        let before = std::mem::replace(&mut self.resolved.borrow_mut()[name], members);
-        if before != self.resolved.borrow()[name] {
+    /// Replaces the endpoints that a name resolves to.
+    fn replace_resolved(&self, name_index: usize, members: Vec<EndpointSpec>) {
+        let before = std::mem::replace(&mut self.resolved.borrow_mut()[name_index], members);
+        if before != self.resolved.borrow()[name_index] {
             self.publish();
             let addresses = |members: &[EndpointSpec]| {
                 members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
             };
-            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name]));
-            info!(upstream, name = self.plan.names[name].text(), found, "endpoints found");
+            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name_index]));
+            info!(upstream, name = self.plan.names[name_index].text(), found, "endpoints found");
         }
     }
 
@@ -182,18 +183,18 @@ impl MonitoredSet {
 }
 
 /// Looks a name up over and over. What it stood for stays when it can't be found any more.
-async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
+async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
     let mut looking = Some(looking);
     let mut pause = RETRY;
     loop {
-        let next = match set.look_up(name, &resolver).await {
+        let next = match set.look_up(name_index, &resolver).await {
             Ok(lifetime) => {
                 pause = RETRY;
                 lifetime
             }
             Err(error) => {
-                let kept = set.resolved.borrow()[name].len();
-                let (upstream, name) = (set.live.name(), set.plan.names[name].text());
+                let kept = set.resolved.borrow()[name_index].len();
+                let (upstream, name) = (set.live.name(), set.plan.names[name_index].text());
                 if kept == 0 {
                     let remedy = "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
                     error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");
@@ -225,7 +226,8 @@ async fn watch_health(live: Arc<EndpointSet>, rules: HealthCheck, address: Endpo
     }
 }
 
-/// A tenth more or less, so that checks of many endpoints, or by many proxies, don't come together.
+/// Returns the interval, changed at random by up to a tenth, so that checks of many endpoints, or by many proxies, are
+/// spread over time.
 fn jittered(interval: Duration) -> Duration {
     let mut random = [0];
     // Without random numbers all checks are as regular as they are asked to be.

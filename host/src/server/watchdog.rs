@@ -25,7 +25,7 @@ const HELD: Duration = Duration::from_secs(1);
 /// The time when the control thread last ran.
 struct Heartbeat {
     start: Instant,
-    /// The last beat, in milliseconds since the start.
+    /// The time of the last beat, in milliseconds since the start.
     last: AtomicU64,
 }
 

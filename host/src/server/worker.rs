@@ -25,6 +25,7 @@ use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
 use crate::plugin::time_share::Shares;
+use crate::protocol::proxy_protocol::ConnectionAddresses;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::WorkerMetrics;
@@ -65,7 +66,8 @@ struct Lasting {
     alive: mpsc::WeakSender<()>,
 }
 
-/// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
+/// The interval in which pools are searched for idle connections, which live longer than their limit by at most this
+/// time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The length of the accept queue; the system's own limit may be lower. At most this many connections may be left when
@@ -80,14 +82,14 @@ enum AcceptLoop {
     Unix(UnixListener),
 }
 
-/// A listener's address, as the manifest has it and as the log does.
+/// A listener's address as the manifest has it, and as the log has it.
 struct Named {
     address: Arc<str>,
     shown: Arc<str>,
 }
 
 enum AcceptedSocket {
-    Tcp(TcpStream, SocketAddr, SocketAddr),
+    Tcp(TcpStream, ConnectionAddresses),
     Unix(UnixStream),
 }
 
@@ -247,7 +249,7 @@ async fn keep_accepting(
     }
 }
 
-/// Accepts until closed; clients that are queued by then are still served.
+/// Accepts connections until the socket is closed. Clients that are queued by then are still served.
 async fn accept(
     listener: &AcceptLoop,
     named: &Named,
@@ -295,14 +297,14 @@ async fn accept(
     }
 }
 
-/// Serves a client on a task of its own, which ends with the connection, unless there are too many.
+/// Serves a client on a task of its own, which ends with the connection. Rejects the client if there are too many.
 fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, alive: &mpsc::Sender<()>) {
     // A listener that the manifest no longer has is about to be closed.
     let known = worker_shared.current.borrow().generation.listeners.get(&named.address).cloned();
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
     let client = match &accepted {
-        AcceptedSocket::Tcp(_, client, _) => Some(client.ip()),
+        AcceptedSocket::Tcp(_, addresses) => Some(addresses.client.ip()),
         AcceptedSocket::Unix(_) => None,
     };
     let Some(admitted) =
@@ -313,9 +315,9 @@ fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, 
     let presence = admitted.presence();
     let worker_shared = worker_shared.clone();
     let task = match accepted {
-        AcceptedSocket::Tcp(stream, client, reached) => {
-            let (stream, ends) = (ByteCounter::new(Tcp(stream)), Some((client, reached)));
-            serve_client(handshake::serve(worker_shared, stream, entrance, admitted, ends), alive)
+        AcceptedSocket::Tcp(stream, addresses) => {
+            let (stream, addresses) = (ByteCounter::new(Tcp(stream)), Some(addresses));
+            serve_client(handshake::serve(worker_shared, stream, entrance, admitted, addresses), alive)
         }
         AcceptedSocket::Unix(stream) => {
             serve_client(handshake::serve(worker_shared, ByteCounter::new(stream), entrance, admitted, None), alive)
@@ -346,8 +348,8 @@ impl AcceptLoop {
             AcceptLoop::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                Ok(AcceptedSocket::Tcp(stream, client, reached))
+                let destination = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+                Ok(AcceptedSocket::Tcp(stream, ConnectionAddresses { client, destination }))
             }
             AcceptLoop::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
         }
@@ -369,8 +371,8 @@ fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender
 }
 
 pin_project! {
-    /// A client's connection, which keeps its worker alive. Not an `async` block: that would have room for what it runs
-    /// twice, for as long as the connection lives.
+    /// A client's connection, which keeps its worker alive. Not an `async` block, which would have room for the
+    /// connection twice, for as long as it lives.
     struct Alive<F> {
         #[pin]
         served: F,

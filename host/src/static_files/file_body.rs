@@ -18,7 +18,7 @@ use crate::body::BodyError;
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
 
-/// A body that is read from a file as its client takes it.
+/// A body that is read from a file as its client reads it.
 pub struct FileBody {
     /// The file; `None` if no part of it is left to be read.
     file: Option<Arc<SiteFile>>,
@@ -41,8 +41,8 @@ pub enum Segment {
     Part { next: u64, end: u64 },
 }
 
-/// The bytes that are read of a file at once, unless the client's connection bounds them otherwise: as much as from
-/// an endpoint.
+/// The number of bytes that are read from a file at once, unless the client's connection bounds them otherwise: the
+/// same as from an endpoint.
 const READ: usize = 128 << 10;
 
 /// The time for a read, which only a network or a broken disk exceeds.
@@ -60,12 +60,12 @@ impl FileBody {
         FileBody { file: None, segments, reading: None, max_read: Cell::new(READ), step }
     }
 
-    /// Bounds what is read at once, in bytes.
+    /// Limits the number of bytes that are read at once.
     pub fn limit_reads(&self, bytes: usize) {
         self.max_read.set(bytes.clamp(1, READ));
     }
 
-    /// Returns the next bytes of the part that is to be sent.
+    /// Returns the next bytes of the part that is sent.
     fn poll_read(&mut self, next: u64, length: usize, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let Some(file) = &self.file else { return Poll::Ready(Ok(Bytes::new())) };
         let read = match &mut self.reading {
@@ -93,8 +93,8 @@ impl FileBody {
 }
 
 impl SiteFile {
-    /// Reads bytes if the system has some of them in memory, which needs no other thread. Returns as many as there are, at
-    /// least one.
+    /// Reads bytes if the system has some of them in memory, which needs no other thread. Returns the available bytes,
+    /// at least one; `None` if none are in memory.
     #[cfg(target_os = "linux")]
     pub fn read_now(&self, at: u64, length: usize) -> Option<Bytes> {
         use rustix::io::{ReadWriteFlags, preadv2};
@@ -110,7 +110,8 @@ impl SiteFile {
         None
     }
 
-    /// Reads bytes, and waits for them. Returns all of them; an error if the file has less than was promised.
+    /// Reads bytes, and waits for them. Returns all of them; an error if the file is shorter than the response's head
+    /// says.
     fn read(&self, at: u64, length: usize) -> io::Result<Bytes> {
         let mut room = BytesMut::zeroed(length);
         self.file.read_exact_at(&mut room, at).map_err(|error| match error.kind() {

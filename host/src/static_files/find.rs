@@ -19,13 +19,13 @@ use crate::protocol::content_coding::ContentCoding;
 pub struct FileSite {
     /// The folder that paths are looked up in.
     pub root: PathBuf,
-    /// The names of files that answer for their folder, the first that exists.
+    /// The names of index files. The first that exists is the response for its folder.
     pub index: Vec<String>,
     /// The file that answers for paths without a file; `None` if these have no answer.
     pub fallback: Option<SitePath>,
     /// The codings of copies beside a file, in the order of preference.
     pub precompressed: Vec<ContentCoding>,
-    /// Whether a folder without an index file is answered with a list of its files.
+    /// Whether the response for a folder without an index file is a list of its files.
     pub browse: bool,
 }
 
@@ -33,20 +33,20 @@ pub struct FileSite {
 #[derive(Clone, Debug)]
 pub struct FileQuery {
     pub path: SitePath,
-    /// The codings of copies that the client gets rather than the file, in its order.
+    /// The codings of copies that the client gets rather than the file, in the order of the client's preference.
     pub codings: SmallVec<[ContentCoding; 3]>,
 }
 
 /// The answer for a path.
 #[derive(Debug)]
-pub enum Found {
+pub enum PathAnswer {
     File(FoundFile),
     /// A folder, whose path lacks the slash at its end.
     Folder,
     /// A page with the list of a folder's files.
     Listing(Vec<u8>),
     Absent,
-    /// A file that the user who runs the proxy may not read.
+    /// The user that runs the proxy may not read the file.
     Denied,
 }
 
@@ -60,7 +60,7 @@ pub struct FoundFile {
     pub coding: Option<ContentCoding>,
 }
 
-/// An open file of a site, as it was when it was opened.
+/// An open file of a site, with its properties at the time of opening.
 #[derive(Debug)]
 pub struct SiteFile {
     pub file: File,
@@ -100,47 +100,47 @@ impl FileSite {
         query: &FileQuery,
         permit: OpenFilePermit,
         wait: Wait,
-    ) -> Result<Found, FindFailure> {
-        let search = Search { site: self, root, query, wait };
+    ) -> Result<PathAnswer, FindFailure> {
+        let search = SiteSearch { site: self, root, query, wait };
         search.find(permit).or_else(|failure| match failure {
             OpenFailure::WouldWait => Err(FindFailure::WouldWait),
             OpenFailure::Failed(error) => Err(FindFailure::Failed(error)),
-            OpenFailure::Absent => Ok(Found::Absent),
-            OpenFailure::Denied => Ok(Found::Denied),
+            OpenFailure::Absent => Ok(PathAnswer::Absent),
+            OpenFailure::Denied => Ok(PathAnswer::Denied),
         })
     }
 }
 
-/// One search of a site.
-struct Search<'a> {
+/// A single search in a site.
+struct SiteSearch<'a> {
     site: &'a FileSite,
     root: &'a Root,
     query: &'a FileQuery,
     wait: Wait,
 }
 
-impl Search<'_> {
-    fn find(&self, permit: OpenFilePermit) -> Result<Found, OpenFailure> {
+impl SiteSearch<'_> {
+    fn find(&self, permit: OpenFilePermit) -> Result<PathAnswer, OpenFailure> {
         let path = &self.query.path;
         let opened =
             if path.is_folder() { self.open_index(path)? } else { self.open(path)?.map(|it| (path.clone(), it)) };
         let opened = match opened {
             Some((path, Opened::File(file, metadata))) => Some((path, file, metadata)),
-            Some((_, Opened::Folder(_))) => return Ok(Found::Folder),
+            Some((_, Opened::Folder(_))) => return Ok(PathAnswer::Folder),
             Some((_, Opened::Other)) | None => match self.list(path)? {
-                Some(page) => return Ok(Found::Listing(page)),
+                Some(page) => return Ok(PathAnswer::Listing(page)),
                 None => self.open_fallback()?,
             },
         };
-        let Some((path, file, metadata)) = opened else { return Ok(Found::Absent) };
+        let Some((path, file, metadata)) = opened else { return Ok(PathAnswer::Absent) };
         if let Some((copy, copy_metadata, coding)) = self.open_copy(&path, &metadata)? {
             let file = SiteFile::new(copy, &copy_metadata, permit);
-            return Ok(Found::File(FoundFile { file, path, coding: Some(coding) }));
+            return Ok(PathAnswer::File(FoundFile { file, path, coding: Some(coding) }));
         }
-        Ok(Found::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
+        Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
     }
 
-    /// Opens what is at a path; `None` if there is nothing.
+    /// Opens the file at a path; `None` if there is none.
     fn open(&self, path: &SitePath) -> Result<Option<Opened>, OpenFailure> {
         match self.root.find(path, self.wait) {
             Err(OpenFailure::Absent) => Ok(None),

@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 
 use super::root::{OpenFailure, Opened, Root, Wait};
-use super::site_path::{SitePath, is_served};
+use super::site_path::{PathLevel, SitePath, is_served};
 
 /// The maximum number of names in a list: a page of some megabytes, which browsers still show.
 const MAX_ENTRIES: usize = 10_000;
@@ -27,11 +27,11 @@ struct Entry {
     name: Vec<u8>,
     /// The length in bytes.
     length: u64,
-    /// The time of its last change, in seconds since the epoch.
+    /// The time of the entry's last change, in seconds since the epoch.
     modified: i64,
 }
 
-/// The kinds of what is listed, in the order in which a list has them.
+/// The kinds of entries, in the order in which a list has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum EntryKind {
     Folder,
@@ -49,10 +49,11 @@ enum Extent {
 pub fn listing(root: &Root, path: &SitePath, folder: &File) -> Result<Vec<u8>, OpenFailure> {
     let failed = |error: rustix::io::Errno| OpenFailure::Failed(io::Error::from(error));
     let (mut entries, mut extent) = (Vec::new(), Extent::All);
+    let level = if path.is_root() { PathLevel::Top } else { PathLevel::Below };
     for found in Dir::read_from(folder).map_err(failed)? {
         let found = found.map_err(failed)?;
         let name = found.file_name().to_bytes();
-        if !is_served(name, path.is_root()) {
+        if !is_served(name, level) {
             continue;
         }
         if entries.len() == MAX_ENTRIES {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::system::descriptors;
 
-/// The limit of files that a worker has open for clients, and their number. Clients that take a response slowly keep its
-/// file open, and over HTTP/2 each may ask for a hundred.
+/// The number of files that a worker has open for clients, and its limit. Clients that read a response slowly keep its
+/// file open, and over HTTP/2 each may request a hundred.
 #[derive(Clone, Debug)]
 pub struct OpenFiles {
     /// The number of open files, which the worker changes, and threads that open files for it.
@@ -18,7 +18,8 @@ pub struct OpenFiles {
 #[derive(Debug)]
 pub struct OpenFilePermit(Arc<AtomicUsize>);
 
-/// The part of all descriptors that a worker's files may use, one in so many: the rest is for clients and endpoints.
+/// The divisor of the file descriptors that the open files of a worker may use: one in `SHARE`. The rest is for clients
+/// and endpoints.
 const SHARE: usize = 8;
 
 /// The minimum and the maximum of open files of a worker. The maximum is for machines without a limit of descriptors.
@@ -31,12 +32,12 @@ impl OpenFiles {
         OpenFiles { count: Arc::default(), max: (descriptors::limit() / SHARE).clamp(min, max) }
     }
 
-    /// Returns the maximum number.
+    /// Returns the maximum number of open files.
     pub fn max(&self) -> usize {
         self.max
     }
 
-    /// Returns a permit; `None` if all are in use.
+    /// Returns a permit to open a file; `None` if all are in use.
     pub fn permit(&self) -> Option<OpenFilePermit> {
         let permit = OpenFilePermit(self.count.clone());
         // Dropping the permit undoes this.

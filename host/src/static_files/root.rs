@@ -1,5 +1,5 @@
-//! The folder of a site, and files opened beneath it: each is opened once, never through a link that leads out of the
-//! folder, and what was opened is what is examined and read.
+//! The folder of a site, and files opened beneath it. Each is opened once, never through a link that leads out of the
+//! folder, and the open file is the one that is examined and read.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -19,7 +19,7 @@ pub struct Root {
     folder: File,
     /// The device and the inode of the folder.
     identity: FileIdentity,
-    lookup: Lookup,
+    lookup: PathLookup,
 }
 
 /// The device and the inode of a file, which no other file has at the same time.
@@ -31,11 +31,11 @@ struct FileIdentity {
 
 /// The way in which paths are looked up beneath a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lookup {
-    /// By the system, which follows links as long as they stay beneath the root; and without any wait if the names are in
-    /// its memory.
+enum PathLookup {
+    /// The system resolves the path without blocking, or fails if it is not in memory. Links are followed as long as
+    /// they stay beneath the root.
     Quick,
-    /// By the system, which may wait for a network or a user's file system.
+    /// The system resolves the path, and may block.
     Beneath,
     /// Name by name, without following links: the system has no better way.
     NameByName,
@@ -63,7 +63,7 @@ pub enum Opened {
 pub enum OpenFailure {
     /// The answer needs a wait.
     WouldWait,
-    /// There is no such file, or a link on the way leads out of the root.
+    /// The path leads to no file, or a link on the way leads out of the root.
     Absent,
     /// The user that runs the proxy may not read the file, or may not enter a folder on the way.
     Denied,
@@ -74,7 +74,8 @@ pub enum OpenFailure {
 /// The maximum number of attempts to open a path while files are renamed just when a link is followed.
 const MAX_TRIES: usize = 32;
 
-/// The flags for what is opened: a named pipe must not wait for a writer, nor may a terminal become the process's own.
+/// The flags for opening files: a named pipe must not wait for a writer, and a terminal must not become the process's
+/// own.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// The flags for a folder that files are opened beneath. It may be one that can be entered and not be read.
@@ -88,7 +89,7 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Root> {
         let folder = File::from(rustix::fs::open(path, OF_FOLDER, Mode::empty())?);
         let identity = FileIdentity::of(&folder.metadata()?);
-        let lookup = Lookup::of(&folder);
+        let lookup = PathLookup::of(&folder);
         Ok(Root { folder, identity, lookup })
     }
 
@@ -97,14 +98,14 @@ impl Root {
         std::fs::metadata(path).is_ok_and(|found| FileIdentity::of(&found) == self.identity)
     }
 
-    /// Opens what is at a path.
+    /// Opens the file at a path.
     pub fn find(&self, path: &SitePath, wait: Wait) -> Result<Opened, OpenFailure> {
         self.find_named(path.as_os_str(), wait)
     }
 
-    /// Opens what is at a relative path.
+    /// Opens the file at a relative path.
     pub fn find_named(&self, path: &OsStr, wait: Wait) -> Result<Opened, OpenFailure> {
-        if wait == Wait::Never && self.lookup != Lookup::Quick {
+        if wait == Wait::Never && self.lookup != PathLookup::Quick {
             return Err(OpenFailure::WouldWait);
         }
         let file = self.open_beneath(path, wait).map_err(|error| OpenFailure::of(error, wait))?;
@@ -120,7 +121,7 @@ impl Root {
     fn open_beneath(&self, path: &OsStr, wait: Wait) -> Result<File, Errno> {
         use rustix::fs::{ResolveFlags, openat2};
 
-        if self.lookup == Lookup::NameByName {
+        if self.lookup == PathLookup::NameByName {
             return self.open_by_names(path);
         }
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
@@ -157,23 +158,23 @@ impl Root {
     }
 }
 
-impl Lookup {
+impl PathLookup {
     /// Tries how paths can be looked up beneath a folder: older systems lack a way, and some sandboxes forbid one.
     #[cfg(target_os = "linux")]
-    fn of(folder: &File) -> Lookup {
+    fn of(folder: &File) -> PathLookup {
         use rustix::fs::{ResolveFlags, openat2};
 
         let works = |resolve| openat2(folder, c".", OF_FOLDER, Mode::empty(), resolve).is_ok();
         if !works(ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
-            return Lookup::NameByName;
+            return PathLookup::NameByName;
         }
         let is_quick = works(ResolveFlags::BENEATH | ResolveFlags::CACHED) && is_on_local_disk(folder);
-        if is_quick { Lookup::Quick } else { Lookup::Beneath }
+        if is_quick { PathLookup::Quick } else { PathLookup::Beneath }
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn of(_: &File) -> Lookup {
-        Lookup::NameByName
+    fn of(_: &File) -> PathLookup {
+        PathLookup::NameByName
     }
 }
 
@@ -181,8 +182,8 @@ impl Lookup {
 /// memory, doesn't wait.
 #[cfg(target_os = "linux")]
 fn is_on_local_disk(file: &File) -> bool {
-    /// The numbers of ext4, XFS, Btrfs, F2FS, bcachefs, overlayfs, tmpfs, ramfs, SquashFS and EROFS, as `statfs(2)` has
-    /// them.
+    /// The numbers of the local file systems ext4, XFS, Btrfs, F2FS, bcachefs, overlayfs, tmpfs, ramfs, SquashFS and
+    /// EROFS in `statfs(2)`.
     const LOCAL: [u32; 10] = [
         0xef53,
         0x5846_5342,
@@ -232,7 +233,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns what a path leads to, as a word, however it is looked up.
+    /// Returns a word for the kind of file at a path, with whichever lookup.
     fn found(root: &Root, path: &str) -> &'static str {
         match root.find_named(OsStr::new(path), Wait::Allowed) {
             Ok(Opened::File(..)) => "file",
@@ -263,10 +264,10 @@ mod tests {
     fn nothing_is_opened_outside_the_root() {
         let site = site();
         let mut root = Root::open(&site.path().join("root")).unwrap();
-        assert_ne!(root.lookup, Lookup::NameByName, "the system has a better way");
-        for lookup in [Lookup::Beneath, Lookup::NameByName] {
+        assert_ne!(root.lookup, PathLookup::NameByName, "the system has a better way");
+        for lookup in [PathLookup::Beneath, PathLookup::NameByName] {
             root.lookup = lookup;
-            let inside = if lookup == Lookup::NameByName { "absent" } else { "file" };
+            let inside = if lookup == PathLookup::NameByName { "absent" } else { "file" };
             let cases = [
                 (".", "folder"),
                 ("file", "file"),

@@ -9,22 +9,22 @@ use crate::protocol::path;
 /// The maximum length of a path below the root, in bytes: that of `PATH_MAX` on Linux, less its end.
 const MAX_BYTES: usize = 4095;
 
-/// The maximum length of a name in it, in bytes: that of `NAME_MAX`.
+/// The maximum length of a name in a path, in bytes: that of `NAME_MAX`.
 const MAX_NAME_BYTES: usize = 255;
 
 /// The only name with a dot at its beginning that is served, at the top of a site (RFC 8615).
 const WELL_KNOWN: &[u8] = b".well-known";
 
-/// A path below the root of a site, without a slash at its beginning: names that no file system and no shell could take
-/// for anything but names.
+/// A path below the root of a site, without a slash at its beginning. Its names have no special meaning for any file
+/// system or shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SitePath {
-    /// The decoded bytes; a folder's end with a slash, and those of the root are empty.
+    /// The decoded bytes of the path. Paths of folders end with a slash, and the root's path is empty.
     bytes: Vec<u8>,
 }
 
 impl SitePath {
-    /// Decodes the path of a request once; `None` if no file that is served can have it: it is malformed, or it has dot
+    /// Decodes the path of a request once. `None` if no served file can have the path: it is malformed, or it has dot
     /// names, control characters, backslashes, or escaped slashes.
     pub fn parse(path: &str) -> Option<SitePath> {
         let path = path.strip_prefix('/')?;
@@ -33,9 +33,10 @@ impl SitePath {
         while let Some(segment) = segments.next() {
             let begin = bytes.len();
             decode(segment, &mut bytes)?;
-            let (name, is_last, is_first) = (&bytes[begin..], segments.peek().is_none(), begin == 0);
+            let (name, is_last) = (&bytes[begin..], segments.peek().is_none());
+            let level = if begin == 0 { PathLevel::Top } else { PathLevel::Below };
             // Only the end of a folder's path has no name.
-            if name.is_empty() && !is_last || !is_served(name, is_first) {
+            if name.is_empty() && !is_last || !is_served(name, level) {
                 return None;
             }
             if !is_last {
@@ -76,10 +77,18 @@ impl SitePath {
     }
 }
 
-/// Whether a file or a folder of this name is served. Files whose names begin with a dot hold what is not for clients, such
-/// as `.git` and `.htpasswd`.
-pub fn is_served(name: &[u8], is_top: bool) -> bool {
-    let is_hidden = name.starts_with(b".") && !(is_top && name == WELL_KNOWN);
+/// The level of a name in a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathLevel {
+    /// The name is at the top of the site.
+    Top,
+    Below,
+}
+
+/// Whether a file or a folder of this name is served. Files whose names begin with a dot are not for clients, such as
+/// `.git` and `.htpasswd`.
+pub fn is_served(name: &[u8], level: PathLevel) -> bool {
+    let is_hidden = name.starts_with(b".") && !(level == PathLevel::Top && name == WELL_KNOWN);
     let is_doubtful = |byte: &u8| matches!(byte, b'/' | b'\\') || byte.is_ascii_control();
     !is_hidden && name.len() <= MAX_NAME_BYTES && !name.iter().any(is_doubtful)
 }
@@ -128,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_served_file_has_is_refused() {
+    fn paths_of_no_served_file_are_rejected() {
         let (long_name, long_path) = (format!("/{}", "a".repeat(256)), "/aaaa".repeat(820));
         let cases = [
             "",

@@ -1,4 +1,4 @@
-//! A site as one worker has it: with its folder open, which is looked for again where its path leads.
+//! A site on one worker: its folder is open, and is opened again if another one is at its path.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use super::find::{FileQuery, FileSite, FindFailure, Found};
+use super::find::{FileQuery, FileSite, FindFailure, PathAnswer};
 use super::open_files::{OpenFilePermit, OpenFiles};
 use super::root::{Root, Wait};
 use crate::error::{Error, FailureKind, lacks_descriptor};
@@ -19,11 +19,11 @@ use crate::net::deadline::Deadline;
 pub struct WorkerSite {
     pub site: Arc<FileSite>,
     open_files: OpenFiles,
-    /// The open folder, and when it was last seen at its path; `None` if it was not there.
+    /// The open folder, and the time at which it was last seen at its path; `None` if it was not there.
     root: RefCell<Option<(Arc<Root>, Instant)>>,
 }
 
-/// The time for which a folder is taken for the one at its path: deployments put another in its place.
+/// The time for which an open folder is taken for the one at its path: deployments replace it by another.
 const ROOT_CHECK: Duration = Duration::from_secs(1);
 
 /// The time for finding a file, which only a network or a broken disk exceeds.
@@ -36,7 +36,7 @@ impl WorkerSite {
     }
 
     /// Finds what answers for a query; `None` if that needs a wait.
-    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<Found, Error>> {
+    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<PathAnswer, Error>> {
         let root = self.root.borrow();
         let (root, _) = root.as_ref().filter(|(_, seen)| now.saturating_duration_since(*seen) < ROOT_CHECK)?;
         let permit = match self.permit() {
@@ -51,7 +51,7 @@ impl WorkerSite {
     }
 
     /// Finds what answers for a query, on a thread for blocking work.
-    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<Found, Error> {
+    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
         let permit = self.permit()?;
         let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
         let finding = spawn_blocking(move || {
@@ -80,7 +80,7 @@ impl WorkerSite {
     }
 }
 
-/// Returns the root that is known, or another one if that is at its path now.
+/// Returns the known root, or another one if that is at the path now.
 fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
     if let Some(root) = known.filter(|root| root.is_at(path)) {
         return Ok(root);

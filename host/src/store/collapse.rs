@@ -21,7 +21,7 @@ const SHARDS: usize = 16;
 pub enum FetchOutcome {
     /// The fetch has no result yet.
     Pending,
-    /// The response has begun, and its content may still be arriving. The [`PurgeEpoch`] is when it was requested.
+    /// The response has begun, and its content may still be arriving. The [`PurgeEpoch`] is that of its request.
     Object(Arc<StoredResponse>, PurgeEpoch),
     /// The response can't be shared.
     Pass,
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn who_waits_hears_of_the_end_and_who_comes_later_begins_anew() {
+    async fn followers_get_the_end_and_later_requests_fetch_again() {
         let fetches = FetchesInProgress::new();
         let FetchRole::Lead(lead) = fetches.join(1) else { panic!("the first leads") };
         let FetchRole::Follow(mut follower) = fetches.join(1) else { panic!("the second follows") };
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_is_outdated_is_joined_no_more_and_ends_alone() {
+    async fn outdated_fetch_is_not_joined_and_ends_alone() {
         let fetches = FetchesInProgress::new();
         let FetchRole::Lead(old) = fetches.join(1) else { panic!("the first leads") };
         let FetchRole::Follow(follower) = fetches.join(1) else { panic!("the second follows") };

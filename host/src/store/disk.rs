@@ -7,9 +7,9 @@ mod directory;
 pub mod reader;
 pub mod record;
 mod scan;
-mod spill;
 #[cfg(test)]
 mod tests;
+mod unfinished_file;
 mod writer;
 
 use std::io;
@@ -34,7 +34,7 @@ use directory::DirectoryLock;
 pub use directory::check;
 use reader::OpenFile;
 use record::RecordEntry;
-pub use spill::SpillFile;
+pub use unfinished_file::{UnfinishedFile, WrittenResponse};
 use writer::Job;
 
 /// The disk part of the store: a directory of stored responses.
@@ -81,6 +81,17 @@ pub struct DiskEntry {
     /// Whether another index entry has taken over the file, so that dropping this entry doesn't remove the file.
     is_taken_over: AtomicBool,
     jobs: Sender<Job>,
+}
+
+/// A file that is written to its end.
+struct FinishedFile<'a> {
+    id: u128,
+    key: &'a [u8],
+    variant_info: &'a Arc<VariantInfo>,
+    /// The sequence number of the file.
+    number: u64,
+    /// The length of the file, in bytes.
+    size: u64,
 }
 
 /// A response that was read from its file.
@@ -229,7 +240,8 @@ impl Disk {
         let content = if is_whole {
             reader::read_whole(&file, &sums, length, trailers)?.into()
         } else {
-            Content::File(Arc::new(OpenFile::new(file, sums, length, trailers, filed.clone(), Arc::downgrade(self))))
+            let (filed, disk) = (filed.clone(), Arc::downgrade(self));
+            Content::File(Arc::new(OpenFile { file, sums, length, trailers, filed, disk }))
         };
         let object = Arc::new(object.with_variant(filed.variant_info.clone(), filed.number).with_content(content));
         Ok(LoadedResponse { object, is_whole })
@@ -270,14 +282,16 @@ impl Disk {
         match size {
             Ok(size) => {
                 self.figures.writes.fetch_add(1, Ordering::Relaxed);
-                self.enter(id, key, &object.variant, object.sequence, size, epoch);
+                let file = FinishedFile { id, key, variant_info: &object.variant, number: object.sequence, size };
+                self.enter(file, epoch);
             }
             Err(error) => self.write_failed(&error),
         }
     }
 
     /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
-    fn enter(&self, id: u128, key: &[u8], variant_info: &Arc<VariantInfo>, number: u64, size: u64, epoch: PurgeEpoch) {
+    fn enter(&self, file: FinishedFile<'_>, epoch: PurgeEpoch) {
+        let FinishedFile { id, key, variant_info, number, size } = file;
         let filed = Arc::new(DiskEntry {
             variant_info: variant_info.clone(),
             id,

@@ -23,10 +23,10 @@ pub trait IndexedVariant: Send + Sync + 'static {
     /// Returns a number that is greater for newer variants, where the order is known.
     fn number(&self) -> u64;
 
-    /// Called when the variant has left the index or was not inserted.
+    /// Reacts when the variant has left the index or was not inserted.
     fn on_removed(&self) {}
 
-    /// Called when the variant was soft-purged.
+    /// Reacts when the variant was soft-purged.
     fn on_purged(&self) {}
 }
 
@@ -67,14 +67,14 @@ struct Leaving;
 /// The evicted entries, kept so that their variants are notified outside all locks.
 struct Evicted<V: IndexedVariant>(Vec<Arc<CacheEntry<V>>>);
 
-/// The number of parts that the budget is divided into, each with its own lock: enough to avoid contention between
-/// workers, and few enough for one part to hold a large response.
+/// The number of parts of the budget, each with its own lock. Enough to avoid contention between workers, and few
+/// enough for one part to hold a large response.
 pub const PARTS: usize = 16;
 
 /// The maximum number of variants of one scope under one key. The oldest is evicted first.
 const MAX_VARIANTS: usize = 64;
 
-/// The maximum number of fields that these variants depend on, all in all: eight for each. A lookup compares each of them
+/// The maximum number of fields that these variants depend on, together: eight for each. A lookup compares each field
 /// with the request.
 const MAX_SELECTORS: usize = 512;
 
@@ -303,8 +303,8 @@ impl<V: IndexedVariant> CacheEntry<V> {
         self.variants.iter().find(fits).cloned()
     }
 
-    /// Removes the oldest variants of a scope that are too many beside a new one. Those of other scopes stay: they belong
-    /// to other routes.
+    /// Removes the oldest variants of a scope that are too many beside a new one. Variants of other scopes stay,
+    /// because they belong to other routes.
     fn make_room(&mut self, new: &VariantInfo) {
         let (mut variants, mut selectors) = (1, new.selectors.count());
         self.variants.retain(|known| {

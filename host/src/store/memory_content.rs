@@ -1,4 +1,4 @@
-//! Content in memory: in one allocation, or in pieces.
+//! Content in memory: one allocation, or pieces.
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ pub enum PurgeTarget {
     All,
     /// The URI as requested or as in the cache key, such as `https://example.org/a?b`.
     Uri(String),
-    /// All URIs with this prefix.
+    /// All URIs that begin with a prefix.
     Prefix(String),
     Tag(String),
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_since_is_known_and_what_is_forgotten_counts_as_a_purge() {
+    fn later_purges_are_known_and_forgotten_ones_count_as_purges() {
         let (purges, variant_info) = (PurgeLog::default(), tagged("red"));
         let since = |epoch| purges.since(epoch, 7, b"http://a/x", &variant_info);
         let before = purges.moment();

@@ -1,4 +1,4 @@
-//! Content that is read by some while it still comes in: one writer, readers on any worker.
+//! Content that clients read while it still arrives: one writer, and readers on any worker.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -26,15 +26,16 @@ pub struct SharedBody {
 
 #[derive(Debug, Default)]
 struct SharedBodyState {
-    /// With their places in the content, from the first that is still needed in memory.
+    /// The pieces with their offsets, from the first that memory still holds.
     pieces: VecDeque<(u64, Bytes)>,
     /// The short pieces at the end that are not joined yet.
     short: usize,
-    /// How much has come.
+    /// The number of bytes that have arrived.
     bytes: u64,
     end: Option<BodyEnd>,
-    keeping: Retention,
     /// The way in which the beginning of the body is retained.
+    keeping: Retention,
+    /// The file that holds the beginning of the body; `None` if the body stays in memory.
     file: Option<Arc<File>>,
     /// The number of bytes in the file.
     written: u64,
@@ -48,7 +49,15 @@ struct SharedBodyState {
     writer: Option<Waker>,
 }
 
-/// How received pieces are retained.
+/// Whether more of a body will arrive while it is written to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteProgress {
+    Arriving,
+    /// The whole body has arrived.
+    Whole,
+}
+
+/// The way in which received pieces are retained.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Retention {
     /// The whole body stays in memory.
@@ -62,10 +71,10 @@ enum Retention {
 
 #[derive(Debug)]
 struct Reader {
-    /// The place of the next byte.
+    /// The offset of the next byte to read.
     at: u64,
     had_trailers: bool,
-    /// To be woken when there is more.
+    /// The waker of the reader, while it waits for bytes.
     waiting: Option<Waker>,
 }
 
@@ -87,13 +96,13 @@ const JOINED: usize = 64;
 /// The longest content that is put into one allocation.
 const WHOLE: u64 = 1 << 20;
 
-/// Pieces of longer content.
+/// The length of the pieces of longer content, in bytes.
 const PIECE: usize = 256 << 10;
 
 /// The error of a reader that was cut off.
 const LEFT_BEHIND: &str = "the client took much less than others of a response that is too long for the store";
 
-/// Why a writer has to stop.
+/// The error of a writer whose readers have all left, of a body that is not retained.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
@@ -138,7 +147,8 @@ impl SharedBody {
         Poll::Pending
     }
 
-    /// Cuts off the readers that the writer waits for, if others have read all that there is; those would wait too.
+    /// Cuts off the readers that the writer waits for, if other readers have read all that has arrived and would wait
+    /// too.
     pub fn leave_behind(&self) {
         let mut state = self.state();
         let bytes = state.bytes;
@@ -154,7 +164,7 @@ impl SharedBody {
         state.forget();
     }
 
-    /// Stops retaining the body.
+    /// Stops retaining the body, which is then only passed to the current readers.
     pub fn pass(&self) {
         let mut state = self.state();
         state.keeping = Retention::Nothing;
@@ -168,11 +178,11 @@ impl SharedBody {
         state.file = Some(file);
     }
 
-    /// Returns the next bytes to write with their offset: a block of a given length, or all that there are.
-    pub fn next_block(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
+    /// Returns the next bytes to write with their offset: a block of the given length, or less at the end of the body.
+    pub fn next_block(&self, block: usize, progress: WriteProgress) -> Option<(u64, Bytes)> {
         let state = self.state();
         let left = (state.bytes - state.written) as usize;
-        if left == 0 || left < block && !is_last {
+        if left == 0 || left < block && progress == WriteProgress::Arriving {
             return None;
         }
         let mut bytes = BytesMut::with_capacity(left.min(block));
@@ -193,7 +203,7 @@ impl SharedBody {
         state.forget();
     }
 
-    /// All has come.
+    /// Records that the whole body has arrived.
     pub fn finish(&self, trailers: Option<HeaderMap>) {
         let mut state = self.state();
         state.end = Some(BodyEnd::Whole(trailers));
@@ -212,14 +222,14 @@ impl SharedBody {
         MemoryContent::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
     }
 
-    /// No more will come of it, which readers learn as a failure.
+    /// Records that no more of the body will arrive. Readers get an error.
     pub fn fail(&self) {
         let mut state = self.state();
         state.end.get_or_insert(BodyEnd::Broken);
         state.wake();
     }
 
-    /// A reader from some place on; none if what stands there is gone.
+    /// Returns a reader from the offset `at`; `None` if the bytes at that offset were dropped.
     pub fn reader(self: &Arc<Self>, at: u64) -> Option<SharedBodyReader> {
         let mut state = self.state();
         let is_gone = state.front() > state.written && at < state.front();
@@ -243,8 +253,8 @@ impl SharedBodyState {
         self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
     }
 
-    /// Adds a piece, and joins short ones: each takes forty bytes besides its own, and the endpoint decides how short they
-    /// are. Readers go by places in the content, not by pieces.
+    /// Adds a piece, and joins short pieces: each takes forty bytes besides its own, and the endpoint decides how short
+    /// they are. Readers are at offsets of the content, so that joining pieces does not affect them.
     fn add(&mut self, at: u64, piece: Bytes) {
         self.short = if piece.len() < SHORT { self.short + 1 } else { 0 };
         self.pieces.push_back((at, piece));
@@ -261,14 +271,14 @@ impl SharedBodyState {
         self.pieces.push_back((start, joined.freeze()));
     }
 
-    /// Removes a reader. Its index is free for another one once the reader is dropped.
+    /// Removes a reader. Its index is free for another reader once the reader is dropped.
     fn take_reader(&mut self, index: usize) {
         if self.readers.get_mut(index).and_then(Option::take).is_some() {
             self.reading -= 1;
         }
     }
 
-    /// Whether there is no reader.
+    /// Whether no reader is left.
     fn is_unread(&self) -> bool {
         self.reading == 0
     }
@@ -286,7 +296,7 @@ impl SharedBodyState {
         (from < piece.len()).then(|| piece.slice(from..))
     }
 
-    /// Drops what is of no more use in memory.
+    /// Drops the pieces that are not needed in memory any more.
     fn forget(&mut self) {
         let is_wanted = |state: &SharedBodyState, end: u64| match state.keeping {
             Retention::Memory => true,
@@ -326,7 +336,7 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
     packed
 }
 
-/// A reader's place in content that still comes in.
+/// A reader of content that still arrives, with its offset.
 #[derive(Debug)]
 pub struct SharedBodyReader {
     fill: Arc<SharedBody>,

@@ -1,4 +1,4 @@
-//! A stored response, with all that decides about its use.
+//! A stored response, with everything that decides about its use.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ pub struct StoredResponse {
     fields: StoredFields,
     pub content: Content,
     pub freshness: Freshness,
-    /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
+    /// The Unix time in milliseconds at which the response was `freshness.initial_age_ms` old.
     pub since_ms: u64,
-    /// The sequence number of the file, if there is a disk store: a newer file has a greater one.
+    /// The sequence number of the file, if there is a disk store; a newer file has a greater number.
     pub sequence: u64,
 }
 
-/// How a policy wants it kept.
+/// The freshness rules of a stored response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freshness {
     pub lifetime_ms: u64,
@@ -43,9 +43,9 @@ pub enum Content {
     Whole(Bytes),
     /// Content that is too long for one allocation, or has trailers.
     Pieces(Arc<Pieces>),
-    /// In a file, for it is longer than the memory takes.
+    /// Content in a file, because it is too long for memory.
     File(Arc<OpenFile>),
-    /// Still on its way.
+    /// Content that is still arriving.
     Filling(Arc<SharedBody>),
 }
 
@@ -84,7 +84,7 @@ impl StoredResponse {
         StoredResponse { sequence: number, ..self }
     }
 
-    /// Returns a copy with another content, such as one that is complete.
+    /// Returns a copy with other content, such as content that is complete.
     pub fn with_content(&self, content: Content) -> Self {
         StoredResponse { variant: self.variant.clone(), fields: self.fields.clone(), content, ..*self }
     }
@@ -94,12 +94,12 @@ impl StoredResponse {
         now_ms.saturating_sub(self.since_ms).saturating_add(self.freshness.initial_age_ms)
     }
 
-    /// Whether its lifetime lasts.
+    /// Whether the response is fresh.
     pub fn is_fresh(&self, now_ms: u64) -> bool {
         !self.variant.is_purged() && self.age_ms(now_ms) < self.freshness.lifetime_ms
     }
 
-    /// A field, if it has one line of it.
+    /// Returns the value of a field; `None` unless the response has exactly one line of the field.
     pub fn field(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.fields.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }

@@ -1,3 +1,5 @@
+//! Unit tests of the store: lookups, replacement, eviction and purges.
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 
@@ -80,7 +82,7 @@ fn a_newer_response_takes_the_place_of_the_older() {
 }
 
 #[test]
-fn what_comes_late_does_not_take_the_place_of_the_newer() {
+fn late_response_does_not_replace_a_newer_one() {
     let store = Store::new(1 << 20);
     let numbered = |number| Arc::new(Arc::into_inner(plain("/a")).unwrap().with_sequence(number));
     put(&store, numbered(2));
@@ -93,7 +95,7 @@ fn what_comes_late_does_not_take_the_place_of_the_newer() {
 
 /// For example, a request that came after the purge read the response from disk before the purge got there.
 #[test]
-fn what_was_purged_is_not_let_in_whenever_it_was_asked_for() {
+fn purged_response_is_not_stored_whenever_it_was_requested() {
     let store = Store::new(1 << 20);
     let object = plain("/a");
     object.variant.purge(PurgeKind::Hard);
@@ -138,7 +140,7 @@ fn many_variants_of_one_key_have_no_more_than_their_part() {
 }
 
 #[test]
-fn who_grows_in_place_drives_others_out() {
+fn variant_that_grows_in_place_evicts_others() {
     let store = Store::new(1 << 20);
     for round in 0..20 {
         for at in 0..16 {
@@ -196,7 +198,7 @@ fn a_soft_purge_makes_stale() {
 }
 
 #[test]
-fn what_was_purged_on_its_way_does_not_come_back() {
+fn response_purged_while_it_arrives_is_not_stored() {
     let store = Store::new(1 << 20);
     let epoch = store.purge_epoch();
     store.purge(&Purge { what: PurgeTarget::Prefix("/a".into()), strength: PurgeKind::Hard });

@@ -1,6 +1,4 @@
-//! The store of cached responses: kept in memory and on disk for all workers, found by cache key and `Vary` values,
-//! streamed to clients while they are still being fetched. The store takes freshness values only from the cache policy
-//! (`cache-policy` in the WIT) and does not compute them.
+//! Unix time, as stored responses and `Date` fields hold it. The only place of the store that reads the clock.
 #![expect(clippy::disallowed_methods, reason = "the one place that dates responses")]
 
 use std::time::{SystemTime, UNIX_EPOCH};

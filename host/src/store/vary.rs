@@ -84,8 +84,8 @@ fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
     is_same && aliases(request, name).is_empty()
 }
 
-/// Returns the value of a field, together with the lines that an origin may take for the field; `None` if there is
-/// neither.
+/// Returns the value of a field, together with the lines that an origin may confuse with the field; `None` if the
+/// request has neither.
 fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     let (own, mut value) = (normal(name, request), Vec::new());
     own.iter().for_each(|own| value.extend_from_slice(own));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_difference_makes_none() {
+    fn equivalent_values_select_the_same_response() {
         assert!(select(&[("accept-encoding", "gzip, br")], &[("accept-encoding", "BR,gzip")]));
         assert!(select(&[("accept-encoding", "gzip;q=0.5")], &[("accept-encoding", "gzip; q=0.5")]));
         assert!(select(&[("accept-language", "de, en")], &[("accept-language", "DE,en")]));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_difference_makes_one() {
+    fn different_values_select_different_responses() {
         assert!(!select(&[("accept-language", "de, en")], &[("accept-language", "en, de")]));
         assert!(!select(&[("x-flags", "a, b")], &[("x-flags", "A, b")]));
         assert!(!select(&[("cookie", "a=1, b")], &[("cookie", "a=1,b")]));

@@ -86,7 +86,8 @@ impl BindFailure {
     }
 }
 
-/// Returns what stands in the way of a unix socket, other than a socket: what binding it will find. `None` if nothing does.
+/// Returns what is at the path of a unix socket, if it is no socket, so that binding would fail; `None` if there is
+/// nothing else.
 pub fn obstacle(path: &Path) -> Option<String> {
     let folder = path.parent()?;
     match std::fs::symlink_metadata(path) {

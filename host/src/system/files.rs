@@ -18,11 +18,11 @@ pub struct FileKind {
     max_bytes: u64,
 }
 
-/// A manifest; one of 20,000 routes has some 2 MiB.
+/// A manifest. With 20,000 routes, it has some 2 MiB.
 pub const MANIFEST: FileKind = FileKind { name: "a manifest", max_bytes: 4 << 20 };
-/// A list of endpoints; one of 50,000 endpoints has some 2 MiB.
+/// A list of endpoints. With 50,000 endpoints, it has some 2 MiB.
 pub const ENDPOINTS: FileKind = FileKind { name: "a list of endpoints", max_bytes: 4 << 20 };
-/// A component; JavaScript and Python bring their interpreters along, with 12 to 20 MB.
+/// A component. Components of JavaScript and Python contain their interpreters, with 12 to 20 MB.
 pub const COMPONENT: FileKind = FileKind { name: "a component", max_bytes: 64 << 20 };
 /// The compiled form of a component; see `MAX_SEALED_BYTES`.
 pub const ARTIFACT: FileKind = FileKind { name: "a compiled component", max_bytes: 128 << 20 };
@@ -93,15 +93,15 @@ pub fn unlinked(folder: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Fills a block from a file if the system has those bytes in memory, so that the read can't wait for a disk. Returns
-/// whether it did.
+/// Fills a block from a file if the system has these bytes in memory, so that the read can't wait for a disk. Returns
+/// whether the block was filled.
 #[cfg(target_os = "linux")]
 pub fn read_cached(file: &File, block: &mut [u8], at: u64) -> bool {
     let length = block.len();
     preadv2(file, &mut [io::IoSliceMut::new(block)], at, ReadWriteFlags::NOWAIT) == Ok(length)
 }
 
-/// Returns `false`: this system can't read without a wait.
+/// Returns `false`, because this system can't read without waiting.
 #[cfg(not(target_os = "linux"))]
 pub fn read_cached(_: &File, _: &mut [u8], _: u64) -> bool {
     false
@@ -120,7 +120,7 @@ pub fn unreadable(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Explains a denied permission: that of the file, or that of a folder on the way to it, as Certbot makes them.
+/// Explains a denied permission: of the file, or of a folder on the way to it, as Certbot creates them.
 pub fn no_permission(path: &Path) -> String {
     let shown = path.display();
     let is_barred = |folder: &&Path| is_denied(std::fs::metadata(folder.join(".")));

@@ -10,7 +10,7 @@ use crate::system::supervise::Task;
 /// A state of the process that its service manager waits for.
 #[derive(Clone, Copy, Debug)]
 pub enum ServiceState {
-    /// All listeners accept connections.
+    /// The process serves: all listeners accept connections.
     Serving,
     /// The process accepts no more connections and ends soon.
     Stopping,

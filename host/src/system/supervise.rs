@@ -245,7 +245,7 @@ mod injected {
     }
 }
 
-/// Does nothing in a release build, which panics on no demand.
+/// The panics on demand for tests: a release build has none.
 #[cfg(not(debug_assertions))]
 mod injected {
     pub fn arm() {}

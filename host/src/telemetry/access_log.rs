@@ -26,9 +26,9 @@ use crate::telemetry::output::Output;
 /// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Apache's and nginx's `combined`.
+    /// The format `combined` of Apache and nginx.
     Combined,
-    /// One JSON object a line.
+    /// The format with one JSON object per line.
     Json,
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use crate::error::FailureKind;
 
-/// The topic of a log line; each topic has its own limits.
+/// The topic of a log line. Each topic has its own limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// A failed exchange.

@@ -9,7 +9,8 @@ use crate::body::buffer_space::BufferUse;
 use crate::context::CacheOutcome;
 use crate::error::FailureKind;
 
-/// All metrics of the process. Each is kept as long as a generation has its owner, so that it continues over reloads.
+/// All metrics of the process. Each metric is kept as long as a generation has its owner, so that it continues over
+/// reloads.
 #[derive(Default)]
 pub struct Registry {
     routes: PerOwner<Owner, RouteMetrics>,
@@ -20,7 +21,8 @@ pub struct Registry {
     pub buffers: Arc<BufferUse>,
     /// The number of times that the control thread was blocked; written by the watchdog.
     pub control_holds: Counter,
-    /// Set once exchanges are cut off as the process stops, with the key of the limit that was met.
+    /// The key of the limit for which exchanges are cut off as the process stops; unset before, and `None` without a
+    /// limit.
     pub cut_off: OnceLock<Option<&'static str>>,
 }
 
@@ -31,7 +33,7 @@ pub struct WorkerMetrics {
     pub worker: usize,
 }
 
-/// A metric that a plugin defined, as one worker has it.
+/// A metric that a plugin defined, with its values on one worker.
 #[derive(Debug)]
 pub struct PluginMetric {
     pub definition: PluginMetricDefinition,
@@ -291,7 +293,7 @@ impl PluginMetric {
         PluginMetric { definition, value: AtomicU64::new(0f64.to_bits()) }
     }
 
-    /// Adds an amount; a counter ignores negative amounts, and all metrics ignore amounts that are no number.
+    /// Adds an amount. A counter ignores negative amounts, and all metrics ignore amounts that are not a number.
     pub fn add(&self, amount: f64) {
         if amount.is_finite() && (self.definition.kind == PluginMetricKind::Gauge || amount >= 0.0) {
             self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The errors of handshakes in words for the log: what is wrong, and which key of the manifest concerns it. The texts of
-//! rustls are the names of its types, and know no manifest.
+//! The errors of handshakes in words for the log: the cause, and the key of the manifest that concerns it. The texts of
+//! rustls are the names of its types, and don't mention the manifest.
 
 use std::io;
 use std::time::{Duration, SystemTime};

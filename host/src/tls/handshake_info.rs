@@ -1,5 +1,5 @@
-//! The facts about a client after a finished handshake, for logs and for plugins that use them. `arrival` reads them
-//! once per connection. A certificate is verified by then, but its authority may let a client write any text into it.
+//! The facts about a client after a finished handshake, for logs and for plugins that use them. `downstream/handshake`
+//! reads them once per connection. A certificate is verified by then, but its authority may let a client write any text into it.
 //! All texts are therefore visible letters of ASCII, and a separator within a value differs from one between values.
 
 use std::net::IpAddr;

@@ -21,7 +21,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// Which of the two files is wrong, and why.
+/// The error of a certificate's files: which of the two is wrong, and why.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PemError {
     #[error("{0}")]
@@ -81,7 +81,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(chain)
 }
 
-/// One certificate or more.
+/// Reads the certificates of a file; an error if there is none.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read(path)?;
     let certificates: Vec<CertificateDer> = sections(path, &bytes)?;
@@ -179,7 +179,7 @@ fn contains(bytes: &[u8], what: &[u8]) -> bool {
     bytes.windows(what.len()).any(|window| window == what)
 }
 
-/// How certificates and keys in DER begin.
+/// The first byte of certificates and keys in DER.
 const DER_SEQUENCE: &[u8] = b"\x30";
 /// A key in a form that the provider loads.
 const KEYS: &str = "RSA from 2048 bits, ECDSA with P-256, P-384 or P-521, and Ed25519";

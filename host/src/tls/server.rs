@@ -1,5 +1,5 @@
-//! TLS towards clients: certificates by name, client certificates, resumption, and which HTTP is spoken. `assemble`
-//! calls [`server`] for each listener with TLS; all mistakes in its files are told at once.
+//! TLS towards clients: certificates by name, client certificates, resumption, and the choice of the HTTP version.
+//! `assemble` calls [`server`] for each listener with TLS; all errors in its files are reported at once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use super::CertificateError;
 use super::certificate_resolver::CertificateResolver;
 use super::pem::{self, CertificateFiles, PemError};
 
-/// The bytes that a session holds, enciphered, for a client that takes nothing: two records.
+/// The maximum number of encrypted bytes that a session holds for a client that reads nothing: two records.
 pub const SEND_BUFFER: usize = 32 << 10;
 
 /// The TLS settings of a listener.
 pub struct ServerFiles {
-    /// The first one is shown to clients that name nothing, or something that none is for.
+    /// The certificates. The first is the default: used if the client sends no SNI or a name that no certificate has.
     pub certificates: Vec<CertificateFiles>,
     pub client: ClientAuth,
     pub minimum: MinimumVersion,
@@ -43,7 +43,7 @@ pub enum MinimumVersion {
     Tls13,
 }
 
-/// Which of the [`ServerFiles`] is wrong; certificates are counted from 0.
+/// The file of [`ServerFiles`] that has an error; certificates are counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFilePlace {
     Certificate(usize),
@@ -55,8 +55,8 @@ pub enum ServerFilePlace {
 /// outlive reloads, and changes every six hours; tickets of the former secret are still accepted.
 pub struct Tickets(Arc<dyn ProducesTickets>);
 
-/// Tickets for listeners that ask the same of their clients. Nothing else would keep a session that was begun without
-/// a client certificate from being resumed where one is required: rustls doesn't check that.
+/// The tickets for listeners that demand the same of their clients. Without this separation, a session that was begun
+/// without a client certificate could be resumed where one is required: rustls doesn't check that.
 #[derive(Debug)]
 struct ScopedTickets {
     /// Behind a lock that is never contended: handshakes take it for reading, and it's written when the secret changes.
@@ -109,16 +109,18 @@ fn certificates(
         mistakes.push(CertificateError { place: ServerFilePlace::Certificate(0), message });
     }
     let mut certificates = Vec::new();
-    for (at, files) in files.iter().enumerate() {
+    for (index, files) in files.iter().enumerate() {
         match pem::certified(files, provider) {
             Ok(certificate) => certificates.push(certificate),
-            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| CertificateError::of_certificate(at, fault))),
+            Err(faults) => {
+                mistakes.extend(faults.into_iter().map(|fault| CertificateError::of_certificate(index, fault)))
+            }
         }
     }
     certificates
 }
 
-/// How clients are checked, and which tickets are good for those who passed.
+/// Returns the verifier of client certificates, and the tickets for clients that it has accepted.
 fn client_auth(
     wanted: &ClientAuth,
     provider: &Arc<CryptoProvider>,
@@ -152,10 +154,10 @@ impl MinimumVersion {
 // === Mistake ===
 
 impl CertificateError<ServerFilePlace> {
-    fn of_certificate(at: usize, fault: PemError) -> Self {
+    fn of_certificate(index: usize, fault: PemError) -> Self {
         match fault {
-            PemError::Chain(message) => CertificateError { place: ServerFilePlace::Certificate(at), message },
-            PemError::Key(message) => CertificateError { place: ServerFilePlace::Key(at), message },
+            PemError::Chain(message) => CertificateError { place: ServerFilePlace::Certificate(index), message },
+            PemError::Key(message) => CertificateError { place: ServerFilePlace::Key(index), message },
         }
     }
 }
@@ -163,7 +165,7 @@ impl CertificateError<ServerFilePlace> {
 // === Tickets ===
 
 impl Tickets {
-    /// Fails if the system gives no random bytes.
+    /// Creates the tickets; an error if the system provides no random bytes.
     pub fn new() -> Result<Self, rustls::Error> {
         Ticketer::new().map(Tickets)
     }
@@ -192,7 +194,7 @@ impl ProducesTickets for ScopedTickets {
 // === Scope ===
 
 impl Scope {
-    /// All of the same length, so that none is another's beginning.
+    /// Returns the scope of tickets, all of the same length, so that none is the beginning of another.
     fn of(mode: &[u8], authorities: &[CertificateDer]) -> Self {
         let mut prints = super::sha256(mode).as_ref().to_vec();
         authorities.iter().for_each(|authority| prints.extend(super::sha256(authority).as_ref()));

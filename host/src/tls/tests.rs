@@ -342,7 +342,7 @@ fn keys_are_read_in_their_older_forms_too() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_told() {
+fn error_of_a_file_names_its_cause() {
     let authority = TestAuthority::with_site();
     let (chain, key) = (authority.read("site.pem"), authority.read("site.key"));
     authority.issue("other", &PKCS_ECDSA_P256_SHA256, &["site.example"]);

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::pem;
 
-/// The first and the last moment of a certificate's validity, in seconds since 1970.
+/// The validity of a certificate: its first and its last moment, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     pub from: i64,

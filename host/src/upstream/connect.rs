@@ -21,13 +21,13 @@ use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
 use super::{EndpointAddr, EndpointProtocol, Pools, SocketName, happy_eyeballs};
 use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
-use crate::protocol::proxy_protocol;
+use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 use crate::tls::handshake_error::{self, TlsPeer};
 
-/// How TLS is spoken to an endpoint.
+/// The settings of TLS to an endpoint.
 #[derive(Clone)]
 pub struct TlsDialer {
-    /// Offers what the manifest allows.
+    /// The TLS configuration that offers all versions of HTTP that the manifest allows.
     any: Arc<ClientConfig>,
     /// Offers HTTP/1.1 alone, for what HTTP/2 can't carry.
     http1: Arc<ClientConfig>,
@@ -40,26 +40,26 @@ pub struct TlsDialer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredProtocol {
     Any,
-    /// HTTP/1.1, because the request asks for an upgrade (RFC 9110 §7.8).
+    /// HTTP/1.1 is required, because the request asks for an upgrade (RFC 9110 §7.8).
     Http1,
 }
 
 /// The terms of a new connection.
 pub struct ConnectTerms<'a> {
     pub wanted: RequiredProtocol,
-    /// The client's address and that which it reached, for the PROXY protocol; `None` if there is no client, or it has no
-    /// address.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// The client's address and the address that it connected to, for the PROXY protocol; `None` if there is no client,
+    /// or it has no address.
+    pub addresses: Option<ConnectionAddresses>,
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
     /// The limits of a response's head.
     pub head: ResponseHeadLimits,
     /// The time that the caller allows.
     pub within: Duration,
-    /// The address that was connected to last, of those that the endpoint's name has.
+    /// The address, of those that the endpoint's name has, that was last connected to.
     pub last: Option<&'a Cell<Option<SocketAddr>>>,
-    /// Set when the endpoint's machine has answered.
+    /// Whether the endpoint's machine has answered.
     pub reached: Option<&'a Cell<bool>>,
-    /// The worker's pools, whose idle connections make room for this one where descriptors are used up.
+    /// The worker's pools, whose idle connections are closed if descriptors are used up.
     pub pools: Option<&'a Pools>,
 }
 
@@ -70,7 +70,7 @@ impl ConnectTerms<'_> {
         }
     }
 
-    /// Opens something, and once more after an idle connection was closed, if a descriptor is missing.
+    /// Runs `open`, and once more after an idle connection was closed, if a descriptor is missing.
     async fn open<T, F: Future<Output = io::Result<T>>>(&self, open: impl Fn() -> F) -> io::Result<T> {
         match (open().await, self.pools) {
             (Err(error), Some(pools)) if lacks_descriptor(&error) && pools.free_descriptor().await => open().await,
@@ -79,7 +79,7 @@ impl ConnectTerms<'_> {
     }
 }
 
-/// Makes a connection. Nothing is left behind if this is dropped half-way.
+/// Opens a connection. A future that is dropped half-way leaves nothing open.
 pub async fn connect(
     address: &EndpointAddr,
     terms: &ConnectTerms<'_>,
@@ -128,7 +128,7 @@ async fn negotiate(
     permit: ConnectionPermit,
 ) -> Result<Connection, Error> {
     if let Some(version) = terms.proxy_protocol {
-        let written = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
+        let written = stream.write_all(&proxy_protocol::encode(version, terms.addresses)).await;
         written.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
     }
     match &address.protocol {

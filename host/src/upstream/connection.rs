@@ -45,7 +45,7 @@ pub struct Connection {
 enum Sender {
     Http1 {
         http1: Http1,
-        /// Has the socket read at once.
+        /// Makes the socket read at once.
         now: ReadNow,
     },
     Http2(SharedSender),
@@ -63,10 +63,8 @@ pub struct SharedSender {
     alert: Rc<OnceCell<String>>,
 }
 
-/// The result of a request. It is passed through many functions, and a request is twice as large as a response.
-pub type SendResult = Result<Response<EndpointBody>, Box<Unsent>>;
-
-/// A request that got no response, with its content if the endpoint can't have seen any of it.
+/// A request that got no response, with its content if the endpoint can't have read any of it. Results have it boxed,
+/// because they are passed through many functions, and a request is twice as large as a response.
 pub struct Unsent {
     pub error: SendError,
     pub content: Option<RequestBody>,
@@ -108,11 +106,11 @@ const RESET_TIME: Duration = Duration::from_secs(5);
 const LATE_FRAMES: usize = 16_384;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
-/// An endpoint that is silent while something is asked of it is asked whether it is there.
+/// The time of silence after which an endpoint with open streams gets a PING.
 const PING: Duration = Duration::from_secs(20);
 const PONG: Duration = Duration::from_secs(10);
-/// The multiple of the longest head up to which a list of fields over HTTP/2 is read, to say by which limit it is refused.
-/// A longer list ends its stream in h2, as one that is malformed does.
+/// The multiple of the longest head up to which a list of fields over HTTP/2 is read, to name the limit for which it is
+/// rejected. A longer list ends its stream in h2, as a malformed list does.
 const HEADER_LIST: usize = 4;
 
 impl Connection {
@@ -165,7 +163,7 @@ impl Connection {
         Connection { sender, head, limit_handle }
     }
 
-    /// The end that others can use too, if this version has such.
+    /// Returns the sender that other requests can use too, if the version of HTTP allows that.
     pub fn shared_sender(&self) -> Option<SharedSender> {
         match &self.sender {
             Sender::Http1 { .. } => None,
@@ -173,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// The version of HTTP that it speaks.
+    /// Returns the version of HTTP that the connection speaks.
     pub fn version(&self) -> http::Version {
         match &self.sender {
             Sender::Http1 { .. } => http::Version::HTTP_11,
@@ -181,8 +179,8 @@ impl Connection {
         }
     }
 
-    /// Returns the alert of TLS with which the endpoint has ended the connection, in words; `None` if there is none, or if
-    /// the error of a request has it already.
+    /// Returns the text of the TLS alert with which the endpoint has ended the connection. `None` if there is none, or
+    /// if the error of a request has it already.
     pub fn alert(&self) -> Option<&str> {
         match &self.sender {
             Sender::Http1 { .. } => None,
@@ -217,7 +215,11 @@ impl Connection {
     }
 
     /// Waits for the head of the response to a request that was begun.
-    pub fn poll_response<F>(&mut self, cx: &mut Context<'_>, pending: Pin<&mut PendingResponse<F>>) -> Poll<SendResult>
+    pub fn poll_response<F>(
+        &mut self,
+        cx: &mut Context<'_>,
+        pending: Pin<&mut PendingResponse<F>>,
+    ) -> Poll<Result<Response<EndpointBody>, Box<Unsent>>>
     where
         F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
     {
@@ -249,14 +251,14 @@ impl Connection {
         }
     }
 
-    /// Whether the connection is to be kept for another exchange, after one that it has served. A shared connection is
+    /// Whether the connection can be kept for another exchange, after one that it has served. Shared connections are
     /// kept elsewhere.
     pub fn is_idle(&self) -> bool {
         matches!(&self.sender, Sender::Http1 { http1, .. } if http1.is_idle())
     }
 
-    /// Looks for the end of an idle connection, as far as the reactor knows of it; returns whether the connection may serve
-    /// an exchange.
+    /// Checks whether an idle connection has ended, as far as the reactor knows. Returns whether the connection may
+    /// serve an exchange.
     pub fn is_reusable(&mut self) -> bool {
         match &mut self.sender {
             Sender::Http1 { http1, .. } => http1.is_reusable(),
@@ -264,7 +266,8 @@ impl Connection {
         }
     }
 
-    /// Whether an idle connection is still open, after a look at its socket. One of HTTP/2 is read by its task.
+    /// Whether an idle connection is still open, after a check of its socket. The task of an HTTP/2 connection reads
+    /// its socket itself.
     pub fn is_open_now(&mut self) -> bool {
         match &mut self.sender {
             Sender::Http1 { http1, now } => now.during(|| http1.is_reusable()),
@@ -277,21 +280,28 @@ impl Connection {
         self.head
     }
 
-    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with. HTTP/2 has
-    /// windows.
+    /// Limits the number of bytes that are read at once from now on; `None` for the limit with which new exchanges
+    /// begin. HTTP/2 has windows instead.
     pub fn limit_reads(&self, bytes: Option<usize>) {
         if let Sender::Http1 { http1, .. } = &self.sender {
             http1.limit_reads(bytes);
         }
     }
 
-    /// Among which it was counted.
+    /// Releases the memory for reading, if no bytes are in it. The next read takes new memory.
+    pub fn release_read_buffer(&self) {
+        if let Sender::Http1 { http1, .. } = &self.sender {
+            http1.release_read_buffer();
+        }
+    }
+
+    /// Returns the limit that the connection is counted against.
     pub fn limit_handle(&self) -> &LimitHandle {
         &self.limit_handle
     }
 
-    /// Has the rest of a request sent by a task, if it isn't all sent: once the response is over, until nothing is sent for
-    /// `pause`. A connection with HTTP/2 has a task.
+    /// Makes a task send the rest of a request, if it isn't all sent. Once the response is over, the task ends when
+    /// nothing was sent for `pause`. A connection with HTTP/2 has a task already.
     pub fn detach_upload(&mut self, pause: Duration) {
         if let Sender::Http1 { http1, .. } = &mut self.sender
             && http1.is_uploading()
@@ -316,7 +326,7 @@ impl EndpointBody {
         }
     }
 
-    /// Returns the length of what is left, as far as it is known.
+    /// Returns the length of the rest of the body, as far as it is known.
     pub fn size_hint(&self) -> SizeHint {
         match self {
             EndpointBody::Http1(body) => body.size_hint(),
@@ -339,7 +349,7 @@ impl From<TrySendError<Request<RequestBody>>> for Unsent {
 }
 
 impl SharedSender {
-    /// Among which its connection was counted.
+    /// Returns the limit that the body's connection is counted against.
     pub fn limit_handle(&self) -> &LimitHandle {
         &self.limit_handle
     }

@@ -1,4 +1,4 @@
-//! How many connections an upstream may have at a time, and who waits for one.
+//! The maximum number of connections of an upstream, and the queue of requests that wait for one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ struct LimitState {
     max_waiting: u32,
 }
 
-/// Which connections a connection was counted among.
+/// The limit that a connection is counted against; empty if there is none.
 #[derive(Clone, Debug, Default)]
 pub struct LimitHandle(Option<Arc<LimitState>>);
 
@@ -37,7 +37,7 @@ struct HeldPermit {
 struct WaitingGuard<'a>(&'a LimitState);
 
 impl ConnectionLimit {
-    /// At most so many connections, and so many requests that wait for one.
+    /// Returns a limit of this many connections, and of this many waiting requests.
     pub fn limited(connections: u32, max_waiting: u32) -> Self {
         let free = Arc::new(Semaphore::new(connections as usize));
         let (most, waiting) = (connections, AtomicU32::new(0));
@@ -49,7 +49,7 @@ impl ConnectionLimit {
         self.0.as_ref().map(|limited| limited.most)
     }
 
-    /// Takes a permit at once, or waits in the queue if that isn't full. May be dropped at any time.
+    /// Takes a permit at once, or waits in the queue unless it is full. The future may be dropped at any time.
     pub async fn take(&self) -> Result<ConnectionPermit, Error> {
         let Some(limited) = &self.0 else { return Ok(ConnectionPermit::default()) };
         let held = |permit| ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit }));
@@ -63,7 +63,7 @@ impl ConnectionLimit {
         permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
     }
 
-    /// Whether a connection is one of these: under other limits, or none, it would never be counted.
+    /// Whether a connection counts against this limit. Under another limit, or none, it would never be counted.
     pub fn have(&self, connection: &LimitHandle) -> bool {
         match (&self.0, &connection.0) {
             (None, _) => true,
@@ -72,7 +72,7 @@ impl ConnectionLimit {
         }
     }
 
-    /// Whether anything but this has them.
+    /// Whether anything besides this value uses the limit.
     pub fn are_in_use(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| Arc::strong_count(limited) > 1)
     }
@@ -85,7 +85,7 @@ impl ConnectionPermit {
 }
 
 impl LimitHandle {
-    /// Whether it is one of a limited number.
+    /// Whether the connection counts against a limit.
     pub fn is_limited(&self) -> bool {
         self.0.is_some()
     }

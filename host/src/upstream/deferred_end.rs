@@ -1,6 +1,7 @@
-//! A transport that defers the end of its connection until the bytes that were read before have been used. An endpoint may
-//! respond before it has read all of a request, and close. h2 ends the connection at the first failed write, and at its
-//! end it forgets the ends of streams that nothing has read yet: the response that had arrived would be lost.
+//! A transport that defers the end of its connection until the bytes that were read before have been used. An endpoint
+//! may respond before it has read all of a request, and close. h2 ends the connection at the first failed write, and at
+//! the end of its input it forgets the ends of streams that no task has read yet: the response that had arrived would
+//! be lost.
 
 use std::io;
 use std::pin::Pin;
@@ -19,8 +20,9 @@ pub struct DeferredEnd<T> {
     turns: u32,
 }
 
-/// The turns of all tasks of the worker that a response has between its last bytes and the end of its connection. It passes
-/// three tasks on its way to the client; a response that is too long for its client to take it at once may lose its rest.
+/// The number of turns of all tasks of the worker between the last bytes of a response and the end of its connection. A
+/// response passes three tasks on its way to the client. A response that is too long for its client to read at once may
+/// lose its rest.
 const TURNS: u32 = 8;
 
 impl<T> DeferredEnd<T> {
@@ -28,7 +30,7 @@ impl<T> DeferredEnd<T> {
         DeferredEnd { io, is_refused: false, end: None, turns: 0 }
     }
 
-    /// Returns the result of an operation; `otherwise` for the one that fails, and for those that follow.
+    /// Returns the result of an operation; `otherwise` for the operation that fails, and for those that follow.
     fn unless_refused<R>(
         &mut self,
         otherwise: R,

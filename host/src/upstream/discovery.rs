@@ -12,12 +12,12 @@ use super::{EndpointAddr, EndpointProtocol, SocketName, health};
 /// The endpoints and names that the monitor works by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSpec {
-    /// Named one by one.
+    /// The endpoints that the manifest names one by one.
     pub members: Vec<EndpointSpec>,
-    /// To be looked up.
+    /// The names to look up.
     pub names: Vec<DnsName>,
     pub health: health::HealthRules,
-    /// How endpoints are checked; none if they aren't.
+    /// The health check; `None` if endpoints are not checked.
     pub check: Option<HealthCheck>,
 }
 

@@ -19,10 +19,10 @@ use tokio::task::JoinSet;
 
 use crate::system::supervise::{Task, supervised};
 
-/// Asks name servers.
+/// A client of name servers.
 #[derive(Clone)]
 pub struct Resolver {
-    /// One for each name server: hickory takes an error from one of several for the answer of all.
+    /// One resolver per name server, because hickory treats an error of one of several as the answer of all.
     servers: Arc<[TokioResolver]>,
     /// The system's hosts file, read at the start.
     hosts: Arc<Hosts>,
@@ -34,16 +34,16 @@ pub struct Resolver {
 /// The answer for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsAnswer<T> {
-    /// Never empty, sorted, without duplicates.
+    /// The records, sorted and without duplicates. Never empty.
     pub records: Vec<T>,
-    /// For how long from now on it may be kept.
+    /// The time for which the answer may be kept.
     pub lifetime: Duration,
 }
 
 /// A target of an SRV record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
-    /// The priority; targets of the lowest are used first.
+    /// The priority. Targets of the lowest priority are used first.
     pub priority: u16,
     /// The weight among targets of the same priority.
     pub weight: u16,
@@ -72,7 +72,7 @@ pub enum LookupError {
 // === Resolver ===
 
 impl Resolver {
-    /// One that asks these servers, each when those before it fail, or those of the system if there are none.
+    /// Returns a resolver that asks these servers in turn, or those of the system if the list is empty.
     pub fn new(servers: &[SocketAddr]) -> Result<Self, LookupError> {
         if servers.is_empty() {
             let (config, options) = system_conf::read_system_conf().map_err(LookupError::System)?;
@@ -98,7 +98,7 @@ impl Resolver {
         Ok(Self { servers, hosts: Arc::new(hosts), dots, search: search.into() })
     }
 
-    /// All addresses of a host, IPv4 and IPv6. If only one of both kinds can be learned, that one.
+    /// Returns all addresses of a host, IPv4 and IPv6. If only one kind can be resolved, returns that kind.
     pub async fn addresses(&self, host: &str) -> Result<DnsAnswer<IpAddr>, LookupError> {
         if let Ok(address) = host.parse() {
             return Ok(DnsAnswer::new([address], MAX_TTL));
@@ -106,13 +106,13 @@ impl Resolver {
         self.search(host, async |name| self.addresses_of(name).await).await
     }
 
-    /// The targets of a service name such as `_http._tcp.app.internal`, each with its addresses.
-    /// Targets whose addresses can't be learned are left out, unless they are all.
+    /// Returns the targets of a service name such as `_http._tcp.app.internal`, each with its addresses. Targets whose
+    /// addresses can't be resolved are left out, unless no target's can.
     pub async fn services(&self, name: &str) -> Result<DnsAnswer<Service>, LookupError> {
         self.search(name, async |name| self.services_of(name).await).await
     }
 
-    /// Tries the names that a text may mean, until one is known.
+    /// Tries the names that a text may mean, until one exists.
     async fn search<T>(
         &self,
         text: &str,
@@ -223,7 +223,7 @@ impl Resolver {
         records
     }
 
-    /// Asks the servers in turn, until one of them knows of the name or denies it.
+    /// Asks the servers in turn, until one of them knows the name or denies that it exists.
     async fn ask<T>(
         &self,
         name: &Name,
@@ -274,7 +274,7 @@ fn target(data: &RData) -> Option<SRV> {
     }
 }
 
-/// How long an answer may be kept that lacks a part for this reason.
+/// Returns how long an answer may be kept if part of it is missing because of this error.
 fn lifetime_without(error: &LookupError) -> Duration {
     if error.is_certain() { MAX_TTL } else { INCOMPLETE }
 }
@@ -319,7 +319,7 @@ impl LookupError {
         matches!(self, Self::NoSuchName(_) | Self::NoAddresses(_) | Self::NoServices(_))
     }
 
-    /// Combines two lookups: the answer is only certain if both are.
+    /// Combines two lookups. The answer is only certain if both are.
     fn or(self, other: Self) -> Self {
         if self.is_certain() { other } else { self }
     }
@@ -331,8 +331,8 @@ impl LookupError {
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 
-/// For all names of a search, and all targets of a service. Over what three silent servers take, as many as a system
-/// has, so that each is tried.
+/// The maximum time for all lookups of one name: all names of a search, and all targets of a service. Longer than three
+/// silent servers take, as many as a system has, so that each is asked.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// The minimum lifetime. A name server that answers 0 would cause a lookup all the time.
@@ -341,13 +341,14 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 /// Records of a day are common, and wrong for as long when an address moves unexpectedly.
 const MAX_TTL: Duration = Duration::from_secs(300);
 
-/// For an answer that lacks a part because of a failure: soon, but no burden to a server that fails for good.
+/// The lifetime of an incomplete answer: short, but no burden to a server that always fails.
 const INCOMPLETE: Duration = Duration::from_secs(10);
 
-/// Addresses or targets of a name: bounds what a name server can make us hold, far over what one upstream has.
+/// The maximum number of addresses or targets of a name. It limits the memory that a name server can make the host
+/// hold, and is far above what one upstream has.
 const MAX_RECORDS: usize = 1024;
 
-/// Targets looked up at the same time: quick, without flooding a name server.
+/// The number of targets that are looked up at the same time: quick, without flooding a name server.
 const AT_ONCE: usize = 16;
 
 #[cfg(test)]

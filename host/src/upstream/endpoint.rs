@@ -1,4 +1,4 @@
-//! One endpoint as all workers share it: what is in flight there, how quick it is, how often it failed.
+//! One endpoint as all workers share it: requests in flight, latency, and failures.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::EndpointAddr;
 use crate::telemetry::metrics::Counter;
 
-/// An endpoint; outlives generations, and its place in the set.
+/// An endpoint. It outlives generations, and the set that it is in.
 #[derive(Debug)]
 pub struct Endpoint {
     pub address: EndpointAddr,
@@ -24,7 +24,7 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub struct InFlight(AtomicU32);
 
-/// A worker's figures of an endpoint.
+/// A worker's metrics of an endpoint.
 #[derive(Debug, Default)]
 pub struct EndpointFigures {
     /// Responses that began, by the first digit of the status.
@@ -37,7 +37,7 @@ pub struct EndpointFigures {
     pub latency_us: Counter,
 }
 
-/// The figures of all workers together.
+/// The metrics of all workers together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Totals {
     pub responses: [u64; 6],
@@ -46,7 +46,7 @@ pub struct Totals {
     pub latency_us: u64,
 }
 
-/// How long responses take to begin: an average that follows a rise at once and a fall slowly ("peak EWMA").
+/// The time that responses take to begin: an average that follows a rise at once and a fall slowly ("peak EWMA").
 #[derive(Debug)]
 pub struct Latency {
     born: Instant,
@@ -55,7 +55,7 @@ pub struct Latency {
     state: AtomicU64,
 }
 
-/// After this time two thirds of a fall have been followed; what most proxies with such an average use.
+/// The time after which two thirds of a fall are in the average, as in most proxies with such an average.
 const MEMORY: Duration = Duration::from_secs(10);
 
 /// The minimum latency that a failure counts as: an endpoint that fails at once would seem the quickest.
@@ -68,7 +68,7 @@ impl Endpoint {
         Endpoint { address, in_flight, latency, failures, figures }
     }
 
-    /// A worker's figures.
+    /// Returns a worker's metrics.
     pub fn figures(&self, worker: usize) -> Arc<EndpointFigures> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         while figures.len() <= worker {
@@ -77,7 +77,7 @@ impl Endpoint {
         figures[worker].clone()
     }
 
-    /// The figures of all workers.
+    /// Returns the metrics of all workers together.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for figures in self.figures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -98,7 +98,7 @@ impl InFlight {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adds one if fewer than `max` are in flight; [`InFlight::end`] removes it.
+    /// Adds a request if fewer than `max` are in flight; [`InFlight::end`] removes it. Returns whether it was added.
     pub fn begin(&self, max: u32) -> bool {
         if self.0.fetch_add(1, Ordering::Relaxed) < max {
             return true;
@@ -107,7 +107,7 @@ impl InFlight {
         false
     }
 
-    /// Removes one request.
+    /// Removes one request, which is no longer in flight.
     pub fn end(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -155,7 +155,7 @@ impl Latency {
         self.observe(took.max(FAILURE), now);
     }
 
-    /// In microseconds; falls while nothing is observed.
+    /// Returns the latency in microseconds, which falls while no request is observed.
     pub fn micros(&self, now: Instant) -> u32 {
         let (value, at) = self.unpack();
         if value == 0.0 { 0 } else { (value * decay(self.millis(now).saturating_sub(at))).ceil() as u32 }

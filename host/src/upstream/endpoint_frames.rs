@@ -44,7 +44,7 @@ enum Flood {
     Interim,
 }
 
-/// A head counts as so many bytes at least: what it takes once it is decoded.
+/// The minimum number of bytes that a head counts: the memory that it takes once it is decoded.
 const MIN_HEAD_BYTES: usize = 1 << 10;
 
 /// The bytes of a response's head and its trailers, as they count beside those of informational responses.
@@ -126,7 +126,8 @@ impl Heads {
         Ok(())
     }
 
-    /// Counts a head that doesn't end its stream. Those before it on the stream were of informational responses.
+    /// Counts a head that doesn't end its stream. Earlier such heads of the stream were those of informational
+    /// responses.
     fn begin_head(&mut self, head: FrameHead) -> Result<(), Flood> {
         if self.streams.len() >= MAX_STREAMS {
             return Err(Flood::Kind("HEADERS"));

@@ -1,5 +1,5 @@
-//! The endpoints of an upstream as they are at the moment: who is in the set, and how well each is. Shared by all
-//! workers, and kept over generations, so that a reload forgets nothing.
+//! The endpoints of an upstream at the moment, with the health of each. Shared by all workers, and kept over
+//! generations, so that a reload forgets nothing.
 //!
 //! A worker reads a snapshot and a version. It takes the lock only when the version has changed, or when a request
 //! failed.
@@ -12,7 +12,7 @@ use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
 use super::health::{Check, EndpointFailure, Health, HealthRules, HealthState};
 
-/// The living set.
+/// The current endpoints of an upstream, shared by all workers.
 pub struct EndpointSet {
     name: Arc<str>,
     /// Grows with each change of the snapshot.
@@ -26,13 +26,13 @@ pub struct EndpointSet {
     pub events: Events,
 }
 
-/// Rare events, counted.
+/// The counts of rare events.
 #[derive(Debug, Default)]
 pub struct Events {
     pub retries: AtomicU64,
     /// Retries that the budget didn't allow.
     pub retries_denied: AtomicU64,
-    /// Requests refused since the upstream was full.
+    /// The number of requests that were rejected because the upstream was full.
     pub overflows: AtomicU64,
 }
 
@@ -40,18 +40,18 @@ pub struct Events {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSpec {
     pub address: EndpointAddr,
-    /// 1 to 65535.
+    /// The weight, from 1 to 65535.
     pub weight: u32,
     pub tier: u32,
     pub zone: Arc<str>,
     pub draining: bool,
 }
 
-/// A set as it was at some moment, for balancers and for people.
+/// A copy of a set at one moment, for balancers and the status document.
 pub struct EndpointSnapshot {
     pub version: u64,
     pub list: Vec<EndpointState>,
-    /// Too few were well, so that all are offered.
+    /// Whether too few endpoints were up, so that all are offered.
     pub panicking: bool,
     pub in_flight: Arc<InFlight>,
 }
@@ -59,13 +59,13 @@ pub struct EndpointSnapshot {
 /// An endpoint in a set.
 pub struct EndpointState {
     pub endpoint: Arc<Endpoint>,
-    /// A hundred times that of the manifest, less in a slow start.
+    /// The weight: a hundred times that of the manifest, less in a slow start.
     pub weight: u32,
     pub tier: u32,
     pub zone: Arc<str>,
     pub state: HealthState,
     pub offer: Availability,
-    /// Ejections so far.
+    /// The number of ejections so far.
     pub ejections: u64,
 }
 
@@ -84,7 +84,7 @@ struct SetState {
     next_interval: Option<Instant>,
     /// Whether it was logged that no more endpoints may be ejected.
     is_full: bool,
-    /// When the first came.
+    /// The time at which the set first got endpoints; `None` before.
     begun: Option<Instant>,
     /// Addresses that an operator drains, in every upstream.
     drained: Vec<Arc<str>>,
@@ -95,16 +95,16 @@ struct EndpointRecord {
     wanted: EndpointSpec,
     health: Health,
     ejections: u64,
-    /// The figures at the last interval.
+    /// The metrics at the last interval.
     seen: Totals,
 }
 
-/// How much of an endpoint's work fails.
+/// The part of an endpoint's requests that fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EjectionReach {
-    /// Some of it, as far as is known.
+    /// Some requests fail, as far as is known.
     Failing,
-    /// All of it.
+    /// All requests fail.
     Dead,
 }
 
@@ -112,7 +112,7 @@ enum EjectionReach {
 const BEGINNING: Duration = Duration::from_secs(5);
 
 impl EndpointSet {
-    /// An empty set.
+    /// Returns a set without endpoints.
     pub fn new(name: Arc<str>) -> Self {
         let in_flight = Arc::<InFlight>::default();
         let snapshot =
@@ -128,17 +128,17 @@ impl EndpointSet {
         &self.name
     }
 
-    /// Grows with each change.
+    /// Returns the version of the snapshot, which grows with each change.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// The set as it is.
+    /// Returns the current snapshot.
     pub fn members(&self) -> Arc<EndpointSnapshot> {
         self.lock().snapshot.clone()
     }
 
-    /// Goes by other rules from now on.
+    /// Replaces the rules for checks and failures.
     pub fn set_rules(&self, rules: &HealthRules, now: Instant) {
         let mut set = self.lock();
         if set.rules != *rules {
@@ -152,7 +152,8 @@ impl EndpointSet {
         self.consecutive.store(consecutive, Ordering::Relaxed);
     }
 
-    /// Has just these in the set; who was in it already keeps its health and figures.
+    /// Replaces the endpoints of the set by `wanted`. An endpoint that was in the set before keeps its health and its
+    /// counters.
     pub fn set_members(&self, wanted: Vec<EndpointSpec>, now: Instant) {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
@@ -172,7 +173,7 @@ impl EndpointSet {
         self.publish(&mut set, now);
     }
 
-    /// A check has shown something.
+    /// Records the result of a health check.
     pub fn record_check(&self, address: &EndpointAddr, check: Check, why: &str, now: Instant) {
         let mut set = self.lock();
         let SetState { rules, records, .. } = &mut *set;
@@ -182,13 +183,13 @@ impl EndpointSet {
         }
         let (upstream, endpoint) = (&*self.name, &*address.text);
         match check {
-            Check::Passed => tracing::info!(upstream, endpoint, "up: its checks pass"),
-            Check::Failed => tracing::warn!(upstream, endpoint, why, "down: its checks fail"),
+            Check::Passed => tracing::info!(upstream, endpoint, "endpoint is up: health checks pass"),
+            Check::Failed => tracing::warn!(upstream, endpoint, why, "endpoint is down: health checks fail"),
         }
         self.publish(&mut set, now);
     }
 
-    /// A request has failed at an endpoint, so many in a row.
+    /// Records that a request has failed at an endpoint, the last of `in_a_row` failures in a row.
     pub fn record_failure(&self, endpoint: &Endpoint, failed: EndpointFailure, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
         if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {
@@ -207,8 +208,8 @@ impl EndpointSet {
         }
     }
 
-    /// A request has succeeded at an endpoint where others failed. With all endpoints in use since none is well, that ends
-    /// its ejection: it is the one that can carry the load.
+    /// Records that a request has succeeded at an endpoint after others had failed. If all endpoints are in use because
+    /// none is up, that ends the endpoint's ejection: it is the one that can serve.
     pub fn record_recovery(&self, endpoint: &Endpoint, now: Instant) {
         let mut set = self.lock();
         if !set.snapshot.panicking {
@@ -218,13 +219,13 @@ impl EndpointSet {
         if let Some(record) = known.filter(|record| record.health.is_ejected())
             && record.health.readmit(now)
         {
-            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "back from its ejection early");
+            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "ejection ended early");
             self.publish(&mut set, now);
         }
     }
 
-    /// A request could not be connected to these endpoints. If they are all that are up while others are ejected, they are
-    /// ejected as well, so that all are used; returns whether that was so.
+    /// Records that a request could not connect to any of these endpoints. If they are all that are up while others are
+    /// ejected, they are ejected as well, so that all are used. Returns whether that was the case.
     pub fn is_exhausted_by(&self, tried: &[&Endpoint], now: Instant) -> bool {
         let mut set = self.lock();
         let is_up = |record: &EndpointRecord| record.state(&set.drained) == HealthState::Up;
@@ -242,7 +243,7 @@ impl EndpointSet {
         set.snapshot.panicking
     }
 
-    /// Has an endpoint get nothing new, or lets it have its share again; says whether there is such an endpoint.
+    /// Drains an endpoint, or ends its draining. Returns whether the set has this endpoint.
     pub fn drain(&self, address: &str, drains: bool, now: Instant) -> bool {
         let mut set = self.lock();
         let before = set.drained.len();
@@ -263,11 +264,7 @@ impl EndpointSet {
         let SetState { records, rules, is_full, .. } = &mut *set;
         for record in records {
             if record.health.tick(rules, now) {
-                tracing::info!(
-                    upstream = &*self.name,
-                    endpoint = &*record.wanted.address.text,
-                    "back from its ejection"
-                );
+                tracing::info!(upstream = &*self.name, endpoint = &*record.wanted.address.text, "ejection ended");
                 // It is on probation: its next failure ejects it again, unless a request succeeds before.
                 let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
                 record.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
@@ -314,7 +311,8 @@ impl EndpointSet {
         }
     }
 
-    /// Takes an endpoint out, unless too many are out already. A dead one is of no use there, however many are out.
+    /// Ejects an endpoint, unless too many are ejected already. A dead endpoint is always ejected, because it can serve
+    /// nothing.
     fn eject(&self, set: &mut SetState, index: usize, extent: EjectionReach, why: &str, now: Instant) -> bool {
         let Some(outliers) = set.rules.outliers.clone() else { return false };
         let out = set.records.iter().filter(|record| record.health.is_ejected()).count();
@@ -326,7 +324,7 @@ impl EndpointSet {
         if out >= max && (extent == EjectionReach::Failing || max == 0) {
             // Said once, not with each failure.
             if max > 0 && !std::mem::replace(&mut set.is_full, true) {
-                tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
+                tracing::warn!(upstream, endpoint, why, "ejection limit reached: endpoint not ejected");
             }
             return false;
         }
@@ -341,7 +339,7 @@ impl EndpointSet {
         let version = set.snapshot.version + 1;
         let next = set.members(version, self.in_flight.clone(), now);
         if next.panicking && !set.snapshot.panicking {
-            tracing::warn!(upstream = &*self.name, "too few endpoints are well: all are used");
+            tracing::warn!(upstream = &*self.name, "panic threshold reached: all endpoints are used");
         }
         if !next.is_like(&set.snapshot) {
             set.snapshot = Arc::new(next);
@@ -355,8 +353,8 @@ impl EndpointSet {
 }
 
 impl SetState {
-    /// Whether requests have somewhere to go without an endpoint: another one is up and answers, or all of them are used
-    /// where none is up.
+    /// Whether requests can be served without an endpoint: another one is up and answers, or all are used because none
+    /// is up.
     fn spares(&self, index: usize, consecutive: u32) -> bool {
         let answers = |record: &EndpointRecord| {
             record.state(&self.drained) == HealthState::Up

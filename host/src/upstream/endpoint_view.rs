@@ -1,4 +1,4 @@
-//! One worker's view of an upstream's endpoints: the connections and counters of each, and the reports of outcomes.
+//! A worker's view of an upstream's endpoints: the connections and counters of each, and the reports of outcomes.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use super::{Pool, Pools};
 /// A worker's view of a set of endpoints, as it was at some version.
 pub struct EndpointViews {
     pub members: Arc<EndpointSnapshot>,
-    /// In the order of the members.
+    /// The endpoints, in the order of the set.
     pub list: Vec<Rc<EndpointView>>,
 }
 
 /// A worker's view of one endpoint.
 pub struct EndpointView {
     pub endpoint: Arc<Endpoint>,
-    /// The endpoint's, in a copy that exchanges of this worker alone count their uses of.
+    /// The name of the endpoint, in a copy of this worker, because counting references to a shared one would contend.
     pub name: Arc<str>,
     pub pool: Rc<Pool>,
     pub offer: Availability,
@@ -30,11 +30,11 @@ pub struct EndpointView {
     live: Arc<EndpointSet>,
 }
 
-/// One request in flight, until dropped.
+/// A guard that counts one request as in flight until it is dropped.
 pub struct InFlightGuard(Rc<EndpointView>);
 
 impl EndpointViews {
-    /// The view of the set as it is now.
+    /// Returns the view of the current set.
     pub fn new(live: &Arc<EndpointSet>, pools: &Rc<Pools>, worker: usize) -> Self {
         let members = live.members();
         let endpoint_view = |member: &super::endpoint_set::EndpointState| {
@@ -54,7 +54,7 @@ impl EndpointView {
         self.endpoint.latency.observe(took, now);
     }
 
-    /// A response came to its end, so that no failures in a row count any more.
+    /// Records that a response arrived to its end, so that earlier failures in a row no longer count.
     pub fn record_success(&self, now: Instant) {
         if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
             self.endpoint.failures.store(0, Ordering::Relaxed);

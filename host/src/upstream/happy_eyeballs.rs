@@ -20,8 +20,8 @@ pub const DELAY: Duration = Duration::from_millis(250);
 /// The least time between two attempts, where a short limit has to do for many addresses (RFC 8305 §5).
 const MIN_DELAY: Duration = Duration::from_millis(10);
 
-/// Orders addresses for a race: first the one that won the last, then alternating between the families, beginning with that
-/// of the first (RFC 8305 §4).
+/// Orders addresses for a race: first the last winner, then alternating between the families, beginning with that of
+/// the first address (RFC 8305 §4).
 pub fn ordered(resolved: &[SocketAddr], last: Option<SocketAddr>) -> SmallVec<[SocketAddr; 2]> {
     let first = resolved.first().is_some_and(SocketAddr::is_ipv6);
     let of_family = |is_ipv6: bool| resolved.iter().copied().filter(move |address| address.is_ipv6() == is_ipv6);
@@ -49,17 +49,17 @@ pub async fn connect(addresses: &[SocketAddr], within: Duration) -> io::Result<T
     poll_fn(|cx| race.poll(timer.as_mut(), cx)).await
 }
 
-/// Whether the reason is this machine's, which has no descriptors, no ports or no address of a family.
+/// Whether the error is one of this machine, which has no descriptors, no ports or no address of a family.
 pub fn is_own(error: &io::Error) -> bool {
     is_of_this_machine(error) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-/// Returns the error that says more of the endpoint, of two addresses that failed.
+/// Returns the more informative of two connection errors.
 fn more_telling(before: Option<io::Error>, error: io::Error) -> io::Error {
     before.filter(|before| !is_own(before)).unwrap_or(error)
 }
 
-/// The connect to one address.
+/// A connection attempt to one address.
 type Try = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 /// The attempts to connect.

@@ -1,4 +1,4 @@
-//! How well one endpoint is, from what checks and requests say of it. Rules only: no socket, and `now` is given.
+//! The health of one endpoint, from the results of checks and requests. Pure rules without sockets; callers pass `now`.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,22 @@ use super::status_codes::StatusCodes;
 /// The rules of an upstream for checks and failures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthRules {
-    /// Whether anybody checks.
+    /// Whether health checks are configured.
     pub are_checked: bool,
-    /// Checks in a row that bring an endpoint back.
+    /// The number of passed checks in a row that make an endpoint healthy again.
     pub healthy: u32,
-    /// Checks in a row that take an endpoint out.
+    /// The number of failed checks in a row that make an endpoint unhealthy.
     pub unhealthy: u32,
     /// The rules for ejections; `None` if failures of requests eject no endpoint.
     pub outliers: Option<OutlierRules>,
-    /// How long an endpoint that came back takes to get its whole share.
+    /// The duration of slow start; `None` for none.
     pub slow_start: Option<Duration>,
     /// The percentage of healthy endpoints below which all endpoints are used, because the healthy ones would be
     /// overloaded.
     pub panic: u32,
 }
 
-/// When requests that fail, or are slow, take an endpoint out.
+/// The rules by which failing or slow requests eject an endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutlierRules {
     /// The number of failures in a row that eject an endpoint; 0 for never.
@@ -33,17 +33,17 @@ pub struct OutlierRules {
     pub error_rate: Option<u32>,
     /// Mean latency, in percent of the median of all endpoints.
     pub latency: Option<u32>,
-    /// An interval with fewer requests says nothing of rate and latency.
+    /// The minimum of requests in an interval; below it, error rate and latency are not evaluated.
     pub requests: u64,
     pub interval: Duration,
-    /// How long the first time; the second time twice as long, and so on.
+    /// The duration of the first ejection; the n-th in a row takes n times as long.
     pub ejection: Duration,
     pub longest: Duration,
-    /// No more than this share of the endpoints at a time, in percent, are out that still do some of their work.
+    /// The maximum percentage of endpoints that are ejected at a time; dead endpoints do not count.
     pub most: u32,
 }
 
-/// One endpoint; as it is by default, it was there from the beginning.
+/// The health of one endpoint. The default has been up from the beginning.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     checks: CheckState,
@@ -52,27 +52,27 @@ pub struct Health {
     ejected_until: Option<Instant>,
     /// Ejections not yet made up for.
     ejections: u32,
-    /// Since when it is back, or new among others.
+    /// The time since which the endpoint is back, or has joined the others.
     back_since: Option<Instant>,
 }
 
 /// The state by health checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CheckState {
-    /// No check has finished: the endpoint is used until the first one fails.
+    /// No check has finished. The endpoint is used until the first check fails.
     #[default]
     Unknown,
     Passing,
     Failing,
 }
 
-/// Whether an endpoint is to be used.
+/// The state of an endpoint, which decides whether it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthState {
     Up,
     /// The endpoint's checks fail.
     Failing,
-    /// Too many of its requests failed, or it was too slow.
+    /// The endpoint is ejected: too many of its requests failed, or it was too slow.
     Ejected,
     /// An operator drains the endpoint.
     Draining,
@@ -85,16 +85,16 @@ pub enum Check {
     Failed,
 }
 
-/// The multiple of `consecutive` at which failures of exchanges in a row mean that an endpoint is dead: of one that answers
-/// every other request, five fail in a row each minute, and twenty once in weeks.
+/// The multiple of `consecutive` at which failed exchanges in a row mean that an endpoint is dead. With an endpoint
+/// that answers every other request, five fail in a row each minute, and twenty once in weeks.
 const DEAD: u32 = 4;
 
 /// The part of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointFailure {
-    /// There was no connection, so that nothing of the request has to do with it.
+    /// The connection: the request could not have caused the failure.
     Connect,
-    /// The response: it didn't come, was cut off or malformed, or its status counts as a failure.
+    /// The response: it didn't arrive, was cut off or malformed, or its status counts as a failure.
     Exchange,
 }
 
@@ -132,7 +132,7 @@ impl Health {
         Health { back_since: Some(now), ..Health::default() }
     }
 
-    /// Takes note of a check; says whether that turned the endpoint's state.
+    /// Records a check. Returns whether the check changed the endpoint's state.
     pub fn record_check(&mut self, check: Check, rules: &HealthRules, now: Instant) -> bool {
         let (shown, needed) = match check {
             Check::Passed => (CheckState::Passing, rules.healthy),
@@ -160,7 +160,7 @@ impl Health {
         (self.checks, self.contrary) = (CheckState::Unknown, 0);
     }
 
-    /// Takes it out for its failures; gives how long.
+    /// Ejects the endpoint. Returns the time for which the endpoint is ejected.
     pub fn eject(&mut self, outliers: &OutlierRules, now: Instant) -> Duration {
         self.ejections = self.ejections.saturating_add(1);
         let time = outliers.ejection.saturating_mul(self.ejections).min(outliers.longest);
@@ -168,7 +168,7 @@ impl Health {
         time
     }
 
-    /// Ends an ejection early; returns `false` if there is none.
+    /// Ends an ejection early. Returns `false` if there is none.
     pub fn readmit(&mut self, now: Instant) -> bool {
         let was_ejected = self.ejected_until.take().is_some();
         if was_ejected {
@@ -177,7 +177,7 @@ impl Health {
         was_ejected
     }
 
-    /// Lets time pass; says whether an ejection has ended.
+    /// Advances time. Returns whether an ejection has ended.
     pub fn tick(&mut self, rules: &HealthRules, now: Instant) -> bool {
         let slow_start = rules.slow_start.unwrap_or_default();
         // Kept a little longer than it counts, so that the last step is still told of.
@@ -189,7 +189,7 @@ impl Health {
         ended
     }
 
-    /// An interval has passed without anything to say against it.
+    /// Reduces the count of ejections, because an interval has passed without failures.
     pub fn forgive_ejection(&mut self) {
         if self.ejected_until.is_none() {
             self.ejections = self.ejections.saturating_sub(1);
@@ -200,7 +200,7 @@ impl Health {
         self.ejected_until.is_some()
     }
 
-    /// Whether it is to be used; checks count for more than requests.
+    /// Returns the state of the endpoint; failed checks outweigh ejection.
     pub fn state(&self) -> HealthState {
         match self {
             Health { checks: CheckState::Failing, .. } => HealthState::Failing,
@@ -209,12 +209,12 @@ impl Health {
         }
     }
 
-    /// Whether its share may grow with time.
+    /// Whether the share of the endpoint is still growing in slow start.
     pub fn is_in_slow_start(&self, rules: &HealthRules) -> bool {
         self.back_since.is_some() && rules.slow_start.is_some()
     }
 
-    /// The share that it gets, in percent of its weight, in steps of ten.
+    /// Returns the share of the endpoint, in percent of its weight, in steps of ten.
     pub fn share(&self, rules: &HealthRules, now: Instant) -> u32 {
         let (Some(since), Some(slow_start)) = (self.back_since, rules.slow_start) else { return 100 };
         let passed = now.saturating_duration_since(since);
@@ -236,20 +236,20 @@ impl HealthState {
         }
     }
 
-    /// All of them.
+    /// All states, in the order of their declaration.
     pub const ALL: [HealthState; 4] =
         [HealthState::Up, HealthState::Failing, HealthState::Ejected, HealthState::Draining];
 }
 
 impl OutlierRules {
-    /// How many of so many endpoints may be ejected at a time: one at least, unless there is no other.
+    /// Returns how many of `endpoints` endpoints may be ejected at a time: at least one, unless there is no other.
     pub fn max_ejected(&self, endpoints: usize) -> usize {
         let share = endpoints * self.most as usize / 100;
         if endpoints > 1 && self.most > 0 { share.max(1).min(endpoints) } else { 0 }
     }
 
-    /// Whether an endpoint does nothing of its work, so that it is of no use in rotation. Failures of exchanges may be
-    /// those of one client's requests, so more of them are needed in a row than connections that were not made.
+    /// Whether an endpoint serves nothing, so that all its requests would fail. Failed exchanges may be caused by one
+    /// client's requests, so more of them in a row are needed than failed connections.
     pub fn is_dead(&self, failed: EndpointFailure, in_a_row: u32) -> bool {
         let needed = match failed {
             EndpointFailure::Connect => self.consecutive,
@@ -258,7 +258,7 @@ impl OutlierRules {
         self.consecutive > 0 && in_a_row >= needed
     }
 
-    /// Whether an interval's figures speak against an endpoint. `median_us` is the median of the endpoints' latencies.
+    /// Whether an interval's counts make an endpoint an outlier. `median_us` is the median of the endpoints' latencies.
     pub fn is_outlier(&self, requests: u64, failures: u64, latency_us: Option<u64>, median_us: Option<u64>) -> bool {
         if requests < self.requests.max(1) {
             return false;
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_gets_its_share_in_steps() {
+    fn returning_endpoint_gets_its_share_in_steps() {
         let (now, rules) = (Instant::now(), rules());
         let mut health = Health::default();
         assert_eq!(health.share(&rules, now), 100);

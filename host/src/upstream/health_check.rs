@@ -1,4 +1,4 @@
-//! Asks an endpoint whether it is well, on a connection of its own: an accept that hangs is part of the answer.
+//! Checks whether an endpoint is healthy, on a connection of its own: an accept that hangs is a failed check.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -11,8 +11,10 @@ use http_body::Frame;
 
 use super::EndpointAddr;
 use super::connect::{self, ConnectTerms, RequiredProtocol};
-use super::connection::Connection;
+use super::connection::{Connection, SendError};
 use super::connection_limit::ConnectionPermit;
+use super::http1::Http1Error;
+use super::http1::response_head::HeadError;
 use super::response_head_limits::ResponseHeadLimits;
 use super::status_codes::StatusCodes;
 use crate::body::BodyError;
@@ -20,42 +22,45 @@ use crate::body::upload::RequestBody;
 use crate::error::causes;
 use crate::protocol::proxy_protocol;
 
-/// How endpoints are checked.
+/// The settings of an upstream's health checks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthCheck {
     pub kind: CheckKind,
     pub interval: Duration,
-    /// For all of a check.
+    /// The maximum duration of a check.
     pub timeout: Duration,
-    /// The TLS settings, as for requests.
+    /// The version of the PROXY header that a check sends; `None` if it sends none.
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
+    /// The limits of the heads of responses, as for requests.
+    pub head: ResponseHeadLimits,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum CheckKind {
-    /// Takes a connection, and TLS where that is spoken.
+    /// The endpoint accepts a connection, with TLS if that is configured.
     Tcp,
-    /// Answers a GET.
+    /// The endpoint answers a GET request.
     Http(HttpCheck),
-    /// Answers `grpc.health.v1.Health/Check` of a service with `SERVING`; of the server as a whole if it is empty.
+    /// The endpoint answers `grpc.health.v1.Health/Check` of a service with `SERVING`; an empty name stands for the
+    /// server as a whole.
     Grpc(String),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpCheck {
     pub target: PathAndQuery,
-    /// In `Host`; the endpoint's address if there is none.
+    /// The value of `Host`; `None` for the endpoint's address.
     pub host: Option<HeaderValue>,
-    /// The good ones.
+    /// The status codes of a healthy endpoint.
     pub statuses: StatusCodes,
-    /// Stands somewhere in the content.
+    /// The text that the content must contain; `None` for any content.
     pub content: Option<String>,
 }
 
 /// The maximum number of bytes that are read of a response, to look for the expected content.
 const MAX_CONTENT_BYTES: usize = 64 << 10;
 
-/// Says what was wrong, in words for the log.
+/// Runs one health check. The error is text for the log.
 pub async fn check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
     match tokio::time::timeout(check.timeout, run_check(check, address)).await {
         Ok(outcome) => outcome,
@@ -66,9 +71,9 @@ pub async fn check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
 async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
     let terms = ConnectTerms {
         wanted: RequiredProtocol::Any,
-        ends: None,
+        addresses: None,
         proxy_protocol: check.proxy_protocol,
-        head: ResponseHeadLimits::default(),
+        head: check.head,
         within: check.timeout,
         last: None,
         reached: None,
@@ -171,7 +176,7 @@ fn write_request_head(
 async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
     let mut pending = pin!(connection.send(request, None));
     let response = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
-    let (head, mut content) = response.map_err(|unsent| causes(&unsent.error))?.into_parts();
+    let (head, mut content) = response.map_err(|unsent| described(&unsent.error, connection))?.into_parts();
     let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
     // A response without content may have its gRPC status among the fields.
     if let Some(status) = head.headers.get(&GRPC_STATUS) {
@@ -183,6 +188,14 @@ async fn exchange(connection: &mut Connection, request: Request<RequestBody>) ->
         take(&mut answer, frame)?;
     }
     Ok(answer)
+}
+
+/// Returns why a request got no response, with the keys of a limit.
+fn described(error: &SendError, connection: &Connection) -> String {
+    match error {
+        SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => connection.head_limits().exceeded(),
+        _ => causes(error),
+    }
 }
 
 fn take(answer: &mut CheckResponse, frame: Result<Frame<Bytes>, BodyError>) -> Result<(), String> {

@@ -1,6 +1,6 @@
-//! HTTP/1.1 to an endpoint: a socket, the bytes that were read of it, and those that are to be written. No task and no
-//! channel: the exchange that uses the connection polls it. Where the response has begun before the request is all sent, the
-//! rest of the request gets a task, since the client may read nothing before it has sent everything.
+//! HTTP/1.1 to an endpoint: a socket, the bytes that were read from it, and those that are to be written. The exchange
+//! that uses the connection polls it: there is no task and no channel. If the response has begun before the request is
+//! all sent, a task sends the rest of the request, since the client may read nothing before it has sent everything.
 
 pub mod body_length;
 pub mod head_search;
@@ -40,7 +40,7 @@ use upload::{Upload, UploadError};
 
 /// A connection to an endpoint.
 pub struct Http1 {
-    /// Shared with the task that sends the rest of a request.
+    /// The socket and its buffers, shared with the task that sends the rest of a request.
     wire: Rc<RefCell<Wire>>,
     limits: ResponseHeadLimits,
     /// The bound of a single read, in bytes.
@@ -69,7 +69,7 @@ pub struct Stream {
 /// The state of a connection between requests, and within an exchange.
 #[expect(clippy::large_enum_variant, reason = "connections are boxed, and a request is no allocation of its own")]
 enum Phase {
-    /// No request is under way. Whether one was before.
+    /// No request is under way. `was_used` is whether there was one before.
     Idle { was_used: bool },
     /// A request is sent, and the response has not begun.
     Waiting(Waiting),
@@ -82,13 +82,13 @@ enum Phase {
 /// A request whose response has not begun.
 struct Waiting {
     method: Method,
-    /// The request's fields until it is written; then their room, for the response's.
+    /// The request's fields until they are written; then an empty map whose memory the response's fields use.
     fields: HeaderMap,
     target: PathAndQuery,
     search: HeadSearch,
     /// The bytes that informational responses may still have.
     informational_bytes: usize,
-    /// Takes the informational responses; `None` if they are dropped.
+    /// The queue for the informational responses; `None` if they are dropped.
     informational: Option<Arc<InformationalQueue>>,
     /// Whether the connection has served another request, and so may have been closed since.
     was_used: bool,
@@ -101,18 +101,18 @@ struct Wire {
     transport: Box<dyn EndpointTransport>,
     /// The permit of the connection.
     permit: ConnectionPermit,
-    /// The bytes that were read and belong to nothing yet.
+    /// The bytes that were read and are not parsed yet.
     read: BytesMut,
     /// The room that is made for the next reads, in bytes.
     room: usize,
     upload: Upload,
-    /// Wakes the reader of the response when the upload fails in its own task.
+    /// The waker of the response's reader, for an upload that fails in its own task.
     reader: Waker,
     /// The failure of an upload that has its own task.
     failed: Option<UploadError>,
 }
 
-/// The reason for which there is no response.
+/// The reason why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Http1Error {
     /// The endpoint closed the connection before a byte of the response.
@@ -134,7 +134,7 @@ pub enum Http1Error {
 /// A request without a response.
 pub struct Http1Failure {
     pub error: Http1Error,
-    /// The content, if nothing of the request was written.
+    /// The content, if no byte of the request was written.
     pub content: Option<RequestBody>,
 }
 
@@ -231,7 +231,7 @@ impl Http1 {
         !self.wire.borrow().upload.is_over()
     }
 
-    /// Has the rest of the request sent by a task. Once the response is over, the task ends when it has sent nothing for
+    /// Makes a task send the rest of the request. Once the response is over, the task ends when it has sent nothing for
     /// `pause`.
     pub fn detach_upload(&mut self, pause: Duration) {
         let wire = self.wire.clone();
@@ -239,7 +239,7 @@ impl Http1 {
         self.sending = Some(SendingTask { task: spawn(Task::UpstreamConnection, sent), pause });
     }
 
-    /// Whether the connection can serve no request any more, as far as is known without a look at its socket.
+    /// Whether the connection can serve no further request, as far as is known without a check of its socket.
     pub fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Over)
     }
@@ -258,9 +258,18 @@ impl Http1 {
         false
     }
 
-    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
+    /// Limits the number of bytes that are read at once from now on; `None` for the limit with which new exchanges
+    /// begin.
     pub fn limit_reads(&self, bytes: Option<usize>) {
         self.piece.set(bytes.unwrap_or(FIRST_PIECE));
+    }
+
+    /// Releases the memory for reading, if no bytes are in it. Its pieces then live no longer than they are used.
+    pub fn release_read_buffer(&self) {
+        let wire = &mut *self.wire.borrow_mut();
+        if wire.read.is_empty() {
+            wire.read = BytesMut::new();
+        }
     }
 
     /// Returns the bytes of a connection whose endpoint has switched protocols; `None` while a task sends the rest of a
@@ -272,7 +281,7 @@ impl Http1 {
         Some(Stream { permit, transport, ahead: read.freeze() })
     }
 
-    /// The response is over: the connection waits for another request if both sides are done and silent.
+    /// Ends the response. The connection waits for another request if both sides are done and silent.
     fn end(&mut self) {
         let Phase::Body { is_persistent } = self.phase else { return };
         let mut wire = self.wire.borrow_mut();
@@ -290,8 +299,9 @@ impl Http1 {
 }
 
 impl SendingTask {
-    /// Lets the request be sent to its end: the bytes that follow an early response are still its content. No exchange waits
-    /// for them any more, so that an endpoint or a client that rests too long would hold the connection for ever.
+    /// Makes a task send the request to its end, because the bytes that follow an early response are still its content.
+    /// No exchange waits for the task, so an endpoint or a client that pauses too long would hold the connection for
+    /// ever.
     fn finish(self, wire: Rc<RefCell<Wire>>) {
         let pause = self.pause;
         if wire.borrow().upload.is_over() {
@@ -389,7 +399,7 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 impl Wire {
-    /// Reads at most so many bytes; returns 0 at the end. Pieces share the buffer that they were read into, so its room
+    /// Reads at most `most` bytes; returns 0 at the end. Pieces share the buffer that they were read into, so its room
     /// grows only where reads fill it: many small pieces that are kept hold no more than that.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         let spare = |read: &BytesMut| read.capacity() - read.len();

@@ -13,7 +13,7 @@ pub fn refused(limit: usize) -> io::Error {
     io::Error::new(REFUSED, format!("more than {limit} bytes of informational responses before a response"))
 }
 
-/// The text of a refusal if the error is one.
+/// Returns the message of a rejection if the error is one.
 pub fn refusal(error: &hyper::Error) -> Option<String> {
     let source = error.source()?;
     let from_h2 = || source.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);

@@ -1,5 +1,5 @@
-//! A connection to an endpoint that is being made for a request, which may go elsewhere meanwhile: an address that doesn't
-//! answer must not hold requests up that another endpoint could serve.
+//! A connection to an endpoint that is being opened for a request. The request may go to another endpoint in the
+//! meantime, because an address that doesn't answer must not delay requests that others could serve.
 #![expect(clippy::disallowed_methods, reason = "the time of a connect is measured exactly")]
 
 use std::cell::Cell;
@@ -43,12 +43,12 @@ impl PendingConnection {
         PendingConnection { attempt, reached, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 
-    /// The connection, or why there is none.
+    /// Returns the future of the connection, or of the error.
     pub fn attempt(&mut self) -> &mut (impl Future<Output = Result<Box<Connection>, Error>> + use<>) {
         &mut self.attempt
     }
 
-    /// Whether the endpoint's machine has answered, so that what is left is a matter of its program.
+    /// Whether the endpoint's machine has answered, so that only its program delays the connection.
     pub fn has_reached(&self) -> bool {
         self.reached.get()
     }

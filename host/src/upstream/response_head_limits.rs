@@ -18,6 +18,13 @@ impl Default for ResponseHeadLimits {
 }
 
 impl ResponseHeadLimits {
+    /// Returns the error about a head beyond the limits, with their keys.
+    pub fn exceeded(self) -> String {
+        let ResponseHeadLimits { bytes, fields } = self;
+        let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
+        format!("the response's head is larger than {limits} of the upstream")
+    }
+
     /// Whether the fields of a response are within the limits, each counted as HTTP/1 writes it.
     pub fn allow(self, fields: &HeaderMap) -> bool {
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();

@@ -1,4 +1,4 @@
-//! When a request that failed is sent once more, and how many may be. Without sockets or a clock of its own.
+//! The rules for retries: which failed requests are sent again, and how many. Without sockets or a clock of its own.
 
 use std::time::{Duration, Instant};
 
@@ -10,33 +10,33 @@ use crate::error::FailureKind;
 /// The retry policy of an upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// Attempts beyond the first.
+    /// The maximum number of attempts beyond the first.
     pub retries: u32,
     /// The failures and statuses that cause a retry.
     pub on: Triggers,
     pub methods: Methods,
-    /// Retries per hundred requests.
+    /// The maximum number of retries per hundred requests.
     pub budget: u32,
     /// The longest content that is kept to be sent again, in bytes.
     pub buffer: usize,
 }
 
-/// Failures that are retried.
+/// The failures that are retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Triggers {
-    /// There was no connection, the request didn't get into it, or the endpoint said that it has not read the request.
+    /// Whether a failed connect, or a request that the endpoint did not read, is retried.
     pub connect: bool,
-    /// The endpoint closed before it answered.
+    /// Whether a request is retried if the endpoint closed before it answered.
     pub reset: bool,
-    /// The endpoint didn't answer in time.
+    /// Whether a request is retried if the endpoint didn't answer in time.
     pub timeout: bool,
-    /// The endpoint's response is malformed.
+    /// Whether a request is retried if the endpoint's response is malformed.
     pub malformed: bool,
-    /// Responses with these status codes.
+    /// The status codes of responses that cause a retry.
     pub statuses: StatusCodes,
 }
 
-/// Requests that may be sent again although the endpoint may know of them.
+/// The methods of requests that are sent again although the endpoint may have acted on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Methods {
     /// The idempotent methods (RFC 9110 §9.2.2).
@@ -44,29 +44,30 @@ pub enum Methods {
     Any,
 }
 
-/// How far a failed request got.
+/// The progress of a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// No connection was made, or nothing of the request was sent on it.
+    /// No connection was made, or no byte of the request was sent on it.
     NotSent,
     /// The connection is still being made; another endpoint may be quicker.
     Waiting,
     /// The endpoint said that it has not acted on the request (RFC 9113 §6.8, §8.7), or the request waited for a stream.
     Unread,
-    /// The endpoint may have acted on it.
+    /// The endpoint may have acted on the request.
     MaybeProcessed,
 }
 
 /// The bytes of a request's content that are kept to be sent again, if the manifest doesn't say.
 pub const BUFFER: usize = 64 << 10;
 
-/// Keeps retries to a share of the requests, so that an outage isn't made worse by them. Each worker has its own.
+/// A budget that keeps retries to a share of the requests, so that they don't make an outage worse. Each worker has its
+/// own.
 #[derive(Debug)]
 pub struct RetryBudget {
     born: Instant,
     /// The counts of the last seconds, by the second modulo the length.
     seconds: [Second; WINDOW],
-    /// The second that was last looked at.
+    /// The second of the last call.
     current: u64,
 }
 
@@ -76,10 +77,11 @@ struct Second {
     retries: u32,
 }
 
-/// Long enough that a burst of failures finds the allowance of quiet seconds, short enough that it doesn't last.
+/// The number of seconds in the window: long enough that a burst of failures can use the allowance of quiet seconds,
+/// short enough that the allowance doesn't last.
 const WINDOW: usize = 10;
 
-/// Retries per second that are allowed whatever the traffic: with little of it, a share of it would be none.
+/// The number of retries per second that are allowed whatever the traffic: a share of little traffic would be none.
 const RESERVE: u32 = 10;
 
 impl RetryPolicy {
@@ -98,7 +100,7 @@ impl RetryPolicy {
             }
     }
 
-    /// Whether a response with this status is one to try again for.
+    /// Whether a response with this status causes a retry.
     pub fn covers_status(&self, status: StatusCode, method: &Method) -> bool {
         self.on.statuses.contains(status) && self.may_repeat(method)
     }
@@ -110,7 +112,7 @@ impl RetryPolicy {
 }
 
 impl Triggers {
-    /// Whether a failure of a request that the endpoint may have acted on is one of these.
+    /// Whether a failure of a request that the endpoint may have acted on causes a retry.
     fn covers(&self, kind: FailureKind) -> bool {
         match kind {
             FailureKind::ConnectionTerminated => self.reset,
@@ -126,7 +128,7 @@ impl RetryBudget {
         RetryBudget { born: now, seconds: Default::default(), current: 0 }
     }
 
-    /// A request has come.
+    /// Records that a request has arrived.
     pub fn request(&mut self, now: Instant) {
         let second = self.second(now);
         second.requests = second.requests.saturating_add(1);
@@ -147,7 +149,7 @@ impl RetryBudget {
         second.retries = second.retries.saturating_add(1);
     }
 
-    /// The present second, with those that have passed since the last call emptied.
+    /// Returns the current second. The seconds that have passed since the last call are emptied.
     fn second(&mut self, now: Instant) -> &mut Second {
         let age = now.saturating_duration_since(self.born).as_secs().max(self.current);
         let passed = (age - self.current).min(WINDOW as u64);
@@ -159,8 +161,8 @@ impl RetryBudget {
     }
 }
 
-/// How long to wait before an endpoint is tried again that has just failed: others may have brought it down. Doubles
-/// with each attempt.
+/// Returns the pause before an endpoint that has just failed is tried again, because others may have overloaded it. The
+/// pause doubles with each attempt.
 pub fn pause(attempt: u32) -> Duration {
     Duration::from_millis(25) * (1 << attempt.min(5))
 }
@@ -170,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_knows_of_may_always_be_sent_again() {
+    fn unread_requests_may_always_be_sent_again() {
         let mut on = Triggers { connect: true, reset: true, ..Triggers::default() };
         on.statuses.add(502..=503);
         let policy = RetryPolicy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };

@@ -1,5 +1,5 @@
 //! A socket to an endpoint, which can be read at once. tokio reads a socket only after its reactor has reported it as
-//! readable, so the end of an idle connection may have come without being seen.
+//! readable, so the end of an idle connection may have arrived unnoticed.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,8 @@ pub trait EndpointTransport: AsyncRead + AsyncWrite + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> EndpointTransport for T {}
 
-/// An order to read a socket whether or not it is known to be readable, shared with the owner of the connection.
+/// An order to read a socket whether or not the socket is reported as readable, shared with the owner of the
+/// connection.
 #[derive(Clone, Default)]
 pub struct ReadNow(Rc<Cell<bool>>);
 
@@ -27,7 +28,7 @@ pub struct EndpointSocket<S> {
 }
 
 impl ReadNow {
-    /// Runs something during which each read asks the kernel.
+    /// Runs a function in which each read asks the kernel.
     pub fn during<T>(&self, run: impl FnOnce() -> T) -> T {
         self.0.set(true);
         let outcome = run();

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `auth-key`.
+
 use plugway_sdk::testing::{Harness, Outcome, Request};
 use serde_json::{Value, json};
 

@@ -161,20 +161,20 @@ impl StickyConfig {
     fn check(&self, errors: &mut Errors) {
         let StickyConfig { cookie, path, .. } = self;
         let is_name = errors.ensure(is_token(cookie), "/sticky/cookie", || {
-            format!("`{cookie}` is no name of a cookie; write letters, digits, `-` and `_`")
+            format!("invalid name of a cookie: `{cookie}`; expected letters, digits, `-` and `_`")
         });
         errors.ensure(self.secret.chars().count() >= 16, "/sticky/secret", || {
             "is too short to keep the cookie from being forged; write at least 16 random characters".into()
         });
         errors.ensure(path.starts_with('/') && path.bytes().all(is_path_byte), "/sticky/path", || {
-            format!("`{path}` is no path of a cookie; write one like `/app`, without `;`")
+            format!("invalid path of a cookie: `{path}`; expected one such as `/app`, without `;`")
         });
         errors.ensure(self.max_age != Some(0), "/sticky/max-age", || {
             "0 would delete the cookie; write at least 1, or leave it out".into()
         });
         if let Some(domain) = &self.domain {
             errors.ensure(is_domain(domain), "/sticky/domain", || {
-                format!("`{domain}` is no domain; write `example.org`")
+                format!("invalid domain: `{domain}`; expected one such as `example.org`")
             });
         }
         if is_name {

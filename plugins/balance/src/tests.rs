@@ -1,3 +1,5 @@
+//! Native tests of the plugin `balance`: configuration, sticky sessions and picks.
+
 use plugway_sdk::EndpointState::{Down, Draining, Up};
 use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{Edit, EndpointState, ValueName};
@@ -103,32 +105,32 @@ const MISTAKES: [(&str, &str, &str); 20] = [
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "a b" } }"#,
         "/sticky/cookie",
-        "`a b` is no name of a cookie; write letters, digits, `-` and `_`",
+        "invalid name of a cookie: `a b`; expected letters, digits, `-` and `_`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "" } }"#,
         "/sticky/cookie",
-        "`` is no name of a cookie; write letters, digits, `-` and `_`",
+        "invalid name of a cookie: ``; expected letters, digits, `-` and `_`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "app" } }"#,
         "/sticky/path",
-        "`app` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `app`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/a;b" } }"#,
         "/sticky/path",
-        "`/a;b` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `/a;b`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/\n" } }"#,
         "/sticky/path",
-        "`/\n` is no path of a cookie; write one like `/app`, without `;`",
+        "invalid path of a cookie: `/\n`; expected one such as `/app`, without `;`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "domain": "a.org; x" } }"#,
         "/sticky/domain",
-        "`a.org; x` is no domain; write `example.org`",
+        "invalid domain: `a.org; x`; expected one such as `example.org`",
     ),
     (
         r#"{ "sticky": { "secret": "0123456789abcdef", "max-age": 0 } }"#,
@@ -168,7 +170,7 @@ fn an_unknown_key_is_answered_with_the_known() {
 }
 
 #[test]
-fn what_the_schema_refuses_does_not_parse() {
+fn configuration_rejected_by_the_schema_does_not_parse() {
     for config in [
         json!({ "policy": "ring" }),
         json!({ "overflows": 1 }),

@@ -110,7 +110,7 @@ mod tests {
 
     /// The values are from the tables in Envoy's documentation ("Priority levels"), which rounds to whole percents.
     #[test]
-    fn what_a_tier_cannot_bear_overflows_to_the_next() {
+    fn load_beyond_a_tier_overflows_to_the_next() {
         let table: [(&[usize], &[f64]); 13] = [
             (&[100, 100], &[100.0, 0.0]),
             (&[80, 100], &[100.0, 0.0]),

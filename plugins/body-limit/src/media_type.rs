@@ -11,7 +11,10 @@ impl MediaTypes {
         let is_name = |text: &str| !text.is_empty() && text.bytes().all(is_part);
         let parse = |(place, text): (usize, &String)| match text.split_once('/') {
             Some((kind, name)) if is_name(kind) && (name == "*" || is_name(name)) => Ok(text.to_ascii_lowercase()),
-            _ => Err((place, format!("`{text}` is no media type; write one such as `application/json` or `image/*`"))),
+            _ => Err((
+                place,
+                format!("invalid media type: `{text}`; expected one such as `application/json` or `image/*`"),
+            )),
         };
         texts.iter().enumerate().map(parse).collect::<Result<_, _>>().map(MediaTypes)
     }

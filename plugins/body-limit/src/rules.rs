@@ -185,7 +185,7 @@ fn checked(
 
 fn method(method: &str) -> Result<(), String> {
     if !is_token(method) {
-        return Err(format!("`{method}` is no method; write one such as `POST`"));
+        return Err(format!("invalid method: `{method}`; expected one such as `POST`"));
     }
     let upper = method.to_ascii_uppercase();
     if method == upper { Ok(()) } else { Err(format!("`{method}`: methods are in capitals; write `{upper}`")) }
@@ -193,7 +193,7 @@ fn method(method: &str) -> Result<(), String> {
 
 fn path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') || path.contains(['?', '#', ';']) {
-        return Err(format!("`{path}` is no path; write one such as `/upload/`"));
+        return Err(format!("invalid path: `{path}`; expected one such as `/upload/`"));
     }
     Ok(())
 }
@@ -204,7 +204,7 @@ fn host(host: &str) -> Result<(), String> {
     let has_port = name.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
     if name.is_empty() || !name.bytes().all(is_part) || has_port {
         return Err(format!(
-            "`{host}` is no host; write one such as `files.example.org` or `*.example.org`, without a port"
+            "invalid host: `{host}`; expected one such as `files.example.org` or `*.example.org`, without a port"
         ));
     }
     Ok(())

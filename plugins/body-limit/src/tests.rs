@@ -1,3 +1,5 @@
+//! Native tests of the plugin `body-limit`.
+
 use plugway_sdk::Response;
 use plugway_sdk::testing::{Harness, Outcome, Request};
 use serde_json::{Value, json};
@@ -91,14 +93,18 @@ fn a_length_has_to_be_announced_where_that_is_demanded() {
 fn configurations_that_limit_nothing_are_errors() {
     for (config, path, part) in [
         (json!({}), "", "nothing is limited"),
-        (json!({ "max": "1 MB" }), "/max", "is no size"),
-        (json!({ "accept": ["json"] }), "/accept/0", "is no media type"),
+        (json!({ "max": "1 MB" }), "/max", "invalid size"),
+        (json!({ "accept": ["json"] }), "/accept/0", "invalid media type"),
         (json!({ "max": "1 B", "rules": [{ "paths": ["/a"] }] }), "/rules/0", "limits nothing"),
         (json!({ "max": "1 B", "rules": [{ "max": "2 B" }] }), "/rules/0", "has no condition"),
         (json!({ "rules": [{ "methods": ["post"], "max": "2 B" }] }), "/rules/0/methods/0", "write `POST`"),
-        (json!({ "rules": [{ "paths": ["a"], "max": "2 B" }] }), "/rules/0/paths/0", "is no path"),
-        (json!({ "rules": [{ "hosts": ["a\nA:1"], "max": "2 B" }] }), "/rules/0/hosts/0", "line 2: `A:1` is no host"),
-        (json!({ "rules": [{ "types": ["image"], "max": "2 B" }] }), "/rules/0/types/0", "is no media type"),
+        (json!({ "rules": [{ "paths": ["a"], "max": "2 B" }] }), "/rules/0/paths/0", "invalid path"),
+        (
+            json!({ "rules": [{ "hosts": ["a\nA:1"], "max": "2 B" }] }),
+            "/rules/0/hosts/0",
+            "line 2: invalid host: `A:1`",
+        ),
+        (json!({ "rules": [{ "types": ["image"], "max": "2 B" }] }), "/rules/0/types/0", "invalid media type"),
     ] {
         let found = Harness::<BodyLimit>::errors(config.clone());
         assert!(found.len() == 1 && found[0].path == path && found[0].message.contains(part), "{config}: {found:?}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use plugway_sdk::cache::{Cookies, Options, Query};
 use plugway_sdk::token::is_token;
-use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, units};
+use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, pointer, units};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -98,7 +98,7 @@ impl Config {
             Some(Report::Name(name)) => {
                 let is_token = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.*".contains(&byte));
                 if !is_token || !name.starts_with(|first: char| first.is_ascii_alphabetic()) {
-                    let message = format!("`{name}` is no name; write letters, digits, `-`");
+                    let message = format!("invalid name: `{name}`; expected letters, digits and `-`");
                     setup.report(ConfigError::at("/report", message));
                 }
                 Some(name.clone())
@@ -174,7 +174,7 @@ fn time(text: Option<&String>, path: &str, default: Duration, setup: &mut Setup)
 fn fields(names: &[String], path: &str, setup: &mut Setup) -> Vec<String> {
     let field = |(place, name): (usize, &String)| {
         if !is_token(name) {
-            let message = format!("`{name}` is no name of a field; write one such as `Cache-Tag`");
+            let message = format!("invalid name of a field: `{name}`; expected one such as `Cache-Tag`");
             return Err(ConfigError::at(format!("{path}/{place}"), message));
         }
         Ok(name.to_ascii_lowercase())
@@ -201,9 +201,10 @@ fn values(names: &[String], path: &str, setup: &mut Setup) -> Vec<ValueName> {
 fn lifetimes(status: &BTreeMap<String, String>, setup: &mut Setup) -> Vec<(RangeInclusive<u16>, Duration)> {
     let mut lifetimes = Vec::new();
     for (codes, text) in status {
-        let path = format!("/lifetimes/status/{}", codes.replace('~', "~0").replace('/', "~1"));
-        let range = status_codes(codes)
-            .ok_or_else(|| ConfigError::at(&path, format!("`{codes}` is no status; write `404` or `4xx`")));
+        let path = pointer::member("/lifetimes/status", codes);
+        let range = status_codes(codes).ok_or_else(|| {
+            ConfigError::at(&path, format!("invalid status: `{codes}`; expected one such as `404` or `4xx`"))
+        });
         if let (Some(range), Some(lifetime)) = (reported(range, setup), reported(duration(text, &path), setup)) {
             lifetimes.push((range, lifetime));
         }

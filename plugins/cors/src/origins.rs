@@ -65,22 +65,24 @@ impl Origins {
 
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
-        let example = "write one such as `https://app.example.org`";
+        let example = "expected one such as `https://app.example.org`";
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty()) else {
-            return Err(format!("`{text}` is no origin: it has no scheme; {example}"));
+            return Err(format!("invalid origin: `{text}` has no scheme; {example}"));
         };
         if let Some(origin) = rest.split_once('/').map(|(authority, _)| format!("{scheme}://{authority}")) {
-            return Err(format!("`{text}` is no origin: origins have no path; write `{origin}`"));
+            return Err(format!("invalid origin: `{text}` has a path; write `{origin}`"));
         }
         if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(format!(
-                "`{text}`: browsers send origins in lower case; write `{}`",
+                "invalid origin: `{text}`; browsers send origins in lower case; write `{}`",
                 text.to_ascii_lowercase()
             ));
         }
         let (host, port) = split_port(rest);
         if matches!((scheme, port), ("http", Some("80")) | ("https", Some("443"))) {
-            return Err(format!("`{text}`: browsers leave out the default port; write `{scheme}://{host}`"));
+            return Err(format!(
+                "invalid origin: `{text}`; browsers leave out the default port; write `{scheme}://{host}`"
+            ));
         }
         let port = match port {
             None => Port::Default,
@@ -88,12 +90,12 @@ impl Pattern {
             Some(port) if port.parse::<u16>().is_ok_and(|number| number.to_string() == port) => {
                 Port::Exact(port.into())
             }
-            Some(port) => return Err(format!("`{text}` is no origin: `{port}` is no port; {example}")),
+            Some(port) => return Err(format!("invalid origin: `{text}` has the port `{port}`; {example}")),
         };
         let is_scheme = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         let Some(host) = Host::parse(host).filter(|_| is_scheme) else {
             let stars = "a `*` stands for the first label or a part of it, such as `https://*.example.org`";
-            return Err(format!("`{text}` is no origin; {example}; {stars}; other alphabets as `xn--`"));
+            return Err(format!("invalid origin: `{text}`; {example}; {stars}; other alphabets as `xn--`"));
         };
         Ok(Pattern { scheme: format!("{scheme}://"), host, port })
     }
@@ -212,21 +214,21 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_is_an_error() {
+    fn origin_that_no_browser_sends_is_an_error() {
         for (text, wanted) in [
-            ("app.example.org", "it has no scheme"),
+            ("app.example.org", "has no scheme"),
             ("https://app.example.org/", "write `https://app.example.org`"),
             ("https://app.example.org:443", "write `https://app.example.org`"),
             ("http://app.example.org:80", "write `http://app.example.org`"),
             ("https://App.example.org", "write `https://app.example.org`"),
-            ("https://a.example:099", "`099` is no port"),
-            ("https://*.org", "is no origin"),
-            ("https://*", "is no origin"),
-            ("https://a.*.example.org", "is no origin"),
-            ("https://*.*.example.org", "is no origin"),
-            ("https://b\u{fc}cher.example", "is no origin"),
-            ("https://user@a.example", "is no origin"),
-            ("https://", "is no origin"),
+            ("https://a.example:099", "the port `099`"),
+            ("https://*.org", "invalid origin"),
+            ("https://*", "invalid origin"),
+            ("https://a.*.example.org", "invalid origin"),
+            ("https://*.*.example.org", "invalid origin"),
+            ("https://b\u{fc}cher.example", "invalid origin"),
+            ("https://user@a.example", "invalid origin"),
+            ("https://", "invalid origin"),
         ] {
             let error = Origins::default().add(text).unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");

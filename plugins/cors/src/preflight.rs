@@ -89,7 +89,7 @@ pub fn check_names(names: &[String], path: &str, credentials: bool, setup: &mut 
         if name == "*" && credentials {
             setup.report(ConfigError::at(format!("{path}/{place}"), STAR));
         } else if !is_token(name) {
-            let message = format!("`{name}` is no name of a field; write one such as `X-Total-Count`");
+            let message = format!("invalid name of a field: `{name}`; expected one such as `X-Total-Count`");
             setup.report(ConfigError::at(format!("{path}/{place}"), message));
         }
     }
@@ -100,7 +100,7 @@ fn check_methods(methods: &[String], credentials: bool, setup: &mut Setup) {
         let upper = method.to_ascii_uppercase();
         let message = match method.as_str() {
             "*" if credentials => STAR.into(),
-            method if !is_token(method) => format!("`{method}` is no method; write one such as `PUT`"),
+            method if !is_token(method) => format!("invalid method: `{method}`; expected one such as `PUT`"),
             method if *method != upper => format!("`{method}`: methods are in capitals; write `{upper}`"),
             _ => continue,
         };

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `cors`.
+
 use plugway_sdk::Response;
 use plugway_sdk::testing::{Harness, Request};
 use serde_json::{Value, json};
@@ -165,9 +167,9 @@ fn configurations_that_browsers_reject_are_errors() {
         (json!({}), "", "no origin is allowed"),
         (json!({ "origins": ["https://a.example\nhttps://b.example/"] }), "/origins/0", "line 2: "),
         (json!({ "origins": [APP], "methods": ["put"] }), "/methods/0", "write `PUT`"),
-        (json!({ "origins": [APP], "methods": ["A B"] }), "/methods/0", "is no method"),
-        (json!({ "origins": [APP], "headers": ["X A"] }), "/headers/0", "is no name of a field"),
-        (json!({ "origins": [APP], "max-age": "1" }), "/max-age", "is no time"),
+        (json!({ "origins": [APP], "methods": ["A B"] }), "/methods/0", "invalid method"),
+        (json!({ "origins": [APP], "headers": ["X A"] }), "/headers/0", "invalid name of a field"),
+        (json!({ "origins": [APP], "max-age": "1" }), "/max-age", "invalid duration"),
     ] {
         let found = errors(config.clone());
         assert!(found.len() == 1 && found[0].0 == path && found[0].1.contains(part), "{config}: {found:?}");

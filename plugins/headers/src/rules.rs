@@ -1,6 +1,7 @@
 //! Parsing of edits and conditions.
 
 use plugway_sdk::path::without_parameters;
+use plugway_sdk::pointer;
 use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
 
@@ -12,8 +13,7 @@ use crate::template;
 pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
     let mut parsed = |kind: &str, name: &str, text: &str| {
         template::parse(text).unwrap_or_else(|error| {
-            let pointer = format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
-            setup.report(ConfigError::at(pointer, error));
+            setup.report(ConfigError::at(pointer::member(&format!("{at}/{kind}"), name), error));
             Vec::new()
         })
     };

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `headers`.
+
 use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{ConfigError, Response};
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `ip-filter`.
+
 use plugway_sdk::testing::{Harness, Request};
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Inputs, Part, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Inputs, Part, Setup, ValueName, Values, Verdict, pointer};
 
 use crate::config::{Config, Entry};
 use crate::redaction::{HashKey, Redaction};
@@ -46,7 +46,7 @@ impl Fields {
         let key = Arc::new(HashKey::new(config.hash_key.as_deref()));
         let (mut request, mut response) = (Vec::new(), Vec::new());
         for (note, entry) in &config.log {
-            let pointer = format!("/log/{}", note.replace('~', "~0").replace('/', "~1"));
+            let pointer = pointer::member("/log", note);
             match field(note, entry, &pointer) {
                 Ok(field) if is_of_response(&field.value) => response.push(field),
                 Ok(field) => request.push(field),

@@ -64,7 +64,7 @@ fn parse<'a>(line: &Line<'a>) -> Result<(&'a str, Entry), String> {
     let status = status.transpose()?;
     status.map_or(Ok(()), check_status)?;
     if let Some(why) = never_requested(path) {
-        return Err(format!("`{path}` {why}"));
+        return Err(why);
     }
     let purpose = if status.is_some() { Use::Redirect } else { Use::Internal };
     let target = Target::parse(target.trim_end_matches(';'), None, purpose)?.fill(None)?;

@@ -1,3 +1,5 @@
+//! Native tests of the plugin `rewrite`.
+
 use plugway_sdk::testing::{Harness, Outcome, Request};
 use serde_json::{Value, json};
 
@@ -210,6 +212,12 @@ fn loops_are_errors_of_the_configuration() {
         assert_eq!(found.len(), count, "{config}: {found:?}");
         assert!(found.iter().all(|(at, message)| at == path && message.contains("without an end")), "{found:?}");
     }
+    let behind_a_wrong_rule = errors(json!({ "rules": [
+        { "regex": "(", "to": "/" },
+        { "regex": "^/(.*)$", "to": "/en/$1", "redirect": 302 },
+    ]}));
+    let places: Vec<&str> = behind_a_wrong_rule.iter().map(|(at, _)| at.as_str()).collect();
+    assert_eq!(places, ["/rules/0/regex", "/rules/1/to"]);
     results(
         json!({ "rules": [{ "regex": "^/([^e].*)$", "to": "/en/$1", "redirect": 302 }] }),
         &[("/a", "302 /en/a"), ("/en/a", "/en/a")],
@@ -288,7 +296,7 @@ fn mistakes_are_named_with_their_place() {
         (json!({ "map": "/a b" }), "/map", "expected a path"),
         (json!({ "map": "/a /../b" }), "/map", "dot segment"),
         (json!({ "map": "/a /b\n/a /c" }), "/map", "line 2: `/a` is in line 1 already"),
-        (json!({ "map": "/a?b /b" }), "/map", "is no path"),
+        (json!({ "map": "/a?b /b" }), "/map", "invalid path: `/a?b`"),
         (json!({ "map": "/a//b /b" }), "/map", "empty segment"),
         (json!({ "map": "/caf\u{e9} /b" }), "/map", "percent-encoded"),
         (json!({ "map": "/%e9 /b" }), "/map", "upper-case digits"),

@@ -1,5 +1,6 @@
 //! Content security policies (CSP Level 3), and the nonces in them.
 
+use plugway_sdk::pointer::member;
 use plugway_sdk::{ConfigError, Part, Setup, ValueName};
 
 use crate::config::{Csp, DirectiveValue};
@@ -136,7 +137,7 @@ fn of_table(name: &str, value: &DirectiveValue, pointer: &str, setup: &mut Setup
         DirectiveValue::List(words) => words.iter().flat_map(|word| word.split_ascii_whitespace()).collect(),
     };
     if let Err(message) = check(name, &words) {
-        setup.report(ConfigError::at(format!("{pointer}/{name}"), message));
+        setup.report(ConfigError::at(member(pointer, name), message));
     }
     Some([&[name], &words[..]].concat().join(" "))
 }
@@ -144,7 +145,7 @@ fn of_table(name: &str, value: &DirectiveValue, pointer: &str, setup: &mut Setup
 /// Checks a directive. The error says what is expected.
 fn check(name: &str, words: &[&str]) -> Result<(), String> {
     if !DIRECTIVES.contains(&name) {
-        return Err(format!("there is no directive `{name}`; known: {}", DIRECTIVES.join(", ")));
+        return Err(format!("unknown directive: `{name}`; expected one of {}", DIRECTIVES.join(", ")));
     }
     for word in words {
         if let Some(wrong) = word.chars().find(|letter| !letter.is_ascii_graphic() || ",;".contains(*letter)) {
@@ -154,7 +155,7 @@ fn check(name: &str, words: &[&str]) -> Result<(), String> {
             return Err(format!("`{word}` in `{name}` is a host name to browsers; write `'{word}'`"));
         }
         if word.contains(NONCE) && *word != "'nonce-{nonce}'" {
-            return Err(format!("`{word}` in `{name}` is no nonce; write `'nonce-{NONCE}'`"));
+            return Err(format!("invalid nonce: `{word}` in `{name}`; write `'nonce-{NONCE}'`"));
         }
         if *word == "'none'" && words.len() > 1 {
             return Err(format!("`'none'` in `{name}` beside other sources is ignored; write it alone, or not at all"));

@@ -153,7 +153,7 @@ fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut
     for (place, origin) in ancestors.iter().enumerate() {
         let is_source = origin.bytes().all(|byte| byte.is_ascii_graphic() && !b",;'\"".contains(&byte));
         if !is_source || !origin.contains("://") {
-            let message = format!("`{origin}` is no origin; write one such as `https://portal.example.org`");
+            let message = format!("invalid origin: `{origin}`; expected one such as `https://portal.example.org`");
             setup.report(ConfigError::at(format!("/frames/{place}"), message));
         }
     }
@@ -173,7 +173,7 @@ fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut
 
 fn check_name(name: &str, pointer: &str, setup: &mut Setup) {
     if !is_token(name) {
-        let message = format!("`{name}` is no name of a field; write one such as `X-Powered-By`");
+        let message = format!("invalid name of a field: `{name}`; expected one such as `X-Powered-By`");
         setup.report(ConfigError::at(pointer, message));
     }
 }

@@ -1,6 +1,6 @@
 //! `Permissions-Policy`, a structured field (RFC 9651 §3.2).
 
-use plugway_sdk::{ConfigError, Setup};
+use plugway_sdk::{ConfigError, Setup, pointer};
 
 use crate::config::{Allowlist, Permissions};
 
@@ -10,8 +10,9 @@ pub fn value(permissions: &Permissions, setup: &mut Setup) -> String {
         Permissions::Text(text) => {
             let is_fit = text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.contains('=');
             if !is_fit {
-                let message =
-                    format!("`{text}` is no permissions policy; write one such as `camera=(), microphone=(self)`");
+                let message = format!(
+                    "invalid permissions policy: `{text}`; expected one such as `camera=(), microphone=(self)`"
+                );
                 setup.report(ConfigError::at("/permissions-policy", message));
             }
             text.clone()
@@ -20,7 +21,7 @@ pub fn value(permissions: &Permissions, setup: &mut Setup) -> String {
             let mut feature = |(name, allowed): (&String, &Allowlist)| match of_feature(name, allowed) {
                 Ok(text) => Some(text),
                 Err(message) => {
-                    setup.report(ConfigError::at(format!("/permissions-policy/{name}"), message));
+                    setup.report(ConfigError::at(pointer::member("/permissions-policy", name), message));
                     None
                 }
             };
@@ -34,7 +35,7 @@ fn of_feature(name: &str, allowed: &Allowlist) -> Result<String, String> {
     let is_key =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-' || byte.is_ascii_digit());
     if !is_key(name) || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
-        return Err(format!("`{name}` is no feature; write one such as `camera`"));
+        return Err(format!("invalid feature: `{name}`; expected one such as `camera`"));
     }
     let list = match allowed {
         Allowlist::One(one) if one == "*" => return Ok(format!("{name}=*")),
@@ -49,7 +50,7 @@ fn of_feature(name: &str, allowed: &Allowlist) -> Result<String, String> {
         {
             Ok(format!("\"{origin}\""))
         }
-        other => Err(format!("`{other}` is no origin; write `self`, or one such as `https://maps.example.org`")),
+        other => Err(format!("invalid origin: `{other}`; expected `self`, or one such as `https://maps.example.org`")),
     };
     let items: Vec<String> = list.iter().map(item).collect::<Result<_, _>>()?;
     Ok(format!("{name}=({})", items.join(" ")))

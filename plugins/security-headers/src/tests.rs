@@ -1,3 +1,5 @@
+//! Native tests of the plugin `security-headers`.
+
 use plugway_sdk::Response;
 use plugway_sdk::testing::{Harness, Request};
 use serde_json::{Value, json};
@@ -65,7 +67,7 @@ fn hsts_is_sent_over_tls_only() {
 }
 
 #[test]
-fn what_is_written_replaces_the_applications_unless_it_may_not() {
+fn configured_fields_replace_the_applications_unless_forbidden() {
     let own = || Response::new(200).field("content-security-policy", "default-src *").field("x-frame-options", "DENY");
     let config = |overrides| json!({ "content-security-policy": "default-src 'self'", "frames": "same-origin", "override": overrides });
     let replaced = sent(config(true), own());
@@ -164,9 +166,9 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
             "/hsts/preload",
             "at least `365d`",
         ),
-        (json!({ "hsts": { "max-age": "1 year" } }), "/hsts/max-age", "is no time"),
+        (json!({ "hsts": { "max-age": "1 year" } }), "/hsts/max-age", "invalid duration"),
         (csp("default-src self"), "/content-security-policy", "write `'self'`"),
-        (csp("defaultsrc 'self'"), "/content-security-policy", "there is no directive `defaultsrc`"),
+        (csp("defaultsrc 'self'"), "/content-security-policy", "unknown directive: `defaultsrc`"),
         (csp("script-src 'self'; script-src *"), "/content-security-policy", "is there twice"),
         (csp("script-src {nonce}"), "/content-security-policy", "write `'nonce-{nonce}'`"),
         (csp("script-src 'nonce-abc'"), "/content-security-policy", "is the same for all responses"),
@@ -176,18 +178,24 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
         (
             json!({ "content-security-policy": { "img-src": "data" , "imgsrc": "data:" } }),
             "/content-security-policy/imgsrc",
-            "there is no directive",
+            "unknown directive",
         ),
+        (
+            json!({ "content-security-policy": { "img-src/a~b": "*" } }),
+            "/content-security-policy/img-src~1a~0b",
+            "unknown directive",
+        ),
+        (json!({ "permissions-policy": { "a/b": "*" } }), "/permissions-policy/a~1b", "invalid feature"),
         (json!({ "nonce-field": "X-N" }), "/nonce-field", "no policy has a nonce"),
-        (json!({ "frames": ["portal.example.org"] }), "/frames/0", "is no origin"),
+        (json!({ "frames": ["portal.example.org"] }), "/frames/0", "invalid origin"),
         (
             json!({ "frames": ["https://a.example"], "content-security-policy": "frame-ancestors 'none'" }),
             "/frames",
             "write one of both",
         ),
-        (json!({ "permissions-policy": { "camera": ["none"] } }), "/permissions-policy/camera", "is no origin"),
-        (json!({ "permissions-policy": "camera" }), "/permissions-policy", "is no permissions policy"),
-        (json!({ "remove": ["A B"] }), "/remove/0", "is no name of a field"),
+        (json!({ "permissions-policy": { "camera": ["none"] } }), "/permissions-policy/camera", "invalid origin"),
+        (json!({ "permissions-policy": "camera" }), "/permissions-policy", "invalid permissions policy"),
+        (json!({ "remove": ["A B"] }), "/remove/0", "invalid name of a field"),
     ] {
         let found = errors(config.clone());
         assert!(found.len() == 1 && found[0].0 == path && found[0].1.contains(part), "{config}: {found:?}");

@@ -2,17 +2,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plugway_fuzz::protocol::proxy_protocol::{Addresses, Parsed, ProxyVersion, encode, parse};
+use plugway_fuzz::protocol::proxy_protocol::{Parsed, ProxyVersion, encode, parse};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Parsed::Done(addresses)) = parse(bytes) else { return };
     for length in 0..bytes.len() {
         assert_eq!(parse(&bytes[..length]), Ok(Parsed::Incomplete), "{length}");
     }
-    let Some(Addresses { client, destination }) = addresses else { return };
+    let Some(addresses) = addresses else { return };
     for version in [ProxyVersion::V1, ProxyVersion::V2] {
-        let Ok(Parsed::Done(Some(again))) = parse(&encode(version, Some((client, destination)))) else { panic!("{client}") };
-        assert_eq!(again.client.ip().to_canonical(), client.ip().to_canonical());
-        assert_eq!(again.destination.port(), destination.port());
+        let Ok(Parsed::Done(Some(again))) = parse(&encode(version, Some(addresses))) else { panic!("{addresses:?}") };
+        assert_eq!(again.client.ip().to_canonical(), addresses.client.ip().to_canonical());
+        assert_eq!(again.destination.port(), addresses.destination.port());
     }
 });

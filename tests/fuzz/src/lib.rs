@@ -34,6 +34,7 @@ pub mod protocol {
     pub mod hop_by_hop;
     pub mod path;
     pub mod proxy_protocol;
+    pub mod query;
     pub mod trusted_peers;
 }
 

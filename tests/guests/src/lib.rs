@@ -21,6 +21,8 @@ pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 /// The path of the plugin `tests/guests/noisy`.
 pub const NOISY: &str = env!("GUEST_TEST_NOISY");
+/// The path of the plugin `tests/guests/overrides`.
+pub const OVERRIDES: &str = env!("GUEST_TEST_OVERRIDES");
 /// The path of the plugin `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
 /// The path of the plugin `tests/guests/hooks`.

@@ -79,7 +79,7 @@ impl<T> ScreenedIo<T> {
         self.session.client.arrival.informational.as_ref().is_some_and(|queue| queue.has_any())
     }
 
-    /// Records the first bytes of a response, if these were.
+    /// Records the first bytes of a response, if the written bytes are the first.
     fn note_response(&self, written: &Poll<io::Result<usize>>, before: u64) {
         if matches!(written, Poll::Ready(Ok(1..))) && self.session.is_response_due() {
             self.session.begin_response(before);

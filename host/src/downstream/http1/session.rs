@@ -73,7 +73,7 @@ pub struct Session {
     /// Exchanges whose response was sent after the client had closed its sending side. Their records are reported once
     /// it is known whether the client was still there.
     unconfirmed: RefCell<SmallVec<[ExchangeRecord; 1]>>,
-    /// How far the last response is.
+    /// The progress of the last response.
     response: Cell<SentResponse>,
     /// Reads the last response ahead of a slow client.
     ahead: RefCell<ReadAhead>,
@@ -94,18 +94,18 @@ pub enum RejectedRequest {
     Malformed(u16),
 }
 
-/// How much of a response was sent.
+/// The progress of a response to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SentResponse {
-    /// There is no response yet, but for interim ones.
+    /// No response was sent yet, except interim ones.
     Nothing,
-    /// hyper has the head, and nothing was sent since.
+    /// hyper has the head, and no byte was sent since.
     Given,
     /// The response has begun.
     Begun {
         /// The number of bytes that were sent on the connection before.
         before: u64,
-        /// Whether the client had closed its sending side by then.
+        /// Whether the client had closed its sending side when the response began.
         after_end: bool,
     },
 }
@@ -227,7 +227,7 @@ impl Session {
         self.timers.idle.clone()
     }
 
-    /// Whether a response isn't sent to its last byte, or not even begun.
+    /// Whether a response is not sent to its last byte, or has not begun.
     pub fn owes_response(&self) -> bool {
         self.busy.get() || !self.flushed.get() || !self.ended.borrow().is_empty()
     }

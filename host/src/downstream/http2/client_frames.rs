@@ -23,13 +23,14 @@ pub struct ClientFrames {
     /// The streams that the client has opened.
     opened: usize,
     requests: OpenRequests,
-    /// Whether a head that is sent has frames to come: nothing may stand between these (RFC 9113 §4.3).
+    /// Whether further frames of the head that is being sent will follow: no other frame may be between them (RFC 9113
+    /// §4.3).
     sends_head: bool,
-    /// Heads and trailers that were sent with the end of their stream.
+    /// The number of heads and trailers that were sent with the end of their stream.
     last_heads: u64,
     /// The streams that were reset with PROTOCOL_ERROR.
     malformed: usize,
-    /// The streams that were reset with REFUSED_STREAM.
+    /// The number of streams that were reset with REFUSED_STREAM.
     refused: usize,
     flood: Option<FrameKind>,
 }
@@ -41,13 +42,13 @@ struct OpenRequests {
     in_head: bool,
     /// The streams without END_STREAM.
     streams: Vec<u32>,
-    /// Whether there were more than [`MAX_OPEN_STREAMS`], of which some are not known.
+    /// Whether there were more than [`MAX_OPEN_STREAMS`] open streams, of which some are not known.
     are_too_many: bool,
 }
 
 /// GOAWAY on the connection, with eight bytes.
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
-/// RFC 9113 §7.
+/// The error code of a normal end (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const REFUSED_STREAM: u32 = 7;
@@ -59,10 +60,10 @@ const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-/// The last stream that a GOAWAY names which only announces the end (RFC 9113 §6.8).
+/// The stream in a GOAWAY that only announces the end (RFC 9113 §6.8).
 const ANY_STREAM: u32 = 0x7fff_ffff;
 
-/// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends.
+/// The maximum number of streams without END_STREAM that are recorded, and cancelled at the end of the client's bytes.
 const MAX_OPEN_STREAMS: usize = 100;
 
 impl ClientFrames {
@@ -92,17 +93,18 @@ impl ClientFrames {
         self.flood
     }
 
-    /// The heads and trailers that were sent with the end of their stream so far.
+    /// Returns the number of heads and trailers that were sent with the end of their stream so far.
     pub fn last_heads(&self) -> u64 {
         self.last_heads
     }
 
-    /// The streams that were reset so far because h2 took their requests for malformed.
+    /// Returns the number of streams that were reset so far because h2 rejected their requests as malformed.
     pub fn malformed(&self) -> usize {
         self.malformed
     }
 
-    /// The streams that the client has opened so far, without those that h2 has refused for their number.
+    /// Returns the number of streams that the client has opened so far, without those that h2 has rejected because of
+    /// their number.
     pub fn accepted(&self) -> usize {
         self.opened.saturating_sub(self.refused)
     }
@@ -112,8 +114,8 @@ impl ClientFrames {
         self.goaway(self.last_stream, ENHANCE_YOUR_CALM)
     }
 
-    /// Returns the GOAWAY frame that acknowledges the end of what the client sends, or `None` if a frame has been sent only
-    /// in part. The system of a client that is gone replies to it with a reset.
+    /// Returns the GOAWAY frame that acknowledges the end of the client's bytes, or `None` if a frame has been sent
+    /// only in part. The system of a client that is gone replies with a reset.
     pub fn acknowledgement(&self) -> Option<Vec<u8>> {
         self.goaway(ANY_STREAM, NO_ERROR)
     }
@@ -122,8 +124,8 @@ impl ClientFrames {
         (self.outgoing.is_between() && !self.sends_head).then(|| goaway(last_stream, code))
     }
 
-    /// Returns the frames that say what the end of a client's bytes means for its streams; `None` if the client was cut off
-    /// within a frame or a head, or has more unfinished requests than are remembered.
+    /// Returns the frames that tell h2 what the end of a client's bytes means for its streams. `None` if the client was
+    /// cut off within a frame or a head, or has more unfinished requests than are recorded.
     pub fn frames_at_end(&self) -> Option<Bytes> {
         let OpenRequests { in_head, streams, are_too_many } = &self.requests;
         if !self.incoming.is_between() || *in_head || *are_too_many {
@@ -214,7 +216,7 @@ mod tests {
         [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
 
-    /// The streams that the end of these bytes cancels; `None` if it is the end of all.
+    /// Returns the streams that the end of these bytes cancels; `None` if the end cancels all streams.
     fn cancelled(frames: &[Vec<u8>]) -> Option<Vec<u32>> {
         let mut counter = ClientFrames::new(Clock::new());
         counter.count_received(PREFACE);

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use crate::downstream::{DISCARD_BYTES, DISCARD_TIME, LINGER};
 use crate::net::deadline::{Clock, Deadline};
 
-/// The rest of a request body.
+/// The rest of a request body that is read and discarded.
 pub struct Discard {
     /// The body; `None` once enough was read: then h2 discards the rest of the stream's window.
     content: Option<Incoming>,

@@ -16,7 +16,7 @@ use super::client_frames::ClientFrames;
 use crate::net::deadline::Deadline;
 use crate::net::frame_counter::CountedFrames;
 
-/// The time between two looks whether a client is gone that sends nothing more and waits for its responses.
+/// The time between two checks whether a client is gone that sends nothing more and waits for its responses.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A socket whose end is turned into frames.
@@ -24,12 +24,12 @@ pub struct HalfClosed<T> {
     pub counted: CountedFrames<T, ClientFrames>,
     is_gone: fn(&T) -> bool,
     look: Deadline,
-    /// The frames that stand for the end, as far as h2 hasn't read them; `None` before the end.
+    /// The frames that stand for the end, except those that h2 has read; `None` before the end.
     end: Option<Bytes>,
 }
 
 impl<T> HalfClosed<T> {
-    /// Wraps a socket, of which `is_gone` tells whether the client has reset it.
+    /// Wraps a socket. `is_gone` returns whether the client has reset the connection.
     pub fn new(counted: CountedFrames<T, ClientFrames>, look: Deadline, is_gone: fn(&T) -> bool) -> Self {
         HalfClosed { counted, is_gone, look, end: None }
     }

@@ -22,7 +22,7 @@ pub struct StalledStream<H> {
     pub backlog: Arc<StreamBacklog>,
     /// The time since when the stream has data for the client; `None` while the endpoint is waited for.
     since: Cell<Option<Instant>>,
-    /// The time that the client was waited for, in this window.
+    /// The time for which the client was waited for, in this window.
     waited: Cell<Duration>,
     /// The number of bytes that the client had accepted when this window began.
     before: Cell<u64>,

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_in_one_turn_leaves_together() {
+    fn writes_of_one_turn_are_sent_together() {
         let (mut socket, cx) = (gathered(usize::MAX), &mut Context::from_waker(Waker::noop()));
         for piece in [&b"one, "[..], b"two, "] {
             assert!(matches!(Pin::new(&mut socket).poll_write(cx, piece), Poll::Ready(Ok(5))));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_leaves_from_where_it_lies_and_in_its_turn() {
+    fn long_writes_are_sent_uncopied_and_in_order() {
         let (mut socket, cx) = (gathered(usize::MAX), &mut Context::from_waker(Waker::noop()));
         for length in [10, MAX_BUFFERED_BYTES, MAX_BUFFERED_BYTES + 1, 10] {
             let written = Pin::new(&mut socket).poll_write(cx, &vec![0; length]);

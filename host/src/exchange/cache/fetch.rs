@@ -1,4 +1,4 @@
-//! Fetching a response from below the cache, and storing it if the policy decides so.
+//! Fetches a response from below the cache, and stores it if the policy says so.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,6 +50,15 @@ struct FetchedResponse {
     is_ours: bool,
 }
 
+/// A fetched response that the policy wants to be stored; its head is in the exchange context.
+struct StorableResponse {
+    body: ResponseBody,
+    storage: Storage,
+    /// The purge-log position of the request.
+    epoch: PurgeEpoch,
+    times: FetchTimes,
+}
+
 impl Fetch<'_> {
     /// Fetches the response and publishes the result to the followers.
     pub async fn run(
@@ -91,11 +100,14 @@ impl Fetch<'_> {
             let decision = if is_ours {
                 self.decide_storage(context, &body, times)?
             } else {
-                Err(Refusal::Other(OTHER_UPSTREAM.into()))
+                StoreDecision::Refuse(Refusal::Other(OTHER_UPSTREAM.into()))
             };
             match decision {
-                Ok(storage) => self.store(context, body, storage, epoch, times, lead),
-                Err(refusal) => {
+                StoreDecision::Store(storage) => {
+                    let fetched = StorableResponse { body, storage, epoch, times };
+                    self.store(context, fetched, lead)
+                }
+                StoreDecision::Refuse(refusal) => {
                     self.mark_uncacheable(status, &refusal);
                     end(lead, FetchOutcome::Pass);
                     if hit::asks_for_part(context) {
@@ -210,12 +222,12 @@ impl Fetch<'_> {
         context: &mut Box<ExchangeContext>,
         body: &ResponseBody,
         times: FetchTimes,
-    ) -> Result<Result<Storage, Refusal>, ChainFailure> {
+    ) -> Result<StoreDecision, ChainFailure> {
         let (worker, stage) = (self.worker, self.miss.stage);
-        let Some(response) = &context.response else { return Ok(Err(Refusal::Status)) };
+        let Some(response) = &context.response else { return Ok(StoreDecision::Refuse(Refusal::Status)) };
         let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
         if !is_whole || response.status.is_informational() || matches!(body, ResponseBody::Switched(_)) {
-            return Ok(Err(Refusal::Status));
+            return Ok(StoreDecision::Refuse(Refusal::Status));
         }
         let needs = stage.needs(worker);
         let decision =
@@ -223,11 +235,11 @@ impl Fetch<'_> {
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
         let refusal = match decision.unwrap_or_else(|| StoreDecision::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             StoreDecision::Store(_) if is_too_long => Refusal::TooLarge,
-            StoreDecision::Store(storage) => return Ok(Ok(storage)),
+            StoreDecision::Store(storage) => return Ok(StoreDecision::Store(storage)),
             StoreDecision::Refuse(refusal) => refusal,
         };
         stage.figures(worker).refused[refusal_index(&refusal)].add(1);
-        Ok(Err(refusal))
+        Ok(StoreDecision::Refuse(refusal))
     }
 
     /// Handles a 304 for the stored response (RFC 9111 §4.3.4).
@@ -258,7 +270,7 @@ impl Fetch<'_> {
         let (store, key) = (&worker.generation.store, &miss.cache_key.key);
         let report = CacheStatus::forwarded(miss.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, outcome) = match storage {
-            Ok(mut storage) => {
+            StoreDecision::Store(mut storage) => {
                 // Hidden tags are not in the stored head, so the old ones stay valid unless the 304 brings new ones.
                 if storage.tags.is_empty() {
                     storage.tags.clone_from(&stale.variant.tags);
@@ -273,7 +285,7 @@ impl Fetch<'_> {
                 miss.stage.figures(worker).stored.add(1);
                 (object.clone(), report.stored(), FetchOutcome::Object(object, epoch))
             }
-            Err(refusal) => {
+            StoreDecision::Refuse(refusal) => {
                 self.mark_uncacheable(StatusCode::NOT_MODIFIED, &refusal);
                 let (content, rules) = (stale.content.clone(), Default::default());
                 let object = StoredResponse::new(VariantInfo::default(), &stored, content, rules, times.received_ms);
@@ -287,16 +299,15 @@ impl Fetch<'_> {
         Ok(response)
     }
 
-    /// Starts to store the response while it arrives; the client reads it from the store like all others.
+    /// Starts to store the response while it arrives. The client of the fetch reads it from the store, as all other
+    /// clients do.
     fn store(
         &self,
         context: &mut Box<ExchangeContext>,
-        body: ResponseBody,
-        storage: Storage,
-        epoch: PurgeEpoch,
-        times: FetchTimes,
+        fetched: StorableResponse,
         lead: Option<FetchLeader>,
     ) -> Response<ResponseBody> {
+        let StorableResponse { body, storage, epoch, times } = fetched;
         let (miss, worker) = (self.miss, self.worker);
         let mut came = take_response(context);
         if !came.headers.contains_key(header::DATE) {
@@ -409,7 +420,7 @@ fn is_shared_failure(kind: FailureKind) -> bool {
     )
 }
 
-/// Returns whether a 304 refers to another response than the stored one, by strong entity tags.
+/// Whether a 304 is about another response than the stored one, by strong entity tags.
 fn is_other_etag(stored: &HeaderMap, came: &HeaderMap) -> bool {
     let strong = |fields: &HeaderMap| fields.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned();
     matches!((strong(stored), strong(came)), (Some(stored), Some(came)) if stored != came)
@@ -423,7 +434,7 @@ fn date_header() -> HeaderValue {
 /// The reason for not storing a response that came from another upstream.
 const OTHER_UPSTREAM: &str = "another-upstream";
 
-/// Removes the fields from a head that only this client may get, and returns them.
+/// Removes from a head the fields that only this client may get, and returns them.
 fn extract_fields(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     let mut own = HeaderMap::new();
     for name in names {
@@ -446,7 +457,7 @@ fn longest(worker: &WorkerState) -> u64 {
     on_disk.max(max_in_memory(worker))
 }
 
-/// Updates stored fields by those of a 304; returns the `detail` of `Cache-Status` if the 304 can't be used.
+/// Updates stored fields by those of a 304. Returns the `detail` of `Cache-Status` if the 304 can't be used.
 fn freshen_or_refuse(stored: &mut HeaderMap, not_modified: &HeaderMap) -> Option<&'static str> {
     if is_other_etag(stored, not_modified) {
         // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).

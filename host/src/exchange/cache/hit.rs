@@ -108,7 +108,7 @@ mod tests {
     /// Ranges are read one after the other. Content that isn't stored can't wait for the second reader and the first
     /// one.
     #[test]
-    fn what_still_comes_in_is_not_sent_in_another_order() {
+    fn arriving_content_is_not_sent_in_another_order() {
         let (head, ()) = Response::new(()).into_parts();
         let object = |content| StoredResponse::new(Default::default(), &head, content, Default::default(), 0);
         let comes = object(Content::Filling(SharedBody::new(Some(100))));

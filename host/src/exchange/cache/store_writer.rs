@@ -1,4 +1,5 @@
-//! Storing a response while it arrives: its content goes to memory, to a file, or only to the clients that read it now.
+//! Storing a response while it arrives: its content is written to memory, to a file, or only to the clients that read
+//! it now.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -14,10 +15,10 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
-use crate::store::disk::SpillFile;
+use crate::store::disk::{UnfinishedFile, WrittenResponse};
 use crate::store::memory_budget::MemoryReservation;
 use crate::store::purge_log::PurgeEpoch;
-use crate::store::shared_body::SharedBody;
+use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
 use crate::telemetry::failure_log::{self, Topic};
@@ -40,7 +41,7 @@ pub struct StoreWriter {
     pub exchange: FetchName,
 }
 
-/// The exchange that fetches a response, as the log names it.
+/// The exchange that fetches a response, as it is named in the log.
 pub struct FetchName {
     request_id: String,
     route: Arc<str>,
@@ -63,7 +64,7 @@ impl FetchName {
 /// The destination of the arriving content.
 pub enum WriteTarget {
     Memory,
-    File(Box<SpillFile>),
+    File(Box<UnfinishedFile>),
     /// The content goes only to the current readers and is not stored.
     Nowhere,
 }
@@ -103,7 +104,7 @@ impl StoreWriter {
             return;
         }
         if let WriteTarget::File(spill) = &mut self.into
-            && !spill.write(&self.fill, true).await
+            && !spill.write(&self.fill, WriteProgress::Whole).await
         {
             self.pass();
         }
@@ -115,7 +116,8 @@ impl StoreWriter {
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());
-                spill.finish(self.id, key, self.epoch, object, bytes, trailers).await;
+                let (id, epoch, length) = (self.id, self.epoch, bytes);
+                spill.finish(WrittenResponse { id, key, epoch, object, length, trailers }).await;
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
             WriteTarget::Nowhere => {}
@@ -150,7 +152,7 @@ impl StoreWriter {
                 let disk = self.store.disk().filter(|_| bytes <= self.longest);
                 self.into = match disk {
                     Some(disk) => {
-                        let spill = SpillFile::begin(disk, &self.fill, self.object.sequence).await;
+                        let spill = UnfinishedFile::begin(disk, &self.fill, self.object.sequence).await;
                         spill.map_or(WriteTarget::Nowhere, |spill| WriteTarget::File(Box::new(spill)))
                     }
                     None => WriteTarget::Nowhere,
@@ -161,7 +163,7 @@ impl StoreWriter {
             WriteTarget::Nowhere => return,
         }
         let goes_on = match &mut self.into {
-            WriteTarget::File(spill) => spill.write(&self.fill, false).await,
+            WriteTarget::File(spill) => spill.write(&self.fill, WriteProgress::Arriving).await,
             WriteTarget::Memory | WriteTarget::Nowhere => false,
         };
         if !goes_on {

@@ -23,7 +23,7 @@ pub(super) enum ChainNode {
     Address(IpAddr, Option<u16>),
     /// A unix socket, as nginx writes it.
     Unix,
-    /// No address: `unknown`, an obfuscated identifier, or a malformed element.
+    /// An element without an address: `unknown`, an obfuscated identifier, or a malformed element.
     Hidden,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct FoundClient {
 }
 
 impl ChainNode {
-    /// Returns the address; `None` if there is none.
+    /// Returns the address; `None` if the element has none.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
             ChainNode::Address(address, _) => Some(address),
@@ -181,20 +181,33 @@ fn with_port(text: &str) -> ChainNode {
         }
     };
     match (address, port_of(port)) {
-        (Some(address), Some(port)) => ChainNode::Address(address.to_canonical(), port),
-        _ => ChainNode::Hidden,
+        (None, _) | (_, NodePort::Malformed) => ChainNode::Hidden,
+        (Some(address), NodePort::Unknown) => ChainNode::Address(address.to_canonical(), None),
+        (Some(address), NodePort::Port(port)) => ChainNode::Address(address.to_canonical(), Some(port)),
     }
 }
 
-/// Parses the text behind an address: a port, an obfuscated port, or nothing. `None` if the text is malformed.
-fn port_of(text: &str) -> Option<Option<u16>> {
-    let Some(port) = text.strip_prefix(':') else { return text.is_empty().then_some(None) };
+/// The text behind an address (RFC 7239 §6).
+enum NodePort {
+    Malformed,
+    /// The text is empty, or has an obfuscated port.
+    Unknown,
+    Port(u16),
+}
+
+/// Parses the text behind an address: a port, an obfuscated port, or nothing.
+fn port_of(text: &str) -> NodePort {
+    let Some(port) = text.strip_prefix(':') else {
+        return if text.is_empty() { NodePort::Unknown } else { NodePort::Malformed };
+    };
     if let Some(rest) = port.strip_prefix('_') {
         let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        return (!rest.is_empty() && rest.bytes().all(is_fit)).then_some(None);
+        let is_obfuscated = !rest.is_empty() && rest.bytes().all(is_fit);
+        return if is_obfuscated { NodePort::Unknown } else { NodePort::Malformed };
     }
     let is_number = (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| port.parse().ok().map(Some))?
+    let parsed = port.parse().ok().filter(|_| is_number);
+    parsed.map_or(NodePort::Malformed, NodePort::Port)
 }
 
 /// Returns the node of `for` in an element of `Forwarded`.

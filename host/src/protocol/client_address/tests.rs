@@ -1,3 +1,5 @@
+//! Unit tests of client addresses: chains of proxies, schemes, and fields that origins confuse.
+
 use super::*;
 
 fn rules(source: AddressSource, trusted: &[&str]) -> ClientAddressRules {
@@ -218,7 +220,7 @@ const OTHERS: [&str; 23] = [
 ];
 
 #[test]
-fn what_is_said_of_the_way_is_known_by_its_name() {
+fn fields_about_the_way_are_known_by_their_names() {
     let missed: Vec<&str> = TELLING.into_iter().filter(|name| !tells_way(name)).collect();
     assert!(missed.is_empty(), "{missed:?}");
     let wrong: Vec<&str> = OTHERS.into_iter().filter(|name| tells_way(name)).collect();

@@ -1,3 +1,5 @@
+//! Unit tests of the framing scanner, with each message scanned whole and in pieces.
+
 use super::*;
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes: 512, fields: 8, target_bytes: 64 };
@@ -146,7 +148,7 @@ fn doubt_is_refused() {
 }
 
 #[test]
-fn what_is_too_long_is_refused() {
+fn too_long_messages_are_rejected() {
     let cases = [
         (chunks(&format!("1;{}\u{1}", "a".repeat(300))), FramingError::Chunk),
         (format!("{}\r\n", "G".repeat(600)), FramingError::LongHead),
@@ -165,7 +167,7 @@ fn what_is_too_long_is_refused() {
 }
 
 #[test]
-fn what_is_as_long_as_it_may_be_passes() {
+fn messages_of_the_maximum_length_pass() {
     let begun = "POST / HTTP/1.1\r\nHost: a\r\n";
     let field = |length: usize| format!("X: {}\r\n", "a".repeat(length - "X: \r\n".len()));
     let chunk = format!("1;{}\r\na\r\n", "a".repeat(CHUNK_LINE - "1;".len()));

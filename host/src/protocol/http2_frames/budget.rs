@@ -1,8 +1,8 @@
-//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain.
-//! Of an endpoint, its responses and our requests explain them. PING, SETTINGS, WINDOW_UPDATE and similar frames cost
-//! the client a few bytes, and the proxy a parse and often an answer (CVE-2019-9512, -9513, -9515, -9518). Each kind
-//! has an allowance that grows with time, requests and sent frames: honest clients send such frames in proportion to
-//! these.
+//! The number of HTTP/2 frames of each kind that a client may send beyond those that its requests and the responses
+//! explain. For an endpoint, the responses and the proxy's requests explain them. PING, SETTINGS, WINDOW_UPDATE and
+//! similar frames cost the client a few bytes, and the proxy a parse and often an answer (CVE-2019-9512, -9513, -9515,
+//! -9518). Each kind has an allowance that grows with time, requests and sent frames: honest clients send such frames
+//! in proportion to these.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +19,18 @@ pub struct FrameBudget {
 /// A kind of frame that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// DATA that has no payload and doesn't end its stream.
+    /// DATA frames without payload that don't end their stream.
     EmptyData,
     /// PRIORITY and PRIORITY_UPDATE (RFC 9218).
     Priority,
-    /// RST_STREAM; resets of streams that are being served have a separate limit.
+    /// RST_STREAM frames. Resets of streams that are being served have a separate limit.
     Reset,
     Settings,
     Ping,
     /// Acknowledgements of PING and SETTINGS.
     Ack,
     WindowUpdate,
-    /// CONTINUATION; h2 limits their number in one list of fields.
+    /// CONTINUATION frames. h2 limits their number in one list of fields.
     Continuation,
     /// Frames that this proxy does not use: unknown types, GOAWAY, PUSH_PROMISE.
     Other,

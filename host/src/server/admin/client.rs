@@ -2,7 +2,7 @@
 //! command.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -114,11 +114,10 @@ fn connect(address: &str) -> anyhow::Result<Socket> {
     let (kind, socket_address) = match address.strip_prefix("unix:") {
         Some(path) => (Domain::UNIX, SockAddr::unix(path)?),
         None => {
-            let mut addresses = address
+            let addresses = address
                 .to_socket_addrs()
                 .context("invalid address: expected one such as 127.0.0.1:9145 or unix:/path")?;
-            let address = addresses.next().context("the name has no address")?;
-            return Ok(TcpStream::connect_timeout(&address, CONNECT_TIME)?.into());
+            return connect_to_any(addresses);
         }
     };
     let socket = Socket::new(kind, Type::STREAM.cloexec(), None)?;
@@ -126,6 +125,19 @@ fn connect(address: &str) -> anyhow::Result<Socket> {
     socket.set_write_timeout(Some(CONNECT_TIME))?;
     socket.connect(&socket_address)?;
     Ok(socket)
+}
+
+/// Connects to the first address of a name that accepts: `localhost` is often `::1` first, where no proxy listens. The
+/// error is that of the last address.
+fn connect_to_any(addresses: impl IntoIterator<Item = SocketAddr>) -> anyhow::Result<Socket> {
+    let mut failure = None;
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIME) {
+            Ok(stream) => return Ok(stream.into()),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.context("the name has no address")?.into())
 }
 
 fn token(file: &Path) -> anyhow::Result<String> {
@@ -142,4 +154,23 @@ fn parse(answer: &str) -> Option<AdminResponse> {
     let (head, text) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
     Some(AdminResponse { status, text: printable(text.trim_end()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_reached_at_the_address_that_accepts() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let live = listener.local_addr().unwrap();
+        for addresses in [vec![live, dead], vec![dead, live]] {
+            let socket = connect_to_any(addresses).unwrap();
+            assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(live));
+        }
+        let refused = connect_to_any([dead]).unwrap_err();
+        assert!(is_absent(&refused), "{refused:#}");
+        assert!(connect_to_any([]).is_err());
+    }
 }

@@ -54,6 +54,12 @@ pub struct AdminListeners {
     open: Vec<OpenPlace>,
 }
 
+/// Other settings of the admin listeners, whose new addresses are bound.
+pub struct AdminChange {
+    settings: AdminSettings,
+    opened: Vec<OpenPlace>,
+}
+
 /// An address or path at which the admin listener is configured.
 #[derive(Clone, PartialEq, Eq)]
 enum AdminPlace {
@@ -105,24 +111,31 @@ impl AdminListeners {
     pub async fn start(wanted: &AdminSettings, admin: Arc<Admin>) -> anyhow::Result<Self> {
         let answers = Rc::new(RequestHandler::new(admin, wanted.clone()));
         let mut listeners = AdminListeners { answers, open: Vec::new() };
-        listeners.change(wanted).await?;
+        let change = listeners.prepare(wanted).await?;
+        listeners.apply(change);
         Ok(listeners)
     }
 
-    /// Applies other settings, and listens at their addresses. On an error nothing has changed.
-    pub async fn change(&mut self, wanted: &AdminSettings) -> anyhow::Result<()> {
-        let places = places(wanted);
+    /// Listens at the addresses of other settings that are new. The settings are obeyed once they are applied; until then
+    /// the change can be dropped, which closes the new addresses.
+    pub async fn prepare(&self, wanted: &AdminSettings) -> anyhow::Result<AdminChange> {
         let mut opened = Vec::new();
-        for (place, need) in &places {
+        for (place, need) in &places(wanted) {
             if !self.is_bound(place) {
                 opened.push(OpenPlace::start(place, *need, &self.answers).await?);
             }
         }
+        Ok(AdminChange { settings: wanted.clone(), opened })
+    }
+
+    /// Applies other settings, and closes the addresses that they don't have.
+    pub fn apply(&mut self, change: AdminChange) {
+        let AdminChange { settings, mut opened } = change;
+        let places = places(&settings);
         self.open.retain(|open| open.is_bound.get() && places.iter().any(|(place, _)| *place == open.place));
         opened.retain(|opened| !self.is_bound(&opened.place));
         self.open.append(&mut opened);
-        self.answers.obey(wanted.clone());
-        Ok(())
+        self.answers.obey(settings);
     }
 
     fn is_bound(&self, place: &AdminPlace) -> bool {

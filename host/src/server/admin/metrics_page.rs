@@ -28,7 +28,6 @@ pub fn metrics(admin: &Admin) -> String {
     bytes(&mut out, &routes);
     durations(&mut out, &routes);
     plugin_calls(&mut out, &admin.registry.plugins());
-    plugin_logs(&mut out, &generation);
     plugins::metrics(&mut out, admin, &generation);
     plugin_metrics(&mut out, admin);
     connections::metrics(&mut out, &generation.listeners);
@@ -117,21 +116,6 @@ fn plugin_calls(out: &mut String, plugins: &ByName<PluginMetrics>) {
     }
 }
 
-/// Writes the number of log lines that plugins have lost.
-fn plugin_logs(out: &mut String, generation: &Generation) {
-    let dropped = "plugway_plugin_log_dropped_total";
-    family(out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
-    // Several routes may use one plugin, each with its own configuration.
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    generation
-        .bindings
-        .iter()
-        .for_each(|configured| *sums.entry(&configured.name).or_default() += configured.dropped_lines());
-    for (name, count) in sums {
-        line(out, dropped, &[("plugin", name)], count as f64);
-    }
-}
-
 /// Writes the metrics that plugins define.
 fn plugin_metrics(out: &mut String, admin: &Admin) {
     let custom = admin.registry.custom();
@@ -203,8 +187,8 @@ fn process(out: &mut String, admin: &Admin) {
 /// Writes the validity dates of certificates. Comparing them with the current time shows which certificates are invalid
 /// or expire soon.
 fn certificates(out: &mut String, generation: &Generation) {
-    type Date = fn(Validity) -> i64;
-    let dates: [(&str, &str, Date); 2] = [
+    type DateOf = fn(Validity) -> i64;
+    let dates: [(&str, &str, DateOf); 2] = [
         ("plugway_certificate_not_after_seconds", "Time at which a certificate expires.", |validity| validity.until),
         ("plugway_certificate_not_before_seconds", "Time from which on a certificate is valid.", |validity| {
             validity.from

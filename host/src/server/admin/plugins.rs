@@ -1,6 +1,6 @@
-//! Plugins on the admin listener: calls, failures, rejected calls, and the state of the breaker.
+//! Plugins on the admin listener: calls, failures, rejected calls, lost log lines, and the state of the breaker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -26,17 +26,18 @@ pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
             "seconds": seconds,
             "rejected": BTreeMap::from(rejected),
         });
-        if let Some(configured) = known.get(name) {
-            document["breaker"] = state(configured).word().into();
-            document["live"] = configured.supply.live().into();
-            document["instances"] = if configured.supply.is_failing() { "failing" } else { "ready" }.into();
+        if let Some(versions) = known.get(&**name) {
+            let is_failing = versions.iter().any(|configured| configured.supply.is_failing());
+            document["breaker"] = worst_state(versions).word().into();
+            document["live"] = versions.iter().map(|configured| configured.supply.live()).sum::<u32>().into();
+            document["instances"] = if is_failing { "failing" } else { "ready" }.into();
         }
         document
     };
     admin.registry.plugins().iter().map(plugin).collect()
 }
 
-/// Writes the metrics of rejected calls and breakers.
+/// Writes the metrics of rejected calls, breakers and lines that plugins have lost.
 pub(super) fn metrics(out: &mut String, admin: &Admin, generation: &Generation) {
     let name = "plugway_plugin_rejected_total";
     family(out, name, "counter", "Calls of a plugin's hooks that were not made, by reason.");
@@ -48,19 +49,34 @@ pub(super) fn metrics(out: &mut String, admin: &Admin, generation: &Generation) 
     }
     let name = "plugway_plugin_breaker_state";
     family(out, name, "gauge", "The breaker of a plugin: 0 is closed, 1 is open, 2 is half open.");
-    for (plugin, configured) in by_name(generation) {
-        let state = state(configured);
+    let known = by_name(generation);
+    for (plugin, versions) in &known {
+        let state = worst_state(versions);
         let number = BreakerState::ALL.iter().position(|known| *known == state).unwrap_or(0);
-        line(out, name, &[("plugin", &plugin)], number as f64);
+        line(out, name, &[("plugin", plugin)], number as f64);
+    }
+    let name = "plugway_plugin_log_dropped_total";
+    family(out, name, "counter", "Lines of a plugin beyond what it may log in a second.");
+    for (plugin, versions) in &known {
+        let dropped: u64 = versions.iter().map(|configured| configured.dropped_lines()).sum();
+        line(out, name, &[("plugin", plugin)], dropped as f64);
     }
 }
 
-fn by_name(generation: &Generation) -> BTreeMap<Arc<str>, &Arc<ConfiguredPlugin>> {
-    generation.bindings.iter().map(|configured| (configured.name.clone(), configured)).collect()
+/// Returns the versions of each plugin, by its name. Routes that configure a plugin in different ways have versions of
+/// their own; others share one, which is returned once.
+fn by_name(generation: &Generation) -> BTreeMap<&str, Vec<&ConfiguredPlugin>> {
+    let (mut known, mut seen) = (BTreeMap::<_, Vec<_>>::new(), HashSet::new());
+    for configured in generation.bindings.iter().filter(|configured| seen.insert(Arc::as_ptr(&configured.supply))) {
+        known.entry(&*configured.name).or_default().push(&**configured);
+    }
+    known
 }
 
-fn state(configured: &ConfiguredPlugin) -> BreakerState {
-    configured.supply.breaker.state()
+/// Returns the state of the breaker that rejects the most calls.
+fn worst_state(versions: &[&ConfiguredPlugin]) -> BreakerState {
+    let is_any = |state: &BreakerState| versions.iter().any(|configured| configured.supply.breaker.state() == *state);
+    [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(is_any).unwrap_or(BreakerState::Closed)
 }
 
 fn rejections(figures: &[Arc<PluginMetrics>], reason: CallRejection) -> u64 {

@@ -1,4 +1,4 @@
-//! From a request at the admin listener to its response: routing, documents and commands.
+//! The requests at the admin listener: routing, documents and commands.
 
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
@@ -81,7 +81,8 @@ impl RequestHandler {
         let allowed = access::check(&request, transport, settings.token.as_ref());
         let mut response = match allowed {
             Err(refusal) => self.refuse(refusal, &request, transport),
-            Ok(()) if request.method() == Method::GET => {
+            // hyper sends no content in a response to HEAD.
+            Ok(()) if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 state.enter(AdminPhase::Reading, Instant::now());
                 self.read(request.uri().path()).await
             }
@@ -186,7 +187,7 @@ async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Respo
 
 fn unknown(path: &str) -> Response<ResponseBody> {
     let allowed = match path {
-        path if READS.contains(&path) => "GET",
+        path if READS.contains(&path) => "GET, HEAD",
         path if CHANGES.contains(&path) => "POST",
         _ => {
             let known = "/status, /metrics, POST /reload, /drain, /undrain, /purge\n";

@@ -79,7 +79,7 @@ pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
     responses(out, &rows);
     states(out, &rows);
     as_wholes(out, upstreams);
-    family(out, "plugway_upstream_panicking", "gauge", "1 while too few endpoints are well, so that all are used.");
+    family(out, "plugway_upstream_panicking", "gauge", "1 while too few endpoints are up, so that all are used.");
     for (upstream, set) in upstreams.iter().zip(&sets) {
         let labels = [("upstream", &*upstream.name)];
         line(out, "plugway_upstream_panicking", &labels, f64::from(u8::from(set.panicking)));

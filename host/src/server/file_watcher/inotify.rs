@@ -11,7 +11,7 @@ use std::pin::Pin;
 use futures_core::Stream;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-/// The watched folders.
+/// The watched folders. The type has the name of the portable backend's, because a build contains one of the two only.
 pub struct Folders {
     events: EventStream<[u8; ROOM]>,
     watched: HashMap<WatchDescriptor, PathBuf>,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_there_was_no_room_for_may_be_anything() {
+    async fn queue_overflow_counts_as_a_change_of_any_file() {
         let mut folders = Folders::new().unwrap();
         let parent = tempfile::tempdir().unwrap();
         let descriptor = folders.events.watches().add(parent.path(), CHANGES).unwrap();

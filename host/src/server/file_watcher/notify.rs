@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-/// The watched folders.
+/// The watched folders. The type has the name of the Linux backend's, because a build contains one of the two only.
 pub struct Folders {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,

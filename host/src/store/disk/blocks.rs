@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Content is read and checked in blocks of so many bytes.
+/// The length of the blocks in which content is read and checked, in bytes.
 pub const BLOCK: usize = 256 << 10;
 
 /// The sums of a content's blocks.
@@ -40,12 +40,12 @@ impl Sums {
         Sums(sums.into())
     }
 
-    /// Whether a block, by its index, is what was written.
+    /// Whether a block, by its index, has the bytes that were written.
     pub fn holds(&self, block_index: usize, block: &[u8]) -> bool {
         self.0.get(block_index) == Some(&sum(block))
     }
 
-    /// The sums as a file has them: eight bytes each, the least first.
+    /// Returns the checksums as a file has them: eight bytes each, the least significant first.
     pub fn bytes(&self) -> Vec<u8> {
         self.0.iter().flat_map(|sum| sum.to_le_bytes()).collect()
     }
@@ -56,12 +56,12 @@ pub fn sum(block: &[u8]) -> u64 {
     xxh3_64(block)
 }
 
-/// A file that isn't what it was.
+/// Returns the error for a file whose bytes have changed.
 pub fn broken() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "its content or its record is damaged")
 }
 
-/// Whether a file isn't what was written.
+/// Whether an error means that a file has other bytes than those that were written.
 pub fn is_broken(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
 }

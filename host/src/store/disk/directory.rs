@@ -81,7 +81,7 @@ fn unwritable(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Checks whether a folder could be a cache's, without a change to it. The error says what to do.
+/// Checks whether a folder could be that of a cache, without changing it. The error explains how to fix the problem.
 pub fn check(path: &Path) -> Result<(), String> {
     let shown = path.display();
     match std::fs::metadata(path) {

@@ -1,4 +1,4 @@
-//! Content on its way from a file to a client, block by block, each checked before a byte of it goes out.
+//! Content on its way from a file to a client, block by block. Each block is checked before a byte of it is sent.
 
 use std::fs::File;
 use std::io;
@@ -22,15 +22,15 @@ use crate::system::files;
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
 pub struct OpenFile {
-    file: File,
-    sums: Sums,
-    length: u64,
-    trailers: Option<HeaderMap>,
-    filed: Arc<DiskEntry>,
-    disk: Weak<Disk>,
+    pub(super) file: File,
+    pub(super) sums: Sums,
+    pub(super) length: u64,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) filed: Arc<DiskEntry>,
+    pub(super) disk: Weak<Disk>,
 }
 
-/// A reader of one.
+/// A reader of the blocks of an open file.
 #[derive(Debug)]
 pub struct BlockReader {
     opened: Arc<OpenFile>,
@@ -41,17 +41,6 @@ pub struct BlockReader {
 }
 
 impl OpenFile {
-    pub fn new(
-        file: File,
-        sums: Sums,
-        length: u64,
-        trailers: Option<HeaderMap>,
-        filed: Arc<DiskEntry>,
-        disk: Weak<Disk>,
-    ) -> Self {
-        OpenFile { file, sums, length, trailers, filed, disk }
-    }
-
     /// Returns the length of the content, in bytes.
     pub fn length(&self) -> u64 {
         self.length
@@ -61,7 +50,7 @@ impl OpenFile {
         self.trailers.as_ref()
     }
 
-    /// Room for a block.
+    /// Returns a buffer for a block.
     fn room(&self, block_index: u64) -> BytesMut {
         BytesMut::zeroed((self.length - block_index * BLOCK as u64).min(BLOCK as u64) as usize)
     }
@@ -101,7 +90,7 @@ pub fn read_whole(file: &File, sums: &Sums, length: u64, trailers: Option<Header
 }
 
 impl BlockReader {
-    /// From a place in the content on; gives also how much of the first block stands before that.
+    /// Returns a reader from the offset `at`, and the number of bytes of the first block before it.
     pub fn new(opened: &Arc<OpenFile>, at: u64) -> (Self, u64) {
         let blocks =
             BlockReader { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };

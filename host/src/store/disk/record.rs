@@ -15,7 +15,7 @@ use crate::store::stored_response::{Content, Freshness, StoredResponse};
 use crate::store::variant::{PurgeKind, VariantInfo};
 use crate::store::vary::VaryValue;
 
-/// Another number for another format.
+/// The magic number of the format; it changes with the format.
 const MAGIC: [u8; 8] = *b"plugway1";
 
 /// The end of a file: magic, length of the content, length of the record, mark of a purge, checksum; each in eight bytes,
@@ -34,10 +34,10 @@ const FOOTER: usize = 40;
 /// The offset of the mark in a footer: outside of the checksum, because the mark is set later.
 const MARK: usize = 24;
 
-/// No record is longer; what says so is no record.
+/// The maximum length of a record, in bytes; a longer one is damaged.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
-/// All of a stored response but its content.
+/// Everything of a stored response except its content.
 #[derive(Debug)]
 pub struct RecordEntry {
     pub key: Box<[u8]>,
@@ -51,8 +51,6 @@ pub struct RecordEntry {
     pub size: u64,
 }
 
-type Fields = Vec<(String, Vec<u8>)>;
-
 #[derive(Serialize, Deserialize)]
 struct Record {
     key: Vec<u8>,
@@ -62,8 +60,8 @@ struct Record {
     uri: Option<String>,
     tags: Vec<String>,
     status: u16,
-    fields: Fields,
-    trailers: Option<Fields>,
+    fields: Vec<(String, Vec<u8>)>,
+    trailers: Option<Vec<(String, Vec<u8>)>>,
     lifetime_ms: u64,
     initial_age_ms: u64,
     stale_while_revalidate_ms: u64,
@@ -94,7 +92,8 @@ pub fn tail(
     Ok(tail)
 }
 
-/// A record with its footer, to be put behind others: of a response whose content has such a length and sums.
+/// Returns a record with its footer, to be appended to a file: of a response whose content has this length and these
+/// checksums.
 pub fn record(
     key: &[u8],
     object: &StoredResponse,
@@ -131,7 +130,7 @@ pub fn record(
     Ok(bytes)
 }
 
-/// Reads what stands behind the content.
+/// Reads the record behind the content.
 pub fn read(file: &File, seed: u64) -> io::Result<RecordEntry> {
     let size = file.metadata()?.len();
     let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;
@@ -213,11 +212,11 @@ impl Record {
     }
 }
 
-fn encoded(fields: &HeaderMap) -> Fields {
+fn encoded(fields: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     fields.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().into())).collect()
 }
 
-fn decoded(fields: &Fields) -> Option<HeaderMap> {
+fn decoded(fields: &[(String, Vec<u8>)]) -> Option<HeaderMap> {
     // A file may say anything.
     let mut map = HeaderMap::try_with_capacity(fields.len()).ok()?;
     for (name, value) in fields {
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_record_is_read() {
         for length in [0, 1, BLOCK - 1, BLOCK, BLOCK * 2 + 1] {
             let content: Vec<u8> = (0..length).map(|at| at as u8).collect();
             let (file, object) = (file(&content), object(&content));
@@ -305,9 +304,9 @@ mod tests {
         assert!(entry.sums.holds(0, b"content") && !entry.sums.holds(0, b"c0ntent") && !entry.sums.holds(1, b""));
     }
 
-    /// Whatever has become of a file, it is what was written, or nothing.
+    /// A damaged file is read as it was written, or not at all.
     #[test]
-    fn what_is_damaged_is_nothing() {
+    fn damaged_record_is_not_read() {
         let content = b"content";
         let whole = {
             let file = file(content);

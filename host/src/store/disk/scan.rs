@@ -9,7 +9,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::directory::remove;
-use super::{Disk, blocks, record};
+use super::{Disk, FinishedFile, blocks, record};
 use crate::store::index::hash_key;
 use crate::store::purge_log::PurgeEpoch;
 use crate::system::files;
@@ -68,6 +68,7 @@ fn find(disk: &Disk, number: u64, epoch: PurgeEpoch) -> io::Result<()> {
     if disk.index.find_numbered(id, number).is_some() {
         return Ok(());
     }
-    disk.enter(id, &read.key, &read.object.variant, number, read.size, epoch);
+    let variant_info = &read.object.variant;
+    disk.enter(FinishedFile { id, key: &read.key, variant_info, number, size: read.size }, epoch);
     Ok(())
 }

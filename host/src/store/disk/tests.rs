@@ -1,3 +1,5 @@
+//! Unit tests of the disk cache, with files in a temporary folder.
+
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -128,7 +130,7 @@ fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
 }
 
 #[test]
-fn what_nobody_finished_is_removed() {
+fn unfinished_files_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     close(open(folder.path()));
     let left = folder.path().join("tmp/7");
@@ -152,7 +154,7 @@ fn another_format_begins_anew() {
 }
 
 #[test]
-fn what_was_purged_while_it_was_written_is_not_there() {
+fn response_purged_while_written_is_absent() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     let epoch = disk.purges.moment();
@@ -164,7 +166,7 @@ fn what_was_purged_while_it_was_written_is_not_there() {
 }
 
 #[test]
-fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
+fn response_soft_purged_while_written_stays_stale() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     let is_purged = |disk: &Disk| {

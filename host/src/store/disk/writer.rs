@@ -29,9 +29,9 @@ pub enum Job {
     Remove(u64),
     /// The file was not finished and is to be removed.
     Discard(u64),
-    /// The response was soft-purged, so that its file is to be marked stale.
+    /// The response was soft-purged, so that its file has to be marked stale.
     Mark(u64),
-    /// All earlier jobs are to be finished before the sender is notified.
+    /// The sender waits until all earlier jobs are finished.
     Flush(SyncSender<()>),
 }
 

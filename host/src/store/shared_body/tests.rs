@@ -1,3 +1,5 @@
+//! Unit tests of bodies that are read while they arrive.
+
 use http_body::Body;
 
 use super::*;
@@ -33,7 +35,7 @@ fn readers_get_all_whenever_they_come() {
 }
 
 #[test]
-fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
+fn unkept_body_waits_for_its_slowest_reader_and_ends_with_the_last() {
     let (fill, content) = filled(&["abc"]);
     let mut cx = Context::from_waker(Waker::noop());
     let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
@@ -130,7 +132,7 @@ fn long_content_is_repacked() {
 
 /// Slow readers read the file, and the others read the memory, which holds little.
 #[tokio::test(flavor = "current_thread")]
-async fn what_goes_into_a_file_is_read_from_there() {
+async fn body_in_a_file_is_read_from_the_file() {
     use http_body_util::BodyExt;
     let file = Arc::new(tempfile::tempfile().unwrap());
     let (fill, content) = filled(&["abc"]);
@@ -141,13 +143,13 @@ async fn what_goes_into_a_file_is_read_from_there() {
         let piece = vec![at as u8; 7];
         all.extend(&piece);
         fill.push(piece.into());
-        while let Some((offset, block)) = fill.next_block(64, false) {
+        while let Some((offset, block)) = fill.next_block(64, WriteProgress::Arriving) {
             file.write_all_at(&block, offset).unwrap();
             fill.set_written(offset + block.len() as u64);
         }
         assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
     }
-    let (offset, block) = fill.next_block(64, true).unwrap();
+    let (offset, block) = fill.next_block(64, WriteProgress::Whole).unwrap();
     assert!(block.len() < 64);
     // The last block isn't written any more.
     fill.pass();

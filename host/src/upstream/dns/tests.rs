@@ -92,7 +92,7 @@ fn a_literal_is_its_own_address() {
 }
 
 #[test]
-fn what_is_no_name_is_told() {
+fn texts_that_are_no_names_are_errors() {
     let server = NameServer::start();
     for name in ["", ".", "a..b", "with space.test"] {
         assert!(matches!(addresses(&server, name), Err(LookupError::BadName(_))), "{name:?}");

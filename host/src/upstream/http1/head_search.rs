@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-/// The search for the end of a head in bytes that arrive one after the other.
+/// The search for the end of a head in bytes that arrive piece by piece.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadSearch {
     /// The bytes that hold no end of the head.

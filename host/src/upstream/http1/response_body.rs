@@ -26,11 +26,11 @@ pub struct ResponseBodyDecoder {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The content has so many bytes left.
+    /// The decoder is in content, which has this number of bytes left.
     Content(u64),
     UntilClose,
     ChunkSize,
-    /// The chunk has so many bytes left.
+    /// The decoder is in a chunk, which has this number of bytes left.
     Chunk(u64),
     ChunkEnd,
     Trailers,
@@ -55,10 +55,11 @@ pub enum DecodeError {
 /// The maximum number of bytes of chunk extensions in a body: nothing uses them.
 const MAX_EXTENSIONS: usize = 16 << 10;
 
-/// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than such a copy.
+/// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than copying them.
 const SMALL: usize = 1 << 10;
 
-/// The maximum length of joined chunks, in bytes, and their maximum number: the worker does nothing else meanwhile.
+/// The maximum length of joined chunks, in bytes, and their maximum number: the worker does nothing else while it joins
+/// them.
 const JOINED: usize = 8 << 10;
 const JOINED_CHUNKS: usize = 256;
 
@@ -111,7 +112,7 @@ impl ResponseBodyDecoder {
         self.state == State::Over && self.trailers.is_none()
     }
 
-    /// Returns how many bytes the body is known to need, of those that may be read.
+    /// Returns how many bytes the body still needs, at most `most`.
     pub fn wanted(&self, most: usize) -> usize {
         match self.state {
             State::Content(left) => usize::try_from(left).unwrap_or(usize::MAX).min(most),
@@ -119,7 +120,7 @@ impl ResponseBodyDecoder {
         }
     }
 
-    /// Returns the length of what is left.
+    /// Returns the length of the rest of the body.
     pub fn size_hint(&self) -> SizeHint {
         match self.state {
             State::Content(left) => SizeHint::with_exact(left),
@@ -155,7 +156,7 @@ impl ResponseBodyDecoder {
         (self.failed.is_none() && (1..=SMALL).contains(&length)).then_some(length)
     }
 
-    /// Takes lines of chunks and trailers off the bytes, up to content or to the end.
+    /// Removes lines of chunks and trailers from the bytes, up to content or to the end.
     fn skip_framing(&mut self, bytes: &mut BytesMut) -> Result<(), DecodeError> {
         loop {
             self.state = match self.state {
@@ -183,7 +184,8 @@ impl ResponseBodyDecoder {
         }
     }
 
-    /// Takes the line before a chunk, and returns the chunk's size; `None` if the line is not there yet.
+    /// Removes the line before a chunk from the bytes, and returns the chunk's size; `None` if the line has not arrived
+    /// completely.
     fn chunk_size(&mut self, bytes: &mut BytesMut) -> Result<Option<u64>, DecodeError> {
         /// Sixteen digits, and the end of the line.
         const USUAL_LINE: usize = 18;
@@ -204,7 +206,7 @@ impl ResponseBodyDecoder {
         Ok(Some(size))
     }
 
-    /// Takes the trailers off the bytes; returns `false` if they are not all there yet.
+    /// Removes the trailers from the bytes. Returns `false` if they have not arrived completely.
     fn take_trailers(&mut self, bytes: &mut BytesMut) -> Result<bool, DecodeError> {
         if bytes.starts_with(b"\r\n") {
             bytes.advance(2);

@@ -10,11 +10,11 @@ use hyper::ext::ReasonPhrase;
 
 use super::body_length::BodyLength;
 use super::head_search::HeadSearch;
-use crate::protocol::content_length::ContentLength;
+use crate::protocol::content_length::ContentLengthLines;
 use crate::protocol::hop_by_hop;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 
-/// The head of a response, and what it says about the rest of the connection.
+/// The head of a response, with its consequences for the connection.
 #[derive(Debug)]
 pub struct ResponseHead {
     pub response: Response<()>,
@@ -23,7 +23,7 @@ pub struct ResponseHead {
     pub is_persistent: bool,
 }
 
-/// The reason for which a head is refused.
+/// The reason why a head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     #[error("{0}")]
@@ -45,8 +45,8 @@ pub enum HeadError {
 /// The fields for which the parser has room without an allocation.
 const USUAL_FIELDS: usize = 64;
 
-/// Takes a head off the bytes that were read; returns `None` if its end has not arrived. `method` is the request's.
-/// `fields` is an empty map whose room is used for the response's fields.
+/// Removes a head from the bytes that were read; returns `None` if its end has not arrived. `method` is the request's.
+/// `fields` is an empty map whose memory is used for the response's fields.
 pub fn take(
     bytes: &mut BytesMut,
     search: &mut HeadSearch,
@@ -72,7 +72,7 @@ pub fn take(
     parse(&head.freeze(), limits, method, fields).map(Some)
 }
 
-/// Whether bytes may be the beginning of a head: those of another protocol may never have an end of line.
+/// Whether bytes may be the beginning of a head. Bytes of another protocol may never have an end of line.
 fn may_be_http(bytes: &[u8]) -> bool {
     const VERSION: &[u8] = b"HTTP/";
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
@@ -116,7 +116,7 @@ fn parse_into<'b>(
     let status = status.ok_or(HeadError::Malformed("the status code is malformed"))?;
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut framing =
-        Framing { version, length: ContentLength::default(), codings: 0, is_chunked: false, persistence: None };
+        Framing { version, length: ContentLengthLines::default(), codings: 0, is_chunked: false, persistence: None };
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.map_err(|_| HeadError::Malformed("a field of the head is malformed: its name is no token"))?;
@@ -139,10 +139,10 @@ fn parse_into<'b>(
     Ok(ResponseHead { response, length, is_persistent })
 }
 
-/// The fields of a response that say where it ends.
+/// The fields of a response that determine where it ends.
 struct Framing {
     version: Version,
-    length: ContentLength,
+    length: ContentLengthLines,
     /// The number of lines of `Transfer-Encoding`.
     codings: usize,
     is_chunked: bool,
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_rfc_lets_a_proxy_accept_is_normalised() {
+    fn tolerable_responses_are_normalised() {
         let space = head("HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(fields(&space), [("x", "a"), ("content-length", "0")]);
         let later = head("HTTP/1.2 200 OK\r\nContent-Length: 3\r\n\r\n");
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_two_meanings_or_none_is_refused() {
+    fn ambiguous_or_meaningless_responses_are_rejected() {
         let cases = [
             ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\n", HeadError::Length),
             ("HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\n", HeadError::Length),

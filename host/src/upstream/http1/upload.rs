@@ -1,4 +1,4 @@
-//! A request on its way to an endpoint: its head, and its content as it comes, in one write where that is possible.
+//! A request on its way to an endpoint: its head, and its content as it arrives, in one write if possible.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -30,10 +30,10 @@ pub struct Upload {
     framing: RequestFraming,
     /// Whether written bytes may still wait in the transport.
     is_unflushed: bool,
-    /// Whether the endpoint takes nothing any more. It may have answered before it has read all of a request, and closed:
-    /// the response can still be read.
+    /// Whether the endpoint reads nothing any more. It may have answered before it has read all of a request, and
+    /// closed: the response can still be read.
     is_refused: bool,
-    /// The number of bytes that the transport has taken, over all requests.
+    /// The number of bytes that the transport has accepted, over all requests.
     sent: u64,
 }
 
@@ -56,12 +56,12 @@ impl Upload {
         (self.is_unflushed, self.is_refused) = (true, false);
     }
 
-    /// Whether all is sent, or nothing more can be.
+    /// Whether everything is sent, or nothing more can be.
     pub fn is_over(&self) -> bool {
         self.is_refused || self.content.is_none() && !self.has_bytes() && !self.is_unflushed
     }
 
-    /// Whether the endpoint takes what is sent.
+    /// Whether the endpoint accepts further bytes.
     pub fn is_open(&self) -> bool {
         !self.is_refused
     }
@@ -71,14 +71,14 @@ impl Upload {
         self.sent
     }
 
-    /// Leaves what is not sent yet: the connection can serve no request any more.
+    /// Drops the rest of the request. The connection can serve no further request.
     pub fn give_up(&mut self) {
         (self.is_refused, self.piece, self.after, self.content) = (true, None, b"", None);
         self.before.clear();
     }
 
-    /// Sends what is there to be sent; ready once all is sent. After an error, the endpoint has a part of a request, behind
-    /// which another one would be taken for the rest.
+    /// Sends the bytes that are available; ready once everything is sent. After an error, the endpoint has a part of a
+    /// request, and would read another request as the rest of it.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,

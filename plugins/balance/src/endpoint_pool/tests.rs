@@ -1,3 +1,5 @@
+//! Native tests of pools: tiers, zones, tried endpoints, and the distribution of each policy.
+
 use std::collections::HashMap;
 
 use plugway_sdk::EndpointState::{self, Down, Draining, Up};
@@ -222,7 +224,7 @@ fn without_the_value_any_endpoint_will_do() {
 }
 
 #[test]
-fn nobody_gets_more_than_the_bound() {
+fn no_endpoint_gets_more_than_the_bound() {
     let some_weights: Vec<u32> = (0..12).map(|place| place % 3 + 1).collect();
     for (percent, weights) in [(125, vec![1; 10]), (101, vec![1; 200]), (150, some_weights), (1000, vec![1; 20])] {
         let bounded_load = Some(percent);
@@ -257,7 +259,7 @@ fn a_key_keeps_its_endpoint_while_that_has_room() {
 }
 
 #[test]
-fn where_everybody_is_full_the_key_decides() {
+fn key_decides_if_all_endpoints_are_full() {
     // The other tier has all the load from which the bound is computed, except for the load that fills this tier.
     let endpoints: Vec<Endpoint> = [(Up, 0), (Down, 0), (Up, 1), (Up, 1)]
         .iter()
@@ -323,7 +325,7 @@ fn nothing_is_drawn_where_one_level_takes_all() {
 // === States ===
 
 #[test]
-fn what_was_tried_is_avoided_while_another_is_left_in_any_level() {
+fn tried_endpoint_is_avoided_while_any_level_has_another() {
     for (policy, bounded_load) in POLICIES.map(|policy| (policy, policy.hashes().then_some(125))) {
         let config = Config { policy, bounded_load, ..Config::default() };
         let endpoints: Vec<Endpoint> = (0..50).map(|place| endpoint(place, 1, Up, u32::from(place >= 40))).collect();
@@ -355,7 +357,7 @@ fn the_draining_and_the_down_are_never_chosen() {
 }
 
 #[test]
-fn where_none_is_up_none_is_chosen() {
+fn no_endpoint_is_chosen_if_none_is_up() {
     for policy in POLICIES {
         for states in [&[][..], &[Draining], &[Down, Draining, Down]] {
             let endpoints: Vec<Endpoint> = states.iter().map(|state| endpoint(0, 1, *state, 0)).collect();

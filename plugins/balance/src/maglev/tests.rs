@@ -1,3 +1,5 @@
+//! Native tests of the Maglev table: weights, and the entries that move.
+
 use super::*;
 use crate::hash::hash;
 

@@ -1,3 +1,5 @@
+//! Unit tests of the access rules: hosts, pages of browsers, sockets and tokens.
+
 use super::*;
 
 const TOKEN: &str = "0123456789abcdef";
@@ -44,7 +46,7 @@ fn an_absolute_target_is_held_to_the_same_rule() {
 }
 
 #[test]
-fn what_pages_send_is_refused_on_every_transport() {
+fn requests_of_pages_are_rejected_on_every_transport() {
     let refused: [&[(&str, &str)]; 10] = [
         &[("origin", "http://attacker.example")],
         &[("origin", "null")],

@@ -1,3 +1,5 @@
+//! Unit tests of the limits of admin connections: room for further ones, and time limits.
+
 use super::*;
 
 /// Opens connections, the first one the oldest, whose tasks never end; returns them with their states.

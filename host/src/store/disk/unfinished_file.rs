@@ -15,11 +15,11 @@ use super::record::{self, WrittenContent};
 use super::writer::Job;
 use crate::store::memory_budget::MemoryReservation;
 use crate::store::purge_log::PurgeEpoch;
-use crate::store::shared_body::SharedBody;
+use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 
 /// A file that is being written. The file is removed if it is dropped before it is finished.
-pub struct SpillFile {
+pub struct UnfinishedFile {
     disk: Arc<Disk>,
     file: Arc<File>,
     number: u64,
@@ -28,7 +28,18 @@ pub struct SpillFile {
     is_finished: bool,
 }
 
-impl SpillFile {
+/// A response whose content is in a file.
+pub struct WrittenResponse {
+    pub id: u128,
+    pub key: Vec<u8>,
+    pub epoch: PurgeEpoch,
+    pub object: Arc<StoredResponse>,
+    /// The length of the content, in bytes.
+    pub length: u64,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl UnfinishedFile {
     /// Starts a file. `None` if nothing can be written; the reason is logged.
     pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64) -> Option<Self> {
         if disk.rests() {
@@ -41,13 +52,13 @@ impl SpillFile {
         let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
         let room = MemoryReservation::new(&disk.coming);
-        Some(SpillFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
+        Some(UnfinishedFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
     /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
     /// room.
-    pub async fn write(&mut self, fill: &SharedBody, is_last: bool) -> bool {
-        while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
+    pub async fn write(&mut self, fill: &SharedBody, progress: WriteProgress) -> bool {
+        while let Some((at, block)) = fill.next_block(BLOCK, progress) {
             let (file, length) = (self.file.clone(), block.len() as u64);
             if !self.room.take(length, self.disk.capacity()) {
                 return false;
@@ -69,15 +80,8 @@ impl SpillFile {
     }
 
     /// Finishes the file, after which requests can find it.
-    pub async fn finish(
-        mut self,
-        id: u128,
-        key: Vec<u8>,
-        epoch: PurgeEpoch,
-        object: Arc<StoredResponse>,
-        length: u64,
-        trailers: Option<HeaderMap>,
-    ) {
+    pub async fn finish(mut self, written: WrittenResponse) {
+        let WrittenResponse { id, key, epoch, object, length, trailers } = written;
         let finished = spawn_blocking(move || {
             let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
             let tail = record::tail(
@@ -101,7 +105,7 @@ impl SpillFile {
     }
 }
 
-impl Drop for SpillFile {
+impl Drop for UnfinishedFile {
     fn drop(&mut self) {
         if !self.is_finished {
             // Not on this thread, because freeing the blocks of a long file takes time.
