@@ -9,7 +9,7 @@ use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
 use crate::plugin::body_permit::RESERVED_BODIES;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::{SPARES, SPARES_PER_CALL};
-use crate::plugin::waiting_calls::RESERVED_CALLS;
+use crate::plugin::waiting_limit::RESERVED_CALLS;
 
 /// Returns the number of workers that a manifest asks for.
 pub fn workers(files: &[ManifestFile]) -> usize {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::log_lines::MAX_LINE_BYTES;
 use super::memory_limit::MemoryLimit;
-use super::settings::WaitingLimits;
 use crate::context::bounds;
 use crate::context::edit_check::EditError;
 use crate::system::printable::one_line;
@@ -41,10 +40,10 @@ pub enum PluginFailure {
     NoPlace,
     #[error("limits.bodies of {0} is reached")]
     Bodies(u32),
-    #[error("limits.waiting-calls of {} is reached, and limits.queued-calls of {} too", .0.calls, .0.queued)]
-    Queue(WaitingLimits),
-    #[error("limits.waiting-calls of {} is reached, and no call ended within limits.queue-time of {:?}", .0.calls, .0.queue_time)]
-    QueueTime(WaitingLimits),
+    #[error("limits.waiting-calls of {calls} is reached, and limits.queued-calls of {queued} too")]
+    Queue { calls: u32, queued: u32 },
+    #[error("limits.waiting-calls of {calls} is reached, and no call ended within limits.queue-time of {time:?}")]
+    QueueTime { calls: u32, time: Duration },
     #[error("limits.call-time of {0:?} exceeded")]
     CallTime(Duration),
     #[error("it waits in a call that may not wait")]
@@ -59,7 +58,7 @@ impl PluginFailure {
             PluginFailure::Open => Some(CallRejection::Breaker),
             PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
             PluginFailure::Bodies(_) => Some(CallRejection::Bodies),
-            PluginFailure::Queue(_) | PluginFailure::QueueTime(_) => Some(CallRejection::Waiting),
+            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some(CallRejection::Waiting),
             _ => None,
         }
     }

@@ -23,9 +23,12 @@ use super::instance_orders::OrderedInstance;
 use super::settings::Isolation;
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use super::waiting_calls::WaitingInstances;
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
+
+use waiting_calls::WaitingInstances;
+
+mod waiting_calls;
 
 /// A worker's place for the instance of a configured plugin. Boxed, since the instance leaves it for every call.
 #[derive(Default)]

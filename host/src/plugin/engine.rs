@@ -13,9 +13,9 @@ use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time::{self, TICK};
 use super::function_names;
 use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
+use super::http_linker;
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
-use super::outgoing_http;
 use super::proposals;
 use super::wasi;
 use crate::system::printable;
@@ -124,7 +124,7 @@ impl Runtime {
         wasi::add_to_linker(&mut linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         wasi::add_waiting_to_linker(&mut waiting_linker)?;
-        outgoing_http::add_to_linker(&mut waiting_linker)?;
+        http_linker::add_to_linker(&mut waiting_linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut waiting_linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {

@@ -22,7 +22,6 @@ use super::host::HostState;
 use super::log_lines::{MAX_LINE_BYTES, PluginLog};
 use super::metrics::InstanceMetrics;
 use super::settings::PluginLimits;
-use super::waiting_hooks::{WaitingHooks, at_once};
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
@@ -32,6 +31,10 @@ use crate::telemetry::metrics::{PluginMetric, PluginMetricDefinition};
 use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointState};
 
 pub use types::Summary;
+
+use waiting_hooks::{WaitingHooks, at_once};
+
+mod waiting_hooks;
 
 /// Everything that an instance is made from.
 pub struct InstanceRecipe {

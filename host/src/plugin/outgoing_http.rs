@@ -8,14 +8,9 @@ use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
-use wasmtime::StoreContextMut;
-use wasmtime::component::{Linker, Resource};
-use wasmtime_wasi_http::p2::bindings::http::outgoing_handler;
-use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
-use super::host::HostState;
-use super::wasi::{MAX_WAITING_WRITE, waits};
 use crate::error::FailureKind;
 
 /// A destination that a plugin may send requests to.
@@ -72,6 +67,9 @@ struct HttpHooks {
     /// The way to the worker; `None` outside of calls that may wait.
     sender: Option<CalloutSender>,
 }
+
+/// Bytes of one write of a plugin that waits.
+pub(super) const MAX_WAITING_WRITE: u64 = 64 << 10;
 
 /// Requests of one call at a time that are not sent yet, and as many that are.
 pub const MAX_CALLOUTS: usize = 4;
@@ -134,39 +132,12 @@ impl HttpState {
     pub(super) fn set_sender(&mut self, sender: Option<CalloutSender>) {
         self.hooks.sender = sender;
     }
-}
 
-impl WasiHttpView for HostState {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http.context, table: &mut self.table, hooks: &mut self.http.hooks }
+    /// Returns the state as `wasmtime-wasi-http` takes it.
+    pub(super) fn view<'a>(&'a mut self, table: &'a mut ResourceTable) -> WasiHttpCtxView<'a> {
+        WasiHttpCtxView { ctx: &mut self.context, table, hooks: &mut self.hooks }
     }
 }
-
-/// Adds the interfaces for outgoing requests. A call that may not wait traps when it sends one.
-pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
-    linker.allow_shadowing(true);
-    let mut handler = linker.instance("wasi:http/outgoing-handler@0.2.12")?;
-    handler.func_wrap(
-        "handle",
-        |mut store: StoreContextMut<'_, HostState>, (request, options): HandleParameters| {
-            let state = store.data_mut();
-            if !state.cpu.has_turns() {
-                return Err(waits());
-            }
-            let handled = outgoing_handler::Host::handle(&mut state.http(), request, options);
-            match handled {
-                Ok(response) => Ok((Ok(response),)),
-                Err(error) => Ok((Err(error.downcast()?),)),
-            }
-        },
-    )?;
-    linker.allow_shadowing(false);
-    Ok(())
-}
-
-/// The parameters of `handle`.
-type HandleParameters = (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>);
 
 /// The end of a response that the host has received as a whole.
 type ResponseEnd = Box<dyn Future<Output = Result<(), Error>> + Send>;

@@ -22,7 +22,7 @@ use super::instance_orders::{InstanceOrders, OrderedInstance};
 use super::log_lines::PluginLog;
 use super::settings::{Isolation, PluginLimits};
 use super::time_share::TimeShare;
-use super::waiting_calls::WaitingLimit;
+use super::waiting_limit::WaitingLimit;
 use crate::telemetry::metrics::CallRejection;
 use crate::upstream::endpoint_set::EndpointSnapshot;
 

@@ -11,6 +11,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
 use super::host::{HostState, MAX_RESOURCES};
+use super::outgoing_http::MAX_WAITING_WRITE;
 use crate::context::bounds;
 
 type Written = wasmtime::Result<(Result<(), StreamError>,)>;
@@ -106,9 +107,6 @@ fn bound_writes(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
         },
     )
 }
-
-/// Bytes of one write of a plugin that waits.
-pub(super) const MAX_WAITING_WRITE: u64 = 64 << 10;
 
 fn write(
     mut store: StoreContextMut<'_, HostState>,

@@ -8,14 +8,14 @@ use std::task::{Context, Poll, Waker};
 use wasmtime::Store;
 use wasmtime::component::{ComponentNamedList, Lift, Lower, TypedFunc};
 
-use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, Description, Settings};
-use super::bindings::types::Verdict;
-use super::call_error::{PluginFailure, trapped};
-use super::cpu_time::TurnTime;
-use super::engine::Plugin;
-use super::host::{HostState, LentContext};
-use super::instance::{FilterVerdict, Instance, checked};
-use super::outgoing_http::CalloutSender;
+use super::super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, Description, Settings};
+use super::super::bindings::types::Verdict;
+use super::super::call_error::{PluginFailure, trapped};
+use super::super::cpu_time::TurnTime;
+use super::super::engine::Plugin;
+use super::super::host::{HostState, LentContext};
+use super::super::outgoing_http::CalloutSender;
+use super::{FilterVerdict, Instance, checked};
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
 
@@ -92,7 +92,7 @@ impl Exports<'_> {
 
 impl Instance {
     /// Begins the measurement of a call that may wait; the caller measures its turns.
-    pub(super) fn begin_turns(&mut self) -> Arc<TurnTime> {
+    pub(in crate::plugin) fn begin_turns(&mut self) -> Arc<TurnTime> {
         self.begin_call();
         let budget = self.budget();
         self.store.data_mut().cpu.begin_turns(budget)

@@ -8,29 +8,18 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-
-use super::breaker::{CallOutcome, CallPermit};
-use super::call_error::PluginFailure;
-use super::caller::{PluginCaller, is_whole};
-use super::instance::Instance;
-use super::instance_limit::ReservedInstances;
-use super::settings::{Isolation, WaitingLimits};
-use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use super::super::breaker::{CallOutcome, CallPermit};
+use super::super::call_error::PluginFailure;
+use super::super::instance::Instance;
+use super::super::instance_limit::ReservedInstances;
+use super::super::settings::Isolation;
+use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use super::super::waiting_limit::RESERVED_CALLS;
+use super::{PluginCaller, is_whole};
 use crate::net::deadline::Deadline;
-
-/// The limit of a version's calls at a time, which all workers share.
-pub struct WaitingLimit {
-    // Its lock is taken when a call ends, for some nanoseconds; a call waits for at least a hundred times as long.
-    calls: Semaphore,
-    /// The number of calls that are queued.
-    queued: AtomicU32,
-    /// The number of instances for such calls, idle or not.
-    instances: AtomicU32,
-}
 
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
@@ -54,49 +43,11 @@ struct WaitingPlace {
     _place: Option<ReservedInstances>,
 }
 
-/// A place in the queue of calls, until dropped.
-struct QueuedCall<'a>(&'a AtomicU32);
-
-/// Instances for calls that may wait that a plugin has places for, whatever others do. More take what is free.
-pub const RESERVED_CALLS: u32 = 32;
-
 /// Idle instances that a worker keeps at most.
 const MAX_IDLE_INSTANCES: usize = 64;
 
 /// Instances that were not needed for so long are dropped, except for the last one.
 const SWEEP: Duration = Duration::from_secs(10);
-
-impl WaitingLimit {
-    /// Returns a limit that nothing uses yet.
-    pub(super) fn new(limits: WaitingLimits) -> Self {
-        let calls = Semaphore::new(limits.calls as usize);
-        WaitingLimit { calls, queued: AtomicU32::new(0), instances: AtomicU32::new(0) }
-    }
-
-    /// Waits until a call may be made.
-    async fn admit(&self, limits: WaitingLimits, step: &Deadline) -> Result<SemaphorePermit<'_>, PluginFailure> {
-        if let Ok(permit) = self.calls.try_acquire() {
-            return Ok(permit);
-        }
-        let _queued = self.queue(limits)?;
-        match step.limit(limits.queue_time, self.calls.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(PluginFailure::QueueTime(limits)),
-        }
-    }
-
-    fn queue(&self, limits: WaitingLimits) -> Result<QueuedCall<'_>, PluginFailure> {
-        let add = |count: u32| (count < limits.queued).then_some(count + 1);
-        let queued = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        queued.map(|_| QueuedCall(&self.queued)).map_err(|_| PluginFailure::Queue(limits))
-    }
-}
-
-impl Drop for QueuedCall<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 impl WaitingPlace {
     fn new(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
