@@ -145,7 +145,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 28] = [
+const PLACES: [(&str, &str); 29] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -192,6 +192,7 @@ const PLACES: [(&str, &str); 28] = [
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
     ("PluginGrants", "[plugin.more]\nuse = \"headers\"\n[plugin.more.grants]\n@"),
+    ("HttpUpstream", "[plugin.more]\nuse = \"headers\"\n[[plugin.more.grants.http]]\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),
     // A file of its own, which the manifest names.
     ("EndpointValue", "[upstream.more]\n@"),

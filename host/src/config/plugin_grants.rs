@@ -34,6 +34,6 @@ pub enum HttpGrant {
 pub struct HttpUpstream {
     /// The name of the upstream, whose connections, limits and health checks hold.
     ///
-    /// Type: name. Required. Example: `"auth"`.
+    /// Type: name. Required. Example: `"app"`.
     pub upstream: String,
 }
