@@ -6,6 +6,7 @@ const GUESTS: &[&str] = &[
     "example-api-key",
     "example-split",
     "example-retitle",
+    "example-html-links",
     "example-tenant",
     "example-shop-cache",
     "test-greedy",

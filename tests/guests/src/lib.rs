@@ -7,6 +7,8 @@ pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
+/// The path of the plugin `examples/html-links`.
+pub const HTML_LINKS: &str = env!("GUEST_EXAMPLE_HTML_LINKS");
 /// The path of the plugin `examples/tenant`.
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
