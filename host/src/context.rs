@@ -464,6 +464,24 @@ impl ExchangeContext {
         }
     }
 
+    /// Returns all values of a name, in order: each line of a field, each query parameter or cookie of that name. Any
+    /// other name has one value at most.
+    pub fn values<'a>(&'a self, name: &'a ValueName) -> Box<dyn Iterator<Item = Value<'a>> + 'a> {
+        match name {
+            ValueName::RequestField(name) => Box::new(self.request.headers.get_all(name).iter().map(Value::Field)),
+            ValueName::ResponseField(name) => {
+                let response = self.response.iter();
+                Box::new(response.flat_map(move |response| response.headers.get_all(name)).map(Value::Field))
+            }
+            ValueName::Cookie(name) => Box::new(repeated::cookies(&self.request.headers, name).map(Value::of)),
+            ValueName::QueryParameter(name) => {
+                let query = self.request.uri.query().unwrap_or_default();
+                Box::new(repeated::query_parameters(query, name).map(Value::of))
+            }
+            name => Box::new(self.value(name).into_iter()),
+        }
+    }
+
     /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
     pub fn put_uri(&self, into: &mut Vec<u8>) {
         let (scheme, port) = if self.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };

@@ -17,6 +17,7 @@ const GUESTS: &[&str] = &[
     "test-noisy",
     "test-overrides",
     "test-policy",
+    "test-values",
 ];
 
 fn main() {

@@ -29,3 +29,5 @@ pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 pub const LATE: &str = env!("GUEST_TEST_LATE");
 /// The path of the plugin `tests/guests/loading`.
 pub const LOADING: &str = env!("GUEST_TEST_LOADING");
+/// The path of the plugin `tests/guests/values`.
+pub const VALUES: &str = env!("GUEST_TEST_VALUES");
