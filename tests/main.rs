@@ -40,6 +40,7 @@ mod plugin_bounds;
 mod plugins;
 mod python;
 mod refused_uploads;
+mod repeated_values;
 mod request_plugins;
 mod response_heads;
 mod routes;

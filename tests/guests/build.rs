@@ -6,6 +6,7 @@ const GUESTS: &[&str] = &[
     "example-api-key",
     "example-split",
     "example-retitle",
+    "example-html-links",
     "example-tenant",
     "example-shop-cache",
     "test-greedy",
@@ -16,6 +17,7 @@ const GUESTS: &[&str] = &[
     "test-noisy",
     "test-overrides",
     "test-policy",
+    "test-values",
 ];
 
 fn main() {

@@ -118,6 +118,10 @@ pub const METRICS: usize = 64;
 /// The maximum length of the name of a metric, in bytes.
 pub const METRIC_NAME: usize = 64;
 
+/// Values of a field, cookie or query parameter that a plugin asks for at once. A head within the default of
+/// `limits.head` has fewer.
+pub const REPEATED_VALUES: usize = 16 << 10;
+
 /// Bytes of random numbers in one call: they take about a tenth of a millisecond.
 pub const RANDOM: u64 = 64 << 10;
 

@@ -79,6 +79,17 @@ impl exchange::Host for HostState {
         Ok(context.value(&name).map(|value| value.bytes().to_vec()))
     }
 
+    fn values(&mut self, name: types::ValueName) -> wasmtime::Result<Vec<Vec<u8>>> {
+        let (Some(context), Ok(name)) = (&self.context, value_name(name)) else { return Ok(Vec::new()) };
+        let max = bounds::REPEATED_VALUES;
+        let values: Vec<_> = context.values(&name).take(max + 1).map(|value| value.bytes().to_vec()).collect();
+        if values.len() > max {
+            // A part of the values would hide the others from a filter that checks them.
+            return Err(wasmtime::format_err!("it asked for all values of `{name}`, which are more than {max}"));
+        }
+        Ok(values)
+    }
+
     fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
         Ok(self.context.as_ref().map(|context| lines(&context.request.headers)).unwrap_or_default())
     }

@@ -7,6 +7,8 @@ pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
+/// The path of the plugin `examples/html-links`.
+pub const HTML_LINKS: &str = env!("GUEST_EXAMPLE_HTML_LINKS");
 /// The path of the plugin `examples/tenant`.
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
@@ -27,3 +29,5 @@ pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 pub const LATE: &str = env!("GUEST_TEST_LATE");
 /// The path of the plugin `tests/guests/loading`.
 pub const LOADING: &str = env!("GUEST_TEST_LOADING");
+/// The path of the plugin `tests/guests/values`.
+pub const VALUES: &str = env!("GUEST_TEST_VALUES");
