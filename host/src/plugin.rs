@@ -1,5 +1,6 @@
 //! The plugin runtime: components, their bindings to configurations, and live instances. Knows nothing of connections.
 
+pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
 pub mod body_filter;
@@ -25,6 +26,7 @@ mod memory_limit;
 mod metrics;
 mod proposals;
 pub mod settings;
+mod shared;
 pub mod time_share;
 pub mod version;
 mod wasi;

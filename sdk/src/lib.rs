@@ -68,6 +68,7 @@ pub mod metrics;
 pub mod path;
 pub mod percent;
 mod setup;
+pub mod shared;
 pub mod testing;
 pub mod token;
 pub mod units;

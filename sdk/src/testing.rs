@@ -5,6 +5,8 @@
 //! of the crate.
 
 mod checks;
+#[cfg(not(target_family = "wasm"))]
+pub mod shared;
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;

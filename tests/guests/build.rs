@@ -4,6 +4,7 @@ use std::path::Path;
 
 const GUESTS: &[&str] = &[
     "example-api-key",
+    "example-quota",
     "example-split",
     "example-retitle",
     "example-tenant",
@@ -15,6 +16,7 @@ const GUESTS: &[&str] = &[
     "test-misbehave",
     "test-noisy",
     "test-policy",
+    "test-shared",
 ];
 
 fn main() {

@@ -23,6 +23,7 @@ impl Assembly<'_> {
                 ("resolver", file.resolver.is_some()),
                 ("buffers", file.buffers.is_some()),
                 ("cache", file.cache.is_some()),
+                ("shared", file.shared.is_some()),
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
                 let span = spans::key(&source.text, key).unwrap_or(0..0);

@@ -31,8 +31,8 @@ pub(super) enum Form {
 /// An order to a child that has loaded its component.
 #[derive(Serialize, Deserialize)]
 pub(super) enum LoadOrder {
-    /// To check a configuration, with an instance of these limits.
-    Check { config: String, memory: u64, cpu_us: u64 },
+    /// To check a configuration, with an instance of these limits that sees these variables of the environment.
+    Check { config: String, memory: u64, cpu_us: u64, env: Vec<(String, String)> },
     /// To hand over the compiled code.
     Seal,
 }

@@ -3,6 +3,8 @@
 
 /// The path of the plugin `examples/api-key`.
 pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
+/// The path of the plugin `examples/quota`.
+pub const QUOTA: &str = env!("GUEST_EXAMPLE_QUOTA");
 /// The path of the plugin `examples/split`.
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.
@@ -19,6 +21,8 @@ pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 pub const NOISY: &str = env!("GUEST_TEST_NOISY");
 /// The path of the plugin `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
+/// The path of the plugin `tests/guests/shared`.
+pub const SHARED: &str = env!("GUEST_TEST_SHARED");
 /// The path of the plugin `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 /// The path of the plugin `tests/guests/late`.

@@ -30,6 +30,7 @@ pub fn metrics(admin: &Admin) -> String {
     plugin_calls(&mut out, &admin.registry.plugins());
     plugin_logs(&mut out, &generation);
     plugins::metrics(&mut out, admin, &generation);
+    plugins::shared_metrics(&mut out, &generation);
     plugin_metrics(&mut out, admin);
     connections::metrics(&mut out, &generation.listeners);
     upstreams::metrics(&mut out, &generation.upstreams);
