@@ -158,7 +158,7 @@ fn limits_of_a_reload_hold_for_what_is_there() {
 fn a_loop_of_shared_calls_ends_at_its_limit() {
     let proxy = Proxy::start(&with("limits.share = 100").replace("5s", "50ms"));
     assert_eq!(proxy.get("/", "\r\nX-Shared: spin").status(), 502);
-    proxy.wait_log("limits.cpu exceeded");
+    proxy.wait_log("limits.cpu of 50 ms exceeded");
     assert!(ask(&proxy, "text spun").starts_with("Ok(Some(Ok(\""));
 }
 
