@@ -116,6 +116,11 @@ class Env:
             path = self.tmp / "www" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(os.urandom(1024) * kib)
+        site = self.tmp / "site"
+        site.mkdir()
+        for name, size in FILES.items():
+            (site / name).write_bytes(os.urandom(size))
+        (site / "networks").write_text("".join(f"10.{n >> 8}.{n & 255}.0/25\n" for n in range(2000)))
         self.tmp.chmod(0o755)
         conf = self.tmp / "origin.conf"
         conf.write_text(render((HERE / "peers/origin/origin.conf").read_text(), set(), dict(
@@ -179,7 +184,7 @@ class Peer:
         self.port, port2 = free_ports(2)
         flags = {scenario, variant, *SCENARIOS[scenario].get("flags", "").split()}
         self.values = dict(PORT=self.port, PORT2=port2, TMP=self.tmp, DIR=self.dir, WORKERS=env.workers, CERT=env.cert,
-                           KEY=env.key, PEM=env.pem, WASM=HOME / "wasm", GUESTS=ROOT / "target/guests/wasm32-wasip2/guest", MODULES=nginx_modules(),
+                           KEY=env.key, PEM=env.pem, SITE=env.tmp / "site", WASM=HOME / "wasm", GUESTS=ROOT / "target/guests/wasm32-wasip2/guest", MODULES=nginx_modules(),
                            **{f"O{i + 1}": p for i, p in enumerate(env.origins)})
         self.tls = bool(flags & {"tls", "h2"})
         if self.conf:
@@ -209,6 +214,7 @@ def nginx_modules():
 class Nginx(Peer):
     conf = "nginx.conf"
     variants = {"cache1k": [""], "cache64k": [""], "cachedisk1m": [""], "reload": [""], "script": ["lua", "njs", "map"],
+                "files1k": [""], "files64k": [""], "files10m": [""],
                 **{s: ["", "tuned"] for s in ("big1m", "big100m", "upload")},
                 **{f"chain{n}": ["lua", "njs"] for n in (0, 1, 3)}}
 
@@ -281,10 +287,11 @@ class Pingora(Peer):
 
 class Plugway(Peer):
     """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan; `edit` has the
-    trivial filter make its edit itself instead of naming a plan."""
+    trivial filter make its edit itself instead of naming a plan. The variants of `stock` are stock plugins."""
     conf = "plugway.toml"
-    base = "plain plain-c1 rewrite lb lc cache1k cache64k cachedisk1m tls handshake h2 big1m big100m upload idle idle-tls reload".split()
-    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
+    base = "plain plain-c1 rewrite lb lc cache1k cache64k cachedisk1m tls handshake h2 big1m big100m upload idle idle-tls reload files1k files64k files10m".split()
+    stock = "none ip-filter auth-key cors body-limit security-headers request-id".split()
+    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"stock": stock} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):
         return [os.environ.get("PLUGWAY", ROOT / "target/dist/plugway"), "run", self.file]
@@ -303,6 +310,9 @@ SCENARIOS = {
     "tls": dict(flags="tls"), "handshake": dict(flags="tls", headers={"Connection": "close"}),
     "h2": dict(flags="h2", tool="h2load"),
     "script": dict(headers=KEY),
+    "stock": dict(headers={**KEY, "Origin": "https://app.example.org"}),
+    "files1k": dict(path="/files/1k", flags="files"), "files64k": dict(path="/files/64k", flags="files"),
+    "files10m": dict(path="/files/10m", conns=8, flags="files big"),
     "chain0": {}, "chain1": {}, "chain3": {},
     "big1m": dict(path="/big/1m", conns=16, flags="big"), "big100m": dict(path="/big/100m", conns=4, flags="big"),
     "upload": dict(path="/upload", conns=4, body=10 << 20, flags="big"),
@@ -310,6 +320,7 @@ SCENARIOS = {
     "reload": dict(tool="reload"),
 }
 ALIASES = {"cache": "cache1k,cache64k", "chain": "chain0+chain1+chain3", "big": "big1m,big100m,upload"}
+FILES = {"1k": 1 << 10, "64k": 64 << 10, "10m": 10 << 20}
 CLIENT = {"User-Agent": "bench/1.0", "Accept": "*/*", "Accept-Language": "en"}
 
 
@@ -333,6 +344,9 @@ def verify(scenario, url):
     if "cache" in spec.get("flags", ""):
         ids = [fetch(url, spec["path"])[1].get("x-fetch") for _ in range(3)]
         return need(ids[1] and ids[1] == ids[2], f"not cached {ids}")
+    if "files" in spec.get("flags", ""):
+        size = len(fetch(url, spec["path"])[2])
+        return need(size == FILES[spec["path"].rpartition("/")[2]], f"{size} bytes")
     status, head, body = fetch(url, "/echo", {"X-Debug": "1", **KEY})
     need(status == 200, f"status {status}")
     got = json.loads(body)

@@ -131,6 +131,10 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     assert_eq!(check("403 = \"page.html\"", named), "");
     let plugin = "[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"request-id\"]";
     assert_eq!(check("403 = \"page.html\"", plugin), "", "a plugin may respond with it");
+    for status in ["410", "\"410\"", "\"4xx\""] {
+        let intercepting = format!("[[route]]\npath = \"/p\"\nupstream = \"app\"\nintercept = [{status}]");
+        assert_eq!(check("410 = \"page.html\"", &intercepting), "", "{status}");
+    }
     let files = "[[route]]\npath = \"/p\"\nfiles = { root = \".\" }";
     assert_eq!(check("403 = \"page.html\"\n405 = \"page.html\"\n412 = \"page.html\"", files), "");
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::cli::check::Form;
+use crate::cli::check::ReportForm;
 use crate::cli::hash::PasswordHash;
 use crate::config::load;
 use crate::config::references::Environment;
@@ -239,7 +239,7 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
     let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
     let done = match command {
         Command::Check { manifest, json } => {
-            let form = if json { Form::Json } else { Form::Text };
+            let form = if json { ReportForm::Json } else { ReportForm::Text };
             return check::check(&manifest, form, &environment, cache.as_deref());
         }
         Command::Reload { proxy } => order(proxy, "/reload"),

@@ -221,14 +221,14 @@ pub struct UpstreamState {
     pub rules: Rc<ConnectionSettings>,
     endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
-    replacement: RefCell<Option<Replacement>>,
+    replacement: RefCell<Option<BalancerReplacement>>,
     /// Replacements that failed in a row, and when the next one may be ordered.
     failures: Cell<u32>,
     retry_at: Cell<Option<Instant>>,
 }
 
 /// A balancer's instance that is on its way from the thread that makes instances.
-struct Replacement {
+struct BalancerReplacement {
     /// The endpoints that the instance knows.
     endpoint_views: Rc<EndpointViews>,
     instance: OrderedInstance,
@@ -527,7 +527,7 @@ impl WorkerState {
         let mut waited = view.replacement.borrow_mut();
         if waited.is_none() && !is_resting {
             let instance = self.guards[binding].order(Some(endpoint_views.members.clone()));
-            *waited = Some(Replacement { endpoint_views, instance });
+            *waited = Some(BalancerReplacement { endpoint_views, instance });
         }
     }
 }

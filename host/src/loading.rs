@@ -28,7 +28,7 @@ use crate::plugin::settings::PluginLimits as InstanceLimits;
 use crate::system::files;
 use child::Child;
 use confined::Examiner;
-use messages::{Form, LoadOrder, Setup};
+use messages::{FileForm, LoadOrder, Setup};
 
 /// Returns the version of a component, from the description in its artifact; `None` if there is no description.
 pub fn version(about: &[u8]) -> Option<String> {
@@ -124,13 +124,13 @@ impl Loader {
         let about = match artifact {
             Some(mut file) => {
                 let length = file.metadata()?.len();
-                child.send(&self.setup(seal, Form::Artifact, length))?;
+                child.send(&self.setup(seal, FileForm::Artifact, length))?;
                 let copied = files::pieces(&mut file, files::ARTIFACT, |piece| child.write(piece))?;
                 ensure_whole(copied == length)?;
                 child.receive()?
             }
             None => {
-                child.send(&self.setup(seal, Form::Component, component.size()?))?;
+                child.send(&self.setup(seal, FileForm::Component, component.size()?))?;
                 component.copy(&mut child)?;
                 child.receive()?
             }
@@ -139,7 +139,7 @@ impl Loader {
         Ok(Examination { about: about.map_err(LoadFailure::Refused)?, place: LoadPlace::Child(child), digest })
     }
 
-    fn setup(&self, seal: Seal, form: Form, length: u64) -> Setup {
+    fn setup(&self, seal: Seal, form: FileForm, length: u64) -> Setup {
         let cpu_seconds = self.limits.time.as_millis().div_ceil(1000) as u64;
         let (key, name) = (seal.key, seal.name);
         Setup { parent: std::process::id(), memory: self.limits.memory, cpu_seconds, key, name, form, length }

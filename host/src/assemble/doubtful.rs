@@ -8,14 +8,13 @@ use super::addresses::Address;
 use super::idioms;
 use super::route_conditions::meant_method;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
-use crate::config::manifest::{Endpoint, Manifest, OtherPath, Path, PluginRef, PluginTable, RouteTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginTable, RouteTable};
 use crate::config::spans::ValueSpans;
-
-type Files = [(Arc<Source>, Manifest)];
 
 impl Assembly<'_> {
     /// Warns of what is probably meant otherwise, in a manifest without mistakes.
-    pub(super) fn warn_of_doubtful(&mut self, files: &Files) {
+    pub(super) fn warn_of_doubtful(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
         }
@@ -28,7 +27,8 @@ impl Assembly<'_> {
         for (source, upstream) in
             files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
         {
-            let is_draining = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Table(table) if table.draining);
+            let is_draining =
+                |endpoint: &EndpointEntry| matches!(endpoint, EndpointEntry::Table(table) if table.draining);
             if let [first, ..] = &upstream.endpoints[..]
                 && upstream.endpoints.iter().all(|endpoint| is_draining(endpoint.get_ref()))
             {
@@ -49,7 +49,7 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, w
 
 /// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
 /// when it arrives again, so they are no errors.
-fn warn_of_circles(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_circles(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let listeners = files.iter().flat_map(|(_, file)| &file.listener);
     let listeners: Vec<Address> =
         listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
@@ -70,7 +70,7 @@ fn warn_of_circles(problems: &mut Diagnostics, files: &Files) {
 }
 
 /// Warns of variables of nginx in the templates of the plugin `headers`, where they stand for themselves.
-fn warn_of_templates(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
     for (source, file) in files {
         let inline = file.route.iter().flat_map(|route| &route.get_ref().plugins);
         let inline = inline.filter_map(|plugin| match plugin.get_ref() {

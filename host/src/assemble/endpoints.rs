@@ -39,7 +39,7 @@ struct List<'a> {
 struct NamedEndpoint<'a> {
     text: &'a str,
     span: Range<usize>,
-    scheme: Scheme,
+    scheme: EndpointScheme,
     /// The text without its scheme.
     rest: &'a str,
     protocol: EndpointProtocol,
@@ -106,11 +106,11 @@ impl Assembly<'_> {
     }
 
     /// Reads an endpoint of a list, and adds it to the members.
-    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut ListedEndpoints) {
+    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::EndpointEntry>, members: &mut ListedEndpoints) {
         let plain = EndpointTable::default();
         let (table, text, span) = match endpoint.get_ref() {
-            manifest::Endpoint::Address(address) => (&plain, address.as_str(), endpoint.span()),
-            manifest::Endpoint::Table(table) => match [&table.address, &table.dns, &table.srv] {
+            manifest::EndpointEntry::Address(address) => (&plain, address.as_str(), endpoint.span()),
+            manifest::EndpointEntry::Table(table) => match [&table.address, &table.dns, &table.srv] {
                 [Some(text), None, None] | [None, Some(text), None] | [None, None, Some(text)] => {
                     (&**table, text.get_ref().as_str(), text.span())
                 }
@@ -206,11 +206,17 @@ impl Assembly<'_> {
         self.problems.at(list.source, span, message);
     }
 
-    fn speaks(&mut self, list: &List<'_>, span: Range<usize>, scheme: Scheme, name: &str) -> Option<EndpointProtocol> {
+    fn speaks(
+        &mut self,
+        list: &List<'_>,
+        span: Range<usize>,
+        scheme: EndpointScheme,
+        name: &str,
+    ) -> Option<EndpointProtocol> {
         match scheme {
-            Scheme::Http => Some(EndpointProtocol::Http1),
-            Scheme::H2c => Some(EndpointProtocol::Http2),
-            Scheme::Https => {
+            EndpointScheme::Http => Some(EndpointProtocol::Http1),
+            EndpointScheme::H2c => Some(EndpointProtocol::Http2),
+            EndpointScheme::Https => {
                 let location = EndpointPlace { source: list.source, span };
                 self.dialer(list.owner, location, name, list.upstream).map(EndpointProtocol::Tls)
             }
@@ -237,29 +243,30 @@ impl Assembly<'_> {
 const MAX_TIERS: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Scheme {
+enum EndpointScheme {
     Http,
     H2c,
     Https,
 }
 
-const SCHEMES: [(&str, Scheme); 3] = [("http://", Scheme::Http), ("h2c://", Scheme::H2c), ("https://", Scheme::Https)];
+const SCHEMES: [(&str, EndpointScheme); 3] =
+    [("http://", EndpointScheme::Http), ("h2c://", EndpointScheme::H2c), ("https://", EndpointScheme::Https)];
 
-impl Scheme {
+impl EndpointScheme {
     /// Returns the prefix for addresses of an endpoint that a name resolves to.
     fn text(self) -> &'static str {
         match self {
-            Scheme::Http => "",
-            Scheme::H2c => "h2c://",
-            Scheme::Https => "https://",
+            EndpointScheme::Http => "",
+            EndpointScheme::H2c => "h2c://",
+            EndpointScheme::Https => "https://",
         }
     }
 }
 
 /// Returns the protocol of an endpoint, and the rest of its text.
-fn scheme(text: &str) -> (Scheme, &str) {
+fn scheme(text: &str) -> (EndpointScheme, &str) {
     let known = SCHEMES.iter().find_map(|(prefix, scheme)| Some((*scheme, text.strip_prefix(prefix)?)));
-    known.unwrap_or((Scheme::Http, text))
+    known.unwrap_or((EndpointScheme::Http, text))
 }
 
 fn socket_name(text: &str) -> Option<SocketName> {
@@ -296,10 +303,10 @@ fn is_service(text: &str) -> bool {
 fn meant(text: &str) -> Option<String> {
     let (scheme, rest) = scheme(text);
     let address = rest.split(['/', '?']).next().filter(|_| !rest.starts_with("unix:"))?;
-    let port = if scheme == Scheme::Https { 443 } else { 80 };
+    let port = if scheme == EndpointScheme::Https { 443 } else { 80 };
     let with_port = format!("{address}:{port}");
     let address = [address.to_string(), with_port].into_iter().find(|address| host_and_port(address).is_some())?;
-    let shown = if scheme == Scheme::Http { "" } else { scheme.text() };
+    let shown = if scheme == EndpointScheme::Http { "" } else { scheme.text() };
     Some(format!("{shown}{address}"))
 }
 
@@ -334,9 +341,9 @@ mod tests {
 
     #[test]
     fn the_scheme_says_what_is_spoken() {
-        assert_eq!(scheme("https://a:443"), (Scheme::Https, "a:443"));
-        assert_eq!(scheme("h2c://unix:/run/a"), (Scheme::H2c, "unix:/run/a"));
-        assert_eq!(scheme("a:80"), (Scheme::Http, "a:80"));
+        assert_eq!(scheme("https://a:443"), (EndpointScheme::Https, "a:443"));
+        assert_eq!(scheme("h2c://unix:/run/a"), (EndpointScheme::H2c, "unix:/run/a"));
+        assert_eq!(scheme("a:80"), (EndpointScheme::Http, "a:80"));
         assert_eq!((host("[::1]:443"), host("a.b:1")), ("::1", "a.b"));
         assert!(is_service("_http._tcp.a") && !is_service("a.b") && !is_service("_http._tcp.a:80"));
     }

@@ -1,16 +1,16 @@
 //! The error pages of a manifest, as the proxy sends them.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::spanned::Spanned;
-
 use super::units::status_class;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, RouteTable, StatusWord};
+use crate::config::spanned::Spanned;
 use crate::generation::error_pages::ErrorPages;
 use crate::system::files;
 use crate::upstream::status_codes::StatusCodes;
@@ -31,13 +31,10 @@ impl Assembly<'_> {
     pub(super) fn intercepted(&mut self, source: &Arc<Source>, route: &RouteTable) -> StatusCodes {
         let mut statuses = StatusCodes::default();
         for word in &route.intercept {
-            let text = match word.get_ref() {
-                StatusWord::Code(code) => code.to_string(),
-                StatusWord::Word(word) => word.clone(),
-            };
-            match codes_of(&text) {
+            match codes_of_word(word.get_ref()) {
                 Some(codes) => statuses.add(codes),
                 None => {
+                    let text = text_of(word.get_ref());
                     let message = format!(
                         "invalid status to intercept: `{text}`; expected an error such as 404, or a class such as \"5xx\""
                     );
@@ -85,8 +82,20 @@ impl Assembly<'_> {
     }
 }
 
+/// Returns the status codes that a route intercepts by a word; `None` if it names no error.
+pub(super) fn codes_of_word(word: &StatusWord) -> Option<RangeInclusive<u16>> {
+    codes_of(&text_of(word))
+}
+
+fn text_of(word: &StatusWord) -> Cow<'_, str> {
+    match word {
+        StatusWord::Code(code) => code.to_string().into(),
+        StatusWord::Word(word) => word.into(),
+    }
+}
+
 /// Returns the status codes of an error, or of a class of errors; `None` if the text is neither.
-pub(super) fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
+fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
     let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
     let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
     let codes = status_class(text).or(code);

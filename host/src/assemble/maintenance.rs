@@ -31,11 +31,11 @@ impl Assembly<'_> {
     pub(super) fn maintenance(
         &mut self,
         source: &Arc<Source>,
-        wanted: &Spanned<manifest::Maintenance>,
+        wanted: &Spanned<manifest::MaintenanceEntry>,
     ) -> Option<Maintenance> {
         let (file, span, retry_after, except) = match wanted.get_ref() {
-            manifest::Maintenance::File(file) => (file, wanted.span(), None, &[][..]),
-            manifest::Maintenance::Table(table) => {
+            manifest::MaintenanceEntry::File(file) => (file, wanted.span(), None, &[][..]),
+            manifest::MaintenanceEntry::Table(table) => {
                 let file = &table.file;
                 (file.get_ref(), file.span(), table.retry_after.as_ref(), &table.except[..])
             }

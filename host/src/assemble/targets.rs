@@ -14,7 +14,7 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::hint;
 use crate::context::edit_check;
-use crate::context::template::Template;
+use crate::context::template::UriTemplate;
 use crate::generation::ids::{Id, UpstreamId};
 use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::protocol::content_coding::ContentCoding;
@@ -121,13 +121,13 @@ impl Assembly<'_> {
             let remedy = remedy.replace("{path}?{query}", "{uri}");
             self.problems.at(source, location.span(), format!("variable of another program in a location: {remedy}"));
         }
-        let location = Template::parse(&template).unwrap_or_else(|reason| {
+        let location = UriTemplate::parse(&template).unwrap_or_else(|reason| {
             let message = format!(
                 "invalid location `{}`: {reason}; expected one such as `https://www.example.org{{uri}}`",
                 location.get_ref()
             );
             self.problems.at(source, location.span(), message);
-            Template::default()
+            UriTemplate::default()
         });
         Redirect { status: status.unwrap_or(StatusCode::FOUND), location }
     }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Assembly;
-use super::units::status_class;
+use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
-use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, StatusWord, TableOrOff, UpstreamTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
@@ -15,11 +16,9 @@ use crate::plugin::settings::OnError;
 /// The stock plugin that edits fields.
 const HEADERS: &str = "headers";
 
-type Files = [(Arc<Source>, Manifest)];
-
 impl Assembly<'_> {
     /// Warns of what has no effect, in a manifest without mistakes.
-    pub(super) fn warn_of_unused(&mut self, files: &Files) {
+    pub(super) fn warn_of_unused(&mut self, files: &[ManifestFile]) {
         if self.problems.count() > 0 {
             return;
         }
@@ -46,7 +45,7 @@ impl Assembly<'_> {
     }
 
     /// Warns of error pages for status codes with which the proxy never responds.
-    fn warn_of_pages(&mut self, files: &Files) {
+    fn warn_of_pages(&mut self, files: &[ManifestFile]) {
         let bindings = &self.bindings;
         let is_named = |code: u16| {
             let mut named = bindings.iter().map(|configured| configured.on_error);
@@ -106,10 +105,7 @@ fn warn_of_pages_of<'p>(
 
 /// Whether a route intercepts a status code.
 fn intercepts(route: &RouteTable, code: u16) -> bool {
-    route.intercept.iter().any(|word| match word.get_ref() {
-        StatusWord::Code(own) => *own == code,
-        StatusWord::Word(class) => status_class(class).is_some_and(|codes| codes.contains(&code)),
-    })
+    route.intercept.iter().any(|word| codes_of_word(word.get_ref()).is_some_and(|codes| codes.contains(&code)))
 }
 
 fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, part: &str) {
@@ -117,13 +113,13 @@ fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, p
 }
 
 /// All mentions of plugins.
-fn references(files: &Files) -> impl Iterator<Item = &PluginRef> {
+fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
     let in_routes = files.iter().flat_map(|(_, file)| &file.route).flat_map(|route| &route.get_ref().plugins);
     let upstreams = files.iter().flat_map(|(_, file)| file.upstream.values());
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
 }
 
-fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_plugins(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let names = references(files).filter_map(|reference| match reference {
         PluginRef::Name(name) => Some(name.as_str()),
         PluginRef::Inline(_) => None,
@@ -145,7 +141,7 @@ fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
 }
 
 /// Warns of the plugin `headers` in a chain without anything to do.
-fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_headers(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let tables: HashMap<&str, &PluginTable> =
         files.iter().flat_map(|(_, file)| &file.plugin).map(|(name, table)| (name.get_ref().as_str(), table)).collect();
     let has_rules =
@@ -168,7 +164,7 @@ fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
     }
 }
 
-fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
+fn warn_of_upstreams(problems: &mut Diagnostics, files: &[ManifestFile]) {
     // A plugin of the user's own may choose any upstream.
     let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));

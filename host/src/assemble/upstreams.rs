@@ -65,7 +65,7 @@ impl Assembly<'_> {
                 "no endpoint: `endpoints` is empty; expected at least one, such as [\"127.0.0.1:8000\"]",
             );
         }
-        let may_speak_tls = |endpoint: &Spanned<manifest::Endpoint>| endpoint.get_ref().may_speak_tls();
+        let may_speak_tls = |endpoint: &Spanned<manifest::EndpointEntry>| endpoint.get_ref().may_speak_tls();
         if let (Some(tls), false) = (&upstream.tls, upstream.endpoints.iter().any(may_speak_tls)) {
             let message = "`tls` without an endpoint that speaks TLS: write `https://` before those that do, such as \"https://app.internal:443\"";
             self.problems.at(source, tls.span(), message);

@@ -274,7 +274,9 @@ impl Spool {
                 }
                 disk.finish_write(&mut self.share);
             }
-            let enough = if self.is_whole { 1 } else { BLOCK };
+            // No more arrives until bytes are taken, which may be long: nothing waits in memory for a longer write.
+            let is_last = self.is_whole || disk.end() >= self.max;
+            let enough = if is_last { 1 } else { BLOCK };
             if self.overflow == Overflow::Refused || disk.back_bytes < enough {
                 return;
             }

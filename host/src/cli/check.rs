@@ -17,13 +17,18 @@ use crate::tls::validity;
 
 /// The form of a report.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ReportForm {
     Text,
     Json,
 }
 
 /// Checks a manifest, and prints a report. The exit code is that of a failure if the manifest has errors.
-pub fn check(manifest: &Path, form: Form, environment: &Environment, cache: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub fn check(
+    manifest: &Path,
+    form: ReportForm,
+    environment: &Environment,
+    cache: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
     let checked = match load::load(manifest, environment) {
         Ok(files) => {
             let loader = Loader::in_children(Stop::default());
@@ -31,7 +36,7 @@ pub fn check(manifest: &Path, form: Form, environment: &Environment, cache: Opti
         }
         Err(problems) => Err(problems),
     };
-    if form == Form::Json {
+    if form == ReportForm::Json {
         print(&(document(&checked).to_string() + "\n"))?;
         return Ok(if checked.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }

@@ -16,11 +16,14 @@ use super::spanned::Spanned;
 use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
+/// A file of the manifest, as text and as parsed.
+pub type ManifestFile = (Arc<Source>, Manifest);
+
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]
 pub struct Files {
     /// The first is the manifest itself.
-    pub list: Vec<(Arc<Source>, Manifest)>,
+    pub list: Vec<ManifestFile>,
     /// The mistakes that were found so far.
     pub problems: Diagnostics,
     /// The tables that are not in the list.

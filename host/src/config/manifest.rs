@@ -64,7 +64,7 @@ pub struct Manifest {
     ///
     /// Type: path, or table as `[route.maintenance]`. Default: none. Example: `"down"`, `{ file = "down", retry-after =
     /// "10m" }`.
-    pub maintenance: Option<Spanned<Maintenance>>,
+    pub maintenance: Option<Spanned<MaintenanceEntry>>,
     /// The configured plugins.
     ///
     /// Type: tables `[plugin.NAME]`. Default: none.
@@ -204,7 +204,7 @@ pub struct EndpointValue {
     /// The endpoints, written as in an upstream, except for `file`.
     ///
     /// Type: list of endpoints. Required. Example: `["10.0.0.1:8000", { address = "10.0.0.2:8000", weight = 2 }]`.
-    pub endpoints: Vec<Spanned<Endpoint>>,
+    pub endpoints: Vec<Spanned<EndpointEntry>>,
 }
 
 /// The name servers.
@@ -275,7 +275,7 @@ pub struct ListenerTable {
     /// Answers every request with 308 to the same URI with `https`: at port 443, or at this port.
     ///
     /// Type: boolean or port. Default: `false`. Example: `true`, `8443`.
-    pub redirect_to_https: Option<Spanned<Redirect>>,
+    pub redirect_to_https: Option<Spanned<RedirectToHttps>>,
     /// The addresses and networks of load balancers that must name the client by the PROXY protocol, version 1 or 2.
     /// From other addresses the protocol is not accepted. `"unix:"` stands for all that connect to a unix socket.
     ///
@@ -308,17 +308,17 @@ pub struct ListenerTable {
 /// Whether a listener redirects to HTTPS, or the port that it redirects to.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "wrong value: expected `true`, or the port of HTTPS, such as 443")]
-pub enum Redirect {
+pub enum RedirectToHttps {
     Switch(bool),
     Port(u16),
 }
 
-impl Redirect {
+impl RedirectToHttps {
     /// Returns the port that the listener redirects to; `None` if it doesn't redirect.
     pub fn port(&self) -> Option<u16> {
         match self {
-            Redirect::Switch(on) => on.then_some(443),
-            Redirect::Port(port) => Some(*port),
+            RedirectToHttps::Switch(on) => on.then_some(443),
+            RedirectToHttps::Port(port) => Some(*port),
         }
     }
 }
@@ -443,7 +443,7 @@ pub struct UpstreamTable {
     /// `https://` before an address speaks TLS, `h2c://` speaks HTTP/2 without TLS. At least one is required.
     ///
     /// Type: list of endpoints. Required. Example: `["127.0.0.1:8000", { dns = "app.internal:8000" }]`.
-    pub endpoints: Vec<Spanned<Endpoint>>,
+    pub endpoints: Vec<Spanned<EndpointEntry>>,
     /// The plugin that chooses an endpoint for each attempt: its name, or a table as `[plugin.NAME]`.
     ///
     /// Type: plugin. Default: round robin, by `balance`. Example: `{ use = "balance", config = { policy =
@@ -706,7 +706,7 @@ pub struct UpstreamTls {
 
 /// An endpoint of an upstream, or several that a name or a file stands for.
 #[derive(Debug)]
-pub enum Endpoint {
+pub enum EndpointEntry {
     Address(String),
     Table(Box<EndpointTable>),
 }
@@ -749,10 +749,10 @@ pub struct EndpointTable {
     pub draining: bool,
 }
 
-impl Endpoint {
+impl EndpointEntry {
     /// Whether it says nothing but a file.
     pub fn is_file_alone(&self) -> bool {
-        let Endpoint::Table(table) = self else { return false };
+        let EndpointEntry::Table(table) = self else { return false };
         let EndpointTable { address, dns, srv, file, weight, tier, zone, draining } = &**table;
         let says_more = address.is_some() || dns.is_some() || srv.is_some() || weight.is_some();
         file.is_some() && !says_more && tier.is_none() && zone.is_none() && !draining
@@ -762,8 +762,8 @@ impl Endpoint {
     pub fn may_speak_tls(&self) -> bool {
         let is_https = |text: &str| text.starts_with("https://");
         match self {
-            Endpoint::Address(address) => is_https(address),
-            Endpoint::Table(table) => {
+            EndpointEntry::Address(address) => is_https(address),
+            EndpointEntry::Table(table) => {
                 let texts = [&table.address, &table.dns, &table.srv];
                 table.file.is_some() || texts.into_iter().flatten().any(|text| is_https(text.get_ref()))
             }
@@ -773,16 +773,16 @@ impl Endpoint {
     /// Returns the address of the endpoint, with its scheme; `None` for a name that is looked up and for a file.
     pub fn address(&self) -> Option<&str> {
         match self {
-            Endpoint::Address(address) => Some(address),
-            Endpoint::Table(table) => table.address.as_ref().map(|address| address.get_ref().as_str()),
+            EndpointEntry::Address(address) => Some(address),
+            EndpointEntry::Table(table) => table.address.as_ref().map(|address| address.get_ref().as_str()),
         }
     }
 
     /// The file that it stands for.
     pub fn file(&self) -> Option<&Spanned<String>> {
         match self {
-            Endpoint::Address(_) => None,
-            Endpoint::Table(table) => table.file.as_ref(),
+            EndpointEntry::Address(_) => None,
+            EndpointEntry::Table(table) => table.file.as_ref(),
         }
     }
 }
@@ -896,7 +896,7 @@ pub struct RouteTable {
     ///
     /// Type: path, or table `[route.maintenance]`. Default: that of the manifest. Example: `"down"`, `{ file = "down", retry-after =
     /// "10m" }`.
-    pub maintenance: Option<Spanned<Maintenance>>,
+    pub maintenance: Option<Spanned<MaintenanceEntry>>,
     /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
     ///
     /// Type: list of plugins. Default: none. Example: `["guard", { use = "headers", config = { response = { remove =
@@ -907,7 +907,7 @@ pub struct RouteTable {
 
 /// The file that switches the maintenance of routes on.
 #[derive(Debug)]
-pub enum Maintenance {
+pub enum MaintenanceEntry {
     File(String),
     Table(Box<MaintenanceTable>),
 }
@@ -1147,17 +1147,17 @@ impl<'de> Deserialize<'de> for PluginRef {
     }
 }
 
-impl<'de> Deserialize<'de> for Endpoint {
+impl<'de> Deserialize<'de> for EndpointEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expecting = "an address, or a table with `address`, `dns`, `srv` or `file`";
-        text_or_table(deserializer, expecting, Endpoint::Address, |table| Endpoint::Table(Box::new(table)))
+        text_or_table(deserializer, expecting, EndpointEntry::Address, |table| EndpointEntry::Table(Box::new(table)))
     }
 }
 
-impl<'de> Deserialize<'de> for Maintenance {
+impl<'de> Deserialize<'de> for MaintenanceEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expecting = "a path such as \"down\", or a table with `file`";
-        text_or_table(deserializer, expecting, Maintenance::File, |table| Maintenance::Table(Box::new(table)))
+        text_or_table(deserializer, expecting, MaintenanceEntry::File, |table| MaintenanceEntry::Table(Box::new(table)))
     }
 }
 

@@ -9,14 +9,14 @@ use super::replaced::{ReferencedValue, Replaced};
 /// The values that no message may show.
 #[derive(Debug, Default)]
 pub struct Redaction {
-    values: Vec<Value>,
+    values: Vec<SecretValue>,
     /// The words of the values, with the index of a value that has the word.
     words: HashMap<Box<str>, usize>,
     /// The number of values whose words are known.
     split: usize,
 }
 
-struct Value {
+struct SecretValue {
     /// The reference, such as `${env:DB_TOKEN}`.
     reference: Box<str>,
     value: Box<str>,
@@ -35,7 +35,7 @@ const MIN_BEGINNING_BYTES: usize = 8;
 /// The shortest part of a value, from its beginning, that is replaced if it is half of the value.
 const MIN_PART_BYTES: usize = 12;
 
-impl std::fmt::Debug for Value {
+impl std::fmt::Debug for SecretValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.reference)
     }
@@ -44,10 +44,10 @@ impl std::fmt::Debug for Value {
 impl Redaction {
     /// Adds the value of a reference.
     pub fn add(&mut self, reference: &str, value: &str) {
-        let is_known = |known: &Value| *known.reference == *reference && *known.value == *value;
+        let is_known = |known: &SecretValue| *known.reference == *reference && *known.value == *value;
         // Only the latest values are compared: a reference is often repeated at once.
         if !value.is_empty() && !self.values.iter().rev().take(8).any(is_known) {
-            self.values.push(Value { reference: reference.into(), value: value.into() });
+            self.values.push(SecretValue { reference: reference.into(), value: value.into() });
         }
     }
 
@@ -59,9 +59,9 @@ impl Redaction {
         self.split_values();
         let mut redacted = message.to_string();
         // Longer values first: a shorter one may be a part of them.
-        let mut order: Vec<&Value> = self.values.iter().collect();
+        let mut order: Vec<&SecretValue> = self.values.iter().collect();
         order.sort_by_key(|value| std::cmp::Reverse(value.value.len()));
-        for Value { reference, value } in order {
+        for SecretValue { reference, value } in order {
             for form in forms(value) {
                 redacted = without(redacted, &form, reference);
             }
@@ -138,7 +138,9 @@ pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
     let parts = Parts::of_all(strings);
     let replace = |piece: &str| {
         let word = piece.trim_end_matches(is_between_words);
-        let part = parts.iter().find(|part| part.words.contains(word.trim_end_matches('.')));
+        let is_word =
+            |part: &&Parts<'_>| [word, word.trim_end_matches('.')].iter().any(|word| part.words.contains(word));
+        let part = parts.iter().find(is_word);
         part.map_or(piece.to_string(), |part| format!("{}{}", part.reference, &piece[word.len()..]))
     };
     message.split_inclusive(is_between_words).map(replace).collect()
@@ -257,6 +259,7 @@ mod tests {
             assert_eq!(shown, wanted, "{value}");
         }
         assert_eq!(without_words("begins with ab.", &string("ab/cd")), "begins with ${env:V}");
+        assert_eq!(without_words("ends with ab. or", &string("cd/ab.")), "ends with ${env:V} or");
     }
 
     #[test]

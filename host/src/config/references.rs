@@ -81,7 +81,7 @@ enum Braces {
 
 /// A part of a string.
 #[derive(Debug, PartialEq, Eq)]
-enum Part<'a> {
+enum StringPart<'a> {
     Text(&'a str),
     Reference {
         whole: &'a str,
@@ -147,7 +147,7 @@ impl References {
     pub fn resolve(&mut self, text: &str, folder: &Path, document: &mut DeTable<'_>) -> Resolution {
         let mut resolution = Resolution::default();
         if text.contains("${") || text.contains("\\u") || text.contains("\\U") || text.contains("\\x") {
-            let mut resolver = Resolver { references: self, text, folder, resolution: &mut resolution };
+            let mut resolver = DocumentResolver { references: self, text, folder, resolution: &mut resolution };
             resolver.table(document, Braces::Unknown, "");
         }
         resolution
@@ -236,17 +236,17 @@ fn is_name_of_variable(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(is_fit) && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
-// === Resolver ===
+// === DocumentResolver ===
 
 /// The resolution of one document.
-struct Resolver<'a> {
+struct DocumentResolver<'a> {
     references: &'a mut References,
     text: &'a str,
     folder: &'a Path,
     resolution: &'a mut Resolution,
 }
 
-impl Resolver<'_> {
+impl DocumentResolver<'_> {
     /// Resolves the strings of a table, which is the value of a key.
     fn table(&mut self, table: &mut DeTable<'_>, braces: Braces, of: &str) {
         for (key, value) in table.iter_mut() {
@@ -280,11 +280,11 @@ impl Resolver<'_> {
         let mut resolved = Replaced::at(span.clone());
         for part in parts(text, braces) {
             let (whole, message) = match part {
-                Part::Text(plain) => {
+                StringPart::Text(plain) => {
                     resolved.push_plain(plain);
                     continue;
                 }
-                Part::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
+                StringPart::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
                     Ok(value) => {
                         // A dollar of a value is no group of the regular expression.
                         match braces {
@@ -295,9 +295,11 @@ impl Resolver<'_> {
                     }
                     Err(message) => (whole, message),
                 },
-                Part::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
-                Part::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => (whole, unclosed(whole)),
-                Part::Bare(plain) | Part::Unclosed(plain, _) => {
+                StringPart::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
+                StringPart::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => {
+                    (whole, unclosed(whole))
+                }
+                StringPart::Bare(plain) | StringPart::Unclosed(plain, _) => {
                     resolved.push_plain(plain);
                     continue;
                 }
@@ -356,17 +358,17 @@ fn unclosed(whole: &str) -> String {
 }
 
 /// Splits a string at its references. A dollar in front of `${` stands for the text `${` itself.
-fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
+fn parts(text: &str, braces: Braces) -> Vec<StringPart<'_>> {
     let (mut parts, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find("${") {
         let has_escape = rest[..at].ends_with('$');
         let plain = &rest[..at - usize::from(has_escape)];
         if !plain.is_empty() {
-            parts.push(Part::Text(plain));
+            parts.push(StringPart::Text(plain));
         }
         if has_escape {
             let from = if braces == Braces::OfRegex { at - 1 } else { at };
-            parts.push(Part::Text(&rest[from..at + 2]));
+            parts.push(StringPart::Text(&rest[from..at + 2]));
             rest = &rest[at + 2..];
             continue;
         }
@@ -376,14 +378,14 @@ fn parts(text: &str, braces: Braces) -> Vec<Part<'_>> {
         let kind = inner.split_once(':').filter(|(kind, _)| is_kind(kind));
         let whole = &rest[at..at + 2 + inner.len() + usize::from(end.is_some())];
         parts.push(match (end, kind) {
-            (None, kind) => Part::Unclosed(whole, kind.is_some()),
-            (Some(_), Some((kind, name))) => Part::Reference { whole, kind, name },
-            (Some(_), None) => Part::Bare(whole),
+            (None, kind) => StringPart::Unclosed(whole, kind.is_some()),
+            (Some(_), Some((kind, name))) => StringPart::Reference { whole, kind, name },
+            (Some(_), None) => StringPart::Bare(whole),
         });
         rest = &rest[at + whole.len()..];
     }
     if !rest.is_empty() {
-        parts.push(Part::Text(rest));
+        parts.push(StringPart::Text(rest));
     }
     parts
 }

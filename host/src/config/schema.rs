@@ -8,8 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use super::manifest::{
-    Endpoint, EndpointTable, Maintenance, MaintenanceTable, Manifest, OnErrorValue, Path, PathTable, PluginRef,
-    PluginTable, Redirect, SizeOrOff, StatusWord, StripPrefix, TableOrOff,
+    EndpointEntry, EndpointTable, MaintenanceEntry, MaintenanceTable, Manifest, OnErrorValue, Path, PathTable,
+    PluginRef, PluginTable, RedirectToHttps, SizeOrOff, StatusWord, StripPrefix, TableOrOff,
 };
 
 /// The schema of a stock plugin's configuration.
@@ -180,9 +180,9 @@ macro_rules! inline_schema {
     };
 }
 
-inline_schema!(Endpoint, generator => text_or(generator.subschema_for::<EndpointTable>()));
+inline_schema!(EndpointEntry, generator => text_or(generator.subschema_for::<EndpointTable>()));
 inline_schema!(PluginRef, generator => text_or(generator.subschema_for::<PluginTable>()));
-inline_schema!(Maintenance, generator => text_or(generator.subschema_for::<MaintenanceTable>()));
+inline_schema!(MaintenanceEntry, generator => text_or(generator.subschema_for::<MaintenanceTable>()));
 inline_schema!(SizeOrOff, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(StripPrefix, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(Path, generator => {
@@ -199,7 +199,7 @@ inline_schema!(OnErrorValue, _generator => json_schema!({
         { "type": "string", "pattern": REFERENCE },
     ]
 }));
-inline_schema!(Redirect, _generator => json_schema!({
+inline_schema!(RedirectToHttps, _generator => json_schema!({
     "anyOf": [{ "type": "boolean" }, { "type": "integer", "minimum": 1, "maximum": 65535 }]
 }));
 

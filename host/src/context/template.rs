@@ -12,10 +12,10 @@ const MAX_URI_BYTES: usize = 64 << 10;
 
 /// A template for a URI.
 #[derive(Clone, Debug, Default)]
-pub struct Template(Vec<Part>);
+pub struct UriTemplate(Vec<UriPart>);
 
 #[derive(Clone, Debug, PartialEq)]
-enum Part {
+enum UriPart {
     Text(String),
     Value(ValueName),
 }
@@ -35,7 +35,7 @@ pub enum TemplateError {
     TooLong,
 }
 
-impl Template {
+impl UriTemplate {
     /// Parses a template. The error says what is wrong and what is expected.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
@@ -56,9 +56,9 @@ impl Template {
                 return Err("a `{` is not closed; write `{{` for a brace".into());
             };
             if !plain.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut plain)));
+                parts.push(UriPart::Text(std::mem::take(&mut plain)));
             }
-            parts.push(Part::Value(value_name(name)?));
+            parts.push(UriPart::Value(value_name(name)?));
             rest = after;
         }
         plain.push_str(rest);
@@ -66,9 +66,9 @@ impl Template {
             return Err(format!("{bad:?} can't stand in a URI; write it escaped, such as `%20` for a space"));
         }
         if !plain.is_empty() {
-            parts.push(Part::Text(plain));
+            parts.push(UriPart::Text(plain));
         }
-        let template = Template(parts);
+        let template = UriTemplate(parts);
         template.build(|name, uri| uri.extend_from_slice(sample(name))).map_err(|reason| reason.to_string())?;
         Ok(template)
     }
@@ -83,15 +83,15 @@ impl Template {
         let mut uri = Vec::new();
         for part in &self.0 {
             match part {
-                Part::Text(text) => uri.extend_from_slice(text.as_bytes()),
-                Part::Value(name) => put(name, &mut uri),
+                UriPart::Text(text) => uri.extend_from_slice(text.as_bytes()),
+                UriPart::Value(name) => put(name, &mut uri),
             }
             if uri.len() > MAX_URI_BYTES {
                 return Err(TemplateError::TooLong);
             }
         }
         // Clients take `//` at the beginning for another host, which the template names, but no value.
-        if uri.starts_with(b"//") && !matches!(self.0.first(), Some(Part::Text(text)) if text.starts_with("//")) {
+        if uri.starts_with(b"//") && !matches!(self.0.first(), Some(UriPart::Text(text)) if text.starts_with("//")) {
             let slashes = uri.iter().take_while(|byte| **byte == b'/').count();
             uri.drain(..slashes - 1);
         }
@@ -112,10 +112,10 @@ fn sample(name: &ValueName) -> &'static [u8] {
 }
 
 /// Returns the texts of a template.
-fn plain_text(parts: &[Part]) -> impl Iterator<Item = &str> {
+fn plain_text(parts: &[UriPart]) -> impl Iterator<Item = &str> {
     parts.iter().filter_map(|part| match part {
-        Part::Text(text) => Some(text.as_str()),
-        Part::Value(_) => None,
+        UriPart::Text(text) => Some(text.as_str()),
+        UriPart::Value(_) => None,
     })
 }
 
@@ -260,7 +260,7 @@ mod tests {
         if !host.is_empty() {
             context.request.headers.insert(http::header::HOST, host.parse().unwrap());
         }
-        Template::parse(template).unwrap().fill(&context).map(|uri| uri.to_str().unwrap().to_string())
+        UriTemplate::parse(template).unwrap().fill(&context).map(|uri| uri.to_str().unwrap().to_string())
     }
 
     #[test]

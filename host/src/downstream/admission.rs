@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 use crate::generation::Generation;
-use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, Search};
+use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, EvictionSearch};
 use crate::generation::listener::Listener;
 use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
@@ -30,7 +30,7 @@ pub struct Admission {
     /// The maximum number of connections to endpoints.
     endpoints: AtomicUsize,
     shortage: Mutex<Option<DescriptorShortage>>,
-    search: Search,
+    search: EvictionSearch,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
 }
@@ -130,7 +130,7 @@ impl Admission {
             descriptors: OnceLock::new(),
             endpoints: AtomicUsize::new(usize::MAX),
             shortage: Mutex::default(),
-            search: Search::default(),
+            search: EvictionSearch::default(),
             starved_until: AtomicU64::new(0),
         })
     }

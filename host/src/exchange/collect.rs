@@ -19,7 +19,7 @@ use crate::error::{Error, FailureKind, causes};
 use crate::generation::{BufferedContent, RequestBuffer};
 
 /// The content that arrives next.
-enum Arrival {
+enum NextContent {
     Piece(Bytes),
     End(Option<HeaderMap>),
     /// There is no room for more.
@@ -60,15 +60,15 @@ pub async fn collect(
     // The content may have exactly the length of the rule, and its end may still be to come.
     let mut spool = Spool::new(space, rule.max.saturating_add(1), overflow);
     let trailers = loop {
-        match poll_fn(|cx| poll_arrival(&mut body, &mut spool, cx)).await {
-            Ok(Arrival::Piece(piece)) => {
+        match poll_fn(|cx| poll_next_content(&mut body, &mut spool, cx)).await {
+            Ok(NextContent::Piece(piece)) => {
                 spool.push(piece);
                 if body.is_end_stream() {
                     break None;
                 }
             }
-            Ok(Arrival::End(trailers)) => break trailers,
-            Ok(Arrival::Full) => return Ok(BegunBody::body(spool, body, upload.clone())),
+            Ok(NextContent::End(trailers)) => break trailers,
+            Ok(NextContent::Full) => return Ok(BegunBody::body(spool, body, upload.clone())),
             Err(error) => return Err(failure(upload, &error)),
         }
     };
@@ -79,18 +79,22 @@ pub async fn collect(
     Ok(RequestBody::Collected(Box::new(CollectedBody::new(content, upload.forwarded()))))
 }
 
-fn poll_arrival(body: &mut RequestBody, spool: &mut Spool, cx: &mut Context<'_>) -> Poll<Result<Arrival, BodyError>> {
+fn poll_next_content(
+    body: &mut RequestBody,
+    spool: &mut Spool,
+    cx: &mut Context<'_>,
+) -> Poll<Result<NextContent, BodyError>> {
     match spool.room(PIECE, cx) {
         Room::Free => {}
         Room::Awaited => return Poll::Pending,
-        Room::Full => return Poll::Ready(Ok(Arrival::Full)),
+        Room::Full => return Poll::Ready(Ok(NextContent::Full)),
     }
     let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
     Poll::Ready(Ok(match frame.map(Frame::into_data) {
-        None => Arrival::End(None),
+        None => NextContent::End(None),
         // The piece itself counts as held by the client's connection, which would have no room for the next one.
-        Some(Ok(piece)) => Arrival::Piece(Piece::content(&piece).clone()),
-        Some(Err(frame)) => Arrival::End(frame.into_trailers().ok()),
+        Some(Ok(piece)) => NextContent::Piece(Piece::content(&piece).clone()),
+        Some(Err(frame)) => NextContent::End(frame.into_trailers().ok()),
     }))
 }
 

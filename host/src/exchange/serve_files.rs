@@ -20,7 +20,7 @@ use crate::protocol::content_coding;
 use crate::protocol::media_type;
 use crate::protocol::ranges::{self, PartOrder, RangeRequest};
 use crate::static_files::file_body::{FileBody, Segment};
-use crate::static_files::find::{FileQuery, Found, FoundFile, SiteFile};
+use crate::static_files::find::{FileQuery, FoundFile, PathAnswer, SiteFile};
 use crate::static_files::site_path::SitePath;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::unix_time::{http_date, now_ms};
@@ -66,14 +66,14 @@ pub async fn serve_files(
         None => site.find(query, step).await?,
     };
     Ok(match found {
-        Found::File(found) => match file_response(found, site, context, step) {
+        PathAnswer::File(found) => match file_response(found, site, context, step) {
             Some(response) => response,
             None => page(StatusCode::PRECONDITION_FAILED),
         },
-        Found::Folder => redirect_into_folder(&request.uri),
-        Found::Listing(page) => listing_response(page, &request.method),
-        Found::Absent => page(StatusCode::NOT_FOUND),
-        Found::Denied => page(StatusCode::FORBIDDEN),
+        PathAnswer::Folder => redirect_into_folder(&request.uri),
+        PathAnswer::Listing(page) => listing_response(page, &request.method),
+        PathAnswer::Absent => page(StatusCode::NOT_FOUND),
+        PathAnswer::Denied => page(StatusCode::FORBIDDEN),
     })
 }
 

@@ -209,7 +209,12 @@ impl UpstreamReading {
             Box::new(ReadContent { spool, end: None })
         });
         let mut reads = 0;
-        while ahead.end.is_none() && ahead.spool.room(READ, cx) == Room::Free {
+        while ahead.end.is_none() {
+            if ahead.spool.room(READ, cx) != Room::Free {
+                // The endpoint waits for the client from now on, perhaps for long.
+                self.lease.iter().for_each(|lease| lease.connection.release_read_buffer());
+                break;
+            }
             if reads == READS_AT_ONCE {
                 // Others get their turn, and above all the client.
                 cx.waker().wake_by_ref();

@@ -23,14 +23,14 @@ pub struct ConnectionCounts {
     /// For each reason, the minute of the process in which it was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
     /// The search for connections of the whole listener that can be evicted.
-    pub search: Search,
+    pub search: EvictionSearch,
     /// The search for connections of one client that can be evicted.
-    pub client_search: Search,
+    pub client_search: EvictionSearch,
 }
 
 /// A search for connections to evict, with a pause after a search without result: each scans all connections.
 #[derive(Debug, Default)]
-pub struct Search(AtomicU64);
+pub struct EvictionSearch(AtomicU64);
 
 /// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
 /// address.
@@ -215,7 +215,7 @@ impl Drop for CountedRequest {
     }
 }
 
-impl Search {
+impl EvictionSearch {
     /// Searches, unless there is a pause, and returns whether a connection was found. Times are in milliseconds.
     pub fn find(&self, now: u64, search: impl FnOnce() -> usize) -> bool {
         if now < self.0.load(Ordering::Relaxed) {
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_search_in_vain_is_followed_by_a_pause() {
-        let search = Search::default();
+        let search = EvictionSearch::default();
         assert!(search.find(0, || 1));
         assert!(!search.find(0, || 0));
         assert!(!search.find(PAUSE - 1, || 1));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use crate::context::template::Template;
+use crate::context::template::UriTemplate;
 use crate::generation::ids::UpstreamId;
 use crate::static_files::find::FileSite;
 
@@ -24,7 +24,7 @@ pub enum Target {
 /// A redirect of a route, whose location is made for each request.
 pub struct Redirect {
     pub status: StatusCode,
-    pub location: Template,
+    pub location: UriTemplate,
 }
 
 /// A response that was made when the manifest was loaded.

@@ -33,16 +33,16 @@ pub struct Rewrite {
 /// The target that a rewrite makes.
 #[derive(Debug)]
 pub struct Replacement {
-    path: Vec<Piece>,
+    path: Vec<ReplacementPart>,
     /// The query; `None` if the client's query is forwarded alone.
-    query: Option<Vec<Piece>>,
+    query: Option<Vec<ReplacementPart>>,
     /// Whether the client's query is appended.
     keeps_query: bool,
 }
 
 /// A part of a replacement.
 #[derive(Debug, PartialEq)]
-enum Piece {
+enum ReplacementPart {
     Text(String),
     /// The text of a group of the expression, by its index.
     Group(usize),
@@ -118,14 +118,14 @@ impl Replacement {
         let (text, keeps_query) = text.strip_suffix('?').map_or((text, true), |text| (text, false));
         let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
         let query = query.or((!keeps_query).then_some(""));
-        let query = query.map(|query| pieces(query, regex)).transpose()?;
-        Ok(Replacement { path: pieces(path, regex)?, query, keeps_query })
+        let query = query.map(|query| parts(query, regex)).transpose()?;
+        Ok(Replacement { path: parts(path, regex)?, query, keeps_query })
     }
 }
 
 /// Parses a text with `$1`, `${1}`, `$name` and `${name}` for groups, and `$$` for a dollar sign.
-fn pieces(text: &str, regex: &Regex) -> Result<Vec<Piece>, String> {
-    let (mut pieces, mut plain, mut rest) = (Vec::new(), String::new(), text);
+fn parts(text: &str, regex: &Regex) -> Result<Vec<ReplacementPart>, String> {
+    let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
     while let Some((before, after)) = rest.split_once('$') {
         plain.push_str(before);
         if let Some(after) = after.strip_prefix('$') {
@@ -149,24 +149,28 @@ fn pieces(text: &str, regex: &Regex) -> Result<Vec<Piece>, String> {
             format!("the expression has no group `{name}`: it has {last}, besides `$0` for all of the match")
         })?;
         if !plain.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            parts.push(ReplacementPart::Text(std::mem::take(&mut plain)));
         }
-        pieces.push(Piece::Group(group));
+        parts.push(ReplacementPart::Group(group));
         rest = next;
     }
     plain.push_str(rest);
     if !plain.is_empty() {
-        pieces.push(Piece::Text(plain));
+        parts.push(ReplacementPart::Text(plain));
     }
-    Ok(pieces)
+    Ok(parts)
 }
 
-/// Adds the text of pieces, within the bound of a target.
-fn put<'a>(pieces: &[Piece], group: impl Fn(usize) -> Cow<'a, str>, text: &mut String) -> Result<(), RewriteError> {
-    for piece in pieces {
-        match piece {
-            Piece::Text(plain) => text.push_str(plain),
-            Piece::Group(index) => text.push_str(&group(*index)),
+/// Adds the text of parts, within the bound of a target.
+fn put<'a>(
+    parts: &[ReplacementPart],
+    group: impl Fn(usize) -> Cow<'a, str>,
+    text: &mut String,
+) -> Result<(), RewriteError> {
+    for part in parts {
+        match part {
+            ReplacementPart::Text(plain) => text.push_str(plain),
+            ReplacementPart::Group(index) => text.push_str(&group(*index)),
         }
         if text.len() > MAX_TARGET_BYTES {
             return Err(RewriteError::TooLong);

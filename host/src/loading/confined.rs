@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confinement::confine;
-use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrder, Setup, text};
+use super::messages::{self, About, ConfigComplaint, ConfigVerdict, FileForm, LoadOrder, Setup, text};
 use super::verdict::Schema;
 use crate::config::diagnostic::MAX_SHOWN;
 use crate::plugin::compiled_cache::{MAX_SEALED_BYTES, Seal};
@@ -53,8 +53,8 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     }
     let seal = Seal { key: setup.key, name: setup.name };
     let loaded = match setup.form {
-        Form::Component => Examiner::compile(seal, &bytes),
-        Form::Artifact => Examiner::unseal(seal, &bytes),
+        FileForm::Component => Examiner::compile(seal, &bytes),
+        FileForm::Artifact => Examiner::unseal(seal, &bytes),
     };
     drop(bytes);
     let mut examiner = match loaded {

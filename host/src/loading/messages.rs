@@ -18,12 +18,12 @@ pub(super) struct Setup {
     /// The key and the name of the seal.
     pub key: [u8; 32],
     pub name: String,
-    pub form: Form,
+    pub form: FileForm,
     pub length: u64,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) enum Form {
+pub(super) enum FileForm {
     Component,
     Artifact,
 }

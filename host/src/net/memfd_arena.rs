@@ -70,7 +70,7 @@ mod linux {
     }
 
     /// A part of the file with one owner.
-    struct Extent {
+    struct ArenaExtent {
         pages: &'static Arena,
         at: u64,
         class: usize,
@@ -144,7 +144,7 @@ mod linux {
             Ok(Arena { file, base: base as usize, free: Mutex::default() })
         }
 
-        fn take(&'static self, class: usize, length: usize) -> Option<Extent> {
+        fn take(&'static self, class: usize, length: usize) -> Option<ArenaExtent> {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let at = match free.places[class].pop() {
                 Some(at) => at,
@@ -157,7 +157,7 @@ mod linux {
                     at
                 }
             };
-            Some(Extent { pages: self, at, class, length })
+            Some(ArenaExtent { pages: self, at, class, length })
         }
     }
 
@@ -173,7 +173,7 @@ mod linux {
         rustix::param::page_size() <= MIN_EXTENT_BYTES && is_off(of_all) && of_each_size.all(|size| is_off(&size))
     }
 
-    impl AsRef<[u8]> for Extent {
+    impl AsRef<[u8]> for ArenaExtent {
         fn as_ref(&self) -> &[u8] {
             let start = (self.pages.base + self.at as usize) as *const u8;
             #[expect(
@@ -188,7 +188,7 @@ mod linux {
         }
     }
 
-    impl Drop for Extent {
+    impl Drop for ArenaExtent {
         fn drop(&mut self) {
             let length = (MIN_EXTENT_BYTES << self.class) as u64;
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

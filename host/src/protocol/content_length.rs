@@ -4,13 +4,13 @@ use http::header::{self, HeaderMap};
 
 /// The lines of `Content-Length` in a message, read as one number, which may be repeated (RFC 9110 §8.6).
 #[derive(Debug, Default)]
-pub struct ContentLength {
+pub struct ContentLengthLines {
     value: Option<u64>,
     /// Whether the number is repeated, or written in a form that others may not read.
     is_unusual: bool,
 }
 
-impl ContentLength {
+impl ContentLengthLines {
     /// Adds a line; returns `false` if it is no number, or another one.
     pub fn add(&mut self, line: &[u8]) -> bool {
         for member in line.split(|byte| *byte == b',') {
@@ -39,7 +39,7 @@ impl ContentLength {
 /// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
 /// (RFC 9110 §8.6). The length also matters without a body, as in the response to HEAD.
 pub fn settle_length(fields: &mut HeaderMap) -> bool {
-    let mut settled = ContentLength::default();
+    let mut settled = ContentLengthLines::default();
     if !fields.get_all(header::CONTENT_LENGTH).iter().all(|line| settled.add(line.as_bytes())) {
         return false;
     }

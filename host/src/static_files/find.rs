@@ -39,7 +39,7 @@ pub struct FileQuery {
 
 /// The answer for a path.
 #[derive(Debug)]
-pub enum Found {
+pub enum PathAnswer {
     File(FoundFile),
     /// A folder, whose path lacks the slash at its end.
     Folder,
@@ -100,44 +100,44 @@ impl FileSite {
         query: &FileQuery,
         permit: OpenFilePermit,
         wait: Wait,
-    ) -> Result<Found, FindFailure> {
-        let search = Search { site: self, root, query, wait };
+    ) -> Result<PathAnswer, FindFailure> {
+        let search = SiteSearch { site: self, root, query, wait };
         search.find(permit).or_else(|failure| match failure {
             OpenFailure::WouldWait => Err(FindFailure::WouldWait),
             OpenFailure::Failed(error) => Err(FindFailure::Failed(error)),
-            OpenFailure::Absent => Ok(Found::Absent),
-            OpenFailure::Denied => Ok(Found::Denied),
+            OpenFailure::Absent => Ok(PathAnswer::Absent),
+            OpenFailure::Denied => Ok(PathAnswer::Denied),
         })
     }
 }
 
 /// One search of a site.
-struct Search<'a> {
+struct SiteSearch<'a> {
     site: &'a FileSite,
     root: &'a Root,
     query: &'a FileQuery,
     wait: Wait,
 }
 
-impl Search<'_> {
-    fn find(&self, permit: OpenFilePermit) -> Result<Found, OpenFailure> {
+impl SiteSearch<'_> {
+    fn find(&self, permit: OpenFilePermit) -> Result<PathAnswer, OpenFailure> {
         let path = &self.query.path;
         let opened =
             if path.is_folder() { self.open_index(path)? } else { self.open(path)?.map(|it| (path.clone(), it)) };
         let opened = match opened {
             Some((path, Opened::File(file, metadata))) => Some((path, file, metadata)),
-            Some((_, Opened::Folder(_))) => return Ok(Found::Folder),
+            Some((_, Opened::Folder(_))) => return Ok(PathAnswer::Folder),
             Some((_, Opened::Other)) | None => match self.list(path)? {
-                Some(page) => return Ok(Found::Listing(page)),
+                Some(page) => return Ok(PathAnswer::Listing(page)),
                 None => self.open_fallback()?,
             },
         };
-        let Some((path, file, metadata)) = opened else { return Ok(Found::Absent) };
+        let Some((path, file, metadata)) = opened else { return Ok(PathAnswer::Absent) };
         if let Some((copy, copy_metadata, coding)) = self.open_copy(&path, &metadata)? {
             let file = SiteFile::new(copy, &copy_metadata, permit);
-            return Ok(Found::File(FoundFile { file, path, coding: Some(coding) }));
+            return Ok(PathAnswer::File(FoundFile { file, path, coding: Some(coding) }));
         }
-        Ok(Found::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
+        Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
     }
 
     /// Opens what is at a path; `None` if there is nothing.

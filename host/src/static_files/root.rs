@@ -19,7 +19,7 @@ pub struct Root {
     folder: File,
     /// The device and the inode of the folder.
     identity: FileIdentity,
-    lookup: Lookup,
+    lookup: PathLookup,
 }
 
 /// The device and the inode of a file, which no other file has at the same time.
@@ -31,7 +31,7 @@ struct FileIdentity {
 
 /// The way in which paths are looked up beneath a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lookup {
+enum PathLookup {
     /// By the system, which follows links as long as they stay beneath the root; and without any wait if the names are in
     /// its memory.
     Quick,
@@ -88,7 +88,7 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Root> {
         let folder = File::from(rustix::fs::open(path, OF_FOLDER, Mode::empty())?);
         let identity = FileIdentity::of(&folder.metadata()?);
-        let lookup = Lookup::of(&folder);
+        let lookup = PathLookup::of(&folder);
         Ok(Root { folder, identity, lookup })
     }
 
@@ -104,7 +104,7 @@ impl Root {
 
     /// Opens what is at a relative path.
     pub fn find_named(&self, path: &OsStr, wait: Wait) -> Result<Opened, OpenFailure> {
-        if wait == Wait::Never && self.lookup != Lookup::Quick {
+        if wait == Wait::Never && self.lookup != PathLookup::Quick {
             return Err(OpenFailure::WouldWait);
         }
         let file = self.open_beneath(path, wait).map_err(|error| OpenFailure::of(error, wait))?;
@@ -120,7 +120,7 @@ impl Root {
     fn open_beneath(&self, path: &OsStr, wait: Wait) -> Result<File, Errno> {
         use rustix::fs::{ResolveFlags, openat2};
 
-        if self.lookup == Lookup::NameByName {
+        if self.lookup == PathLookup::NameByName {
             return self.open_by_names(path);
         }
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
@@ -157,23 +157,23 @@ impl Root {
     }
 }
 
-impl Lookup {
+impl PathLookup {
     /// Tries how paths can be looked up beneath a folder: older systems lack a way, and some sandboxes forbid one.
     #[cfg(target_os = "linux")]
-    fn of(folder: &File) -> Lookup {
+    fn of(folder: &File) -> PathLookup {
         use rustix::fs::{ResolveFlags, openat2};
 
         let works = |resolve| openat2(folder, c".", OF_FOLDER, Mode::empty(), resolve).is_ok();
         if !works(ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
-            return Lookup::NameByName;
+            return PathLookup::NameByName;
         }
         let is_quick = works(ResolveFlags::BENEATH | ResolveFlags::CACHED) && is_on_local_disk(folder);
-        if is_quick { Lookup::Quick } else { Lookup::Beneath }
+        if is_quick { PathLookup::Quick } else { PathLookup::Beneath }
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn of(_: &File) -> Lookup {
-        Lookup::NameByName
+    fn of(_: &File) -> PathLookup {
+        PathLookup::NameByName
     }
 }
 
@@ -263,10 +263,10 @@ mod tests {
     fn nothing_is_opened_outside_the_root() {
         let site = site();
         let mut root = Root::open(&site.path().join("root")).unwrap();
-        assert_ne!(root.lookup, Lookup::NameByName, "the system has a better way");
-        for lookup in [Lookup::Beneath, Lookup::NameByName] {
+        assert_ne!(root.lookup, PathLookup::NameByName, "the system has a better way");
+        for lookup in [PathLookup::Beneath, PathLookup::NameByName] {
             root.lookup = lookup;
-            let inside = if lookup == Lookup::NameByName { "absent" } else { "file" };
+            let inside = if lookup == PathLookup::NameByName { "absent" } else { "file" };
             let cases = [
                 (".", "folder"),
                 ("file", "file"),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use super::find::{FileQuery, FileSite, FindFailure, Found};
+use super::find::{FileQuery, FileSite, FindFailure, PathAnswer};
 use super::open_files::{OpenFilePermit, OpenFiles};
 use super::root::{Root, Wait};
 use crate::error::{Error, FailureKind, lacks_descriptor};
@@ -36,7 +36,7 @@ impl WorkerSite {
     }
 
     /// Finds what answers for a query; `None` if that needs a wait.
-    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<Found, Error>> {
+    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<PathAnswer, Error>> {
         let root = self.root.borrow();
         let (root, _) = root.as_ref().filter(|(_, seen)| now.saturating_duration_since(*seen) < ROOT_CHECK)?;
         let permit = match self.permit() {
@@ -51,7 +51,7 @@ impl WorkerSite {
     }
 
     /// Finds what answers for a query, on a thread for blocking work.
-    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<Found, Error> {
+    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
         let permit = self.permit()?;
         let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
         let finding = spawn_blocking(move || {

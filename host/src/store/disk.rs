@@ -7,9 +7,9 @@ mod directory;
 pub mod reader;
 pub mod record;
 mod scan;
-mod spill;
 #[cfg(test)]
 mod tests;
+mod unfinished_file;
 mod writer;
 
 use std::io;
@@ -34,7 +34,7 @@ use directory::DirectoryLock;
 pub use directory::check;
 use reader::OpenFile;
 use record::RecordEntry;
-pub use spill::SpillFile;
+pub use unfinished_file::UnfinishedFile;
 use writer::Job;
 
 /// The disk part of the store: a directory of stored responses.

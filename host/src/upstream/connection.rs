@@ -285,6 +285,13 @@ impl Connection {
         }
     }
 
+    /// Releases the memory for reading, if no bytes are in it. The next read takes new memory.
+    pub fn release_read_buffer(&self) {
+        if let Sender::Http1 { http1, .. } = &self.sender {
+            http1.release_read_buffer();
+        }
+    }
+
     /// Among which it was counted.
     pub fn limit_handle(&self) -> &LimitHandle {
         &self.limit_handle

@@ -263,6 +263,14 @@ impl Http1 {
         self.piece.set(bytes.unwrap_or(FIRST_PIECE));
     }
 
+    /// Releases the memory for reading, if no bytes are in it. Its pieces then live no longer than they are used.
+    pub fn release_read_buffer(&self) {
+        let wire = &mut *self.wire.borrow_mut();
+        if wire.read.is_empty() {
+            wire.read = BytesMut::new();
+        }
+    }
+
     /// Returns the bytes of a connection whose endpoint has switched protocols; `None` while a task sends the rest of a
     /// request.
     pub fn into_stream(self) -> Option<Stream> {

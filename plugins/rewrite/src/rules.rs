@@ -12,6 +12,8 @@ use crate::target::{Target, Use};
 pub struct Rules(Vec<Rule>);
 
 struct Rule {
+    /// The index in the configuration.
+    index: usize,
     regex: Regex,
     target: Target,
     status: Option<u16>,
@@ -27,10 +29,10 @@ impl Rules {
             return Rules::default();
         }
         let mut compiled = Vec::new();
-        for (place, rule) in rules.iter().enumerate() {
-            match Rule::new(rule) {
+        for (index, rule) in rules.iter().enumerate() {
+            match Rule::new(index, rule) {
                 Ok(rule) => compiled.push(rule),
-                Err((key, message)) => setup.report(ConfigError::at(format!("/rules/{place}/{key}"), message)),
+                Err((key, message)) => setup.report(ConfigError::at(format!("/rules/{index}/{key}"), message)),
             }
         }
         Rules(compiled)
@@ -52,14 +54,14 @@ impl Rules {
 
     /// Returns an example of a location of each redirect, with the index of its rule.
     pub fn examples(&self) -> impl Iterator<Item = (usize, Location)> {
-        let redirects = self.0.iter().enumerate().filter(|(_, rule)| rule.status.is_some());
-        redirects.filter_map(|(place, rule)| rule.target.sample("x").ok().map(|location| (place, location)))
+        let redirects = self.0.iter().filter(|rule| rule.status.is_some());
+        redirects.filter_map(|rule| rule.target.sample("x").ok().map(|location| (rule.index, location)))
     }
 }
 
 impl Rule {
     /// Compiles a rule; the error has the key that is wrong.
-    fn new(rule: &RuleConfig) -> Result<Self, (&'static str, String)> {
+    fn new(index: usize, rule: &RuleConfig) -> Result<Self, (&'static str, String)> {
         let regex = RegexBuilder::new(&rule.regex)
             .unicode(false)
             .size_limit(REGEX_SIZE)
@@ -71,7 +73,7 @@ impl Rule {
         }
         let purpose = if rule.redirect.is_some() { Use::Redirect } else { Use::Internal };
         let target = Target::parse(&rule.to, Some(&regex), purpose).map_err(|message| ("to", message))?;
-        Ok(Rule { regex, target, status: rule.redirect })
+        Ok(Rule { index, regex, target, status: rule.redirect })
     }
 }
 

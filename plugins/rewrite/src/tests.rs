@@ -210,6 +210,12 @@ fn loops_are_errors_of_the_configuration() {
         assert_eq!(found.len(), count, "{config}: {found:?}");
         assert!(found.iter().all(|(at, message)| at == path && message.contains("without an end")), "{found:?}");
     }
+    let behind_a_wrong_rule = errors(json!({ "rules": [
+        { "regex": "(", "to": "/" },
+        { "regex": "^/(.*)$", "to": "/en/$1", "redirect": 302 },
+    ]}));
+    let places: Vec<&str> = behind_a_wrong_rule.iter().map(|(at, _)| at.as_str()).collect();
+    assert_eq!(places, ["/rules/0/regex", "/rules/1/to"]);
     results(
         json!({ "rules": [{ "regex": "^/([^e].*)$", "to": "/en/$1", "redirect": 302 }] }),
         &[("/a", "302 /en/a"), ("/en/a", "/en/a")],

@@ -14,7 +14,7 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
-use crate::store::disk::SpillFile;
+use crate::store::disk::UnfinishedFile;
 use crate::store::memory_budget::MemoryReservation;
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::SharedBody;
@@ -63,7 +63,7 @@ impl FetchName {
 /// The destination of the arriving content.
 pub enum WriteTarget {
     Memory,
-    File(Box<SpillFile>),
+    File(Box<UnfinishedFile>),
     /// The content goes only to the current readers and is not stored.
     Nowhere,
 }
@@ -150,7 +150,7 @@ impl StoreWriter {
                 let disk = self.store.disk().filter(|_| bytes <= self.longest);
                 self.into = match disk {
                     Some(disk) => {
-                        let spill = SpillFile::begin(disk, &self.fill, self.object.sequence).await;
+                        let spill = UnfinishedFile::begin(disk, &self.fill, self.object.sequence).await;
                         spill.map_or(WriteTarget::Nowhere, |spill| WriteTarget::File(Box::new(spill)))
                     }
                     None => WriteTarget::Nowhere,

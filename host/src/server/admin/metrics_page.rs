@@ -204,8 +204,8 @@ fn process(out: &mut String, admin: &Admin) {
 /// Writes the validity dates of certificates. Comparing them with the current time shows which certificates are invalid
 /// or expire soon.
 fn certificates(out: &mut String, generation: &Generation) {
-    type Date = fn(Validity) -> i64;
-    let dates: [(&str, &str, Date); 2] = [
+    type DateOf = fn(Validity) -> i64;
+    let dates: [(&str, &str, DateOf); 2] = [
         ("plugway_certificate_not_after_seconds", "Time at which a certificate expires.", |validity| validity.until),
         ("plugway_certificate_not_before_seconds", "Time from which on a certificate is valid.", |validity| {
             validity.from

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use crate::protocol::content_length::ContentLength;
+use crate::protocol::content_length::ContentLengthLines;
 
 /// The way in which the end of a request's content is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub fn write(head: &mut BytesMut, method: &Method, target: &PathAndQuery, fields
     head.extend_from_slice(b" ");
     head.extend_from_slice(target.as_str().as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    let (mut length, mut is_chunked) = (ContentLength::default(), false);
+    let (mut length, mut is_chunked) = (ContentLengthLines::default(), false);
     for (name, value) in fields {
         if *name == header::CONTENT_LENGTH {
             length.add(value.as_bytes());

@@ -10,7 +10,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::body_length::BodyLength;
 use super::head_search::HeadSearch;
-use crate::protocol::content_length::ContentLength;
+use crate::protocol::content_length::ContentLengthLines;
 use crate::protocol::hop_by_hop;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 
@@ -116,7 +116,7 @@ fn parse_into<'b>(
     let status = status.ok_or(HeadError::Malformed("the status code is malformed"))?;
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut framing =
-        Framing { version, length: ContentLength::default(), codings: 0, is_chunked: false, persistence: None };
+        Framing { version, length: ContentLengthLines::default(), codings: 0, is_chunked: false, persistence: None };
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.map_err(|_| HeadError::Malformed("a field of the head is malformed: its name is no token"))?;
@@ -142,7 +142,7 @@ fn parse_into<'b>(
 /// The fields of a response that say where it ends.
 struct Framing {
     version: Version,
-    length: ContentLength,
+    length: ContentLengthLines,
     /// The number of lines of `Transfer-Encoding`.
     codings: usize,
     is_chunked: bool,

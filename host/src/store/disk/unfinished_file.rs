@@ -19,7 +19,7 @@ use crate::store::shared_body::SharedBody;
 use crate::store::stored_response::StoredResponse;
 
 /// A file that is being written. The file is removed if it is dropped before it is finished.
-pub struct SpillFile {
+pub struct UnfinishedFile {
     disk: Arc<Disk>,
     file: Arc<File>,
     number: u64,
@@ -28,7 +28,7 @@ pub struct SpillFile {
     is_finished: bool,
 }
 
-impl SpillFile {
+impl UnfinishedFile {
     /// Starts a file. `None` if nothing can be written; the reason is logged.
     pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64) -> Option<Self> {
         if disk.rests() {
@@ -41,7 +41,7 @@ impl SpillFile {
         let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
         let room = MemoryReservation::new(&disk.coming);
-        Some(SpillFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
+        Some(UnfinishedFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
     /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
@@ -101,7 +101,7 @@ impl SpillFile {
     }
 }
 
-impl Drop for SpillFile {
+impl Drop for UnfinishedFile {
     fn drop(&mut self) {
         if !self.is_finished {
             // Not on this thread, because freeing the blocks of a long file takes time.
