@@ -1,4 +1,4 @@
-//! What plugins may do beyond computing: from `[plugin.NAME.grants]` and `[shared]` to the access of a configured plugin.
+//! The grants of plugins: from `[plugin.NAME.grants]` and `[shared]` to the access of a configured plugin.
 
 use std::ops::Range;
 use std::sync::Arc;

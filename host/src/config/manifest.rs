@@ -1091,7 +1091,7 @@ pub struct PluginTable {
     /// Type: table `[plugin.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: PluginLimitsTable,
-    /// What the plugin may do beyond computing, reading the clock and logging. A component that wants more than it is granted
+    /// The access of the plugin to more than clocks, random numbers and the log. A component that wants more than it is granted
     /// doesn't load; `plugway inspect` prints the grants that it wants. Stock plugins need none.
     ///
     /// Type: table `[plugin.NAME.grants]`. Default: none.
