@@ -62,8 +62,8 @@ pub(super) fn metrics(out: &mut String, admin: &Admin, generation: &Generation) 
 
 /// Writes the metrics of the state that each plugin's instances share.
 pub(super) fn shared_metrics(out: &mut String, generation: &Generation) {
-    type Value = fn(&SharedUse) -> f64;
-    let families: [(&str, &str, &str, Value); 3] = [
+    type SharedFigure = fn(&SharedUse) -> f64;
+    let families: [(&str, &str, &str, SharedFigure); 3] = [
         ("plugway_shared_entries", "gauge", "Entries that a plugin shares.", |usage| usage.entries as f64),
         ("plugway_shared_bytes", "gauge", "Memory of these entries.", |usage| usage.bytes as f64),
         ("plugway_shared_evicted_total", "counter", "Entries that left for others.", |usage| usage.evicted as f64),
