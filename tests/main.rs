@@ -46,6 +46,7 @@ mod response_heads;
 mod routes;
 mod schema;
 mod secrets;
+mod shared_state;
 mod site_plugins;
 mod slow_clients;
 mod small_pieces;

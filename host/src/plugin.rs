@@ -1,5 +1,6 @@
 //! The plugin runtime: components, configured plugins, and live instances. It does not depend on connections.
 
+pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
 pub mod body_filter;
@@ -25,6 +26,7 @@ mod memory_limit;
 mod metrics;
 mod proposals;
 pub mod settings;
+mod shared;
 pub mod time_share;
 pub mod version;
 mod wasi;

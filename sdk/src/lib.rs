@@ -77,6 +77,7 @@ pub mod percent;
 pub mod pointer;
 pub mod query;
 mod setup;
+pub mod shared;
 pub mod testing;
 pub mod token;
 pub mod units;

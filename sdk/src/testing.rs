@@ -8,6 +8,8 @@ mod bodies;
 mod checks;
 pub(crate) mod current;
 mod edits;
+#[cfg(not(target_family = "wasm"))]
+pub mod shared;
 pub(crate) mod time;
 
 pub use bodies::{every_split, transform};

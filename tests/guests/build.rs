@@ -4,6 +4,7 @@ use std::path::Path;
 
 const GUESTS: &[&str] = &[
     "example-api-key",
+    "example-quota",
     "example-split",
     "example-retitle",
     "example-html-links",
@@ -18,6 +19,7 @@ const GUESTS: &[&str] = &[
     "test-overrides",
     "test-policy",
     "test-values",
+    "test-shared",
 ];
 
 fn main() {

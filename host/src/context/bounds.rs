@@ -139,3 +139,9 @@ pub const HANDLES: usize = 10_000;
 
 /// The maximum number of endpoints whose load a balancer asks for in one call, if the upstream doesn't have more.
 pub const IN_FLIGHT_COUNTS: usize = 16 << 10;
+
+/// Bytes of a key of shared state: as many as of a name.
+pub const SHARED_KEY: usize = NAME;
+
+/// Bytes of a value of shared state: as many as of a field.
+pub const SHARED_VALUE: usize = VALUE;

@@ -11,6 +11,7 @@ use wasmtime::StoreLimitsBuilder;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
+use super::access::GrantedAccess;
 use super::bindings::{endpoints, exchange, log, metrics, types};
 use super::cpu_time::CpuMeter;
 use super::log_lines::{Level, PluginLog, Printed};
@@ -40,6 +41,8 @@ pub struct HostState {
     pub(super) now: Instant,
     /// The plugin's own metrics.
     pub(super) figures: InstanceMetrics,
+    /// The access that the manifest grants.
+    pub(super) access: GrantedAccess,
 }
 
 /// Streams and the like that an instance may hold: standard input, output and error need three.
@@ -54,7 +57,7 @@ pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
-    pub fn new(memory: usize, lines: PluginLog) -> Self {
+    pub fn new(memory: usize, lines: PluginLog, access: &GrantedAccess) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
         let limits = limits.instances(MAX_CORE_INSTANCES).table_elements(MAX_TABLE_ELEMENTS);
         let limits = MemoryLimit::new(limits.build(), MAX_TABLE_ELEMENTS);
@@ -62,10 +65,12 @@ impl HostState {
         table.set_max_capacity(MAX_RESOURCES);
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
+        wasi.envs(&access.env);
         let wasi = wasi.build();
         let (context, members, figures) = (None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
-        HostState { wasi, table, limits, cpu, lines, context, members, tried, now, figures }
+        let access = access.clone();
+        HostState { wasi, table, limits, cpu, lines, context, members, tried, now, figures, access }
     }
 }
 

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use wasmtime::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::access::GrantedAccess;
 use super::bindings::balancer::exports::plugway::plugin::balancer;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::{
@@ -38,6 +39,8 @@ pub struct InstanceRecipe {
     pub(super) limits: PluginLimits,
     /// The log of the plugin's lines.
     pub(super) lines: PluginLog,
+    /// The access that the manifest grants.
+    pub(super) access: GrantedAccess,
     /// The metrics that the first instance has defined. No other instance may define more.
     pub(super) metrics: OnceLock<Vec<PluginMetricDefinition>>,
     /// The number of live instances, over all workers and generations.
@@ -122,9 +125,10 @@ impl Instance {
         plugin: &Arc<Plugin>,
         limits: PluginLimits,
         lines: PluginLog,
+        access: &GrantedAccess,
         time: Duration,
     ) -> Result<Self, PluginFailure> {
-        let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines));
+        let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines, access));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
         store.set_hostcall_fuel(limits.memory.min(bounds::HANDED_OVER));
@@ -165,7 +169,8 @@ impl Instance {
 
     /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
     pub fn new(recipe: &InstanceRecipe, time: Duration) -> Result<Self, PluginFailure> {
-        let mut instance = Instance::unconfigured(&recipe.plugin, recipe.limits, recipe.lines.clone(), time)?;
+        let InstanceRecipe { plugin, limits, lines, access, .. } = recipe;
+        let mut instance = Instance::unconfigured(plugin, *limits, lines.clone(), access, time)?;
         instance.store.data_mut().figures = InstanceMetrics::known(recipe.loose_figures());
         match instance.configure(&recipe.config, time)? {
             Ok(_) => {

@@ -3,6 +3,8 @@
 
 /// The path of the plugin `examples/api-key`.
 pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
+/// The path of the plugin `examples/quota`.
+pub const QUOTA: &str = env!("GUEST_EXAMPLE_QUOTA");
 /// The path of the plugin `examples/split`.
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.
@@ -23,6 +25,8 @@ pub const NOISY: &str = env!("GUEST_TEST_NOISY");
 pub const OVERRIDES: &str = env!("GUEST_TEST_OVERRIDES");
 /// The path of the plugin `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
+/// The path of the plugin `tests/guests/shared`.
+pub const SHARED: &str = env!("GUEST_TEST_SHARED");
 /// The path of the plugin `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 /// The path of the plugin `tests/guests/late`.
