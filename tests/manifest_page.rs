@@ -145,7 +145,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 29] = [
+const PLACES: [(&str, &str); 30] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -193,6 +193,7 @@ const PLACES: [(&str, &str); 29] = [
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
     ("PluginGrants", "[plugin.more]\nuse = \"headers\"\n[plugin.more.grants]\n@"),
     ("HttpUpstream", "[plugin.more]\nuse = \"headers\"\n[[plugin.more.grants.http]]\n@"),
+    ("SharedTable", "[shared]\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),
     // A file of its own, which the manifest names.
     ("EndpointValue", "[upstream.more]\n@"),

@@ -57,6 +57,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
 use crate::plugin::version::PluginVersions;
+use crate::shared_state::{SharedLimits, SharedStates};
 use crate::store::Store;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 use crate::tls::server::Tickets;
@@ -86,6 +87,8 @@ pub struct Assembler {
     plugins: HashMap<blake3::Hash, LoadedPlugin>,
     /// The versions of configured plugins, which outlive generations.
     versions: PluginVersions,
+    /// The states that plugins share, which outlive generations.
+    shared_states: SharedStates,
     /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Whether the manifest is only checked: then nothing is opened that another process may use.
@@ -146,6 +149,8 @@ struct Assembly<'a> {
     reserved: Option<ReservedInstances>,
     /// The destinations that plugins are granted.
     http_grants: HttpGrants,
+    /// The limits of the states that plugins share.
+    shared: SharedLimits,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
     /// The certificates that listeners and upstreams show; one for each use.
@@ -158,7 +163,7 @@ impl Assembler {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        let (stores, switches) = (HashMap::new(), HashMap::new());
+        let (stores, switches, shared_states) = (HashMap::new(), HashMap::new(), SharedStates::default());
         let (log, is_check, workers) = (None, false, None);
         Ok(Assembler {
             runtime,
@@ -171,6 +176,7 @@ impl Assembler {
             dialers,
             plugins,
             versions,
+            shared_states,
             stores,
             is_check,
             workers,
@@ -192,6 +198,8 @@ impl Assembler {
         let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
+        draft.shared = draft.shared_limits(files);
+        let shared_limits = draft.shared;
         draft.bind_all(files);
         let (mut upstreams, upstream_ids) = draft.upstreams(files);
         let (routes, router) = draft.routes(files, &upstream_ids);
@@ -232,6 +240,7 @@ impl Assembler {
             name_servers,
             store,
             store_limits,
+            shared_limits,
             buffer_limits,
             access_log,
             tenancy,
@@ -290,6 +299,7 @@ impl<'a> Assembly<'a> {
             reach,
             reserved: None,
             http_grants: HttpGrants::of(files),
+            shared: SharedLimits::default(),
             used: HashSet::new(),
             certificates: Vec::new(),
         }

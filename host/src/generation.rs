@@ -41,6 +41,7 @@ use crate::plugin::instance::Instance;
 use crate::plugin::instance_limit::Tenancy;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
+use crate::shared_state::SharedLimits;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
@@ -78,6 +79,8 @@ pub struct Generation {
     /// The store of the responses of all routes, which outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
+    /// The limits of the state that the instances of each plugin share.
+    pub shared_limits: SharedLimits,
     /// The limits of bodies that wait for a slow peer.
     pub buffer_limits: BufferLimits,
     /// The access log; `None` if it is off.
@@ -595,9 +598,10 @@ impl Generation {
         of_route.or_else(|| self.error_pages.get(status))
     }
 
-    /// Gives the store what it may take from now on.
-    pub fn resize_store(&self) {
+    /// Gives the store of responses, and the state that each plugin shares, the limits of this generation.
+    pub fn resize_stores(&self) {
         self.store.resize(&self.store_limits);
+        self.bindings.iter().filter_map(|plugin| plugin.shared()).for_each(|state| state.resize(self.shared_limits));
     }
 }
 

@@ -29,6 +29,7 @@ pub mod outgoing_http;
 mod passwords;
 mod proposals;
 pub mod settings;
+mod shared;
 pub mod time_share;
 pub mod version;
 pub mod waiting_limit;

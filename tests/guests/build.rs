@@ -4,8 +4,10 @@ use std::path::Path;
 
 const GUESTS: &[&str] = &[
     "example-api-key",
+    "example-quota",
     "example-split",
     "example-retitle",
+    "example-html-links",
     "example-tenant",
     "example-shop-cache",
     "example-forward-auth",
@@ -19,6 +21,8 @@ const GUESTS: &[&str] = &[
     "test-overrides",
     "test-policy",
     "test-waiting",
+    "test-values",
+    "test-shared",
 ];
 
 fn main() {

@@ -127,7 +127,7 @@ impl Assembly<'_> {
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
-        let access = self.access(source, plugin);
+        let access = self.access(source, name, plugin);
         let use_span = plugin.r#use.span();
         let before_config = self.problems.count();
         let config = self.config(source, &use_span, plugin.config.as_ref());
@@ -139,7 +139,7 @@ impl Assembly<'_> {
         }
         let about =
             Concerned { source, use_span: &use_span, config: &config, is_stock: is_stock(plugin.r#use.get_ref()) };
-        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits);
+        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits, &access.env);
         let (plugin, config) = match examined {
             Ok(examined) => examined,
             Err(rejection) => {
@@ -147,7 +147,7 @@ impl Assembly<'_> {
                 return None;
             }
         };
-        self.check_access(source, &use_span, &plugin, &access);
+        self.check_access(source, &use_span, name, &plugin, &access);
         if self.problems.count() > before {
             return None;
         }
@@ -199,12 +199,13 @@ impl Assembly<'_> {
         about: &Concerned<'_>,
         name: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<(Arc<Plugin>, String), PluginRejection> {
         let mut component = component(about.source, name).map_err(PluginRejection::Component)?;
         let mut config = about.config.clone();
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
         let config = config.to_string();
-        self.examine(component, &config, limits).map(|plugin| (plugin, config))
+        self.examine(component, &config, limits, env).map(|plugin| (plugin, config))
     }
 
     /// A component that is good, and accepts a configuration.
@@ -213,10 +214,11 @@ impl Assembly<'_> {
         mut component: Component,
         config: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<Arc<Plugin>, PluginRejection> {
         let digest = component.digest;
         self.used.insert(digest);
-        let wanted = acceptance(config, limits);
+        let wanted = acceptance(config, limits, env);
         if let Some(known) = self.assembly.find_loaded(&digest)
             && known.accepted.contains(&wanted)
         {
@@ -228,7 +230,7 @@ impl Assembly<'_> {
         if self.broken.len() >= MAX_BROKEN_COMPONENTS {
             return Err(PluginRejection::Component("it was not tried, as too many others could not be loaded".into()));
         }
-        let tried = self.try_apart(&mut component, config, limits);
+        let tried = self.try_apart(&mut component, config, limits, env);
         if let Err(PluginRejection::Broken(error)) = &tried {
             self.broken.insert(digest, error.clone());
         }
@@ -267,9 +269,10 @@ impl Assembly<'_> {
         component: &mut Component,
         config: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<(), PluginRejection> {
         let mut examination = self.examination(component)?;
-        let verdict = examination.check(config, limits)?;
+        let verdict = examination.check(config, limits, env)?;
         let is_known = self.assembly.plugins.contains_key(&component.digest);
         if verdict == ConfigVerdict::Accepted && !is_known {
             self.assembly.take(&mut examination)?;
@@ -445,10 +448,16 @@ impl Assembly<'_> {
     }
 }
 
-/// A configuration with the limits of who is to accept it, as a digest.
-fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
+/// A configuration with the limits and the environment of the plugin that is to accept it, as a digest.
+fn acceptance(config: &str, limits: PluginLimits, env: &[(String, String)]) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
-    *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
+    let mut digest = blake3::Hasher::new();
+    digest.update(limits.as_flattened()).update(config.as_bytes());
+    for text in env.iter().flat_map(|(name, value)| [name, value]) {
+        // No configuration and no variable has this byte in it.
+        digest.update(&[0]).update(text.as_bytes());
+    }
+    *digest.finalize().as_bytes()
 }
 
 /// A value of a configuration that JSON doesn't have.

@@ -86,6 +86,25 @@ pub struct Manifest {
     ///
     /// Type: table `[cache]`. Default: its defaults.
     pub cache: Option<Spanned<CacheTable>>,
+    /// The limits of the state that the instances of a plugin share, for each plugin with `grants.shared`.
+    ///
+    /// Type: table `[shared]`. Default: its defaults.
+    pub shared: Option<SharedTable>,
+}
+
+/// The limits of the state that the instances of a plugin share.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SharedTable {
+    /// The memory of a plugin's entries, over all workers, at least `8 MiB`. An entry takes 128 bytes besides its key and
+    /// its value. Without room, the entries that were not used for the longest time are evicted.
+    ///
+    /// Type: size. Default: `"16 MiB"`.
+    pub memory: Option<Spanned<String>>,
+    /// The most entries of a plugin, over all workers, from 1024 to 10,000,000.
+    ///
+    /// Type: number. Default: `100000`.
+    pub entries: Option<Spanned<usize>>,
 }
 
 /// The limits of the child process that compiles a new component and checks its configurations.
@@ -1098,7 +1117,7 @@ pub struct PluginTable {
     /// Type: table `[plugin.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: PluginLimitsTable,
-    /// What the plugin may do beyond computing, reading the clock and logging. A component that wants more than it is granted
+    /// The access of the plugin to more than clocks, random numbers and the log. A component that wants more than it is granted
     /// doesn't load; `plugway inspect` prints the grants that it wants. Stock plugins need none.
     ///
     /// Type: table `[plugin.NAME.grants]`. Default: none.

@@ -4,10 +4,15 @@
 use std::sync::Arc;
 
 use super::outgoing_http::HttpDestination;
+use crate::shared_state::SharedState;
 
 /// The access that the manifest grants to a plugin.
 #[derive(Clone, Default)]
 pub struct GrantedAccess {
+    /// The state that the plugin's instances share; `None` if it is not granted.
+    pub shared: Option<Arc<SharedState>>,
+    /// The variables of the environment that the plugin sees, with their values.
+    pub env: Arc<[(String, String)]>,
     /// The destinations of the plugin's own requests.
     pub http: Arc<[HttpDestination]>,
 }
@@ -17,15 +22,18 @@ pub struct GrantedAccess {
 pub enum WantedAccess {
     /// Requests of the plugin's own.
     Http,
+    /// The state that the plugin's instances share.
+    Shared,
 }
 
 impl WantedAccess {
-    const ALL: [WantedAccess; 1] = [WantedAccess::Http];
+    const ALL: [WantedAccess; 2] = [WantedAccess::Shared, WantedAccess::Http];
 
     /// Returns the line that grants the access, as it stands in `[plugin.NAME.grants]`.
     pub fn line(self) -> &'static str {
         match self {
             WantedAccess::Http => "http = [\"https://HOST\"]",
+            WantedAccess::Shared => "shared = true",
         }
     }
 
@@ -39,6 +47,7 @@ impl WantedAccess {
     pub fn import(self, imports: &[String]) -> Option<&str> {
         let prefixes: &[&str] = match self {
             WantedAccess::Http => &["wasi:http/outgoing-handler@"],
+            WantedAccess::Shared => &["plugway:plugin/shared@"],
         };
         let needs = |import: &&String| prefixes.iter().any(|prefix| import.starts_with(prefix));
         imports.iter().find(needs).map(String::as_str)
@@ -50,11 +59,14 @@ impl GrantedAccess {
     pub fn has(&self, wanted: WantedAccess) -> bool {
         match wanted {
             WantedAccess::Http => !self.http.is_empty(),
+            WantedAccess::Shared => self.shared.is_some(),
         }
     }
 
     /// Whether instances with this access can serve where instances with another access are wanted.
     pub fn is_same(&self, other: &GrantedAccess) -> bool {
         self.http == other.http
+            && self.shared.as_ref().map(Arc::as_ptr) == other.shared.as_ref().map(Arc::as_ptr)
+            && self.env == other.env
     }
 }

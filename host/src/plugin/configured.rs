@@ -20,6 +20,7 @@ use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
 use crate::context::edit_check::EditError;
 use crate::context::edit_plan::EditPlan;
+use crate::shared_state::SharedState;
 use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
@@ -109,10 +110,15 @@ pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
 }
 
 impl PluginConfig {
-    /// Returns the table of a plugin that is only examined.
-    pub fn for_examination(plugin: Arc<Plugin>, config: String, limits: PluginLimits) -> Self {
+    /// Returns the table of a plugin that is only examined, and sees variables of the environment.
+    pub fn for_examination(
+        plugin: Arc<Plugin>,
+        config: String,
+        limits: PluginLimits,
+        env: Vec<(String, String)>,
+    ) -> Self {
         let (name, on_error, isolation) = ("examined".into(), OnError::Fail, Isolation::Worker);
-        let access = GrantedAccess::default();
+        let access = GrantedAccess { env: env.into(), ..GrantedAccess::default() };
         PluginConfig { name, plugin, config, limits, on_error, isolation, access }
     }
 
@@ -268,6 +274,11 @@ impl ConfiguredPlugin {
         let has = |hook: &Hook| !matches!(hook, Hook::Absent);
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
+    }
+
+    /// Returns the state that the instances share; `None` if it is not granted.
+    pub fn shared(&self) -> Option<&Arc<SharedState>> {
+        self.supply.recipe.access.shared.as_ref()
     }
 
     /// Whether the plugin can choose endpoints.

@@ -46,6 +46,8 @@ pub struct HostState {
     pub(super) now: Instant,
     /// The plugin's own metrics.
     pub(super) figures: InstanceMetrics,
+    /// The access that the manifest grants.
+    pub(super) access: GrantedAccess,
 }
 
 /// An exchange that is lent to a call that may wait.
@@ -100,11 +102,13 @@ impl HostState {
         table.set_max_capacity(MAX_RESOURCES);
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
+        wasi.envs(&access.env);
         let wasi = wasi.build();
         let (context, lent, members, figures) = (None, None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
         let http = HttpState::new(access.http.clone());
-        HostState { wasi, http, table, limits, cpu, lines, context, lent, members, tried, now, figures }
+        let access = access.clone();
+        HostState { wasi, http, table, limits, cpu, lines, context, lent, members, tried, now, figures, access }
     }
 
     /// Reads the exchange at hand; returns `None` if there is none.
@@ -125,6 +129,20 @@ impl exchange::Host for HostState {
     fn value(&mut self, name: types::ValueName) -> wasmtime::Result<Option<Vec<u8>>> {
         let Ok(name) = value_name(name) else { return Ok(None) };
         Ok(self.with_context(|context| context.value(&name).map(|value| value.bytes().to_vec())).flatten())
+    }
+
+    fn values(&mut self, name: types::ValueName) -> wasmtime::Result<Vec<Vec<u8>>> {
+        let Ok(name) = value_name(name) else { return Ok(Vec::new()) };
+        let max = bounds::REPEATED_VALUES;
+        let copy = |context: &ExchangeContext| {
+            context.values(&name).take(max + 1).map(|value| value.bytes().to_vec()).collect::<Vec<_>>()
+        };
+        let values = self.with_context(copy).unwrap_or_default();
+        if values.len() > max {
+            // A part of the values would hide the others from a filter that checks them.
+            return Err(wasmtime::format_err!("it asked for all values of `{name}`, which are more than {max}"));
+        }
+        Ok(values)
     }
 
     fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {

@@ -132,6 +132,15 @@ impl PluginVersions {
     }
 }
 
+impl PluginVersions {
+    /// Returns the component of the newest version of a plugin that is in use; `None` if none is.
+    pub fn in_use(&self, name: &str) -> Option<Arc<Plugin>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let versions = known.iter().rev().filter_map(Weak::upgrade);
+        versions.into_iter().find(|version| *version.name == *name).map(|version| version.recipe.plugin.clone())
+    }
+}
+
 impl PluginVersion {
     fn new(
         name: Arc<str>,

@@ -3,10 +3,14 @@
 
 /// The path of the plugin `examples/api-key`.
 pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
+/// The path of the plugin `examples/quota`.
+pub const QUOTA: &str = env!("GUEST_EXAMPLE_QUOTA");
 /// The path of the plugin `examples/split`.
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
+/// The path of the plugin `examples/html-links`.
+pub const HTML_LINKS: &str = env!("GUEST_EXAMPLE_HTML_LINKS");
 /// The path of the plugin `examples/tenant`.
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
@@ -25,6 +29,8 @@ pub const NOISY: &str = env!("GUEST_TEST_NOISY");
 pub const OVERRIDES: &str = env!("GUEST_TEST_OVERRIDES");
 /// The path of the plugin `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
+/// The path of the plugin `tests/guests/shared`.
+pub const SHARED: &str = env!("GUEST_TEST_SHARED");
 /// The path of the plugin `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
 /// The path of the plugin `tests/guests/late`.
@@ -33,3 +39,5 @@ pub const LATE: &str = env!("GUEST_TEST_LATE");
 pub const LOADING: &str = env!("GUEST_TEST_LOADING");
 /// The path of the plugin `tests/guests/waiting`.
 pub const WAITING: &str = env!("GUEST_TEST_WAITING");
+/// The path of the plugin `tests/guests/values`.
+pub const VALUES: &str = env!("GUEST_TEST_VALUES");
