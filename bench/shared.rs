@@ -33,9 +33,9 @@ type Call = fn(&SharedState, Vec<u8>);
 
 const OPERATIONS: [(&str, Call); 4] = [
     ("get", |state, key| drop(state.get(&key, shared_state::now()))),
-    ("set", |state, key| drop(state.set(key, vec![b'v'; 16], Some(60_000), shared_state::now()))),
-    ("add", |state, key| drop(state.add(key, 1, Some(3_600_000), shared_state::now()))),
-    ("take", |state, key| drop(state.take(key, RATE, 1, shared_state::now()))),
+    ("set", |state, key| _ = state.set(key, vec![b'v'; 16], Some(60_000), shared_state::now())),
+    ("add", |state, key| _ = state.add(key, 1, Some(3_600_000), shared_state::now())),
+    ("take", |state, key| _ = state.take(key, RATE, 1, shared_state::now())),
 ];
 
 fn main() {

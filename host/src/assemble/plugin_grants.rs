@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, PluginTable};
+use crate::config::load::ManifestFile;
+use crate::config::manifest::PluginTable;
 use crate::config::plugin_grants::PluginGrants;
 use crate::plugin::access::{GrantedAccess, WantedAccess};
 use crate::plugin::engine::Plugin;
@@ -13,9 +14,9 @@ use crate::shared_state::{MAX_ENTRIES, MIN_BYTES, MIN_ENTRIES, SharedLimits};
 
 impl Assembly<'_> {
     /// Returns the limits of the state that each plugin shares.
-    pub(super) fn shared_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> SharedLimits {
+    pub(super) fn shared_limits(&mut self, files: &[ManifestFile]) -> SharedLimits {
         let defaults = SharedLimits::default();
-        let named = files.iter().find_map(|(source, file)| Some((source, file.shared.as_ref()?)));
+        let named = files.iter().find_map(|file| Some((&file.source, file.manifest.shared.as_ref()?)));
         let Some((source, shared)) = named else { return defaults };
         let bytes = self.bytes(source, shared.memory.as_ref(), defaults.bytes);
         if let Some(text) = shared.memory.as_ref().filter(|_| bytes < MIN_BYTES) {
