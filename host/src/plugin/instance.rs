@@ -63,7 +63,7 @@ pub struct Instance {
     budget: Duration,
     pub(super) imports_exchange: bool,
     /// The hooks of a plugin that imports something that waits, by which alone it is called; `None` for other plugins.
-    pub(super) waiting: Option<Box<WaitingHooks>>,
+    waiting: Option<Box<WaitingHooks>>,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
