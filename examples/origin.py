@@ -3,7 +3,7 @@
 
     python3 examples/origin.py 8000 8001 8002
 
-The path /old is a redirect to plain HTTP. Responses to other paths may be cached for a minute.
+The path /old is a redirect to plain HTTP, and /page is HTML with a link. Responses may be cached for a minute.
 """
 import itertools
 import sys
@@ -18,12 +18,15 @@ class Origin(BaseHTTPRequestHandler):
     def do_GET(self):
         text = f"origin {self.server.server_port}, response {next(self.count)}\n{self.requestline}\n{self.headers}"
         body = text.rstrip().encode() + b"\n"
+        is_page = self.path == "/page"
+        if is_page:
+            body = b'<!DOCTYPE html>\n<title>Page</title>\n<a href="http://app.internal/cart">Cart</a>\n'
         self.send_response(302 if self.path == "/old" else 200)
         if self.path == "/old":
             self.send_header("Location", "http://example.org/new")
         else:
             self.send_header("Cache-Control", "max-age=60")
-        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Type", "text/html" if is_page else "text/plain")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

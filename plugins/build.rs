@@ -8,6 +8,7 @@ const PLUGINS: &[&str] = &[
     "cache",
     "rewrite",
     "ip-filter",
+    "auth-basic",
     "auth-key",
     "request-id",
     "body-limit",

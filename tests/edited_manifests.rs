@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SHOP_CACHE, SPLIT, TENANT};
+use plugway_test_guests::{API_KEY, MISBEHAVE, QUOTA, RETITLE, SHOP_CACHE, SPLIT, TENANT};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -153,9 +153,15 @@ fn seeds(folder: &Path) -> Vec<Seed> {
     for path in files(&root.join("tests/manifests/ok"), "toml") {
         add(&path, std::fs::read_to_string(&path).unwrap());
     }
-    for (name, component) in
-        [("api-key", API_KEY), ("retitle", RETITLE), ("split", SPLIT), ("tenant", TENANT), ("shop-cache", SHOP_CACHE)]
-    {
+    let examples = [
+        ("api-key", API_KEY),
+        ("quota", QUOTA),
+        ("retitle", RETITLE),
+        ("split", SPLIT),
+        ("tenant", TENANT),
+        ("shop-cache", SHOP_CACHE),
+    ];
+    for (name, component) in examples {
         let path = root.join("examples").join(name).join("plugway.toml");
         let built = format!("../../target/wasm32-wasip2/release/example_{}.wasm", name.replace('-', "_"));
         add(&root.join(name), std::fs::read_to_string(path).unwrap().replace(&built, component));

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 13] = [
     &["error", "net", "config", "tls"],
     &["protocol"],
     &["context", "body"],
-    &["telemetry", "store", "static_files"],
+    &["telemetry", "store", "shared_state", "static_files"],
     &["upstream"],
     &["plugin"],
     &["generation", "loading"],

@@ -26,7 +26,8 @@ const BEGIN: &str = "<!-- keys of ";
 /// The line below the rows.
 const END: &str = "<!-- end of keys -->";
 
-const SOURCE: &str = include_str!("../host/src/config/manifest.rs");
+const SOURCE: &str =
+    concat!(include_str!("../host/src/config/manifest.rs"), include_str!("../host/src/config/plugin_grants.rs"));
 
 fn page() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/manifest.md")
@@ -144,7 +145,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 27] = [
+const PLACES: [(&str, &str); 30] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -190,6 +191,9 @@ const PLACES: [(&str, &str); 27] = [
     ("BuffersTable", "[buffers]\n@"),
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
+    ("PluginGrants", "[plugin.more]\nuse = \"headers\"\n[plugin.more.grants]\n@"),
+    ("HttpUpstream", "[plugin.more]\nuse = \"headers\"\n[[plugin.more.grants.http]]\n@"),
+    ("SharedTable", "[shared]\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),
     // A file of its own, which the manifest names.
     ("EndpointValue", "[upstream.more]\n@"),
@@ -305,6 +309,7 @@ const DOCUMENTS: &[(&str, &str)] = &[
     ("routing.md", include_str!("../docs/routing.md")),
     ("rewrite.md", include_str!("../docs/plugins/rewrite.md")),
     ("ip-filter.md", include_str!("../docs/plugins/ip-filter.md")),
+    ("auth-basic.md", include_str!("../docs/plugins/auth-basic.md")),
     ("auth-key.md", include_str!("../docs/plugins/auth-key.md")),
     ("request-id.md", include_str!("../docs/plugins/request-id.md")),
     ("recipes.md", include_str!("../docs/recipes.md")),

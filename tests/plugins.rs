@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
+use plugway_test_guests::{API_KEY, HTML_LINKS, MISBEHAVE, RETITLE, SPLIT};
 
 use crate::support::{Proxy, echo, manifest, ok, origin, read_message, run};
 
@@ -40,6 +40,27 @@ fn the_retitle_example_rewrites_responses() {
     let moved = origin(|_| b"HTTP/1.1 302 Found\r\nLocation: http://a/b\r\nContent-Length: 0\r\n\r\n".to_vec());
     let proxy = Proxy::start(&example("retitle", RETITLE, &moved));
     assert_eq!(proxy.get("/", "").field("location"), Some("https://a/b"));
+}
+
+#[test]
+fn the_html_links_example_rewrites_pages_and_nothing_else() {
+    let link = "<a href=\"http://app.internal/cart\">";
+    let app = origin(move |request| match request.start.contains("/page") {
+        // The link is split over two chunks.
+        true => {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nETag: \"1\"\r\nTransfer-Encoding: chunked";
+            let (begin, end) = link.split_at(20);
+            format!("{head}\r\n\r\n{:x}\r\n{begin}\r\n{:x}\r\n{end}\r\n0\r\n\r\n", begin.len(), end.len()).into_bytes()
+        }
+        false => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}", link.len() + 5);
+            format!("{head}\r\n\r\nlink {link}").into_bytes()
+        }
+    });
+    let proxy = Proxy::start(&example("html-links", HTML_LINKS, &app));
+    let page = proxy.get("/page", "");
+    assert_eq!((page.text().as_str(), page.field("etag")), ("<a href=\"https://shop.example/cart\">", Some("W/\"1\"")));
+    assert_eq!(proxy.get("/text", "").text(), format!("link {link}"));
 }
 
 #[test]

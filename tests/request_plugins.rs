@@ -1,7 +1,12 @@
-//! Stock plugins in the running proxy, by the manifests of their pages: `ip-filter`, `auth-key`, `request-id`, `rewrite`.
+//! Stock plugins in the running proxy, by the manifests of their pages: `ip-filter`, `auth-basic`, `auth-key`, `request-id`,
+//! `rewrite`.
 
 use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::support::{Message, Proxy, echo, manifest, read_message, run, until};
 
@@ -105,6 +110,76 @@ fn ip_filter_takes_a_hundred_thousand_lines_and_names_a_bad_one() {
     }
     let error = rejection(&manifest("127.0.0.1:1", "\"list\"", &config("10.0.0.1\n\n10.0.0.300\n")));
     assert!(error.contains("line 3: invalid address: `10.0.0.300`"), "{error}");
+}
+
+// === auth-basic ===
+
+/// Returns the field with credentials.
+fn basic(credentials: &str) -> String {
+    format!("\r\nAuthorization: Basic {}", STANDARD.encode(credentials))
+}
+
+#[test]
+fn auth_basic_lets_known_users_pass_and_names_them() {
+    let proxy = Proxy::start(&documented("auth-basic"));
+    let refused = proxy.get("/", "");
+    let challenge = "Basic realm=\"the shop\", charset=\"UTF-8\"";
+    assert_eq!((refused.status(), refused.field("www-authenticate")), (401, Some(challenge)));
+    assert_eq!(refused.field("cache-control"), Some("no-store"));
+    for wrong in ["alice:s3cret", "alice:", "mallory:open sesame", "bob:open sesame"] {
+        assert_eq!(proxy.get("/", &basic(wrong)).status(), 401, "{wrong}");
+    }
+    // The second request of each user is served from what the plugin remembers.
+    for (credentials, user) in [("alice:open sesame", "alice"), ("bob:s3cret", "bob")].repeat(2) {
+        let fields = format!("{}\r\nX-Remote-User: root\r\nX_Remote_User: root", basic(credentials));
+        let passed = proxy.get("/", &fields);
+        assert_eq!((line(&passed).as_str(), got(&passed, "x-remote-user")), ("GET / HTTP/1.1", vec![user.into()]));
+        assert!(got(&passed, "authorization").is_empty() && !passed.text().contains("root"), "{passed:?}");
+    }
+    assert_eq!(proxy.get("/admin/", &basic("bob:s3cret")).status(), 401);
+    assert_eq!(proxy.get("/admin/", &basic("alice:open sesame")).status(), 200);
+}
+
+#[test]
+fn auth_basic_follows_its_file() {
+    let hash = |password: &str| {
+        let mut command = crate::support::plugway();
+        command.args(["hash-password", "--bcrypt"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        writeln!(child.stdin.take().unwrap(), "{password}").unwrap();
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_string()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("htpasswd");
+    std::fs::write(&file, format!("# staff\nalice:{}\n", hash("one"))).unwrap();
+    let config = "[plugin.staff]\nuse = \"auth-basic\"\nconfig.users = \"${file:htpasswd}\"\n";
+    let proxy = Proxy::start_in(folder.path(), &manifest(&echo(), "\"staff\"", config));
+    let status = |credentials: &str| proxy.get("/", &basic(credentials)).status();
+    assert_eq!((status("alice:one"), status("bob:two")), (200, 401));
+    let replace = |text: String| {
+        std::fs::write(folder.path().join("new"), text).unwrap();
+        std::fs::rename(folder.path().join("new"), &file).unwrap();
+    };
+    replace(format!("bob:{}\n", hash("two")));
+    until("the new user passes", || status("bob:two") == 200);
+    // What was remembered of the old file is forgotten.
+    assert_eq!(status("alice:one"), 401);
+    replace("bob:hunter2\n".into());
+    let line = proxy.wait_log("invalid hash");
+    assert!(!line.contains("hunter2"), "{line}");
+    assert_eq!(status("bob:two"), 200);
+}
+
+#[test]
+fn auth_basic_fails_closed_and_repeats_no_secret() {
+    let reject = |config: &str| {
+        rejection(&manifest("127.0.0.1:1", "\"staff\"", &format!("[plugin.staff]\nuse = \"auth-basic\"\n{config}\n")))
+    };
+    assert!(reject("").contains("users"), "no configuration");
+    assert!(reject("config.users = []").contains("no user"), "an empty list");
+    assert!(reject("config.users = \"alice:$apr1$x$y\"").contains("hash by MD5"), "a broken hash");
+    let error = reject("config.users = [\"\"\"\n# name:hash\nalice:hunter2\n\"\"\"]");
+    assert!(error.contains("line 2: invalid hash") && !error.contains("hunter2"), "{error}");
 }
 
 // === auth-key ===

@@ -215,7 +215,10 @@ fn a_plugin_may_leave_parts_to_their_clients() {
     let proxy = with_rules(&files(), "skip_parts = true");
     let part = proxy.get("/", "\r\nRange: bytes=0-2\r\nIf-Range: \"strong\"");
     assert_eq!((part.status(), part.text().as_str()), (206, &CONTENT[..3]));
-    assert_eq!((part.field("x-asked"), part.field("etag")), (Some("bytes=0-2|\"strong\"|identity"), Some("\"strong\"")));
+    assert_eq!(
+        (part.field("x-asked"), part.field("etag")),
+        (Some("bytes=0-2|\"strong\"|identity"), Some("\"strong\""))
+    );
     assert_eq!(proxy.get("/", "").text(), format!("{TOLD}{CONTENT}"));
 }
 

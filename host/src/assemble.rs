@@ -9,12 +9,14 @@ mod doubtful;
 mod endpoints;
 mod error_pages;
 mod health;
+mod http_grants;
 mod idioms;
 mod instances;
 mod listeners;
 mod maintenance;
 mod once;
 mod path_regex;
+mod plugin_grants;
 mod plugin_values;
 mod plugins;
 mod process;
@@ -38,6 +40,7 @@ use rustls::ClientConfig;
 
 use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
+use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
@@ -54,6 +57,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
 use crate::plugin::version::PluginVersions;
+use crate::shared_state::{SharedLimits, SharedStates};
 use crate::store::Store;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 use crate::tls::server::Tickets;
@@ -83,6 +87,8 @@ pub struct Assembler {
     plugins: HashMap<blake3::Hash, LoadedPlugin>,
     /// The versions of configured plugins, which outlive generations.
     versions: PluginVersions,
+    /// The states that plugins share, which outlive generations.
+    shared_states: SharedStates,
     /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Whether the manifest is only checked: then nothing is opened that another process may use.
@@ -141,6 +147,10 @@ struct Assembly<'a> {
     reach: Reach,
     /// The places of the instances; `None` if there are too few.
     reserved: Option<ReservedInstances>,
+    /// The destinations that plugins are granted.
+    http_grants: HttpGrants,
+    /// The limits of the states that plugins share.
+    shared: SharedLimits,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
     /// The certificates that listeners and upstreams show; one for each use.
@@ -153,7 +163,7 @@ impl Assembler {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        let (stores, switches) = (HashMap::new(), HashMap::new());
+        let (stores, switches, shared_states) = (HashMap::new(), HashMap::new(), SharedStates::default());
         let (log, is_check, workers) = (None, false, None);
         Ok(Assembler {
             runtime,
@@ -166,6 +176,7 @@ impl Assembler {
             dialers,
             plugins,
             versions,
+            shared_states,
             stores,
             is_check,
             workers,
@@ -187,9 +198,12 @@ impl Assembler {
         let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
+        draft.shared = draft.shared_limits(files);
+        let shared_limits = draft.shared;
         draft.bind_all(files);
-        let (upstreams, upstream_ids) = draft.upstreams(files);
+        let (mut upstreams, upstream_ids) = draft.upstreams(files);
         let (routes, router) = draft.routes(files, &upstream_ids);
+        let callout_targets = draft.callout_targets(&mut upstreams, &upstream_ids);
         let (listeners, workers) = (draft.listeners(files), draft.workers(files));
         let drain = draft.drain(files);
         let (admin, admin_place) = (draft.admin(files), admin::place(files));
@@ -220,11 +234,13 @@ impl Assembler {
             upstreams,
             upstream_ids,
             bindings,
+            callout_targets,
             listeners,
             error_pages,
             name_servers,
             store,
             store_limits,
+            shared_limits,
             buffer_limits,
             access_log,
             tenancy,
@@ -282,6 +298,8 @@ impl<'a> Assembly<'a> {
             pages: HashMap::new(),
             reach,
             reserved: None,
+            http_grants: HttpGrants::of(files),
+            shared: SharedLimits::default(),
             used: HashSet::new(),
             certificates: Vec::new(),
         }

@@ -26,6 +26,7 @@ use crate::config::serde_messages::hint;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
 use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
+use crate::plugin::access::WantedAccess;
 use crate::plugin::configured::{ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::PluginLimits;
@@ -375,7 +376,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let mut examination = loader.start(&mut component, None, seal.clone()).map_err(said).with_context(in_file)?;
     // The configuration may have failed the plugin by then, and its description must still be shown.
     let sealed = examination.sealed().map_err(said).with_context(in_file)?;
-    let verdict = examination.check(&config, PluginLimits::default());
+    let verdict = examination.check(&config, PluginLimits::default(), &[]);
     let (_, plugin) =
         runtime.unseal(&seal, &sealed).context("its compiled code can't be used").with_context(in_file)?;
     let plugin = Arc::new(plugin);
@@ -401,8 +402,22 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
         }
     }
     text += &format!("imports: {}\n", shown(&plugin.imports().join(", ")));
+    text += &grants(&plugin);
     text += &format!("schema: {}\n", record(schema.as_deref().unwrap_or("none")));
     print(&text)
+}
+
+/// Returns the grants that a component wants, as lines of a manifest.
+fn grants(plugin: &Plugin) -> String {
+    let lines: Vec<String> =
+        WantedAccess::of(plugin.imports()).iter().map(|wanted| format!("  {}\n", wanted.line())).collect();
+    match lines.is_empty() {
+        true => "grants: none needed\n".into(),
+        false => format!(
+            "grants: it does not load without these lines in the manifest\n  [plugin.NAME.grants]\n{}",
+            lines.concat()
+        ),
+    }
 }
 
 /// Returns the inputs of a plugin's hooks with a configuration that the plugin has accepted.
@@ -417,7 +432,7 @@ fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<
         }
     }
     let versions = PluginVersions::start().map_err(|error| error.to_string())?;
-    let config = PluginConfig::for_examination(plugin, config, PluginLimits::default());
+    let config = PluginConfig::for_examination(plugin, config, PluginLimits::default(), Vec::new());
     let configured = ConfiguredPlugin::new(&versions, config);
     let configured = configured.map_err(|error| error.to_string())?;
     Ok(configured.describe_inputs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())

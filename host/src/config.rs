@@ -5,6 +5,7 @@ mod foreign;
 mod foreign_keys;
 pub mod load;
 pub mod manifest;
+pub mod plugin_grants;
 pub mod redaction;
 pub mod references;
 pub mod replaced;

@@ -8,6 +8,7 @@ pub mod edit_plan;
 pub mod edit_room;
 pub mod edits;
 pub mod informational;
+pub mod repeated;
 pub mod template;
 
 use std::borrow::Cow;
@@ -447,11 +448,10 @@ impl ExchangeContext {
             ValueName::Status => self.response.as_ref().and_then(|response| text(response.status.as_str())),
             ValueName::RequestField(name) => joined(&self.request.headers, name),
             ValueName::ResponseField(name) => joined(&self.response.as_ref()?.headers, name),
-            ValueName::Cookie(name) => {
-                let lines = self.request.headers.get_all(header::COOKIE).into_iter();
-                lines.filter_map(|line| pair(line.as_bytes(), b';', name)).next()
+            ValueName::Cookie(name) => repeated::cookies(&self.request.headers, name).next().map(Value::of),
+            ValueName::QueryParameter(name) => {
+                repeated::query_parameters(self.request.uri.query()?, name).next().map(Value::of)
             }
-            ValueName::QueryParameter(name) => pair(self.request.uri.query()?.as_bytes(), b'&', name),
             ValueName::Note(name) => self.note(name).map(Value::Field),
             ValueName::TlsVersion => self.peer.tls.as_ref().map(|tls| Value::Field(&tls.version)),
             ValueName::TlsCipher => self.peer.tls.as_ref()?.cipher.as_ref().map(Value::Field),
@@ -466,6 +466,24 @@ impl ExchangeContext {
                 ContentLength::Unknown => Some(borrowed("")),
                 ContentLength::Known(length) => text(&length.to_string()),
             },
+        }
+    }
+
+    /// Returns all values of a name, in order: each line of a field, each query parameter or cookie of that name. Any
+    /// other name has one value at most.
+    pub fn values<'a>(&'a self, name: &'a ValueName) -> Box<dyn Iterator<Item = Value<'a>> + 'a> {
+        match name {
+            ValueName::RequestField(name) => Box::new(self.request.headers.get_all(name).iter().map(Value::Field)),
+            ValueName::ResponseField(name) => {
+                let response = self.response.iter();
+                Box::new(response.flat_map(move |response| response.headers.get_all(name)).map(Value::Field))
+            }
+            ValueName::Cookie(name) => Box::new(repeated::cookies(&self.request.headers, name).map(Value::of)),
+            ValueName::QueryParameter(name) => {
+                let query = self.request.uri.query().unwrap_or_default();
+                Box::new(repeated::query_parameters(query, name).map(Value::of))
+            }
+            name => Box::new(self.value(name).into_iter()),
         }
     }
 
@@ -632,7 +650,11 @@ impl ClientInfo {
     }
 }
 
-impl Value<'_> {
+impl<'a> Value<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        Value::Bytes(Cow::Borrowed(bytes))
+    }
+
     /// Returns the bytes of the value.
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -651,7 +673,7 @@ pub fn host(field: &HeaderValue) -> Value<'_> {
 }
 
 fn borrowed(text: &str) -> Value<'_> {
-    Value::Bytes(Cow::Borrowed(text.as_bytes()))
+    Value::of(text.as_bytes())
 }
 
 fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
@@ -664,10 +686,4 @@ fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
         list.extend_from_slice(line.as_bytes());
     }
     Some(Value::Bytes(Cow::Owned(list)))
-}
-
-fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<Value<'a>> {
-    let pairs = list.split(|byte| *byte == separator).map(<[u8]>::trim_ascii);
-    let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-    values.next().map(|value| Value::Bytes(Cow::Borrowed(value)))
 }

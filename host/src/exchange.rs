@@ -10,16 +10,18 @@
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
 //! | 7 replace an error of the upstream by an error page, if the route says so; give an error of a plugin without content a page | [`intercept`](mod@intercept) | no |
 //! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
-//! | 8 begin the hooks for response bodies; wait for room in a plugin, or for a body that a plugin takes whole | [`body_hooks`] | yes |
-//! | 9 stream the body, and read ahead of a slow client; when it ends, write metrics, access log and observers | [`response_body`], [`upstream_body`], [`record`] | yes |
+//! | 9 begin the hooks for response bodies; wait for room in a plugin, or for a body that a plugin takes whole | [`body_hooks`] | yes |
+//! | 10 stream the body, and read ahead of a slow client; when it ends, write metrics, access log and observers | [`response_body`], [`upstream_body`], [`record`] | yes |
 //!
 //! Requests go down the chain and responses up. Steps 1 to 4 run before there is a future: a future would carry the request
-//! about for nothing.
+//! about for nothing. A hook of a plugin that may wait ends this part: the way down or up is suspended there ([`Descent`],
+//! [`Ascent`]), and the future takes it up again ([`waiting`]).
 
 pub mod attempt;
 pub mod balance;
 mod body_hooks;
 pub mod cache;
+mod callouts;
 pub mod chain;
 mod collect;
 pub mod error_response;
@@ -36,6 +38,7 @@ pub mod response_body;
 mod serve_files;
 pub mod target;
 pub mod upstream_body;
+pub mod waiting;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +49,7 @@ use http_body::Body;
 use hyper::ext::Protocol;
 
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
+use crate::context::edit_check::MessageSide;
 use crate::context::informational::InformationalQueue;
 use crate::context::{ClientInfo, ContentLength, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
@@ -56,18 +60,22 @@ use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_ro
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
 use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
-use crate::exchange::respond::{LateResponse, Reply, Responded, fail, respond};
+use crate::exchange::respond::{Ascent, LateResponse, Reply, Responding, fail, respond};
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::{apply_uri_rules, ask_target, respond_at_once};
+use crate::exchange::waiting::WaitingHook;
 use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::{Route, UNROUTED, WorkerState};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::FilterVerdict;
 use crate::protocol::client_address;
-use crate::protocol::hop_by_hop;
+use crate::protocol::hop_by_hop::{self, HopOptions};
 
 /// The client connection that a request arrived on, and its listener.
+#[derive(Clone)]
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
@@ -113,16 +121,20 @@ pub struct Forwarding {
     source: ResponseSource,
 }
 
-/// The source of a response.
+/// The source of a response, or a hook on the way to it that may wait.
 enum ResponseSource {
+    /// The rest of the way down the chain, from a request hook that may wait.
+    Descent(Box<Descent>),
+    /// A response hook that may wait has the response before the client.
+    Ascent(Box<Ascent>),
+    /// A response that was there at once, and whose content has to wait for body hooks.
+    Late(Box<LateResponse>),
     /// The upstream; a cache may be bypassed.
     Upstream(UpstreamId, OutgoingRequest, Option<Box<BypassedCache>>),
     /// The files of the route; a cache may be bypassed.
     Files(Option<Box<BypassedCache>>),
     /// A cache, which fetches the response.
     Cache(Box<CacheMiss>),
-    /// A response that was there at once, and whose content has to wait for body hooks; `None` once it is taken.
-    Late(Option<Box<LateResponse>>),
 }
 
 impl ResponseSource {
@@ -138,6 +150,32 @@ enum Passed {
     Forward(ResponseSource),
     /// A plugin or a cache has responded.
     Respond(Reply),
+    /// The hook of the plugin just below a position may wait.
+    Wait(ChainPosition, UnsentRequest),
+}
+
+/// The part of a request that its exchange context does not have.
+struct UnsentRequest {
+    body: ClientContent,
+    hop: HopOptions,
+}
+
+/// A request on its way down the chain.
+struct Descending<'a> {
+    worker: &'a Rc<WorkerState>,
+    route_id: RouteId,
+    arrival: &'a ConnectionInfo,
+    timers: &'a Timers,
+    upload: UploadProgress,
+}
+
+/// A request above a plugin whose request hook may wait.
+struct Descent {
+    /// The position just above the plugin.
+    at: ChainPosition,
+    request: UnsentRequest,
+    arrival: ConnectionInfo,
+    bypassed: Option<Box<BypassedCache>>,
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -153,7 +191,7 @@ pub fn receive(
 ) -> Next {
     let (mut parts, body) = request.into_parts();
     let received = request_line(worker, &parts);
-    let ConnectionInfo { peer, listener, informational } = arrival;
+    let ConnectionInfo { peer, listener, .. } = arrival;
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
     let counted = count_for_client(&settled, arrival, record);
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
@@ -173,43 +211,155 @@ pub fn receive(
     let route = &worker.generation.routes[route_id];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
-    let mut upstream = route.target.upstream();
-    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstream_name(upstream));
+    let mut way = Way { upstream: route.target.upstream(), bypassed: None };
+    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstream_name(way.upstream));
     context.sent_path = sent.map(|target| Box::new(SentPath { target, normal: context.request.uri.path().into() }));
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
-    let receiving = |body, upload, max| client_body(body, upload, upload_limits(max, listener, version), timers);
-    let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     context.content = content_length(&body);
-    let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
-        cache::look_up(worker, Destination { route: route_id, upstream }, at, context, is_plain, timers.idle.clock())
-    };
-    let mut bypassed = None;
-    let passed = down(worker, route, &mut context, &mut upstream, &mut bypassed, cached, |context| {
-        outgoing_body(worker, route, context, body, hop, record.upload.clone(), receiving)
-    });
-    let reply = match passed {
-        Ok(Passed::Forward(source)) => {
-            if source.is_upstream() {
-                // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
-                context.informational = informational.clone().filter(|_| version == Version::HTTP_11);
-            } else {
-                record.upload.end();
-            }
-            // From here on the exchange may be dropped at any time, and still has to be told of.
-            record.set_route(route_id, context);
-            return Next::Forward(Forwarding { destination: Destination { route: route_id, upstream }, source });
+    let descending = Descending { worker, route_id, arrival, timers, upload: record.upload.clone() };
+    let passed = descending.run(UnsentRequest { body, hop }, &mut context, &mut way);
+    descending.settle(passed, context, way, record)
+}
+
+/// The upstream that a request goes to, and the cache that it has bypassed.
+struct Way {
+    /// The upstream; `None` if the route's target is another one.
+    upstream: Option<UpstreamId>,
+    bypassed: Option<Box<BypassedCache>>,
+}
+
+impl Descending<'_> {
+    /// Takes a request through the chain, to its end or to where it is answered or may wait.
+    fn run(
+        &self,
+        request: UnsentRequest,
+        context: &mut Box<ExchangeContext>,
+        way: &mut Way,
+    ) -> Result<Passed, ChainFailure> {
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.route_id]);
+        if let Some(error) = route.maintenance.as_ref().and_then(|maintenance| maintenance.refusal(context.client_ip()))
+        {
+            return Err(ChainFailure::new(error, ChainPosition::top()));
         }
-        Ok(Passed::Respond(reply)) => reply,
-        Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
-    };
-    record.upload.end();
-    match respond(worker, route_id, context, Reply { bypassed, ..reply }, record) {
-        Responded::Now(response) => Next::Respond(response),
-        Responded::Later(late) => {
-            let (destination, source) = (Destination { route: route_id, upstream }, ResponseSource::Late(Some(late)));
-            Next::Forward(Forwarding { destination, source })
+        let hooks = chain::down(worker, route, ChainPosition::top(), context, &mut way.upstream)?;
+        self.proceed(hooks, request, context, way)
+    }
+
+    /// Takes the verdict of a request hook that could wait, and takes the request further.
+    fn resume(
+        &self,
+        at: ChainPosition,
+        verdict: Result<FilterVerdict, PluginFailure>,
+        request: UnsentRequest,
+        context: &mut Box<ExchangeContext>,
+        way: &mut Way,
+    ) -> Result<Passed, ChainFailure> {
+        let route = &self.worker.generation.routes[self.route_id];
+        let hooks = chain::accept_request_verdict(self.worker, route, at, verdict, context, &mut way.upstream)?;
+        self.proceed(hooks, request, context, way)
+    }
+
+    /// Takes a request further from where the request hooks have ended.
+    fn proceed(
+        &self,
+        mut hooks: RequestHooks,
+        request: UnsentRequest,
+        context: &mut Box<ExchangeContext>,
+        way: &mut Way,
+    ) -> Result<Passed, ChainFailure> {
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.route_id]);
+        let Way { upstream, bypassed } = way;
+        if let RequestHooks::Cache(at) = hooks {
+            let destination = Destination { route: self.route_id, upstream: *upstream };
+            let is_plain = request.body.is_end_stream() && request.hop.upgrade.is_none();
+            match cache::look_up(worker, destination, at, context, is_plain, self.timers.idle.clock())? {
+                Lookup::Hit(response) => return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_upstream())),
+                Lookup::Miss(miss) => return Ok(Passed::Forward(ResponseSource::Cache(miss))),
+                Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
+            }
+            hooks = chain::down(worker, route, at.next(), context, upstream)?;
+        }
+        Ok(match hooks {
+            RequestHooks::Wait(at) => Passed::Wait(at, request),
+            RequestHooks::Answer(response, depth) => {
+                let response = response.map(|content| ResponseBody::Full(content.into()));
+                Passed::Respond(Reply::new(Ok(response.into()), depth).of_plugin())
+            }
+            RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
+                Some(upstream_id) => {
+                    let failed = |error| ChainFailure::new(error, ChainPosition::bottom(route));
+                    apply_uri_rules(route, context).map_err(failed)?;
+                    let sending = self.outgoing(request, context)?;
+                    Passed::Forward(ResponseSource::Upstream(upstream_id, sending, bypassed.take()))
+                }
+                None => match respond_at_once(&route.target, context) {
+                    Some(response) => {
+                        let bottom = ChainPosition::bottom(route);
+                        let response = response.map_err(|error| ChainFailure::new(error, bottom))?;
+                        Passed::Respond(Reply::new(Ok(response.into()), bottom))
+                    }
+                    None => Passed::Forward(ResponseSource::Files(bypassed.take())),
+                },
+            },
+        })
+    }
+
+    /// Returns the request's content and options for the upstream.
+    fn outgoing(
+        &self,
+        request: UnsentRequest,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<OutgoingRequest, ChainFailure> {
+        let (route, listener) = (&self.worker.generation.routes[self.route_id], &self.arrival.listener);
+        let version = context.request.version;
+        let receiving =
+            |body, upload, max| client_body(body, upload, upload_limits(max, listener, version), self.timers);
+        let UnsentRequest { body, hop } = request;
+        outgoing_body(self.worker, route, context, body, hop, self.upload.clone(), receiving)
+    }
+
+    /// Returns the next step for a request that has passed the plugins, or has ended at one.
+    fn settle(
+        &self,
+        passed: Result<Passed, ChainFailure>,
+        mut context: Box<ExchangeContext>,
+        way: Way,
+        record: &mut ExchangeRecord,
+    ) -> Next {
+        let Way { upstream, bypassed } = way;
+        let route_id = self.route_id;
+        let destination = Destination { route: route_id, upstream };
+        let reply = match passed {
+            Ok(Passed::Forward(source)) => {
+                if source.is_upstream() {
+                    // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
+                    let knows_them = context.request.version == Version::HTTP_11;
+                    context.informational = self.arrival.informational.clone().filter(|_| knows_them);
+                } else {
+                    record.upload.end();
+                }
+                // From here on the exchange may be dropped at any time, and still has to be told of.
+                record.set_route(route_id, context);
+                return Next::Forward(Forwarding { destination, source });
+            }
+            Ok(Passed::Wait(at, request)) => {
+                record.set_route(route_id, context);
+                let descent = Descent { at, request, arrival: self.arrival.clone(), bypassed };
+                let source = ResponseSource::Descent(Box::new(descent));
+                return Next::Forward(Forwarding { destination, source });
+            }
+            Ok(Passed::Respond(reply)) => reply,
+            Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
+        };
+        record.upload.end();
+        match respond(self.worker, route_id, context, Reply { bypassed, ..reply }, record) {
+            Responding::Ready(response) => Next::Respond(response),
+            Responding::Waiting(ascent) => {
+                Next::Forward(Forwarding { destination, source: ResponseSource::Ascent(ascent) })
+            }
+            Responding::Late(late) => Next::Forward(Forwarding { destination, source: ResponseSource::Late(late) }),
         }
     }
 }
@@ -263,51 +413,6 @@ pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
     if is_connect { RequestLine { method: Method::CONNECT, ..line } } else { line }
 }
 
-/// Takes a request through the chain, to its end or to where it is answered.
-fn down(
-    worker: &WorkerState,
-    route: &Route,
-    context: &mut Box<ExchangeContext>,
-    upstream: &mut Option<UpstreamId>,
-    bypassed: &mut Option<Box<BypassedCache>>,
-    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, Option<UpstreamId>) -> Result<Lookup, ChainFailure>,
-    content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
-) -> Result<Passed, ChainFailure> {
-    if let Some(error) = route.maintenance.as_ref().and_then(|maintenance| maintenance.refusal(context.client_ip())) {
-        return Err(ChainFailure::new(error, ChainPosition::top()));
-    }
-    let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
-    if let RequestHooks::Cache(at) = down {
-        match cached(at, context, *upstream)? {
-            Lookup::Hit(response) => return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_upstream())),
-            Lookup::Miss(miss) => return Ok(Passed::Forward(ResponseSource::Cache(miss))),
-            Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
-        }
-        down = chain::down(worker, route, at.next(), context, upstream)?;
-    }
-    Ok(match down {
-        RequestHooks::Answer(response, depth) => {
-            let response = response.map(|content| ResponseBody::Full(content.into()));
-            Passed::Respond(Reply::new(Ok(response.into()), depth).of_plugin())
-        }
-        RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
-            Some(upstream_id) => {
-                let failed = |error| ChainFailure::new(error, ChainPosition::bottom(route));
-                apply_uri_rules(route, context).map_err(failed)?;
-                Passed::Forward(ResponseSource::Upstream(upstream_id, content(context)?, bypassed.take()))
-            }
-            None => match respond_at_once(&route.target, context) {
-                Some(response) => {
-                    let bottom = ChainPosition::bottom(route);
-                    let response = response.map_err(|error| ChainFailure::new(error, bottom))?;
-                    Passed::Respond(Reply::new(Ok(response.into()), bottom))
-                }
-                None => Passed::Forward(ResponseSource::Files(bypassed.take())),
-            },
-        },
-    })
-}
-
 impl Forwarding {
     /// Gets the response of the route's target, and passes it up the chain.
     ///
@@ -323,17 +428,16 @@ impl Forwarding {
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
         let (upstream_id, sending, bypassed) = match source {
             ResponseSource::Upstream(upstream_id, sending, bypassed) => (*upstream_id, sending, bypassed),
+            ResponseSource::Descent(_) | ResponseSource::Ascent(_) | ResponseSource::Late(_) => {
+                return boxed(|| self.wait(worker, timers, record)).await;
+            }
             ResponseSource::Files(bypassed) => {
                 return boxed(|| read_files(bypassed, worker, destination, timers, record)).await;
             }
             ResponseSource::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
-            ResponseSource::Late(late) => {
-                let responded = late.take().map_or_else(Responded::nothing, Responded::Later);
-                return boxed(|| responded.settle(worker, timers, record)).await;
-            }
         };
         let route_id = destination.route;
-        let responded = 'responded: {
+        let responding = 'responding: {
             let mut upstream_id = upstream_id;
             if sending.passage.is_some() {
                 let here = Destination { upstream: Some(upstream_id), ..destination };
@@ -342,7 +446,7 @@ impl Forwarding {
                     Err(reply) => {
                         record.upload.end();
                         let (context, reply) = (record.take_context(), Reply { bypassed: bypassed.take(), ..*reply });
-                        break 'responded respond(worker, route_id, context, reply, record);
+                        break 'responding respond(worker, route_id, context, reply, record);
                     }
                 }
             }
@@ -355,11 +459,55 @@ impl Forwarding {
             let context = record.take_context();
             respond(worker, route_id, context, reply.of_upstream(), record)
         };
-        match responded {
-            Responded::Now(response) => response,
-            // Boxed, as exchanges that wait here are few.
-            Responded::Later(late) => boxed(|| Responded::Later(late).settle(worker, timers, record)).await,
+        responding.finish(worker, timers, record).await
+    }
+
+    /// Waits for the hooks of plugins that may wait, and takes the request or the response further.
+    async fn wait(
+        &mut self,
+        worker: &Rc<WorkerState>,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        let source = std::mem::replace(&mut self.source, ResponseSource::Files(None));
+        let descent = match source {
+            ResponseSource::Descent(descent) => *descent,
+            ResponseSource::Ascent(ascent) => return ascent.finish(worker, timers, record).await,
+            ResponseSource::Late(late) => return late.run(worker, timers, record).await,
+            source => {
+                self.source = source;
+                return self.run(worker, timers, record).await;
+            }
+        };
+        match descent.resume(worker, self.destination, timers, record).await {
+            Next::Respond(response) => response,
+            Next::Forward(mut next) => next.run(worker, timers, record).await,
         }
+    }
+}
+
+impl Descent {
+    /// Waits for the hook of the plugin, and takes the request further by its verdict.
+    async fn resume(
+        self,
+        worker: &Rc<WorkerState>,
+        destination: Destination,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Next {
+        let Descent { at, request, arrival, bypassed } = self;
+        let (route_id, mut way) = (destination.route, Way { upstream: destination.upstream, bypassed });
+        let plugin_id = at.plugin(&worker.generation.routes[route_id]);
+        let hook = WaitingHook { worker, plugin_id, side: MessageSide::Request };
+        let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+        let verdict = timers.total.until_met(hook.call(context, &timers.idle)).await;
+        let mut context = record.take_context();
+        let descending = Descending { worker, route_id, arrival: &arrival, timers, upload: record.upload.clone() };
+        let passed = match verdict {
+            Ok(verdict) => descending.resume(at, verdict, request, &mut context, &mut way),
+            Err(_) => Err(ChainFailure::new(timers.late(), at)),
+        };
+        descending.settle(passed, context, way, record)
     }
 }
 
@@ -420,7 +568,7 @@ async fn read_files(
     let received = timers.total.until_met(asked).await.unwrap_or_else(|_| Err(timers.late()));
     let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
     let context = record.take_context();
-    respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await
+    respond(worker, destination.route, context, reply, record).finish(worker, timers, record).await
 }
 
 /// Fetches a response through the cache, and passes it up the chain.
@@ -441,7 +589,7 @@ async fn fetch(
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     let context = record.take_context();
-    respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await
+    respond(worker, destination.route, context, reply, record).finish(worker, timers, record).await
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ use crate::plugin::instance::Instance;
 use crate::plugin::instance_limit::Tenancy;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
+use crate::shared_state::SharedLimits;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
@@ -66,6 +67,8 @@ pub struct Generation {
     pub upstreams: ById<UpstreamId, Upstream>,
     pub upstream_ids: HashMap<Arc<str>, UpstreamId>,
     pub bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
+    /// The upstreams of the destinations of each plugin's own requests.
+    pub callout_targets: ById<PluginId, Box<[UpstreamId]>>,
     /// The listeners, by their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
@@ -76,6 +79,8 @@ pub struct Generation {
     /// The store of the responses of all routes, which outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
+    /// The limits of the state that the instances of each plugin share.
+    pub shared_limits: SharedLimits,
     /// The limits of bodies that wait for a slow peer.
     pub buffer_limits: BufferLimits,
     /// The access log; `None` if it is off.
@@ -196,11 +201,19 @@ struct Timer {
     next: Cell<Instant>,
     /// Calls that failed in a row.
     failures: Cell<u32>,
+    /// Whether a call that may wait is under way.
+    is_under_way: Cell<bool>,
 }
 
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// A timer that may wait and is due, until its call has ended.
+pub struct WaitingTimer {
+    in_chain: ChainCall,
+    index: usize,
+}
 
 #[derive(Clone, Copy)]
 enum TimerOwner {
@@ -304,7 +317,11 @@ impl WorkerState {
         filters.dedup();
         filters.retain(|binding| generation.bindings[*binding].needs_instance());
         for binding in filters {
-            self.filters[binding].fill(self.guards[binding].make_instance(None).await?);
+            let (guard, instance) = (&self.guards[binding], self.guards[binding].make_instance(None).await?);
+            match generation.bindings[binding].waits() {
+                true => guard.keep_waiting(instance),
+                false => self.filters[binding].fill(instance),
+            }
         }
         for (upstream, view) in generation.upstreams.iter().zip(self.upstreams.iter()) {
             let Some(binding) = upstream.balancer else { continue };
@@ -331,19 +348,39 @@ impl WorkerState {
     }
 
     /// Calls the timers whose interval has passed.
-    pub fn tick(&self, now: Instant) {
+    ///
+    /// Returns those that may wait, for the caller to call.
+    pub fn tick(self: &Rc<Self>, now: Instant) -> Vec<WaitingTimer> {
+        let mut waiting = Vec::new();
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
-        for timer in self.timers.iter().filter(|timer| timer.next.get() <= now) {
+        self.guards.iter().for_each(|guard| guard.sweep_waiting(now));
+        for (index, timer) in self.timers.iter().enumerate().filter(|(_, timer)| timer.next.get() <= now) {
             let called = match timer.whose {
+                TimerOwner::Filter if self.generation.bindings[timer.binding].waits() => {
+                    waiting.extend(self.begin_timer(index));
+                    continue;
+                }
                 TimerOwner::Filter => self.call(timer.binding, Instance::timer),
                 TimerOwner::Balancer(upstream) => self.call_balancer(upstream, Instance::timer),
             };
-            let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
-            timer.failures.set(failures);
-            timer.next.set(now + timer.interval.max(backoff(failures)));
-            if let Err(failure) = called {
-                self.record_plugin_failure(timer.binding, "timer", &failure, None);
-            }
+            self.settle_timer(timer, called, now);
+        }
+        waiting
+    }
+
+    /// Begins the call of a timer that may wait; the call and its end are up to the caller.
+    fn begin_timer(self: &Rc<Self>, index: usize) -> Option<WaitingTimer> {
+        let timer = &self.timers[index];
+        // Until the call has ended, the generation keeps its instances.
+        (!timer.is_under_way.replace(true)).then(|| WaitingTimer { in_chain: self.enter_chain(), index })
+    }
+
+    fn settle_timer(&self, timer: &Timer, called: Result<(), PluginFailure>, now: Instant) {
+        let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
+        timer.failures.set(failures);
+        timer.next.set(now + timer.interval.max(backoff(failures)));
+        if let Err(failure) = called {
+            self.record_plugin_failure(timer.binding, "timer", &failure, None);
         }
     }
 
@@ -393,6 +430,29 @@ impl WorkerState {
     }
 }
 
+impl WaitingTimer {
+    /// Returns the state of the worker that the timer belongs to.
+    pub fn worker(&self) -> &Rc<WorkerState> {
+        &self.in_chain.0
+    }
+
+    /// Returns the plugin of the timer.
+    pub fn plugin(&self) -> PluginId {
+        self.worker().timers[self.index].binding
+    }
+
+    /// Notes the result of the call. The next call is due an interval after this.
+    pub fn settle(self, called: Result<(), PluginFailure>, now: Instant) {
+        self.worker().settle_timer(&self.worker().timers[self.index], called, now);
+    }
+}
+
+impl Drop for WaitingTimer {
+    fn drop(&mut self) {
+        self.worker().timers[self.index].is_under_way.set(false);
+    }
+}
+
 impl Drop for ChainCall {
     fn drop(&mut self) {
         self.0.in_chains.set(self.0.in_chains.get() - 1);
@@ -430,7 +490,8 @@ fn backoff(failures: u32) -> Duration {
 fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     let timer = |whose, binding: PluginId| {
         let interval = generation.bindings[binding].timer?;
-        Some(Timer { whose, binding, interval, next: Cell::new(now + interval), failures: Cell::new(0) })
+        let (next, failures, is_under_way) = (Cell::new(now + interval), Cell::new(0), Cell::new(false));
+        Some(Timer { whose, binding, interval, next, failures, is_under_way })
     };
     let in_chains = |binding: &PluginId| generation.routes.iter().any(|route| route.chain.contains(binding));
     let filters = generation.bindings.ids().filter(in_chains);
@@ -537,9 +598,10 @@ impl Generation {
         of_route.or_else(|| self.error_pages.get(status))
     }
 
-    /// Gives the store what it may take from now on.
-    pub fn resize_store(&self) {
+    /// Gives the store of responses, and the state that each plugin shares, the limits of this generation.
+    pub fn resize_stores(&self) {
         self.store.resize(&self.store_limits);
+        self.bindings.iter().filter_map(|plugin| plugin.shared()).for_each(|state| state.resize(self.shared_limits));
     }
 }
 

@@ -33,6 +33,7 @@ pub mod net;
 pub mod plugin;
 pub mod protocol;
 pub mod server;
+pub mod shared_state;
 pub mod static_files;
 pub mod store;
 pub mod system;

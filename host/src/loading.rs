@@ -227,14 +227,21 @@ fn ensure_whole(is_whole: bool) -> io::Result<()> {
 // === Examination ===
 
 impl Examination {
-    /// Checks a configuration by the component's schema, and has the component take it.
-    pub fn check(&mut self, config: &str, limits: InstanceLimits) -> Result<ConfigVerdict, LoadFailure> {
+    /// Checks a configuration by the component's schema, and has the component take it, where it sees these variables of
+    /// the environment.
+    pub fn check(
+        &mut self,
+        config: &str,
+        limits: InstanceLimits,
+        env: &[(String, String)],
+    ) -> Result<ConfigVerdict, LoadFailure> {
         let child = match &mut self.place {
-            LoadPlace::Here(examiner) => return Ok(examiner.check(config, limits)),
+            LoadPlace::Here(examiner) => return Ok(examiner.check(config, limits, env)),
             LoadPlace::Child(child) => child,
         };
         let cpu_us = limits.cpu.as_micros() as u64;
-        child.send(&LoadOrder::Check { config: config.into(), memory: limits.memory as u64, cpu_us })?;
+        let (config, memory, env) = (config.into(), limits.memory as u64, env.to_vec());
+        child.send(&LoadOrder::Check { config, memory, cpu_us, env })?;
         child.receive()
     }
 

@@ -1,5 +1,6 @@
 //! The plugin runtime: components, configured plugins, and live instances. It does not depend on connections.
 
+pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
 mod body_counts;
@@ -16,6 +17,7 @@ pub mod engine;
 pub mod failure;
 mod function_names;
 mod host;
+mod http_linker;
 pub mod instance;
 pub mod instance_limit;
 mod instance_maker;
@@ -24,8 +26,12 @@ pub mod load_error;
 mod log_lines;
 mod memory_limit;
 mod metrics;
+pub mod outgoing_http;
+mod passwords;
 mod proposals;
 pub mod settings;
+mod shared;
 pub mod time_share;
 pub mod version;
+pub mod waiting_limit;
 mod wasi;

@@ -9,6 +9,7 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
     ("rewrite", include_bytes!(env!("PLUGIN_REWRITE"))),
     ("ip-filter", include_bytes!(env!("PLUGIN_IP_FILTER"))),
+    ("auth-basic", include_bytes!(env!("PLUGIN_AUTH_BASIC"))),
     ("auth-key", include_bytes!(env!("PLUGIN_AUTH_KEY"))),
     ("request-id", include_bytes!(env!("PLUGIN_REQUEST_ID"))),
     ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),

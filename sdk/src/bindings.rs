@@ -10,7 +10,7 @@ mod imports {
     });
 }
 
-pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, types};
+pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, passwords, shared, types};
 
 macro_rules! hook {
     ($module:ident, $world:literal) => {

@@ -4,6 +4,9 @@
 //! [`ResponseFilter`], [`RequestBody`], [`ResponseBody`], [`BufferedRequestBody`], [`BufferedResponseBody`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
 //! the hooks, and `cargo build --target wasm32-wasip2` makes a component that the proxy loads.
 //!
+//! [`path`], [`query`], [`form`], [`cookie`] and [`media_type`] read and write the parts of messages, [`exchange`] has values
+//! that were not declared, [`clock`] has the time, [`log`] and [`metrics`] report.
+//!
 //! A filter declares in [`Plugin::new`] which values it needs and receives exactly those with each call. It never
 //! changes a message itself: it returns a [`Verdict`], which the host applies.
 //!
@@ -59,16 +62,24 @@
 pub mod bindings;
 pub mod bounds;
 pub mod cache;
+pub mod clock;
+pub mod cookie;
 pub mod exchange;
 mod export;
+pub mod form;
 mod hooks;
+pub mod http;
 pub mod lines;
 pub mod log;
+pub mod media_type;
 pub mod metrics;
+pub mod passwords;
 pub mod path;
 pub mod percent;
 pub mod pointer;
+pub mod query;
 mod setup;
+pub mod shared;
 pub mod testing;
 pub mod token;
 pub mod units;
@@ -79,6 +90,11 @@ mod verdict;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The code of the guide, which has to compile and to hold.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-a-filter.md")]
+pub struct Guide;
 
 #[doc(hidden)]
 pub use export::glue;

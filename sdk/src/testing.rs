@@ -4,15 +4,27 @@
 //! [`bounds`](crate::bounds). A test can therefore check what the upstream or the client would receive. See the example
 //! of the crate.
 
+mod bodies;
 mod checks;
+pub(crate) mod current;
+mod edits;
+pub mod http;
+pub mod passwords;
+#[cfg(not(target_family = "wasm"))]
+pub mod shared;
+pub(crate) mod time;
+
+pub use bodies::{every_split, transform};
+pub use time::Clock;
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
+use crate::query::Parameters;
 use crate::{
     Balancer, BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CacheKey,
     CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part, Plugin, RequestBody,
     RequestFilter, Response, ResponseBody, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
-    ValueName, Values, Verdict,
+    ValueName, Values, Verdict, cookie,
 };
 
 /// A configured plugin with its declarations.
@@ -83,7 +95,7 @@ impl<P: Plugin> Harness<P> {
     {
         let verdict = match self.setup.request_plan {
             Some(plan) => Verdict::Plan(plan),
-            None => self.plugin.on_request(&resolve(&self.setup.request, &request, None)),
+            None => self.called_request(&request),
         };
         match edits(verdict) {
             Ok(edits) => self.edited_request(edits, request),
@@ -98,7 +110,7 @@ impl<P: Plugin> Harness<P> {
     {
         let verdict = match self.setup.response_plan {
             Some(plan) => Verdict::Plan(plan),
-            None => self.plugin.on_response(&resolve(&self.setup.response, request, Some(&response))),
+            None => self.called_response(request, &response),
         };
         match edits(verdict) {
             Ok(edits) => self.edited_response(edits, request, response),
@@ -535,8 +547,7 @@ impl Request {
             ValueName::Status => response.map(|response| response.status.to_string().into_bytes()),
             ValueName::RequestField(name) => joined(&self.fields, name),
             ValueName::ResponseField(name) => joined(&response?.fields, name),
-            ValueName::Cookie(name) => pair(&lossy(&joined(&self.fields, "cookie")?), ';', name),
-            ValueName::QueryParameter(name) => pair(self.query.as_deref()?, '&', name),
+            ValueName::Cookie(_) | ValueName::QueryParameter(_) => self.values(name, response).into_iter().next(),
             ValueName::Note(name) => self.noted(name).and_then(text),
             ValueName::ContentLength => self.content.as_deref().and_then(text),
             ValueName::ClientPort | ValueName::ListenerAddress | ValueName::Route | ValueName::Endpoint => None,
@@ -548,6 +559,28 @@ impl Request {
             | ValueName::ClientCertificateSerial
             | ValueName::ClientCertificateNames
             | ValueName::ClientCertificateFingerprint => None,
+        }
+    }
+}
+
+impl Request {
+    /// Returns all values of a name, in order.
+    fn values(&self, name: &ValueName, response: Option<&Response>) -> Vec<Vec<u8>> {
+        match name {
+            ValueName::RequestField(name) => lines(&self.fields, name),
+            ValueName::ResponseField(name) => {
+                response.map(|response| lines(&response.fields, name)).unwrap_or_default()
+            }
+            ValueName::Cookie(name) => {
+                let cookies = lines(&self.fields, "cookie");
+                let cookies = cookies.iter().flat_map(|line| cookie::pairs(line));
+                cookies.filter(|(known, _)| *known == name.as_bytes()).map(|(_, value)| value.to_vec()).collect()
+            }
+            ValueName::QueryParameter(name) => {
+                let query = Parameters::parse(self.query.as_deref().unwrap_or_default());
+                query.written(name).map(<[u8]>::to_vec).collect()
+            }
+            name => self.value(name, response).into_iter().collect(),
         }
     }
 }
@@ -677,14 +710,13 @@ fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {
 }
 
 fn joined(fields: &[(String, Vec<u8>)], name: &str) -> Option<Vec<u8>> {
-    let lines = fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
-    let lines: Vec<&[u8]> = lines.map(|(_, value)| value.as_slice()).collect();
+    let lines = lines(fields, name);
     (!lines.is_empty()).then(|| lines.join(&b", "[..]))
 }
 
-fn pair(list: &str, separator: char, name: &str) -> Option<Vec<u8>> {
-    let mut pairs = list.split(separator).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes().to_vec())
+fn lines(fields: &[(String, Vec<u8>)], name: &str) -> Vec<Vec<u8>> {
+    let lines = fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+    lines.map(|(_, value)| value.clone()).collect()
 }
 
 fn lossy(bytes: &[u8]) -> String {

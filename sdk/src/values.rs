@@ -20,6 +20,40 @@ impl Values {
         std::str::from_utf8(self.bytes(need)?).ok()
     }
 
+    /// Returns a value as another type, parsed from its text; `None` if it is absent or can't be parsed. Numbers, addresses
+    /// and the types of the `http` crate can be parsed:
+    ///
+    /// ```
+    /// # use plugway_sdk::*;
+    /// struct Shorter { method: Input, length: Input }
+    ///
+    /// impl Plugin for Shorter {
+    ///     type Config = ();
+    ///     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///         let (method, length) = (ValueName::Method, ValueName::ContentLength);
+    ///         Ok(Shorter { method: setup.request.value(method), length: setup.request.value(length) })
+    ///     }
+    /// }
+    ///
+    /// impl RequestFilter for Shorter {
+    ///     fn on_request(&mut self, request: &Values) -> Verdict {
+    ///         let is_put = request.parsed(self.method) == Some(http::Method::PUT);
+    ///         match request.parsed::<u64>(self.length) {
+    ///             Some(length) if is_put && length > 1000 => http::StatusCode::PAYLOAD_TOO_LARGE.into(),
+    ///             _ => Verdict::proceed(),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// use plugway_sdk::testing::{Harness, Request};
+    /// let mut filter = Harness::<Shorter>::new(serde_json::json!({})).unwrap();
+    /// assert_eq!(filter.request(Request::new("PUT", "/").content(1001)).expect_answered().status, 413);
+    /// filter.request(Request::new("POST", "/").content(1001)).expect_passed();
+    /// ```
+    pub fn parsed<T: std::str::FromStr>(&self, need: Input) -> Option<T> {
+        self.text(need)?.parse().ok()
+    }
+
     /// Returns the hash of the value that a balancer declared as its [`key`](crate::Setup::balancer_key); `None` if it
     /// is absent.
     pub fn key(&self) -> Option<u64> {

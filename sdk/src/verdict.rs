@@ -7,6 +7,18 @@ use crate::{BodyMode, EditPlanId};
 pub use crate::bindings::types::Edit;
 
 /// The decision of a hook: continue with some edits, respond, or fail.
+///
+/// Names of fields and methods may be constants of the `http` crate, and a status code of that crate is a response without
+/// content:
+///
+/// ```
+/// use http::{Method, StatusCode, header};
+/// use plugway_sdk::{Response, Verdict};
+///
+/// let verdict = Verdict::proceed().set_method(Method::GET).set_field(header::ACCEPT, "text/html").remove_field("range");
+/// let refused: Verdict = StatusCode::FORBIDDEN.into();
+/// assert_eq!(refused, Verdict::Respond(Response::new(403)));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// Continue with these edits.
@@ -58,18 +70,55 @@ impl Verdict {
     }
 
     /// Replaces all lines of a field by one line.
-    pub fn set_field(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
-        self.edit(Edit::SetField((name.into(), value.into())))
+    pub fn set_field(self, name: impl AsRef<str>, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::SetField((name.as_ref().into(), value.into())))
     }
 
     /// Adds a line to a field.
-    pub fn append_field(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
-        self.edit(Edit::AppendField((name.into(), value.into())))
+    pub fn append_field(self, name: impl AsRef<str>, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::AppendField((name.as_ref().into(), value.into())))
+    }
+
+    /// Adds a line to a field if the field is absent.
+    pub fn default_field(self, name: impl AsRef<str>, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::DefaultField((name.as_ref().into(), value.into())))
     }
 
     /// Removes all lines of a field.
-    pub fn remove_field(self, name: &str) -> Self {
-        self.edit(Edit::RemoveField(name.into()))
+    pub fn remove_field(self, name: impl AsRef<str>) -> Self {
+        self.edit(Edit::RemoveField(name.as_ref().into()))
+    }
+
+    /// Renames all lines of the field `from` to `to`, and removes any older lines of `to`.
+    pub fn rename_field(self, from: impl AsRef<str>, to: impl AsRef<str>) -> Self {
+        self.edit(Edit::RenameField((from.as_ref().into(), to.as_ref().into())))
+    }
+
+    /// Changes the method of the request.
+    pub fn set_method(self, method: impl AsRef<str>) -> Self {
+        self.edit(Edit::SetMethod(method.as_ref().into()))
+    }
+
+    /// Changes the path of the request. The path is percent-encoded and begins with `/`;
+    /// [`PathBuilder`](crate::path::PathBuilder) makes one from texts. The request is not routed again.
+    pub fn set_path(self, path: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::SetPath(path.into()))
+    }
+
+    /// Changes the query of the request. The query is percent-encoded and has no `?`; an empty one is removed.
+    /// [`Parameters`](crate::query::Parameters) makes one from names and values.
+    pub fn set_query(self, query: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::SetQuery(Some(query.into()).filter(|query| !query.is_empty())))
+    }
+
+    /// Changes the Host that the upstream receives.
+    pub fn set_authority(self, authority: impl AsRef<str>) -> Self {
+        self.edit(Edit::SetAuthority(authority.as_ref().into()))
+    }
+
+    /// Changes the status code of the response, 200 to 599.
+    pub fn set_status(self, status: u16) -> Self {
+        self.edit(Edit::SetStatus(status))
     }
 
     /// Sets a note for later hooks, other plugins, templates and the access log.
@@ -190,9 +239,15 @@ impl Response {
     }
 
     /// Adds a field line.
-    pub fn field(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
-        self.fields.push((name.into(), value.into()));
+    pub fn field(mut self, name: impl AsRef<str>, value: impl Into<Vec<u8>>) -> Self {
+        self.fields.push((name.as_ref().into(), value.into()));
         self
+    }
+
+    /// Returns the first line of a field as text; `None` if the field is absent or not UTF-8.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(value).ok()
     }
 
     /// Sets content and its media type.
@@ -221,5 +276,36 @@ impl From<Response> for Verdict {
 impl From<Response> for BodyVerdict {
     fn from(response: Response) -> Self {
         BodyVerdict::Respond(response)
+    }
+}
+
+/// Responds with a status code and without content.
+impl From<http::StatusCode> for Verdict {
+    fn from(status: http::StatusCode) -> Self {
+        Verdict::Respond(status.into())
+    }
+}
+
+/// Creates a response without content.
+impl From<http::StatusCode> for Response {
+    fn from(status: http::StatusCode) -> Self {
+        Response::new(status.as_u16())
+    }
+}
+
+/// Takes the status code, the fields and the content of a response of the `http` crate.
+///
+/// ```
+/// use plugway_sdk::Response;
+///
+/// let moved = http::Response::builder().status(301).header("location", "/new").body("moved").unwrap();
+/// let response = Response::from(moved);
+/// assert_eq!((response.status, response.fields.len(), &response.body[..]), (301, 1, &b"moved"[..]));
+/// ```
+impl<B: Into<Vec<u8>>> From<http::Response<B>> for Response {
+    fn from(response: http::Response<B>) -> Self {
+        let (head, body) = response.into_parts();
+        let fields = head.headers.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().to_vec()));
+        Response { status: head.status.as_u16(), fields: fields.collect(), body: body.into() }
     }
 }

@@ -4,11 +4,15 @@ use std::path::Path;
 
 const GUESTS: &[&str] = &[
     "example-api-key",
+    "example-quota",
     "example-split",
     "example-retitle",
+    "example-html-links",
     "example-tenant",
     "example-shop-cache",
     "test-bodies",
+    "example-forward-auth",
+    "test-caller",
     "test-greedy",
     "test-hooks",
     "test-late",
@@ -17,6 +21,9 @@ const GUESTS: &[&str] = &[
     "test-noisy",
     "test-overrides",
     "test-policy",
+    "test-waiting",
+    "test-values",
+    "test-shared",
 ];
 
 fn main() {

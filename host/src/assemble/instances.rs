@@ -9,6 +9,7 @@ use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
 use crate::plugin::body_permit::RESERVED_BODIES;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::{SPARES, SPARES_PER_CALL};
+use crate::plugin::waiting_limit::RESERVED_CALLS;
 
 /// Returns the number of workers that a manifest asks for.
 pub fn workers(files: &[ManifestFile]) -> usize {
@@ -50,6 +51,11 @@ pub fn places(files: &[ManifestFile], workers: usize) -> u32 {
 /// Returns the number of places that a plugin needs for bodies, independent of other plugins.
 pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
     limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MAX_IDLE_INSTANCES) as u32)
+}
+
+/// Returns the number of places that a plugin needs for calls that may wait, whatever others do.
+pub fn of_waiting_calls(limits: PluginLimits) -> u32 {
+    limits.waiting.calls.min(RESERVED_CALLS)
 }
 
 fn is_per_call(plugin: &PluginTable) -> bool {

@@ -21,6 +21,7 @@ impl Assembly<'_> {
                 ("resolver", manifest.resolver.is_some()),
                 ("buffers", manifest.buffers.is_some()),
                 ("cache", manifest.cache.is_some()),
+                ("shared", manifest.shared.is_some()),
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
                 let span = spans::key(&source.text, key).unwrap_or(0..0);

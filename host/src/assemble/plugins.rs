@@ -16,14 +16,17 @@ use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
-use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, Plugin};
+use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
 use crate::plugin::settings::ConfigErrors;
-use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::plugin::settings::{Isolation, OnError, PluginLimits, WaitingLimits};
 use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
 const MAX_CHILDREN: usize = 4;
+
+/// Calls that a plugin may have queued: each holds a request, as a connection to an endpoint would.
+const MAX_QUEUED_CALLS: usize = 65_536;
 
 /// Components that may break their limits before the rest is not tried any more: each takes its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
@@ -124,6 +127,7 @@ impl Assembly<'_> {
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
+        let access = self.access(source, name, plugin);
         let use_span = plugin.r#use.span();
         let before_config = self.problems.count();
         let config = self.config(source, &use_span, plugin.config.as_ref());
@@ -135,7 +139,7 @@ impl Assembly<'_> {
         }
         let about =
             Concerned { source, use_span: &use_span, config: &config, is_stock: is_stock(plugin.r#use.get_ref()) };
-        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits);
+        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits, &access.env);
         let (plugin, config) = match examined {
             Ok(examined) => examined,
             Err(rejection) => {
@@ -143,17 +147,16 @@ impl Assembly<'_> {
                 return None;
             }
         };
+        self.check_access(source, &use_span, name, &plugin, &access);
         if self.problems.count() > before {
             return None;
         }
-        let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation };
+        let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation, access };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
-                let wanted = if configured.transforms_bodies() {
-                    instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))
-                } else {
-                    0
-                };
+                let workers = self.assembly.workers.unwrap_or(1);
+                let of_bodies = if configured.transforms_bodies() { instances::of_bodies(limits, workers) } else { 0 };
+                let wanted = of_bodies + if configured.waits() { instances::of_waiting_calls(limits) } else { 0 };
                 let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
                 if let Some(Err(shortage)) = extended {
                     self.problems.at(source, use_span, shortage.to_string());
@@ -196,12 +199,13 @@ impl Assembly<'_> {
         about: &Concerned<'_>,
         name: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<(Arc<Plugin>, String), PluginRejection> {
         let mut component = component(about.source, name).map_err(PluginRejection::Component)?;
         let mut config = about.config.clone();
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
         let config = config.to_string();
-        self.examine(component, &config, limits).map(|plugin| (plugin, config))
+        self.examine(component, &config, limits, env).map(|plugin| (plugin, config))
     }
 
     /// A component that is good, and accepts a configuration.
@@ -210,10 +214,11 @@ impl Assembly<'_> {
         mut component: Component,
         config: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<Arc<Plugin>, PluginRejection> {
         let digest = component.digest;
         self.used.insert(digest);
-        let wanted = acceptance(config, limits);
+        let wanted = acceptance(config, limits, env);
         if let Some(known) = self.assembly.find_loaded(&digest)
             && known.accepted.contains(&wanted)
         {
@@ -225,7 +230,7 @@ impl Assembly<'_> {
         if self.broken.len() >= MAX_BROKEN_COMPONENTS {
             return Err(PluginRejection::Component("it was not tried, as too many others could not be loaded".into()));
         }
-        let tried = self.try_apart(&mut component, config, limits);
+        let tried = self.try_apart(&mut component, config, limits, env);
         if let Err(PluginRejection::Broken(error)) = &tried {
             self.broken.insert(digest, error.clone());
         }
@@ -264,9 +269,10 @@ impl Assembly<'_> {
         component: &mut Component,
         config: &str,
         limits: PluginLimits,
+        env: &[(String, String)],
     ) -> Result<(), PluginRejection> {
         let mut examination = self.examination(component)?;
-        let verdict = examination.check(config, limits)?;
+        let verdict = examination.check(config, limits, env)?;
         let is_known = self.assembly.plugins.contains_key(&component.digest);
         if verdict == ConfigVerdict::Accepted && !is_known {
             self.assembly.take(&mut examination)?;
@@ -335,6 +341,7 @@ impl Assembly<'_> {
                         r#use: Spanned::new(reference.span(), name.clone()),
                         config: None,
                         limits: Default::default(),
+                        grants: Default::default(),
                         on_error: None,
                         isolation: None,
                     };
@@ -382,7 +389,19 @@ impl Assembly<'_> {
         let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
         let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MAX_BODIES as usize) as u32;
         let body_wait = self.duration(source, limits.body_wait.as_ref(), defaults.body_wait);
-        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, body_wait }
+        let waiting = self.waiting_limits(source, limits);
+        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, body_wait, waiting }
+    }
+
+    fn waiting_limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> WaitingLimits {
+        let defaults = WaitingLimits::default();
+        let (calls, queued) = (defaults.calls as usize, defaults.queued as usize);
+        WaitingLimits {
+            calls: self.count(source, limits.waiting_calls.as_ref(), calls, MAX_WAITING_CALLS as usize) as u32,
+            queued: self.count(source, limits.queued_calls.as_ref(), queued, MAX_QUEUED_CALLS) as u32,
+            queue_time: self.duration(source, limits.queue_time.as_ref(), defaults.queue_time),
+            call_time: self.duration(source, limits.call_time.as_ref(), defaults.call_time),
+        }
     }
 
     fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnErrorValue>>) -> OnError {
@@ -430,10 +449,16 @@ impl Assembly<'_> {
     }
 }
 
-/// A configuration with the limits of who is to accept it, as a digest.
-fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
+/// A configuration with the limits and the environment of the plugin that is to accept it, as a digest.
+fn acceptance(config: &str, limits: PluginLimits, env: &[(String, String)]) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
-    *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
+    let mut digest = blake3::Hasher::new();
+    digest.update(limits.as_flattened()).update(config.as_bytes());
+    for text in env.iter().flat_map(|(name, value)| [name, value]) {
+        // No configuration and no variable has this byte in it.
+        digest.update(&[0]).update(text.as_bytes());
+    }
+    *digest.finalize().as_bytes()
 }
 
 /// A value of a configuration that JSON doesn't have.

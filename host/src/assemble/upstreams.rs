@@ -48,7 +48,7 @@ impl Assembly<'_> {
         (upstreams, upstream_ids)
     }
 
-    fn upstream(
+    pub(super) fn upstream(
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,

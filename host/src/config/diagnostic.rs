@@ -123,6 +123,11 @@ impl Diagnostics {
         self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
     }
 
+    /// Returns the value of a variable that a plugin is to see. No message shows the value from then on.
+    pub fn granted_variable(&mut self, name: &str) -> Result<String, String> {
+        self.references.granted_variable(name)
+    }
+
     /// Notes the strings of a file in which references were replaced.
     pub(super) fn note_replaced(&mut self, source: &Arc<Source>, strings: Vec<Replaced>) {
         if !strings.is_empty() {

@@ -42,7 +42,10 @@ const KEYS: [ForeignKey; 42] = [
     ),
     nginx("alias", "write `files = { root = \"public\" }` and `strip-prefix = true` in a [[route]] with `path`"),
     nginx("allow", NETWORKS),
-    nginx("auth_basic", "no stock plugin checks passwords; `auth-key` checks keys of clients"),
+    nginx(
+        "auth_basic",
+        "write `plugins = [{ use = \"auth-basic\", config = { users = \"${file:htpasswd}\" } }]` in the [[route]]",
+    ),
     haproxy("backend", "write `[upstream.NAME]` with `endpoints = [\"127.0.0.1:8000\"]`"),
     haproxy("bind", "write a [[listener]] with `address = \"0.0.0.0:80\"`"),
     nginx("client_max_body_size", "write `max-body = \"20 MiB\"` in the [[route]]"),

@@ -12,6 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::plugin_grants::PluginGrants;
 use super::spanned::Spanned;
 
 /// The keys at the top of a file.
@@ -85,6 +86,25 @@ pub struct Manifest {
     ///
     /// Type: table `[cache]`. Default: its defaults.
     pub cache: Option<Spanned<CacheTable>>,
+    /// The limits of the state that the instances of a plugin share, for each plugin with `grants.shared`.
+    ///
+    /// Type: table `[shared]`. Default: its defaults.
+    pub shared: Option<SharedTable>,
+}
+
+/// The limits of the state that the instances of a plugin share.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SharedTable {
+    /// The memory of a plugin's entries, over all workers, at least `8 MiB`. An entry takes 128 bytes besides its key and
+    /// its value. Without room, the entries that were not used for the longest time are evicted.
+    ///
+    /// Type: size. Default: `"16 MiB"`.
+    pub memory: Option<Spanned<String>>,
+    /// The most entries of a plugin, over all workers, from 1024 to 10,000,000.
+    ///
+    /// Type: number. Default: `100000`.
+    pub entries: Option<Spanned<usize>>,
 }
 
 /// The limits of the child process that compiles a new component and checks its configurations.
@@ -492,6 +512,30 @@ pub struct UpstreamTable {
     /// Type: table `[upstream.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: UpstreamLimits,
+}
+
+impl UpstreamTable {
+    /// Returns the table of an endpoint that is alone, with the defaults of all other keys.
+    pub fn of(endpoint: Spanned<EndpointEntry>) -> Self {
+        UpstreamTable {
+            endpoints: vec![endpoint],
+            balancer: None,
+            connect_timeout: None,
+            response_timeout: None,
+            read_timeout: None,
+            stream_timeout: None,
+            tls: None,
+            proxy_protocol: None,
+            idle_timeout: None,
+            idle_connections: None,
+            health: None,
+            outliers: TableOrOff::default(),
+            slow_start: None,
+            panic_threshold: None,
+            retry: TableOrOff::default(),
+            limits: UpstreamLimits::default(),
+        }
+    }
 }
 
 /// A table with defaults, or `false`.
@@ -1073,6 +1117,12 @@ pub struct PluginTable {
     /// Type: table `[plugin.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: PluginLimitsTable,
+    /// The access of the plugin to more than clocks, random numbers and the log. A component that wants more than it is granted
+    /// doesn't load; `plugway inspect` prints the grants that it wants. Stock plugins need none.
+    ///
+    /// Type: table `[plugin.NAME.grants]`. Default: none.
+    #[serde(default)]
+    pub grants: PluginGrants,
     /// The effect of a failed call: `"fail"` answers with 502, `"skip"` continues without the plugin, a status from 200
     /// to 599 is the answer.
     ///
@@ -1111,6 +1161,25 @@ pub struct PluginLimitsTable {
     ///
     /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
     pub body_wait: Option<Spanned<String>>,
+    /// The most calls under way at a time, over all workers, of a plugin whose hooks may wait, from 1 to 1000. Each of
+    /// them has an instance to itself. The plugin has places for 32 of them, whatever others do; more take places that
+    /// are free.
+    ///
+    /// Type: number. Default: `256`.
+    pub waiting_calls: Option<Spanned<usize>>,
+    /// The most calls that are queued beyond `waiting-calls`, over all workers, from 1 to 65536; further calls are not
+    /// made.
+    ///
+    /// Type: number. Default: `1024`.
+    pub queued_calls: Option<Spanned<usize>>,
+    /// The longest time that a call is queued; then it is not made.
+    ///
+    /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
+    pub queue_time: Option<Spanned<String>>,
+    /// The longest time of a call that may wait, with all that the call waits for.
+    ///
+    /// Type: duration. Default: `"10s"`. Example: `"2s"`.
+    pub call_time: Option<Spanned<String>>,
 }
 
 /// The effect of a failed call as the manifest writes it.

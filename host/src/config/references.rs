@@ -121,6 +121,22 @@ impl References {
         &self.environment
     }
 
+    /// Returns the value of a variable that a plugin is to see. No message shows the value from then on.
+    pub fn granted_variable(&mut self, name: &str) -> Result<String, String> {
+        let shown = one_line(name, MAX_SHOWN_BYTES);
+        if !is_name_of_variable(name) {
+            return Err(format!(
+                "invalid name of a variable: `{shown}`; expected letters, digits and `_`, such as `REGION`"
+            ));
+        }
+        let value = self.environment.variable(name).and_then(OsStr::to_str).map(String::from);
+        let value = value.ok_or_else(|| {
+            format!("the environment has no `{shown}` in UTF-8; set it before the start, or remove it from `env`")
+        })?;
+        self.redaction.add(&format!("${{env:{name}}}"), &value);
+        Ok(value)
+    }
+
     /// Returns the files that references name, whether they exist or not.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.read.keys()
@@ -171,9 +187,8 @@ impl References {
     }
 
     fn variable(&self, name: &str) -> Result<Arc<str>, String> {
-        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let shown = one_line(name, MAX_SHOWN_BYTES);
-        if name.is_empty() || !name.bytes().all(is_fit) || name.starts_with(|first: char| first.is_ascii_digit()) {
+        if !is_name_of_variable(name) {
             return Err(format!(
                 "invalid name of a variable: `{shown}`; expected letters, digits and `_`, such as `${{env:DB_TOKEN}}`; there \
                  are no default values"
@@ -229,7 +244,12 @@ impl References {
     }
 }
 
-// === Resolver ===
+fn is_name_of_variable(name: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    !name.is_empty() && name.bytes().all(is_fit) && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+// === DocumentResolver ===
 
 /// The resolution of one document.
 struct DocumentResolver<'a> {

@@ -118,6 +118,10 @@ pub const METRICS: usize = 64;
 /// The maximum length of the name of a metric, in bytes.
 pub const METRIC_NAME: usize = 64;
 
+/// Values of a field, cookie or query parameter that a plugin asks for at once. A head within the default of
+/// `limits.head` has fewer.
+pub const REPEATED_VALUES: usize = 16 << 10;
+
 /// Bytes of random numbers in one call: they take about a tenth of a millisecond.
 pub const RANDOM: u64 = 64 << 10;
 
@@ -135,3 +139,9 @@ pub const HANDLES: usize = 10_000;
 
 /// The maximum number of endpoints whose load a balancer asks for in one call, if the upstream doesn't have more.
 pub const IN_FLIGHT_COUNTS: usize = 16 << 10;
+
+/// Bytes of a key of shared state: as many as of a name.
+pub const SHARED_KEY: usize = NAME;
+
+/// Bytes of a value of shared state: as many as of a field.
+pub const SHARED_VALUE: usize = VALUE;

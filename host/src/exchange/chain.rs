@@ -27,6 +27,21 @@ pub enum RequestHooks {
     Answer(Response<Vec<u8>>, ChainPosition),
     /// The chain has reached a cache at this position.
     Cache(ChainPosition),
+    /// The hook of the plugin just below this position may wait: [`accept_request_verdict`] takes its verdict.
+    Wait(ChainPosition),
+}
+
+/// The result of running the response hooks of a chain.
+pub enum ResponseHooks {
+    /// All of them have run; one may have put another content in place.
+    Done(Option<Vec<u8>>),
+    /// Those below a plugin have run, whose hook may wait: [`accept_response_verdict`] takes its verdict.
+    Wait {
+        /// The position just above the plugin.
+        at: ChainPosition,
+        /// The content that one of those below has put in place; `None` if none has.
+        content: Option<Vec<u8>>,
+    },
 }
 
 /// A position in a chain: the number of plugins, from the top, that see the response.
@@ -107,39 +122,71 @@ pub fn down(
         let hooked = match &configured.request {
             Hook::Absent => Ok(None),
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Request, context).map(|()| None),
-            Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Request, needs, context) {
-                Ok(FilterVerdict::Plan(plan)) => {
-                    apply_plan(configured, plan, MessageSide::Request, context).map(|()| None)
-                }
-                Ok(FilterVerdict::Proceed(edits)) => {
-                    apply_edits(worker, configured, edits, context, upstream).map(|()| None)
-                }
-                Ok(FilterVerdict::Respond(response)) => Ok(Some(response)),
-                Err(failure) => Err(failure),
-            },
-        };
-        let decision = context.bodies.take_asked();
-        match hooked {
-            Ok(None) => {
-                decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Request, depth, mode));
+            Hook::Call(_) if configured.waits() => return Ok(RequestHooks::Wait(ChainPosition(depth))),
+            Hook::Call(needs) => {
+                let verdict = call(worker, *plugin_id, MessageSide::Request, needs, context);
+                apply_request_verdict(worker, configured, verdict, context, upstream)
             }
-            Ok(Some(response)) => return Ok(RequestHooks::Answer(response, ChainPosition(depth))),
-            Err(failure) => on_error(
-                worker,
-                *plugin_id,
-                failure,
-                ChainPosition(depth),
-                FailedHook { hook: "request-filter", context },
-            )?,
-        }
-        if let Some(inputs) = &configured.response_body {
-            transformed_content::ask(&mut context.request.headers, inputs.rules);
-        }
-        if configured.cache.is_some() {
-            return Ok(RequestHooks::Cache(ChainPosition(depth)));
+        };
+        if let Some(stop) = settle_request_hook(worker, route, ChainPosition(depth), hooked, context)? {
+            return Ok(stop);
         }
     }
     Ok(RequestHooks::Forward)
+}
+
+/// Takes the verdict of a request hook that could wait, just below a position, and runs the hooks below.
+pub fn accept_request_verdict(
+    worker: &WorkerState,
+    route: &Route,
+    at: ChainPosition,
+    verdict: Result<FilterVerdict, PluginFailure>,
+    context: &mut Box<ExchangeContext>,
+    upstream: &mut Option<UpstreamId>,
+) -> Result<RequestHooks, ChainFailure> {
+    let configured = &worker.generation.bindings[at.plugin(route)];
+    let hooked = apply_request_verdict(worker, configured, verdict, context, upstream);
+    match settle_request_hook(worker, route, at, hooked, context)? {
+        Some(stop) => Ok(stop),
+        None => down(worker, route, at.next(), context, upstream),
+    }
+}
+
+/// Applies the verdict of a request hook; returns its response, if it has made one.
+fn apply_request_verdict(
+    worker: &WorkerState,
+    configured: &ConfiguredPlugin,
+    verdict: Result<FilterVerdict, PluginFailure>,
+    context: &mut ExchangeContext,
+    upstream: &mut Option<UpstreamId>,
+) -> Result<Option<Response<Vec<u8>>>, PluginFailure> {
+    match verdict? {
+        FilterVerdict::Plan(plan) => apply_plan(configured, plan, MessageSide::Request, context).map(|()| None),
+        FilterVerdict::Proceed(edits) => apply_edits(worker, configured, edits, context, upstream).map(|()| None),
+        FilterVerdict::Respond(response) => Ok(Some(response)),
+    }
+}
+
+/// Ends the request hook of the plugin just below a position; returns where the way down ends, if it does.
+fn settle_request_hook(
+    worker: &WorkerState,
+    route: &Route,
+    at: ChainPosition,
+    hooked: Result<Option<Response<Vec<u8>>>, PluginFailure>,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Option<RequestHooks>, ChainFailure> {
+    let plugin_id = at.plugin(route);
+    let configured = &worker.generation.bindings[plugin_id];
+    let decision = context.bodies.take_asked();
+    match hooked {
+        Ok(None) => decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Request, at.0, mode)),
+        Ok(Some(response)) => return Ok(Some(RequestHooks::Answer(response, at))),
+        Err(failure) => on_error(worker, plugin_id, failure, at, FailedHook { hook: "request-filter", context })?,
+    }
+    if let Some(inputs) = &configured.response_body {
+        transformed_content::ask(&mut context.request.headers, inputs.rules);
+    }
+    Ok(configured.cache.is_some().then_some(RequestHooks::Cache(at)))
 }
 
 /// Runs the response hooks of some plugins, given by their places in the chain, upwards; one may put another content in
@@ -149,7 +196,7 @@ pub fn up(
     route: &Route,
     plugins: Range<usize>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Option<Vec<u8>>, ChainFailure> {
+) -> Result<ResponseHooks, ChainFailure> {
     let mut content = None;
     // They may see a second response, in place of the first.
     context.bodies.forget(MessageSide::Response, &plugins);
@@ -161,34 +208,66 @@ pub fn up(
         }
         let hooked = match &configured.response {
             Hook::Absent => continue,
-            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context),
-            Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Response, needs, context) {
-                Ok(FilterVerdict::Plan(plan)) => apply_plan(configured, plan, MessageSide::Response, context),
-                Ok(FilterVerdict::Proceed(edits)) => {
-                    edits::apply(edits, &configured.plans, MessageSide::Response, context).map_err(PluginFailure::from)
-                }
-                Ok(FilterVerdict::Respond(response)) => {
-                    let (parts, body) = response.into_parts();
-                    context.response = Some(parts);
-                    content = Some(body);
-                    Ok(())
-                }
-                Err(failure) => Err(failure),
-            },
+            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context).map(|()| None),
+            Hook::Call(_) if configured.waits() => {
+                return Ok(ResponseHooks::Wait { at: ChainPosition(depth), content });
+            }
+            Hook::Call(needs) => {
+                let verdict = call(worker, *plugin_id, MessageSide::Response, needs, context);
+                apply_response_verdict(configured, verdict, context)
+            }
         };
-        let decision = context.bodies.take_asked();
-        match hooked {
-            Ok(()) => decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Response, depth, mode)),
-            Err(failure) => on_error(
-                worker,
-                *plugin_id,
-                failure,
-                ChainPosition(depth),
-                FailedHook { hook: "response-filter", context },
-            )?,
+        let replaced = settle_response_hook(worker, route, ChainPosition(depth), hooked, context)?;
+        content = replaced.or(content);
+    }
+    Ok(ResponseHooks::Done(content))
+}
+
+/// Takes the verdict of a response hook that could wait, just below a position; returns the content that it has put in
+/// place.
+pub fn accept_response_verdict(
+    worker: &WorkerState,
+    route: &Route,
+    at: ChainPosition,
+    verdict: Result<FilterVerdict, PluginFailure>,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Option<Vec<u8>>, ChainFailure> {
+    let hooked = apply_response_verdict(&worker.generation.bindings[at.plugin(route)], verdict, context);
+    settle_response_hook(worker, route, at, hooked, context)
+}
+
+/// Applies the verdict of a response hook; returns the content that it puts in place, if any.
+fn apply_response_verdict(
+    configured: &ConfiguredPlugin,
+    verdict: Result<FilterVerdict, PluginFailure>,
+    context: &mut ExchangeContext,
+) -> Result<Option<Vec<u8>>, PluginFailure> {
+    match verdict? {
+        FilterVerdict::Plan(plan) => apply_plan(configured, plan, MessageSide::Response, context)?,
+        FilterVerdict::Proceed(edits) => edits::apply(edits, &configured.plans, MessageSide::Response, context)?,
+        FilterVerdict::Respond(response) => {
+            let (parts, body) = response.into_parts();
+            context.response = Some(parts);
+            return Ok(Some(body));
         }
     }
-    Ok(content)
+    Ok(None)
+}
+
+/// Ends the response hook of the plugin just below a position; returns the content that it has put in place.
+fn settle_response_hook(
+    worker: &WorkerState,
+    route: &Route,
+    at: ChainPosition,
+    hooked: Result<Option<Vec<u8>>, PluginFailure>,
+    context: &mut ExchangeContext,
+) -> Result<Option<Vec<u8>>, ChainFailure> {
+    let decision = context.bodies.take_asked();
+    if hooked.is_ok() {
+        decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Response, at.0, mode));
+    }
+    let failing = FailedHook { hook: "response-filter", context };
+    hooked.or_else(|failure| on_error(worker, at.plugin(route), failure, at, failing).map(|()| None))
 }
 
 /// Makes the balancer's edits of the response.

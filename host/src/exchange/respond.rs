@@ -6,11 +6,13 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::body_hooks::{self, BodyPassage, Passage, run_passage};
+use super::waiting::WaitingHook;
 use super::{ConnectionInfo, Timers, chain, error_response, read_ahead, record};
+use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
-use crate::exchange::chain::{ChainFailure, ChainPosition};
+use crate::exchange::chain::{ChainFailure, ChainPosition, ResponseHooks};
 use crate::exchange::forward::Received;
 use crate::exchange::intercept::{complete, intercept};
 use crate::exchange::record::ExchangeRecord;
@@ -18,6 +20,8 @@ use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
 use crate::generation::{Route, WorkerState};
 use crate::net::boxed::boxed;
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::FilterVerdict;
 use crate::protocol::hop_by_hop;
 
 /// A request that its connection rejects before it is routed.
@@ -67,12 +71,14 @@ impl Reply {
     }
 }
 
-/// A response that has passed the response hooks.
-pub enum Responded {
-    /// The response can be sent.
-    Now(Response<ResponseBody>),
-    /// The response can be sent when its content has passed body hooks that have to be waited for.
-    Later(Box<LateResponse>),
+/// The result of taking a response up the chain.
+pub enum Responding {
+    /// The response is ready for the client.
+    Ready(Response<ResponseBody>),
+    /// A plugin's response hook may wait: [`Ascent::finish`] takes the response further. The record has the context.
+    Waiting(Box<Ascent>),
+    /// The content has to pass body hooks that have to be waited for. The record has the context.
+    Late(Box<LateResponse>),
 }
 
 /// A response whose head is in the record of the exchange, and whose content is to pass body hooks.
@@ -80,44 +86,114 @@ pub struct LateResponse {
     route_id: RouteId,
     passage: BodyPassage<ResponseBody>,
     depth: ChainPosition,
-    /// The status as the response came.
+    /// The status that the response came with.
     came: StatusCode,
 }
 
-impl Responded {
-    /// Returns an empty response, for an exchange whose response was taken already.
-    pub fn nothing() -> Self {
-        Responded::Now(Response::new(ResponseBody::Full(Bytes::new())))
-    }
+/// A response on its way up the chain, below a plugin whose response hook may wait.
+pub struct Ascent {
+    route_id: RouteId,
+    /// The position just above the plugin.
+    at: ChainPosition,
+    body: ResponseBody,
+    /// The content that a plugin has put in place of the body; `None` if none has.
+    content: Option<Vec<u8>>,
+    /// The status that the response came with.
+    came: StatusCode,
+    /// The position that the response goes up from.
+    depth: ChainPosition,
+    bypassed: Option<Box<BypassedCache>>,
+}
 
-    /// Returns the response, and waits for it if that is needed.
-    pub async fn settle(
+/// The result of taking a response up from one position.
+enum Ascended {
+    Top(Response<ResponseBody>),
+    Waiting(Box<Ascent>),
+    Late(Box<LateResponse>),
+}
+
+/// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
+/// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
+/// plugins above.
+pub fn respond(
+    worker: &WorkerState,
+    route_id: RouteId,
+    context: Box<ExchangeContext>,
+    reply: Reply,
+    record: &mut ExchangeRecord,
+) -> Responding {
+    let route = &worker.generation.routes[route_id];
+    let Reply { mut received, depth, bypassed, maker } = reply;
+    record.begin_response(route_id, depth);
+    received = match maker {
+        Maker::Upstream if !route.intercept.is_empty() => {
+            received.map(|received| intercept(received, &context, route_id, worker))
+        }
+        Maker::Plugin => received.map(|received| complete(received, &context, route_id, worker)),
+        Maker::Upstream | Maker::Proxy => received,
+    };
+    respond_from(worker, route_id, context, Reply { received, depth, bypassed, maker }, record)
+}
+
+/// Takes a response, or the one to a failure, up the chain.
+fn respond_from(
+    worker: &WorkerState,
+    route_id: RouteId,
+    mut context: Box<ExchangeContext>,
+    reply: Reply,
+    record: &mut ExchangeRecord,
+) -> Responding {
+    let Reply { mut received, mut depth, mut bypassed, .. } = reply;
+    loop {
+        let response = match received {
+            Ok(response) => response,
+            Err(ChainFailure { error, status, depth: above }) => {
+                depth = above;
+                fail(&error, status, worker, &context, record).into()
+            }
+        };
+        match ascend(worker, route_id, response, depth, &mut bypassed, &mut context) {
+            Ok(Ascended::Top(response)) => {
+                record.status = response.status().as_u16();
+                record.set_route(route_id, context);
+                return Responding::Ready(response);
+            }
+            // The exchange may be dropped while it waits, and still has to be told of.
+            Ok(Ascended::Waiting(ascent)) => {
+                record.set_route(route_id, context);
+                return Responding::Waiting(ascent);
+            }
+            Ok(Ascended::Late(late)) => {
+                record.set_route(route_id, context);
+                return Responding::Late(late);
+            }
+            // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
+            // position itself, and a failure has none.
+            Err(failed) => received = Err(failed),
+        }
+    }
+}
+
+impl Responding {
+    /// Returns the response once all hooks have run.
+    pub async fn finish(
         self,
         worker: &WorkerState,
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
         match self {
-            Responded::Now(response) => response,
-            Responded::Later(late) => boxed(|| late.run(worker, timers, record)).await,
-        }
-    }
-
-    /// Returns the response to an error, which passes no body hook.
-    fn at_once(self) -> Response<ResponseBody> {
-        match self {
-            Responded::Now(response) => response,
-            Responded::Later(late) => {
-                let mut response = Response::new(ResponseBody::Full(Bytes::new()));
-                *response.status_mut() = late.came;
-                response
-            }
+            Responding::Ready(response) => response,
+            // Boxed, as exchanges that wait here are few.
+            Responding::Waiting(ascent) => boxed(|| ascent.finish(worker, timers, record)).await,
+            Responding::Late(late) => boxed(|| late.run(worker, timers, record)).await,
         }
     }
 }
 
 impl LateResponse {
-    async fn run(
+    /// Waits for the body hooks, and returns the response. The response to an error passes no body hook.
+    pub async fn run(
         self: Box<Self>,
         worker: &WorkerState,
         timers: &Timers,
@@ -128,85 +204,162 @@ impl LateResponse {
         let passed = timers.total.until_met(run_passage(passage, worker, context)).await;
         let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
         let mut context = record.take_context();
-        match passed {
+        let failed = match passed {
             Ok(body) => {
                 let response = complete_head(&mut context, body, came);
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
+                return response;
+            }
+            Err(failed) => failed,
+        };
+        match respond(worker, route_id, context, Reply::new(Err(failed), depth), record) {
+            Responding::Ready(response) => response,
+            Responding::Waiting(ascent) => boxed(|| ascent.finish(worker, timers, record)).await,
+            Responding::Late(late) => {
+                let mut response = Response::new(ResponseBody::Full(Bytes::new()));
+                *response.status_mut() = late.came;
                 response
             }
-            Err(failed) => respond(worker, route_id, context, Reply::new(Err(failed), depth), record).at_once(),
         }
     }
 }
 
-/// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
-/// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
-/// plugins above.
-pub fn respond(
-    worker: &WorkerState,
-    route_id: RouteId,
-    mut context: Box<ExchangeContext>,
-    reply: Reply,
-    record: &mut ExchangeRecord,
-) -> Responded {
-    let route = &worker.generation.routes[route_id];
-    let Reply { mut received, mut depth, mut bypassed, maker } = reply;
-    record.begin_response(route_id, depth);
-    received = match maker {
-        Maker::Upstream if !route.intercept.is_empty() => {
-            received.map(|received| intercept(received, &context, route_id, worker))
+impl Ascent {
+    /// Waits for the hook of the plugin, and takes the response up to the client.
+    pub async fn finish(
+        self: Box<Self>,
+        worker: &WorkerState,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        let (route_id, mut ascent) = (self.route_id, self);
+        let route = &worker.generation.routes[route_id];
+        loop {
+            let at = ascent.at;
+            let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+            let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Response };
+            let verdict = timers.total.until_met(hook.call(context, &timers.idle)).await;
+            let mut context = record.take_context();
+            let ascended = match verdict {
+                Ok(verdict) => ascent.resume(worker, route, verdict, &mut context),
+                Err(_) => Err((ChainFailure::new(timers.late(), at), ascent.bypassed.take())),
+            };
+            let responding = match ascended {
+                Ok(Ascended::Top(response)) => {
+                    record.status = response.status().as_u16();
+                    record.set_route(route_id, context);
+                    return response;
+                }
+                Ok(Ascended::Waiting(next)) => {
+                    record.set_route(route_id, context);
+                    Responding::Waiting(next)
+                }
+                Ok(Ascended::Late(late)) => {
+                    record.set_route(route_id, context);
+                    Responding::Late(late)
+                }
+                Err((failed, bypassed)) => {
+                    let reply = Reply { bypassed, ..Reply::new(Err(failed), at) };
+                    respond_from(worker, route_id, context, reply, record)
+                }
+            };
+            match responding {
+                Responding::Ready(response) => return response,
+                Responding::Waiting(next) => ascent = next,
+                Responding::Late(late) => return boxed(|| late.run(worker, timers, record)).await,
+            }
         }
-        Maker::Plugin => received.map(|received| complete(received, &context, route_id, worker)),
-        Maker::Upstream | Maker::Proxy => received,
-    };
-    loop {
-        let response = match received {
-            Ok(response) => response,
-            Err(ChainFailure { error, status, depth: above }) => {
-                depth = above;
-                fail(&error, status, worker, &context, record).into()
+    }
+
+    /// Takes the verdict of the plugin, and takes the response up from there. An error has the bypassed cache, if that is
+    /// above.
+    fn resume(
+        mut self: Box<Self>,
+        worker: &WorkerState,
+        route: &Route,
+        verdict: Result<FilterVerdict, PluginFailure>,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<Ascended, (ChainFailure, Option<Box<BypassedCache>>)> {
+        let mut bypassed = self.bypassed.take();
+        let replaced = chain::accept_response_verdict(worker, route, self.at, verdict, context);
+        let hooks = replaced.and_then(|replaced| {
+            self.content = replaced.or(self.content.take());
+            run_response_hooks(worker, route, self.at, &mut bypassed, context)
+        });
+        match hooks {
+            Ok(hooks) => self.settle(worker, route, hooks, &mut bypassed, context).map_err(|failed| (failed, bypassed)),
+            Err(failed) => Err((failed, bypassed)),
+        }
+    }
+
+    /// Finishes the response once all response hooks have run.
+    fn settle(
+        mut self: Box<Self>,
+        worker: &WorkerState,
+        route: &Route,
+        hooks: ResponseHooks,
+        bypassed: &mut Option<Box<BypassedCache>>,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<Ascended, ChainFailure> {
+        match hooks {
+            ResponseHooks::Wait { at, content } => {
+                self.content = content.or(self.content.take());
+                (self.at, self.bypassed) = (at, bypassed.take());
+                Ok(Ascended::Waiting(self))
             }
-        };
-        let came = response.response.status();
-        match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
-            Ok(Passage::Done(body)) => {
-                let response = complete_head(&mut context, body, came);
-                record.status = response.status().as_u16();
-                record.set_route(route_id, context);
-                return Responded::Now(response);
+            ResponseHooks::Done(content) => {
+                let content = content.or(self.content.take());
+                self.content = content;
+                finish_response(worker, route, *self, context)
             }
-            Ok(Passage::Waits(passage)) => {
-                // The exchange may be dropped while it waits, and still has to be told of.
-                record.set_route(route_id, context);
-                return Responded::Later(Box::new(LateResponse { route_id, passage: *passage, depth, came }));
-            }
-            // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
-            // position itself, and a failure has none.
-            Err(failed) => received = Err(failed),
         }
     }
 }
 
-/// Takes a response up the chain from a position. Its head is in the context afterwards.
+/// Takes a response up the chain from a position.
 fn ascend(
     worker: &WorkerState,
-    route: &Route,
+    route_id: RouteId,
     received: Received,
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Passage<ResponseBody>, ChainFailure> {
+) -> Result<Ascended, ChainFailure> {
+    let route = &worker.generation.routes[route_id];
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
+    let came = parts.status;
     read_ahead::allow(worker, route, context, &parts.headers, &body);
     context.response = Some(parts);
     chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
-    let body = match run_response_hooks(worker, route, depth, bypassed, context)? {
-        Some(content) => ResponseBody::Full(Bytes::from(content)),
-        None => body,
-    };
-    body_hooks::filter_body(worker, route, depth.plugins(), context, body)
+    let hooks = run_response_hooks(worker, route, depth, bypassed, context)?;
+    match hooks {
+        ResponseHooks::Done(content) => {
+            let ascent = Ascent { route_id, at: depth, body, content, came, depth, bypassed: None };
+            finish_response(worker, route, ascent, context)
+        }
+        ResponseHooks::Wait { at, content } => {
+            let bypassed = bypassed.take();
+            Ok(Ascended::Waiting(Box::new(Ascent { route_id, at, body, content, came, depth, bypassed })))
+        }
+    }
+}
+
+/// Makes the response to the client, once all response hooks have run: the body, or the content that a plugin has put in
+/// its place.
+fn finish_response(
+    worker: &WorkerState,
+    route: &Route,
+    ascent: Ascent,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Ascended, ChainFailure> {
+    let Ascent { route_id, body, content, came, depth, .. } = ascent;
+    let body = content.map_or(body, |content| ResponseBody::Full(Bytes::from(content)));
+    Ok(match body_hooks::filter_body(worker, route, depth.plugins(), context, body)? {
+        Passage::Done(body) => Ascended::Top(complete_head(context, body, came)),
+        Passage::Waits(passage) => Ascended::Late(Box::new(LateResponse { route_id, passage: *passage, depth, came })),
+    })
 }
 
 /// Returns the response whose head is in the context, as the client gets it. `came`: the status as the response came.
@@ -243,19 +396,23 @@ fn run_response_hooks(
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Option<Vec<u8>>, ChainFailure> {
+) -> Result<ResponseHooks, ChainFailure> {
     let Some(cache) = bypassed.take_if(|cache| cache.depth() < depth) else {
         return chain::up(worker, route, depth.plugins(), context);
     };
     let at = cache.depth();
-    let below = chain::up(worker, route, depth.range_below(at.next()), context);
-    let Ok(below) = below else {
-        *bypassed = Some(cache);
-        return below;
+    let below = match chain::up(worker, route, depth.range_below(at.next()), context) {
+        Ok(ResponseHooks::Done(content)) => content,
+        ended => {
+            *bypassed = Some(cache);
+            return ended;
+        }
     };
     cache.on_response(worker, route, context);
-    let above = chain::up(worker, route, at.plugins(), context)?;
-    Ok(above.or(below))
+    Ok(match chain::up(worker, route, at.plugins(), context)? {
+        ResponseHooks::Done(above) => ResponseHooks::Done(above.or(below)),
+        ResponseHooks::Wait { at, content } => ResponseHooks::Wait { at, content: content.or(below) },
+    })
 }
 
 /// Returns the response to a request that is rejected before it is routed.
@@ -278,8 +435,19 @@ pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response
     let context = record.take_context();
     match record.route() {
         Some(route_id) => {
-            let failed = ChainFailure::new(error, record.depth);
-            respond(&worker, route_id, context, Reply::new(Err(failed), record.depth), record).at_once()
+            let (kind, depth) = (error.kind, record.depth);
+            let failed = ChainFailure::new(error, depth);
+            match respond(&worker, route_id, context, Reply::new(Err(failed), depth), record) {
+                Responding::Ready(response) => response,
+                // No future is at hand here that could wait: the client gets the error without the plugins above.
+                Responding::Waiting(_) | Responding::Late(_) => {
+                    let context = record.take_context();
+                    let error = Error::new(kind, "a plugin whose hook may wait was passed over").mark_logged();
+                    let response = fail(&error, error.client_status(), &worker, &context, record);
+                    record.set_route(route_id, context);
+                    response
+                }
+            }
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

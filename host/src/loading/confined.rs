@@ -63,13 +63,13 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     };
     while let Some(order) = messages::read(input)? {
         match order {
-            LoadOrder::Check { config, memory, cpu_us } => {
+            LoadOrder::Check { config, memory, cpu_us, env } => {
                 let limits = PluginLimits {
                     memory: memory as usize,
                     cpu: Duration::from_micros(cpu_us),
                     ..PluginLimits::default()
                 };
-                messages::write(output, &examiner.check(&config, limits))?;
+                messages::write(output, &examiner.check(&config, limits, &env))?;
             }
             LoadOrder::Seal => {
                 let sealed = examiner.sealed();
@@ -105,9 +105,9 @@ impl Examiner {
     }
 
     /// Checks a configuration by the schema, and has a fresh instance take it.
-    pub fn check(&mut self, config: &str, limits: PluginLimits) -> ConfigVerdict {
+    pub fn check(&mut self, config: &str, limits: PluginLimits, env: &[(String, String)]) -> ConfigVerdict {
         let refusal = self.check_by_schema(config);
-        refusal.unwrap_or_else(|| self.configure(config, limits))
+        refusal.unwrap_or_else(|| self.configure(config, limits, env))
     }
 
     /// Returns the compiled code and the description, sealed.
@@ -130,15 +130,13 @@ impl Examiner {
         self.schema.as_ref()?.check(config)
     }
 
-    fn configure(&self, config: &str, limits: PluginLimits) -> ConfigVerdict {
+    fn configure(&self, config: &str, limits: PluginLimits, env: &[(String, String)]) -> ConfigVerdict {
         let versions = match PluginVersions::start() {
             Ok(versions) => versions,
             Err(error) => return ConfigVerdict::Failed(error.to_string()),
         };
-        match ConfiguredPlugin::new(
-            &versions,
-            PluginConfig::for_examination(self.plugin.clone(), config.into(), limits),
-        ) {
+        let examined = PluginConfig::for_examination(self.plugin.clone(), config.into(), limits, env.to_vec());
+        match ConfiguredPlugin::new(&versions, examined) {
             Ok(_) => ConfigVerdict::Accepted,
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
                 let more = (more + shown.len().saturating_sub(MAX_SHOWN)) as u64;

@@ -31,8 +31,8 @@ pub(super) enum FileForm {
 /// An order to a child that has loaded its component.
 #[derive(Serialize, Deserialize)]
 pub(super) enum LoadOrder {
-    /// Checks a configuration with an instance of these limits.
-    Check { config: String, memory: u64, cpu_us: u64 },
+    /// Checks a configuration with an instance of these limits, which sees these variables of the environment.
+    Check { config: String, memory: u64, cpu_us: u64, env: Vec<(String, String)> },
     /// Returns the compiled code.
     Seal,
 }

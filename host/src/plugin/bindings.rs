@@ -5,13 +5,13 @@ mod imports {
     wasmtime::component::bindgen!({
         path: "../wit",
         world: "imports",
-        imports: { default: trappable },
+        imports: { "plugway:plugin/passwords.verify": async | trappable, default: trappable },
         additional_derives: [PartialEq, Clone],
     });
 }
 
 pub use imports::Imports;
-pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, types};
+pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, passwords, shared, types};
 
 macro_rules! hook {
     ($module:ident, $world:literal) => {

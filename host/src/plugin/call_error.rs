@@ -1,5 +1,7 @@
 //! The ways in which a call of a plugin fails.
 
+use std::time::Duration;
+
 use super::log_lines::MAX_LINE_BYTES;
 use super::memory_limit::MemoryLimit;
 use crate::context::bounds;
@@ -40,6 +42,14 @@ pub enum PluginFailure {
     Bodies(u32),
     #[error("limits.bodies of {0} is reached, and as many bodies wait")]
     BodyQueue(u32),
+    #[error("limits.waiting-calls of {calls} is reached, and limits.queued-calls of {queued} too")]
+    Queue { calls: u32, queued: u32 },
+    #[error("limits.waiting-calls of {calls} is reached, and no call ended within limits.queue-time of {time:?}")]
+    QueueTime { calls: u32, time: Duration },
+    #[error("limits.call-time of {0:?} exceeded")]
+    CallTime(Duration),
+    #[error("it waits in a call that may not wait")]
+    MayNotWait,
 }
 
 impl PluginFailure {
@@ -50,6 +60,7 @@ impl PluginFailure {
             PluginFailure::Open => Some(CallRejection::Breaker),
             PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
             PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some(CallRejection::Bodies),
+            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some(CallRejection::Waiting),
             _ => None,
         }
     }

@@ -26,6 +26,10 @@ use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
+use waiting_calls::WaitingInstances;
+
+mod waiting_calls;
+
 /// A worker's place for the instance of a configured plugin. Boxed, since the instance leaves it for every call.
 #[derive(Default)]
 pub struct InstanceSlot(RefCell<Option<Box<Instance>>>);
@@ -36,6 +40,8 @@ pub struct PluginCaller {
     pub(super) share: Rc<TimeShare>,
     pub figures: Arc<PluginMetrics>,
     worker_metrics: WorkerMetrics,
+    /// The instances of a plugin whose hooks may wait; none for other plugins.
+    pub(super) waiting: WaitingInstances,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
 }
@@ -67,7 +73,8 @@ impl PluginCaller {
         let figures = worker_metrics.registry.plugin(&configured.name, worker_metrics.worker);
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
-        PluginCaller { configured, share, figures, worker_metrics, is_released: Cell::new(false) }
+        let waiting = WaitingInstances::default();
+        PluginCaller { configured, share, figures, worker_metrics, waiting, is_released: Cell::new(false) }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.
@@ -112,6 +119,7 @@ impl PluginCaller {
     /// Keeps no instances from now on.
     pub fn release(&self) {
         self.is_released.set(true);
+        self.waiting.clear();
     }
 
     /// Whether no instances are kept.
@@ -275,7 +283,7 @@ impl PluginCaller {
 
     /// Returns the CPU time beyond which a call is late though it has returned: its limit, the ticks by which the limit is
     /// kept, and the host's part where that is slow.
-    fn longest_call(&self) -> Duration {
+    pub(super) fn longest_call(&self) -> Duration {
         (self.configured.limits.cpu + TICK * 2).saturating_mul(SLOWNESS)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::access::GrantedAccess;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::types;
 use super::engine::Plugin;
@@ -11,6 +12,7 @@ use super::failure::{Backtraces, FailureReporter};
 use super::host::value_name;
 use super::instance::Instance;
 use super::log_lines::PluginLog;
+use super::outgoing_http::HttpDestination;
 use super::settings::{
     self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR,
     content_rules, names,
@@ -19,6 +21,7 @@ use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
 use crate::context::edit_check::{EditError, MessageSide};
 use crate::context::edit_plan::EditPlan;
+use crate::shared_state::SharedState;
 use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
@@ -72,6 +75,8 @@ pub struct PluginConfig {
     pub limits: PluginLimits,
     pub on_error: OnError,
     pub isolation: Isolation,
+    /// The access that the manifest grants.
+    pub access: GrantedAccess,
 }
 
 /// A configuration that the plugin or the host rejects.
@@ -97,7 +102,7 @@ fn what(refused: &EditError) -> String {
 pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
     let (limits, lines) = (PluginLimits::default(), PluginLog::new("describe".into()));
     let time = limits.cpu * SETUP_TIME_FACTOR;
-    let instance = Instance::unconfigured(plugin, limits, lines, time);
+    let instance = Instance::unconfigured(plugin, limits, lines, &GrantedAccess::default(), time);
     let described = instance.and_then(|mut instance| instance.describe(time));
     let description =
         settings::description(described.map_err(|failure| ConfigureError::Failed(limits.reason(&failure)))?)?;
@@ -106,10 +111,16 @@ pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
 }
 
 impl PluginConfig {
-    /// Returns the table of a plugin that is only examined.
-    pub fn for_examination(plugin: Arc<Plugin>, config: String, limits: PluginLimits) -> Self {
+    /// Returns the table of a plugin that is only examined, and sees variables of the environment.
+    pub fn for_examination(
+        plugin: Arc<Plugin>,
+        config: String,
+        limits: PluginLimits,
+        env: Vec<(String, String)>,
+    ) -> Self {
         let (name, on_error, isolation) = ("examined".into(), OnError::Fail, Isolation::Worker);
-        PluginConfig { name, plugin, config, limits, on_error, isolation }
+        let access = GrantedAccess { env: env.into(), ..GrantedAccess::default() };
+        PluginConfig { name, plugin, config, limits, on_error, isolation, access }
     }
 
     /// Returns a configured instance, with the settings that the plugin declared.
@@ -117,7 +128,8 @@ impl PluginConfig {
         let failed = |failure| ConfigureError::Failed(self.limits.reason(&failure));
         let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
         let time = self.limits.making_time();
-        let mut first = Instance::unconfigured(&self.plugin, self.limits, lines, time).map_err(failed)?;
+        let first = Instance::unconfigured(&self.plugin, self.limits, lines, &self.access, time);
+        let mut first = first.map_err(failed)?;
         let settings = first.configure(&self.config, time).map_err(failed)?.map_err(refused)?;
         Ok((settings, Box::new(first)))
     }
@@ -126,7 +138,8 @@ impl PluginConfig {
 impl ConfiguredPlugin {
     /// Configures a first instance, and records the declarations of the plugin.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
-        let supply = versions.of(&config.plugin, &config.name, &config.config, config.limits, config.isolation);
+        let PluginConfig { name, plugin, config: text, limits, isolation, access, .. } = &config;
+        let supply = versions.of(plugin, name, text, *limits, *isolation, access);
         let lines = supply.recipe.lines.clone();
         let (settings, mut first) = supply.measure(|| config.first_instance(lines))?;
         let configured = ConfiguredPlugin::from_settings(config, supply, settings)?;
@@ -273,6 +286,16 @@ impl ConfiguredPlugin {
         self.request_body.iter().chain(&self.response_body)
     }
 
+    /// Whether its hooks may wait, so that each call has an instance to itself.
+    pub fn waits(&self) -> bool {
+        self.supply.recipe.plugin.waits
+    }
+
+    /// The destinations of its own requests.
+    pub fn http_destinations(&self) -> &Arc<[HttpDestination]> {
+        &self.supply.recipe.access.http
+    }
+
     /// Whether bodies pass through the plugin.
     fn takes_bodies(&self) -> bool {
         self.bodies().next().is_some()
@@ -288,6 +311,11 @@ impl ConfiguredPlugin {
         let has = |hook: &Hook| !matches!(hook, Hook::Absent);
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
+    }
+
+    /// Returns the state that the instances share; `None` if it is not granted.
+    pub fn shared(&self) -> Option<&Arc<SharedState>> {
+        self.supply.recipe.access.shared.as_ref()
     }
 
     /// Whether the plugin can choose endpoints.

@@ -1,6 +1,7 @@
 //! The CPU time of a plugin's call, measured at ticks of the engine's clock: a call that no tick meets costs no clock
 //! reading.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -51,6 +52,41 @@ pub(super) struct CpuMeter {
     limit: Duration,
     /// The thread's CPU time at the first tick within the call; `None` before that tick.
     base: Option<Duration>,
+    /// The time of a call that may wait; `None` for the other calls.
+    turns: Option<Arc<TurnTime>>,
+}
+
+/// The CPU time of a call that may wait. Such a call runs in turns, between which the thread does other work, so each turn
+/// is measured from its beginning to its end.
+#[derive(Debug, Default)]
+pub(super) struct TurnTime {
+    /// The CPU time of the turns that have ended, in nanoseconds.
+    ended: AtomicU64,
+    /// The thread's CPU time at the beginning of the turn under way, in nanoseconds.
+    began: AtomicU64,
+}
+
+impl TurnTime {
+    /// Begins a turn.
+    pub(super) fn begin_turn(&self) {
+        self.began.store(nanoseconds(thread_time()), Ordering::Relaxed);
+    }
+
+    /// Ends a turn, and returns its CPU time.
+    pub(super) fn end_turn(&self) -> Duration {
+        let turn = self.since_beginning(thread_time());
+        self.ended.fetch_add(turn, Ordering::Relaxed);
+        Duration::from_nanos(turn)
+    }
+
+    /// Returns the CPU time of the call at a time of the thread, within a turn.
+    fn used(&self, now: Duration) -> Duration {
+        Duration::from_nanos(self.ended.load(Ordering::Relaxed).saturating_add(self.since_beginning(now)))
+    }
+
+    fn since_beginning(&self, now: Duration) -> u64 {
+        nanoseconds(now).saturating_sub(self.began.load(Ordering::Relaxed))
+    }
 }
 
 impl CpuMeter {
@@ -58,6 +94,18 @@ impl CpuMeter {
     pub(super) fn begin(&mut self, limit: Duration) {
         self.limit = limit;
         self.base = None;
+        self.turns = None;
+    }
+
+    /// Starts the measurement of a call that may use `limit`, and may wait. The caller measures its turns.
+    pub(super) fn begin_turns(&mut self, limit: Duration) -> Arc<TurnTime> {
+        self.begin(limit);
+        self.turns.insert(Arc::default()).clone()
+    }
+
+    /// Whether the call under way may wait.
+    pub(super) fn has_turns(&self) -> bool {
+        self.turns.is_some()
     }
 
     /// Handles a tick that was met within the call.
@@ -66,8 +114,11 @@ impl CpuMeter {
     /// ticks more.
     pub(super) fn tick(&mut self) -> UpdateDeadline {
         let now = thread_time();
-        let base = *self.base.get_or_insert(now);
-        match now.saturating_sub(base) >= self.limit {
+        let used = match &self.turns {
+            Some(turns) => turns.used(now),
+            None => now.saturating_sub(*self.base.get_or_insert(now)),
+        };
+        match used >= self.limit {
             true => UpdateDeadline::Interrupt,
             false => UpdateDeadline::Continue(1),
         }
@@ -83,4 +134,36 @@ impl CpuMeter {
 pub(super) fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Uses so much CPU time.
+    fn work(time: Duration) {
+        let until = thread_time() + time;
+        while thread_time() < until {}
+    }
+
+    #[test]
+    fn the_time_between_turns_is_not_that_of_the_call() {
+        let (turn, other) = (Duration::from_millis(2), Duration::from_millis(20));
+        let mut meter = CpuMeter::default();
+        let turns = meter.begin_turns(3 * turn);
+        turns.begin_turn();
+        work(turn);
+        assert!(turns.end_turn() >= turn);
+        work(other);
+        turns.begin_turn();
+        assert!(matches!(meter.tick(), UpdateDeadline::Continue(1)));
+        work(3 * turn);
+        assert!(matches!(meter.tick(), UpdateDeadline::Interrupt));
+        meter.begin(other);
+        assert!(matches!(meter.tick(), UpdateDeadline::Continue(1)));
+    }
 }

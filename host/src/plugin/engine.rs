@@ -1,4 +1,4 @@
-//! The engine for plugins that can't wait: what it allows, and how components get into it.
+//! The engine: what it allows, and how components get into it.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -14,6 +14,7 @@ use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time::{self, TICK};
 use super::function_names;
 use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
+use super::http_linker;
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
 use super::proposals;
@@ -36,6 +37,13 @@ const MARGIN: u32 = 8;
 /// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
 
+/// Stacks for instances whose calls may wait, over all workers and generations. Each has 2 MiB of address space, and the
+/// memory that its deepest call has used: 64 KiB for most.
+const STACKS: u32 = 1_000;
+
+/// No plugin's limit of calls that wait can be higher: each of them holds a stack.
+pub const MAX_WAITING_CALLS: u32 = STACKS;
+
 /// No plugin's limit of bodies can be higher: each body holds an instance.
 pub const MAX_BODIES: u32 = 4096;
 
@@ -53,6 +61,8 @@ const MAX_VERSION_BYTES: usize = 32;
 pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
+    /// The linker of components that import something that waits.
+    waiting_linker: Arc<Linker<HostState>>,
     artifacts: Arc<CompiledCache>,
     places: Arc<InstanceLimit>,
 }
@@ -73,6 +83,8 @@ pub struct Plugin {
     pub(super) buffered_request_body: Option<buffered_request_body::BufferedRequestBodyHookIndices>,
     pub(super) buffered_response_body: Option<buffered_response_body::BufferedResponseBodyHookIndices>,
     pub(super) imports_exchange: bool,
+    /// Whether it imports something that waits, so that each call has an instance to itself and runs on a stack of its own.
+    pub(super) waits: bool,
     /// The places of its instances.
     pub(super) places: Arc<InstanceLimit>,
     imports: Vec<String>,
@@ -113,9 +125,12 @@ impl Runtime {
     }
 
     fn new(engine: Engine, artifacts: CompiledCache, places: Arc<InstanceLimit>) -> wasmtime::Result<Self> {
-        let mut linker = Linker::new(&engine);
+        let (mut linker, mut waiting_linker) = (Linker::new(&engine), Linker::new(&engine));
         wasi::add_to_linker(&mut linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        wasi::add_waiting_to_linker(&mut waiting_linker)?;
+        http_linker::add_to_linker(&mut waiting_linker)?;
+        super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut waiting_linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
@@ -127,8 +142,8 @@ impl Runtime {
                 std::thread::sleep(TICK);
             }
         })?;
-        let (linker, artifacts) = (Arc::new(linker), Arc::new(artifacts));
-        Ok(Runtime { engine, linker, artifacts, places })
+        let (linker, waiting_linker) = (Arc::new(linker), Arc::new(waiting_linker));
+        Ok(Runtime { engine, linker, waiting_linker, artifacts: Arc::new(artifacts), places })
     }
 
     /// The places for instances.
@@ -182,7 +197,11 @@ impl Runtime {
         if let Some(name) = self.other_version(component) {
             return Err(LoadError::OtherVersion(name));
         }
-        let instance = self.linker.instantiate_pre(component).map_err(LoadError::Imports)?;
+        let component_type = component.component_type();
+        let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
+        let waits = imports.iter().any(|name| is_waited_for(name));
+        let linker = if waits { &self.waiting_linker } else { &self.linker };
+        let instance = linker.instantiate_pre(component).map_err(LoadError::Imports)?;
         if component.get_export_index(None, format!("{PACKAGE}lifecycle{VERSION}")).is_none() {
             return Err(LoadError::NotAPlugin);
         }
@@ -204,8 +223,20 @@ impl Runtime {
         let buffered_response_body = hook(component, "buffered-response-body", || {
             buffered_response_body::BufferedResponseBodyHookIndices::new(&instance)
         })?;
-        let component_type = component.component_type();
-        let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
+        if let Some(hook) = [
+            ("balancer", balancer.is_some()),
+            ("cache-policy", cache_policy.is_some()),
+            ("observer", observer.is_some()),
+            ("request-body", request_body.is_some()),
+            ("response-body", response_body.is_some()),
+            ("buffered-request-body", buffered_request_body.is_some()),
+            ("buffered-response-body", buffered_response_body.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(hook, is_there)| (waits && is_there).then_some(hook))
+        {
+            return Err(LoadError::WaitingHook(hook));
+        }
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
         let engine = self.engine.clone();
         Ok(Plugin {
@@ -223,6 +254,7 @@ impl Runtime {
             buffered_request_body,
             buffered_response_body,
             imports_exchange: looks_back,
+            waits,
             places: self.places.clone(),
             imports,
             digest: digest.get(..DIGITS).unwrap_or(digest).into(),
@@ -244,6 +276,14 @@ impl Runtime {
 /// The beginning and the end of the names of the plugin interface.
 const PACKAGE: &str = "plugway:plugin/";
 const VERSION: &str = "@0.1.0";
+
+/// The interfaces whose functions wait, without their versions.
+const WAITED_FOR: [&str; 2] = ["plugway:plugin/passwords", "wasi:http/outgoing-handler"];
+
+/// Whether an import of this name waits.
+fn is_waited_for(import: &str) -> bool {
+    WAITED_FOR.contains(&import.split('@').next().unwrap_or(import))
+}
 
 impl Plugin {
     /// Notes the version of the component's own description.
@@ -288,6 +328,11 @@ impl Plugin {
         self.instance.component().serialize().ok()
     }
 
+    /// Whether its hooks may wait.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// The interfaces that it imports.
     pub fn imports(&self) -> &[String] {
         &self.imports
@@ -329,7 +374,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     // Only counted, so that a component with many takes none from others.
     pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
     pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MAX_MEMORY_BYTES);
-    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16);
+    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16).total_stacks(STACKS);
     pool
 }
 

@@ -2,8 +2,8 @@
 //! and time, for the clock that ends calls stands still in the host.
 #![expect(clippy::disallowed_methods, reason = "an initial value, which each pick replaces")]
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -11,11 +11,13 @@ use wasmtime::StoreLimitsBuilder;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
+use super::access::GrantedAccess;
 use super::bindings::{endpoints, exchange, log, metrics, types};
 use super::cpu_time::CpuMeter;
 use super::log_lines::{Level, PluginLog, Printed};
 use super::memory_limit::MemoryLimit;
 use super::metrics::InstanceMetrics;
+use super::outgoing_http::HttpState;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError};
 use crate::context::{ExchangeContext, ValueName};
@@ -26,12 +28,16 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 /// The state of one instance.
 pub struct HostState {
     pub(super) wasi: WasiCtx,
+    /// The requests of the plugin's own.
+    pub(super) http: HttpState,
     pub(super) table: ResourceTable,
     pub(super) limits: MemoryLimit,
     pub(super) cpu: CpuMeter,
     lines: PluginLog,
     /// The exchange at hand, lent for the length of a call.
     pub(super) context: Option<Box<ExchangeContext>>,
+    /// The exchange at hand of a call that may wait: its owner takes the exchange back even if the call is dropped.
+    pub(super) lent: Option<LentContext>,
     /// The endpoints of the upstream at hand.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// The endpoints at which the current request has failed.
@@ -40,10 +46,44 @@ pub struct HostState {
     pub(super) now: Instant,
     /// The plugin's own metrics.
     pub(super) figures: InstanceMetrics,
+    /// The access that the manifest grants.
+    pub(super) access: GrantedAccess,
+}
+
+/// An exchange that is lent to a call that may wait.
+#[derive(Clone, Default)]
+// Locked by one thread at a time: a call and the exchange that waits for it are on the same worker.
+pub(super) struct LentContext(Arc<Mutex<Option<Box<ExchangeContext>>>>);
+
+/// An exchange whose context is lent to a call, until dropped.
+pub(super) struct Lending<'a> {
+    owner: &'a mut Box<ExchangeContext>,
+    lent: LentContext,
+}
+
+impl LentContext {
+    /// Lends a context; returns the lending and the access of the call.
+    pub(super) fn lend(owner: &mut Box<ExchangeContext>) -> (Lending<'_>, LentContext) {
+        let context = std::mem::replace(owner, Box::new(ExchangeContext::empty()));
+        let lent = LentContext(Arc::new(Mutex::new(Some(context))));
+        (Lending { owner, lent: lent.clone() }, lent)
+    }
+
+    fn with<R>(&self, read: impl FnOnce(&ExchangeContext) -> R) -> Option<R> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_deref().map(read)
+    }
+}
+
+impl Drop for Lending<'_> {
+    fn drop(&mut self) {
+        if let Some(context) = self.lent.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            *self.owner = context;
+        }
+    }
 }
 
 /// Streams and the like that an instance may hold: standard input, output and error need three.
-const MAX_RESOURCES: usize = 256;
+pub(super) const MAX_RESOURCES: usize = 256;
 
 /// The maximum number of core instances of one component. Components of Python have one for each library, some 40 in
 /// all.
@@ -54,7 +94,7 @@ pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
-    pub fn new(memory: usize, lines: PluginLog) -> Self {
+    pub fn new(memory: usize, lines: PluginLog, access: &GrantedAccess) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
         let limits = limits.instances(MAX_CORE_INSTANCES).table_elements(MAX_TABLE_ELEMENTS);
         let limits = MemoryLimit::new(limits.build(), MAX_TABLE_ELEMENTS);
@@ -62,10 +102,22 @@ impl HostState {
         table.set_max_capacity(MAX_RESOURCES);
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
+        wasi.envs(&access.env);
         let wasi = wasi.build();
-        let (context, members, figures) = (None, None, InstanceMetrics::default());
+        let (context, lent, members, figures) = (None, None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
-        HostState { wasi, table, limits, cpu, lines, context, members, tried, now, figures }
+        let http = HttpState::new(access.http.clone());
+        let access = access.clone();
+        HostState { wasi, http, table, limits, cpu, lines, context, lent, members, tried, now, figures, access }
+    }
+
+    /// Reads the exchange at hand; returns `None` if there is none.
+    fn with_context<R>(&self, read: impl FnOnce(&ExchangeContext) -> R) -> Option<R> {
+        match (&self.context, &self.lent) {
+            (Some(context), _) => Some(read(context)),
+            (None, Some(lent)) => lent.with(read),
+            (None, None) => None,
+        }
     }
 }
 
@@ -75,17 +127,31 @@ impl types::Host for HostState {}
 
 impl exchange::Host for HostState {
     fn value(&mut self, name: types::ValueName) -> wasmtime::Result<Option<Vec<u8>>> {
-        let (Some(context), Ok(name)) = (&self.context, value_name(name)) else { return Ok(None) };
-        Ok(context.value(&name).map(|value| value.bytes().to_vec()))
+        let Ok(name) = value_name(name) else { return Ok(None) };
+        Ok(self.with_context(|context| context.value(&name).map(|value| value.bytes().to_vec())).flatten())
+    }
+
+    fn values(&mut self, name: types::ValueName) -> wasmtime::Result<Vec<Vec<u8>>> {
+        let Ok(name) = value_name(name) else { return Ok(Vec::new()) };
+        let max = bounds::REPEATED_VALUES;
+        let copy = |context: &ExchangeContext| {
+            context.values(&name).take(max + 1).map(|value| value.bytes().to_vec()).collect::<Vec<_>>()
+        };
+        let values = self.with_context(copy).unwrap_or_default();
+        if values.len() > max {
+            // A part of the values would hide the others from a filter that checks them.
+            return Err(wasmtime::format_err!("it asked for all values of `{name}`, which are more than {max}"));
+        }
+        Ok(values)
     }
 
     fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        Ok(self.context.as_ref().map(|context| lines(&context.request.headers)).unwrap_or_default())
+        Ok(self.with_context(|context| lines(&context.request.headers)).unwrap_or_default())
     }
 
     fn response_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        let response = self.context.as_ref().and_then(|context| context.response.as_ref());
-        Ok(response.map(|response| lines(&response.headers)).unwrap_or_default())
+        let of_response = |context: &ExchangeContext| Some(lines(&context.response.as_ref()?.headers));
+        Ok(self.with_context(of_response).flatten().unwrap_or_default())
     }
 }
 

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use wasmtime::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::access::GrantedAccess;
 use super::bindings::balancer::exports::plugway::plugin::balancer;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::{
@@ -32,6 +33,10 @@ use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointStat
 
 pub use types::Summary;
 
+use waiting_hooks::{WaitingHooks, at_once};
+
+mod waiting_hooks;
+
 /// Everything that an instance is made from.
 pub struct InstanceRecipe {
     pub(super) plugin: Arc<Plugin>,
@@ -39,6 +44,8 @@ pub struct InstanceRecipe {
     pub(super) limits: PluginLimits,
     /// The log of the plugin's lines.
     pub(super) lines: PluginLog,
+    /// The access that the manifest grants.
+    pub(super) access: GrantedAccess,
     /// The metrics that the first instance has defined. No other instance may define more.
     pub(super) metrics: OnceLock<Vec<PluginMetricDefinition>>,
     /// The number of live instances, over all workers and generations.
@@ -55,10 +62,12 @@ pub struct Instance {
     limit: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
-    imports_exchange: bool,
+    pub(super) imports_exchange: bool,
     /// The modes in which the plugin can take bodies; `None` if it takes none.
     request_bodies: Option<BodyAbility>,
     response_bodies: Option<BodyAbility>,
+    /// The hooks of a plugin that imports something that waits, by which alone it is called; `None` for other plugins.
+    waiting: Option<Box<WaitingHooks>>,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
@@ -147,17 +156,23 @@ impl Instance {
         plugin: &Arc<Plugin>,
         limits: PluginLimits,
         lines: PluginLog,
+        access: &GrantedAccess,
         time: Duration,
     ) -> Result<Self, PluginFailure> {
-        let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines));
+        let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines, access));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
         store.set_hostcall_fuel(limits.memory.min(bounds::HANDED_OVER));
         store.set_max_component_handles(bounds::HANDLES);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().cpu.tick()));
         begin(&mut store, time);
-        let made = plugin.instance.instantiate(&mut store).map_err(trapped);
+        let made = match plugin.waits {
+            true => at_once(plugin.instance.instantiate_async(&mut store)),
+            false => plugin.instance.instantiate(&mut store).map_err(trapped),
+        };
         let instance = made.map_err(|failure| failure.explained(&store.data().limits))?;
+        let waiting =
+            plugin.waits.then(|| WaitingHooks::load(plugin, &mut store, &instance).map(Box::new)).transpose()?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
         macro_rules! load {
@@ -178,6 +193,7 @@ impl Instance {
             imports_exchange: plugin.imports_exchange,
             request_bodies: plugin.body_ability(MessageSide::Request, limits.memory),
             response_bodies: plugin.body_ability(MessageSide::Response, limits.memory),
+            waiting,
             lifecycle,
             request_filter,
             response_filter,
@@ -196,7 +212,8 @@ impl Instance {
 
     /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
     pub fn new(recipe: &InstanceRecipe, time: Duration) -> Result<Self, PluginFailure> {
-        let mut instance = Instance::unconfigured(&recipe.plugin, recipe.limits, recipe.lines.clone(), time)?;
+        let InstanceRecipe { plugin, limits, lines, access, .. } = recipe;
+        let mut instance = Instance::unconfigured(plugin, *limits, lines.clone(), access, time)?;
         instance.store.data_mut().figures = InstanceMetrics::known(recipe.loose_figures());
         match instance.configure(&recipe.config, time)? {
             Ok(_) => {
@@ -215,7 +232,10 @@ impl Instance {
     /// Calls `describe`, which may take `time`.
     pub fn describe(&mut self, time: Duration) -> Result<Description, PluginFailure> {
         begin(&mut self.store, time);
-        self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
+        match &self.waiting {
+            Some(hooks) => hooks.describe(&mut self.store),
+            None => self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped),
+        }
     }
 
     /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
@@ -226,7 +246,10 @@ impl Instance {
     ) -> Result<Result<Settings, Vec<(String, String)>>, PluginFailure> {
         begin(&mut self.store, time);
         self.store.data_mut().figures.is_configuring = true;
-        let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
+        let answer = match &self.waiting {
+            Some(hooks) => hooks.configure(&mut self.store, config),
+            None => self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config).map_err(trapped),
+        };
         self.store.data_mut().figures.is_configuring = false;
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
             errors
@@ -234,7 +257,7 @@ impl Instance {
                 .map(|error| (error.path, one_line(&error.message, MAX_LINE_BYTES).into_owned()))
                 .collect()
         };
-        Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
+        Ok(answer.map_err(|failure| self.explained(failure))?.map_err(errors))
     }
 
     /// Returns the metrics that the instance has defined, if it is the first of its version.
@@ -363,6 +386,11 @@ impl Instance {
         begin(&mut self.store, self.budget);
     }
 
+    /// Returns the CPU time of the next call.
+    pub(super) fn budget(&self) -> Duration {
+        self.budget
+    }
+
     /// Limits the CPU time of the next calls, at most to `limits.cpu`.
     pub(super) fn set_budget(&mut self, budget: Duration) {
         self.budget = self.limit.min(budget);
@@ -433,7 +461,7 @@ fn wit_endpoint(member: &EndpointState) -> balancer::Endpoint<'_> {
     }
 }
 
-fn checked(
+pub(super) fn checked(
     side: MessageSide,
     bodies: Option<BodyAbility>,
     verdict: types::Verdict,

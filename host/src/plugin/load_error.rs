@@ -32,6 +32,11 @@ pub enum LoadError {
     NotAPlugin,
     #[error("wrong export `plugway:plugin/lifecycle@0.1.0`: {0:#}; build it with the SDK of this version of plugway")]
     Lifecycle(wasmtime::Error),
+    #[error(
+        "import and export that can't go together: the component imports something that waits, and exports `{0}`, which \
+         may not wait; expected `request-filter`, `response-filter` and `timer` alone, so make two components of it"
+    )]
+    WaitingHook(&'static str),
     #[error("wrong export `{0}`: {1:#}; build it with the SDK of this version of plugway")]
     Hook(&'static str, wasmtime::Error),
 }

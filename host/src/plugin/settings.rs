@@ -85,6 +85,21 @@ pub struct PluginLimits {
     pub bodies: u32,
     /// The time for which one more body waits until another ends.
     pub body_wait: Duration,
+    /// The limits of calls that may wait.
+    pub waiting: WaitingLimits,
+}
+
+/// The limits of the calls of a plugin that may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingLimits {
+    /// Calls under way at a time, over all workers.
+    pub calls: u32,
+    /// Calls that wait at a time until another call has ended.
+    pub queued: u32,
+    /// The longest time that a call is queued.
+    pub queue_time: Duration,
+    /// The longest time that a call takes, with all that it waits for.
+    pub call_time: Duration,
 }
 
 /// The effect of a plugin's failure on the exchange.
@@ -116,7 +131,17 @@ impl Default for PluginLimits {
             share: DEFAULT_SHARE,
             bodies: DEFAULT_BODIES,
             body_wait: DEFAULT_BODY_WAIT,
+            waiting: WaitingLimits::default(),
         }
+    }
+}
+
+impl Default for WaitingLimits {
+    /// At 20 ms a call, 256 at a time are 12,800 a second; a queue of four times as many is over in a tenth of a second.
+    /// Ten seconds are longer than most clients wait.
+    fn default() -> Self {
+        let (queue_time, call_time) = (Duration::from_secs(1), Duration::from_secs(10));
+        WaitingLimits { calls: 256, queued: 1024, queue_time, call_time }
     }
 }
 

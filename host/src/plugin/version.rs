@@ -1,6 +1,6 @@
 //! Everything that workers and generations share about one version of a configured plugin: instances made ahead, the
-//! breaker, and counts. A version is a component with a name, a configuration, limits and an isolation; a reload that
-//! changes none of them keeps all of this.
+//! breaker, and counts. A version is a component with a name, a configuration, limits, an isolation and grants; a reload
+//! that changes none of them keeps all of this.
 //!
 //! Locks here are taken when an instance is lost or made, not by calls that find their worker's instance in its slot.
 #![expect(
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::access::GrantedAccess;
 use super::body_counts::BodyCounts;
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
@@ -22,6 +23,7 @@ use super::instance_orders::{InstanceOrders, OrderedInstance};
 use super::log_lines::PluginLog;
 use super::settings::{Isolation, PluginLimits};
 use super::time_share::TimeShare;
+use super::waiting_limit::WaitingLimit;
 use crate::telemetry::metrics::CallRejection;
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -51,6 +53,8 @@ pub struct PluginVersion {
     telling: AtomicU32,
     /// The bodies that pass through the plugin, and that wait.
     pub(super) bodies: BodyCounts,
+    /// The limit of calls that may wait.
+    pub(super) waiting: WaitingLimit,
     began: Instant,
     /// The time at which each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the
     /// first.
@@ -102,13 +106,14 @@ impl PluginVersions {
         config: &str,
         limits: PluginLimits,
         isolation: Isolation,
+        access: &GrantedAccess,
     ) -> Arc<PluginVersion> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|version| version.strong_count() > 0);
         let is_it = |version: &Arc<PluginVersion>| {
             let recipe = &version.recipe;
             let is_alike = Arc::ptr_eq(&recipe.plugin, plugin) && recipe.limits == limits && recipe.config == config;
-            is_alike && version.isolation == isolation && version.name == *name
+            is_alike && recipe.access.is_same(access) && version.isolation == isolation && version.name == *name
         };
         if let Some(version) = known.iter().filter_map(Weak::upgrade).find(is_it) {
             return version;
@@ -118,12 +123,22 @@ impl PluginVersions {
             config: config.into(),
             limits,
             lines: PluginLog::new(name.clone()),
+            access: access.clone(),
             metrics: OnceLock::new(),
             live: Arc::default(),
         };
         let version = Arc::new(PluginVersion::new(name.clone(), recipe, isolation, self.orders.clone()));
         known.push(Arc::downgrade(&version));
         version
+    }
+}
+
+impl PluginVersions {
+    /// Returns the component of the newest version of a plugin that is in use; `None` if none is.
+    pub fn in_use(&self, name: &str) -> Option<Arc<Plugin>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let versions = known.iter().rev().filter_map(Weak::upgrade);
+        versions.into_iter().find(|version| *version.name == *name).map(|version| version.recipe.plugin.clone())
     }
 }
 
@@ -137,6 +152,7 @@ impl PluginVersion {
         let now = Instant::now();
         PluginVersion {
             breaker: Breaker::new(name.clone(), now),
+            waiting: WaitingLimit::new(recipe.limits.waiting),
             name,
             recipe,
             isolation,

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use crate::downstream::admission::{Admission, Entrance};
 use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
+use crate::exchange::waiting::call_timer;
 use crate::generation::{Generation, WorkerState};
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
@@ -175,7 +176,9 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerS
         });
         let _ = guard(Task::Timer, || {
             let worker = current.borrow().clone();
-            worker.tick(clock.now());
+            for timer in worker.tick(clock.now()) {
+                spawn(Task::Timer, call_timer(timer, clock.clone()));
+            }
         });
     }
 }

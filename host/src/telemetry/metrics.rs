@@ -120,6 +120,8 @@ pub enum CallRejection {
     Instance,
     /// The plugin has reached `limits.bodies`.
     Bodies,
+    /// The plugin has reached `limits.waiting-calls`, and its queue is full or too slow.
+    Waiting,
 }
 
 /// A worker's metrics of a cache, by the outcome of requests.
@@ -184,8 +186,13 @@ impl Registry {
 
 impl CallRejection {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [CallRejection; 4] =
-        [CallRejection::Share, CallRejection::Breaker, CallRejection::Instance, CallRejection::Bodies];
+    pub const ALL: [CallRejection; 5] = [
+        CallRejection::Share,
+        CallRejection::Breaker,
+        CallRejection::Instance,
+        CallRejection::Bodies,
+        CallRejection::Waiting,
+    ];
 
     /// Returns the word for the reason.
     pub fn word(self) -> &'static str {
@@ -194,6 +201,7 @@ impl CallRejection {
             CallRejection::Breaker => "breaker",
             CallRejection::Instance => "instance",
             CallRejection::Bodies => "bodies",
+            CallRejection::Waiting => "waiting",
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use plugway_sdk::query::Parameters;
 use plugway_sdk::token::is_token;
-use plugway_sdk::{ConfigError, Edit, EditPlan, Input, Setup, ValueName, Values, Verdict, percent};
+use plugway_sdk::{ConfigError, EditPlan, Input, Setup, ValueName, Values, Verdict, cookie, percent};
 
 use crate::config::Config;
 
@@ -94,15 +95,15 @@ impl Places {
         if let Some(query) = &self.query
             && let Some(whole) = query.whole.and_then(|whole| request.bytes(whole))
         {
-            let left = without_parameter(whole, query.name.as_bytes());
-            if left.len() < whole.len() {
-                verdict = verdict.edit(Edit::SetQuery(Some(left).filter(|left| !left.is_empty())));
+            let parameters = Parameters::parse(whole);
+            if parameters.contains(&query.name) {
+                verdict = verdict.set_query(parameters.remove(&query.name));
             }
         }
-        if let Some(cookie) = &self.cookie
-            && let Some(whole) = cookie.whole.and_then(|whole| request.bytes(whole))
+        if let Some(parameter) = &self.cookie
+            && let Some(whole) = parameter.whole.and_then(|whole| request.bytes(whole))
         {
-            match without_cookie(whole, cookie.name.as_bytes()) {
+            match cookie::without(whole, &parameter.name) {
                 Some(left) if left.is_empty() => verdict = verdict.remove_field("cookie"),
                 Some(left) => verdict = verdict.set_field("cookie", left),
                 None => {}
@@ -118,29 +119,4 @@ fn without_scheme<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<&'a [u8]>
     let (begin, rest) = value.split_at_checked(scheme.len())?;
     let is_scheme = begin.eq_ignore_ascii_case(scheme.as_bytes()) && rest.starts_with(b" ");
     is_scheme.then(|| rest.trim_ascii_start())
-}
-
-/// Returns the query without all parameters of a name, whether the name is percent-encoded or not.
-fn without_parameter(query: &[u8], name: &[u8]) -> Vec<u8> {
-    let is_other =
-        |pair: &&[u8]| *percent::decode(pair.split(|byte| *byte == b'=').next().unwrap_or_default()) != *name;
-    query.split(|byte| *byte == b'&').filter(is_other).collect::<Vec<_>>().join(&b'&')
-}
-
-/// Returns the field `Cookie` without all cookies of a name; `None` if there is none of them. Several lines of the field
-/// arrive as one, with commas between them.
-fn without_cookie(cookies: &[u8], name: &[u8]) -> Option<Vec<u8>> {
-    let is_other = |pair: &&[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii() != name;
-    if cookies.split(|byte| [b';', b','].contains(byte)).all(|pair| is_other(&pair)) {
-        return None;
-    }
-    let mut left: Vec<Vec<u8>> = Vec::new();
-    for pair in cookies.split(|byte| *byte == b';') {
-        let lines: Vec<&[u8]> = pair.split(|byte| *byte == b',').filter(is_other).collect();
-        let pair = lines.join(&b',').trim_ascii().to_vec();
-        if !pair.is_empty() {
-            left.push(pair);
-        }
-    }
-    Some(left.join(&b"; "[..]))
 }

@@ -1,9 +1,10 @@
 //! The configuration as written in the manifest, and the rules that a schema can't express.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
-use plugway_sdk::token::is_token;
-use plugway_sdk::{ConfigError, ValueName};
+use plugway_sdk::cookie::{CookieError, SetCookie};
+use plugway_sdk::{ConfigError, ValueName, cookie};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -158,43 +159,65 @@ impl PolicyName {
 }
 
 impl StickyConfig {
-    fn check(&self, errors: &mut Errors) {
-        let StickyConfig { cookie, path, .. } = self;
-        let is_name = errors.ensure(is_token(cookie), "/sticky/cookie", || {
-            format!("invalid name of a cookie: `{cookie}`; expected letters, digits, `-` and `_`")
+    /// Returns the cookie with its attributes and without a value.
+    pub fn set_cookie(&self) -> SetCookie {
+        let mut cookie = SetCookie::new(&self.cookie, "").path(&self.path).same_site(match self.same_site {
+            SameSite::Lax => cookie::SameSite::Lax,
+            SameSite::Strict => cookie::SameSite::Strict,
+            SameSite::None => cookie::SameSite::None,
         });
+        if let Some(domain) = &self.domain {
+            cookie = cookie.domain(domain);
+        }
+        if let Some(seconds) = self.max_age {
+            cookie = cookie.max_age(Duration::from_secs(seconds));
+        }
+        if self.secure {
+            cookie = cookie.secure();
+        }
+        if self.http_only { cookie.http_only() } else { cookie }
+    }
+
+    fn check(&self, errors: &mut Errors) {
+        errors.0.extend(self.set_cookie().errors().into_iter().map(|error| self.cookie_error(error)));
         errors.ensure(self.secret.chars().count() >= 16, "/sticky/secret", || {
             "is too short to keep the cookie from being forged; write at least 16 random characters".into()
-        });
-        errors.ensure(path.starts_with('/') && path.bytes().all(is_path_byte), "/sticky/path", || {
-            format!("invalid path of a cookie: `{path}`; expected one such as `/app`, without `;`")
         });
         errors.ensure(self.max_age != Some(0), "/sticky/max-age", || {
             "0 would delete the cookie; write at least 1, or leave it out".into()
         });
-        if let Some(domain) = &self.domain {
-            errors.ensure(is_domain(domain), "/sticky/domain", || {
-                format!("invalid domain: `{domain}`; expected one such as `example.org`")
-            });
-        }
-        if is_name {
-            self.check_as_browsers_do(errors);
-        }
     }
 
-    /// Rejects cookies that browsers discard (RFC 6265bis §5.7).
-    fn check_as_browsers_do(&self, errors: &mut Errors) {
-        let name = self.cookie.to_ascii_lowercase();
-        let of_host = name.starts_with("__host-");
-        errors.ensure(self.same_site != SameSite::None || self.secure, "/sticky/same-site", || {
-            "browsers refuse \"none\" without `secure = true`".into()
-        });
-        errors.ensure(self.secure || !(of_host || name.starts_with("__secure-")), "/sticky/cookie", || {
-            format!("browsers refuse `{}` without `secure = true`", self.cookie)
-        });
-        errors.ensure(!of_host || (self.path == "/" && self.domain.is_none()), "/sticky/cookie", || {
-            format!("browsers refuse `{}` with a domain, or a path other than `/`", self.cookie)
-        });
+    /// Returns the error of the configuration for a mistake in the cookie.
+    fn cookie_error(&self, error: CookieError) -> ConfigError {
+        let StickyConfig { cookie, path, .. } = self;
+        let (pointer, message) = match error {
+            CookieError::Name => (
+                "/sticky/cookie",
+                format!("invalid name of a cookie: `{cookie}`; expected letters, digits, `-` and `_`"),
+            ),
+            CookieError::Path => (
+                "/sticky/path",
+                format!("invalid path of a cookie: `{path}`; expected one such as `/app`, without `;`"),
+            ),
+            CookieError::Domain => {
+                let domain = self.domain.as_deref().unwrap_or_default();
+                ("/sticky/domain", format!("invalid domain: `{domain}`; expected one such as `example.org`"))
+            }
+            CookieError::SameSiteWithoutSecure => {
+                ("/sticky/same-site", "browsers refuse \"none\" without `secure = true`".into())
+            }
+            CookieError::PrefixWithoutSecure => {
+                ("/sticky/cookie", format!("browsers refuse `{cookie}` without `secure = true`"))
+            }
+            CookieError::HostPrefix => {
+                ("/sticky/cookie", format!("browsers refuse `{cookie}` with a domain, or a path other than `/`"))
+            }
+            CookieError::Value | CookieError::TooLong | CookieError::PartitionedWithoutSecure => {
+                ("/sticky/cookie", error.to_string())
+            }
+        };
+        ConfigError::at(pointer, message)
     }
 }
 
@@ -216,18 +239,4 @@ impl Errors {
             format!("{percent} is out of range; write a percentage from {} to {}", allowed.start(), allowed.end())
         })
     }
-}
-
-/// Returns whether a byte may be in a cookie path. RFC 6265 §4.1.1 excludes control characters and `;`, which ends the
-/// attribute.
-fn is_path_byte(byte: u8) -> bool {
-    (b' '..=b'~').contains(&byte) && byte != b';'
-}
-
-fn is_domain(text: &str) -> bool {
-    let is_label = |label: &str| {
-        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        !label.is_empty() && label.bytes().all(is_allowed)
-    };
-    text.split('.').all(is_label)
 }

@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 
+use plugway_sdk::cookie::SetCookie;
 use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Input, Inputs, ResponseEdits, ResponseEditsId, Values};
 
-use crate::config::{SameSite, StickyConfig};
+use crate::config::StickyConfig;
 
 /// The tokens of the endpoints, and the cookie that contains one.
 pub struct Sticky {
     received: Input,
     key: [u8; blake3::KEY_LEN],
-    /// The text before the token: the cookie's name and `=`.
-    before: String,
-    /// The text after the token: the cookie's attributes.
-    after: String,
+    /// The cookie, whose value is a token.
+    cookie: SetCookie,
     /// The plans that set the cookie, by the index of the endpoint.
     plans: Vec<ResponseEditsId>,
     /// The indices by token, of the endpoints that may be chosen.
@@ -33,8 +32,7 @@ impl Sticky {
         Sticky {
             received: needs.cookie(&config.cookie),
             key: blake3::derive_key(PURPOSE, config.secret.as_bytes()),
-            before: format!("{}=", config.cookie),
-            after: attributes(config),
+            cookie: config.set_cookie(),
             plans: Vec::new(),
             indices: HashMap::new(),
         }
@@ -47,9 +45,10 @@ impl Sticky {
             mac.to_hex()[..TOKEN_DIGITS].to_owned()
         };
         let tokens: Vec<String> = endpoints.iter().map(token).collect();
-        let cookie = |token: &String| [&*self.before, token, &self.after].concat().into_bytes();
-        let edit = |token| Edit::AppendField(("set-cookie".into(), cookie(token)));
-        self.plans = tokens.iter().map(|token| plans.plan(vec![edit(token)])).collect();
+        // The configuration was checked: a cookie with an error is never set.
+        let line = |token: &String| self.cookie.clone().value(token).build().ok();
+        let edit = |line: String| Edit::AppendField(("set-cookie".into(), line.into_bytes()));
+        self.plans = tokens.iter().map(|token| plans.plan(line(token).map(edit).into_iter().collect())).collect();
         let tokens = endpoints.iter().zip(&tokens).zip(0..);
         let up = tokens.filter(|((endpoint, _), _)| endpoint.state == EndpointState::Up);
         self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
@@ -66,26 +65,4 @@ impl Sticky {
         let choice = Choice::from(index);
         self.plans.get(index as usize).map_or(choice, |plan| choice.with(*plan))
     }
-}
-
-fn attributes(config: &StickyConfig) -> String {
-    let mut attributes = format!("; Path={}", config.path);
-    if let Some(domain) = &config.domain {
-        attributes += &format!("; Domain={domain}");
-    }
-    if let Some(seconds) = config.max_age {
-        attributes += &format!("; Max-Age={seconds}");
-    }
-    if config.secure {
-        attributes += "; Secure";
-    }
-    if config.http_only {
-        attributes += "; HttpOnly";
-    }
-    attributes
-        + match config.same_site {
-            SameSite::Lax => "; SameSite=Lax",
-            SameSite::Strict => "; SameSite=Strict",
-            SameSite::None => "; SameSite=None",
-        }
 }

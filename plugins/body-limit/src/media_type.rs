@@ -1,5 +1,7 @@
 //! Media types (RFC 9110 §8.3.1), and lists of those that are meant.
 
+use plugway_sdk::media_type;
+
 /// A list of media types and of ranges such as `image/*`, in lower case.
 #[derive(Clone, Debug, Default)]
 pub struct MediaTypes(Vec<String>);
@@ -26,7 +28,7 @@ impl MediaTypes {
 
     /// Whether the value of a `Content-Type` field, with or without parameters, is in the list.
     pub fn contain(&self, content_type: &str) -> bool {
-        let name = content_type.split(';').next().unwrap_or_default().trim();
+        let name = media_type::without_parameters(content_type);
         let is_it = |entry: &String| match entry.strip_suffix('*') {
             Some(range) => {
                 let parts = name.split_at_checked(range.len());

@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn unknown_redactions_are_errors() {
         for text in ["", "sha256", "first", "first 0", "first 33", "first -1", "last x", "hash 4"] {
-            assert!(text.parse::<Redaction>().unwrap_err().contains("write `hash`"), "{text}");
+            assert!(text.parse::<Redaction>().unwrap_err().contains("expected `hash`"), "{text}");
         }
     }
 }

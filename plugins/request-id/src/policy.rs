@@ -1,7 +1,9 @@
 //! The edits of a request and its response.
 
+use std::time::UNIX_EPOCH;
+
 use plugway_sdk::token::is_token;
-use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Part, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Part, Setup, ValueName, Values, Verdict, clock};
 
 use crate::config::{Config, Format, Traceparent};
 use crate::format;
@@ -96,12 +98,11 @@ impl Policy {
     }
 
     /// Returns the Unix time in milliseconds; 0 if the form has no time.
-    #[expect(clippy::disallowed_methods, reason = "the date is part of the identifier")]
     fn now_ms(&self) -> u64 {
         if self.format == Format::Hex {
             return 0;
         }
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = clock::now().duration_since(UNIX_EPOCH);
         now.map_or(0, |now| now.as_millis() as u64 & ((1 << 48) - 1))
     }
 }

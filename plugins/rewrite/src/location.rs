@@ -1,6 +1,8 @@
 //! Paths and redirect targets: checked, so that a result is one that the host accepts and that leads to no host but those
 //! of the configuration.
 
+use plugway_sdk::percent;
+
 /// A place that a request is sent to, or redirected to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Location {
@@ -77,11 +79,10 @@ pub fn checked(path: &str) -> Result<String, String> {
 
 /// Returns why no request has a path; `None` if requests may have it. The host has normalised the paths of requests.
 pub fn never_requested(path: &str) -> Option<String> {
-    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let is_settled = |(at, _): (usize, &str)| {
         let digits = path.get(at + 1..at + 3).unwrap_or_default();
         let is_upper = digits.bytes().all(|digit| digit.is_ascii_digit() || digit.is_ascii_uppercase());
-        is_upper && u8::from_str_radix(digits, 16).is_ok_and(|byte| !is_unreserved(byte))
+        is_upper && u8::from_str_radix(digits, 16).is_ok_and(|byte| !percent::is_unreserved(byte))
     };
     let why = match checked(path) {
         Err(_) => return Some(format!("invalid path: `{path}`; expected one such as `/old/page`")),
@@ -97,21 +98,8 @@ pub fn never_requested(path: &str) -> Option<String> {
 
 /// Appends text, with bytes that must be escaped in a URI and the bytes of `others` percent-encoded.
 pub fn push_escaped(into: &mut String, text: &[u8], others: &[u8]) {
-    for byte in text {
-        if byte.is_ascii_graphic() && !b"\"<>`{}".contains(byte) && !others.contains(byte) {
-            into.push(char::from(*byte));
-        } else {
-            push_byte(into, *byte);
-        }
-    }
-}
-
-/// Appends a byte in percent-encoding.
-pub fn push_byte(into: &mut String, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    into.push('%');
-    into.push(char::from(DIGITS[usize::from(byte >> 4)]));
-    into.push(char::from(DIGITS[usize::from(byte & 15)]));
+    let is_kept = |byte: u8| byte.is_ascii_graphic() && !b"\"<>`{}".contains(&byte) && !others.contains(&byte);
+    percent::push_encoded(into, text, is_kept);
 }
 
 fn has_broken_escape(path: &str) -> bool {

@@ -1,6 +1,6 @@
 //! The decision about a request, and its edits.
 
-use plugway_sdk::{ConfigError, Edit, Input, Response, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{ConfigError, Input, Response, Setup, ValueName, Values, Verdict};
 
 use crate::config::Config;
 use crate::location::Location;
@@ -81,19 +81,20 @@ impl Policy {
         match decision {
             Decision::Redirect(location, status) => return redirect(&location, status, received),
             Decision::Internal(location) => {
-                verdict = verdict.edit(Edit::SetPath(location.path.into_bytes()));
+                verdict = verdict.set_path(location.path);
                 query = location.query.or(query);
             }
             Decision::Stay => {}
         }
         if !self.query.is_empty() {
-            query = self.query.apply(query.as_deref());
+            let edited = self.query.apply(query.as_deref().unwrap_or_default());
+            query = Some(edited).filter(|query| !query.is_empty());
         }
         if query.as_deref() != received {
-            verdict = verdict.edit(Edit::SetQuery(query.map(String::into_bytes)));
+            verdict = verdict.set_query(query.unwrap_or_default());
         }
         match host {
-            Some(host) => verdict.edit(Edit::SetAuthority(host)),
+            Some(host) => verdict.set_authority(host),
             None => verdict,
         }
     }

@@ -1,11 +1,9 @@
 //! Edits to the query. Names are compared without percent-encoding; parameters that no edit names stay as they are.
 
-use std::borrow::Cow;
-
-use plugway_sdk::{ConfigError, Setup, percent};
+use plugway_sdk::query::Parameters;
+use plugway_sdk::{ConfigError, Setup};
 
 use crate::config::QueryConfig;
-use crate::location::push_byte;
 
 /// The edits, in their order.
 #[derive(Debug, Default)]
@@ -57,29 +55,22 @@ impl QueryEdits {
             && !self.is_sorted
     }
 
-    /// Returns the query after the edits; `None` if nothing is left of it.
-    pub fn apply(&self, query: Option<&str>) -> Option<String> {
-        let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
-        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let name = decoded(pair.split('=').next().unwrap_or_default());
-            let is_kept = self.keep.as_ref().is_none_or(|keep| keep.iter().any(|pattern| pattern.matches(&name)));
-            if !is_kept || self.remove.iter().any(|pattern| pattern.matches(&name)) {
-                continue;
-            }
-            match self.rename.iter().find(|(from, _)| *from == name) {
-                Some((_, to)) => pairs.push((Cow::Borrowed(to), Cow::Owned(encoded(to) + value(pair)))),
-                None => pairs.push((name, Cow::Borrowed(pair))),
-            }
-        }
-        pairs.retain(|(name, _)| !self.set.iter().any(|(set, _)| set == name));
+    /// Returns the query after the edits; empty if nothing is left of it.
+    pub fn apply(&self, query: &str) -> String {
+        let is_named = |patterns: &[Pattern], name: &[u8]| patterns.iter().any(|pattern| pattern.matches(name));
+        let mut edited = Parameters::parse(query).retain(|name, _| {
+            self.keep.as_ref().is_none_or(|keep| is_named(keep, name)) && !is_named(&self.remove, name)
+        });
+        // Names as they were received: what one rename makes is not renamed by another.
+        edited =
+            edited.rename(|name| self.rename.iter().find(|(from, _)| from.as_bytes() == name).map(|(_, to)| &**to));
         for (name, value) in &self.set {
-            pairs.push((Cow::Borrowed(name), Cow::Owned(format!("{}={}", encoded(name), encoded(value)))));
+            edited = edited.set(name, value);
         }
         if self.is_sorted {
-            pairs.sort_by(|one, other| one.0.cmp(&other.0));
+            edited = edited.sort();
         }
-        let query = pairs.iter().map(|(_, pair)| &**pair).collect::<Vec<_>>().join("&");
-        Some(query).filter(|query| !query.is_empty())
+        edited.to_string()
     }
 }
 
@@ -91,32 +82,8 @@ impl Pattern {
         }
     }
 
-    fn matches(&self, name: &str) -> bool {
-        if self.is_whole { name == self.begin } else { name.starts_with(&self.begin) }
+    fn matches(&self, name: &[u8]) -> bool {
+        let begin = self.begin.as_bytes();
+        if self.is_whole { name == begin } else { name.starts_with(begin) }
     }
-}
-
-/// Returns the value of a parameter with its `=`; empty if it has none.
-fn value(pair: &str) -> &str {
-    pair.find('=').map_or("", |at| &pair[at..])
-}
-
-/// Decodes a name as forms encode it.
-fn decoded(name: &str) -> Cow<'_, str> {
-    if !name.contains(['%', '+']) {
-        return Cow::Borrowed(name);
-    }
-    let spaced = name.replace('+', " ");
-    Cow::Owned(String::from_utf8_lossy(&percent::decode(spaced.as_bytes())).into_owned())
-}
-
-fn encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            true => encoded.push(char::from(byte)),
-            false => push_byte(&mut encoded, byte),
-        }
-    }
-    encoded
 }

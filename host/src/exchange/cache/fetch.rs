@@ -14,10 +14,11 @@ use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
 use crate::exchange::body_hooks::{self, Passage, run_passage};
-use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
+use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks, ResponseHooks};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
+use crate::exchange::waiting;
 use crate::generation::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
@@ -174,17 +175,22 @@ impl Fetch<'_> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
         let (top, mut upstream) = (self.miss.stage.at.next(), self.destination.upstream);
         let is_ours = |upstream| upstream == self.destination.upstream;
-        let (response, edits, depth) = match chain::down(worker, route, top, context, &mut upstream)? {
+        let [step] = self.clock.deadlines();
+        let mut hooks = chain::down(worker, route, top, context, &mut upstream)?;
+        if let RequestHooks::Wait(_) = hooks {
+            hooks = boxed(|| waiting::down(worker, route, hooks, context, &mut upstream, &step)).await?;
+        }
+        let (response, edits, depth) = match hooks {
             RequestHooks::Answer(response, depth) => {
                 (response.map(|content| ResponseBody::Full(content.into())), None, depth)
             }
-            RequestHooks::Forward | RequestHooks::Cache(_) => {
+            RequestHooks::Forward | RequestHooks::Cache(_) | RequestHooks::Wait(_) => {
                 // The validators of our stored response mean nothing to another upstream.
                 if !is_ours(upstream) {
                     hit::ask_for_all(&mut context.request.headers);
                 }
                 let mut sending = OutgoingRequest::empty();
-                let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
+                let bottom = ChainPosition::bottom(route);
                 self.miss.reached.set(bottom);
                 let destination = Destination { upstream, ..self.destination };
                 let forwarded = ask_target(worker, destination, context, &mut sending, &step).await;
@@ -196,7 +202,11 @@ impl Fetch<'_> {
         hop_by_hop::response(&mut parts);
         context.response = Some(parts);
         let plugins = depth.range_below(top);
-        let body = match chain::up(worker, route, plugins.clone(), context)? {
+        let replaced = match chain::up(worker, route, plugins.clone(), context)? {
+            ResponseHooks::Done(content) => content,
+            hooks => boxed(|| waiting::up(worker, route, plugins.clone(), hooks, context, &step)).await?,
+        };
+        let body = match replaced {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
         };

@@ -29,6 +29,7 @@ pub fn metrics(admin: &Admin) -> String {
     durations(&mut out, &routes);
     plugin_calls(&mut out, &admin.registry.plugins());
     plugins::metrics(&mut out, admin, &generation);
+    plugins::shared_metrics(&mut out, &generation);
     plugin_metrics(&mut out, admin);
     connections::metrics(&mut out, &generation.listeners);
     upstreams::metrics(&mut out, &generation.upstreams);

@@ -1,4 +1,5 @@
-//! Plugins on the admin listener: calls, failures, rejected calls, lost log lines, and the state of the breaker.
+//! Plugins on the admin listener: calls, failures, rejected calls, lost log lines, the state of the breaker, and the size
+//! of the state that instances share.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use super::exposition::{family, line, sum};
 use crate::generation::Generation;
 use crate::plugin::breaker::BreakerState;
 use crate::plugin::configured::ConfiguredPlugin;
+use crate::shared_state::SharedUse;
 use crate::telemetry::metrics::{CallRejection, Counter, PluginMetrics};
 
 /// Returns the plugins for the status document: those of the generation, and those with earlier calls.
 pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
-    let known = by_name(generation);
+    let (known, shared) = (by_name(generation), shared_by_name(generation));
     let plugin = |(name, figures): (&Arc<str>, &Vec<Arc<PluginMetrics>>)| {
         let sum = |one: fn(&PluginMetrics) -> &Counter| sum(figures, one);
         let seconds = sum(|figures| &figures.nanoseconds) as f64 / 1e9;
@@ -26,6 +28,9 @@ pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
             "seconds": seconds,
             "rejected": BTreeMap::from(rejected),
         });
+        if let Some(SharedUse { entries, bytes, evicted }) = shared.get(name) {
+            document["shared"] = json!({ "entries": entries, "bytes": bytes, "evicted": evicted });
+        }
         if let Some(versions) = known.get(&**name) {
             let is_failing = versions.iter().any(|configured| configured.supply.is_failing());
             document["breaker"] = worst_state(versions).word().into();
@@ -61,6 +66,34 @@ pub(super) fn metrics(out: &mut String, admin: &Admin, generation: &Generation) 
         let dropped: u64 = versions.iter().map(|configured| configured.dropped_lines()).sum();
         line(out, name, &[("plugin", plugin)], dropped as f64);
     }
+}
+
+/// Writes the metrics of the state that each plugin's instances share.
+pub(super) fn shared_metrics(out: &mut String, generation: &Generation) {
+    type SharedFigure = fn(&SharedUse) -> f64;
+    let families: [(&str, &str, &str, SharedFigure); 3] = [
+        ("plugway_shared_entries", "gauge", "Entries that a plugin shares.", |usage| usage.entries as f64),
+        ("plugway_shared_bytes", "gauge", "Memory of these entries.", |usage| usage.bytes as f64),
+        ("plugway_shared_evicted_total", "counter", "Entries that left for others.", |usage| usage.evicted as f64),
+    ];
+    let shared = shared_by_name(generation);
+    for (name, kind, help, value) in families {
+        family(out, name, kind, help);
+        shared.iter().for_each(|(plugin, usage)| line(out, name, &[("plugin", plugin)], value(usage)));
+    }
+}
+
+/// Returns the size of what each plugin shares. Plugins without a name of their own may share several states.
+fn shared_by_name(generation: &Generation) -> BTreeMap<Arc<str>, SharedUse> {
+    let mut seen = HashSet::new();
+    let mut sums: BTreeMap<Arc<str>, SharedUse> = BTreeMap::new();
+    for configured in generation.bindings.iter() {
+        if let Some(state) = configured.shared().filter(|state| seen.insert(Arc::as_ptr(state))) {
+            let sum = sums.entry(configured.name.clone()).or_default();
+            *sum = sum.and(state.usage());
+        }
+    }
+    sums
 }
 
 /// Returns the versions of each plugin, by its name. Routes that configure a plugin in different ways have versions of

@@ -1,0 +1,148 @@
+//! Requests of plugins: sent through upstreams, while the call that makes them waits. They end with the call.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderValue};
+use http::{Request, Response};
+use http_body::Body;
+
+use super::forward::{OutgoingRequest, forward};
+use super::record::{self, ClientState};
+use super::response_body::ResponseBody;
+use crate::body::upload::RequestBody;
+use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::error::{Error, FailureKind};
+use crate::generation::WorkerState;
+use crate::generation::ids::PluginId;
+use crate::net::boxed::boxed;
+use crate::net::deadline::Clock;
+use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutTimes, MAX_CALLOUTS};
+use crate::protocol::hop_by_hop;
+
+/// The exchange that a plugin sends requests for.
+pub struct CalloutOrigin<'a> {
+    pub worker: &'a WorkerState,
+    pub plugin_id: PluginId,
+    /// The client of the exchange.
+    pub peer: Arc<ClientInfo>,
+    pub clock: Rc<Clock>,
+}
+
+/// The bytes of the content of a response.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
+
+/// The time until a response is there, head and content each, if the plugin names none.
+const TIME: Duration = Duration::from_secs(10);
+
+type SentCallout<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+impl CalloutOrigin<'_> {
+    /// Runs a call of a plugin, and sends the requests that the call makes. Requests that are under way when the call ends
+    /// are dropped.
+    pub async fn drive<R>(&self, call: impl Future<Output = R>, mut callouts: CalloutReceiver) -> R {
+        let mut call = pin!(call);
+        let mut under_way: Vec<SentCallout<'_>> = Vec::new();
+        poll_fn(|cx| {
+            let polled = call.as_mut().poll(cx);
+            // A response wakes the call.
+            while polled.is_pending() && self.advance(&mut callouts, &mut under_way, cx) {}
+            polled
+        })
+        .await
+    }
+
+    /// Begins requests, and drives those that are under way; returns whether one has begun or ended.
+    fn advance<'a>(
+        &'a self,
+        callouts: &mut CalloutReceiver,
+        under_way: &mut Vec<SentCallout<'a>>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let mut has_advanced = false;
+        while under_way.len() < MAX_CALLOUTS
+            && let Poll::Ready(Some(callout)) = callouts.poll(cx)
+        {
+            under_way.push(boxed(|| self.send(callout)));
+            has_advanced = true;
+        }
+        let before = under_way.len();
+        under_way.retain_mut(|callout| callout.as_mut().poll(cx).is_pending());
+        has_advanced || under_way.len() < before
+    }
+
+    /// Sends a request, and passes the response to the plugin, unless the plugin no longer waits.
+    async fn send(&self, callout: Callout) {
+        let Callout { destination, request, times, mut reply } = callout;
+        let mut response = pin!(self.response(destination, request, times));
+        let answered = poll_fn(|cx| match reply.poll_closed(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => response.as_mut().poll(cx).map(Some),
+        });
+        if let Some(answered) = answered.await {
+            let _ = reply.send(answered);
+        }
+    }
+
+    async fn response(
+        &self,
+        destination: usize,
+        request: Request<Bytes>,
+        times: CalloutTimes,
+    ) -> Result<Response<Bytes>, FailureKind> {
+        let worker = self.worker;
+        let targets = &worker.generation.callout_targets[self.plugin_id];
+        let upstream_id = *targets.get(destination).ok_or(FailureKind::DestinationUnavailable)?;
+        let [step, total] = self.clock.deadlines();
+        let (mut parts, content) = request.into_parts();
+        if !content.is_empty() {
+            parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.len()));
+        }
+        let received = RequestLine::of(&parts, Words::Unneeded);
+        let plugin = worker.generation.bindings[self.plugin_id].name.clone();
+        let upstream = worker.upstream_name(Some(upstream_id));
+        let mut context = ExchangeContext::new(received, parts, self.peer.clone(), plugin, upstream);
+        let body = if content.is_empty() { RequestBody::Empty } else { RequestBody::Whole(content) };
+        let mut sending = OutgoingRequest { body, ..OutgoingRequest::empty() };
+        let forwarded = forward(worker, upstream_id, &mut context, &mut sending, &step);
+        let forwarded = total.limit(times.head.unwrap_or(TIME), forwarded).await;
+        let late = |what| Error::new(FailureKind::ResponseTimeout, format!("no {what} in the plugin's time"));
+        let received = forwarded.unwrap_or_else(|_| Err(late("response")));
+        let collected = match received {
+            Ok(received) => {
+                let collected = total.limit(times.body.unwrap_or(TIME), collect(received.response)).await;
+                collected.unwrap_or_else(|_| Err(late("end of a response")))
+            }
+            Err(error) => Err(error),
+        };
+        collected.map_err(|error| {
+            record::log(&error, Some(&context), "request of a plugin failed", ClientState::Present);
+            error.kind
+        })
+    }
+}
+
+/// Receives the content of a response.
+async fn collect(response: Response<ResponseBody>) -> Result<Response<Bytes>, Error> {
+    let (mut parts, mut body) = response.into_parts();
+    hop_by_hop::response(&mut parts);
+    let mut content = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| match error.downcast::<Error>() {
+            Ok(error) => *error,
+            Err(error) => Error::new(FailureKind::ConnectionTerminated, error),
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if content.len() + data.len() > MAX_RESPONSE_BYTES {
+            let cause = format!("a plugin gets at most {MAX_RESPONSE_BYTES} bytes of content");
+            return Err(Error::new(FailureKind::ResponseBodySize, cause));
+        }
+        content.extend_from_slice(&data);
+    }
+    Ok(Response::from_parts(parts, content.freeze()))
+}

@@ -1,0 +1,103 @@
+//! Head hooks of plugins that may wait. The way through a chain is suspended at such a hook, and taken up again behind it.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::callouts::CalloutOrigin;
+use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks};
+use crate::context::edit_check::MessageSide;
+use crate::context::{ClientInfo, ExchangeContext};
+use crate::generation::ids::{PluginId, UpstreamId};
+use crate::generation::{Route, WaitingTimer, WorkerState};
+use crate::net::deadline::{Clock, Deadline};
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::{FilterVerdict, Instance};
+use crate::plugin::outgoing_http::CalloutSender;
+use crate::plugin::settings::Hook;
+
+/// The head hook of a plugin that may wait.
+pub struct WaitingHook<'a> {
+    pub worker: &'a WorkerState,
+    pub plugin_id: PluginId,
+    pub side: MessageSide,
+}
+
+impl WaitingHook<'_> {
+    /// Calls the hook, and waits for its verdict. `step` limits each thing that is waited for.
+    ///
+    /// The context is lent to the plugin, and comes back even if the future is dropped.
+    pub async fn call(
+        self,
+        context: &mut Box<ExchangeContext>,
+        step: &Deadline,
+    ) -> Result<FilterVerdict, PluginFailure> {
+        let WaitingHook { worker, plugin_id, side } = self;
+        let configured = &worker.generation.bindings[plugin_id];
+        let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
+        let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
+        let origin = CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: step.clock().clone() };
+        let (sender, callouts) = CalloutSender::channel();
+        let call = async |instance: &mut Instance| {
+            instance.allow_callouts(sender);
+            instance.filter_waiting(side, needs, context).await
+        };
+        let call = worker.guards[plugin_id].call_waiting(step, call);
+        if configured.http_destinations().is_empty() { call.await } else { origin.drive(call, callouts).await }
+    }
+}
+
+/// Calls a timer that may wait.
+pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
+    let worker = timer.worker().clone();
+    let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
+    let peer = Arc::new(ClientInfo::unix("timer"));
+    let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock: clock.clone() };
+    let (sender, callouts) = CalloutSender::channel();
+    let call = async |instance: &mut Instance| {
+        instance.allow_callouts(sender);
+        instance.timer_waiting().await
+    };
+    let called = origin.drive(worker.guards[plugin_id].call_waiting(&step, call), callouts).await;
+    timer.settle(called, clock.now());
+}
+
+/// Finishes the way down a chain, past hooks that may wait.
+pub async fn down(
+    worker: &WorkerState,
+    route: &Route,
+    mut hooks: RequestHooks,
+    context: &mut Box<ExchangeContext>,
+    upstream: &mut Option<UpstreamId>,
+    step: &Deadline,
+) -> Result<RequestHooks, ChainFailure> {
+    while let RequestHooks::Wait(at) = hooks {
+        let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Request };
+        let verdict = hook.call(context, step).await;
+        hooks = chain::accept_request_verdict(worker, route, at, verdict, context, upstream)?;
+    }
+    Ok(hooks)
+}
+
+/// Finishes the way up through some plugins, past hooks that may wait; returns the content that a plugin has put in place.
+pub async fn up(
+    worker: &WorkerState,
+    route: &Route,
+    plugins: Range<usize>,
+    mut hooks: ResponseHooks,
+    context: &mut Box<ExchangeContext>,
+    step: &Deadline,
+) -> Result<Option<Vec<u8>>, ChainFailure> {
+    let mut replaced = None;
+    loop {
+        let (at, content) = match hooks {
+            ResponseHooks::Done(content) => return Ok(content.or(replaced)),
+            ResponseHooks::Wait { at, content } => (at, content),
+        };
+        let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Response };
+        let verdict = hook.call(context, step).await;
+        let own = chain::accept_response_verdict(worker, route, at, verdict, context)?;
+        replaced = own.or(content).or(replaced);
+        hooks = chain::up(worker, route, plugins.start..at.plugins().end, context)?;
+    }
+}

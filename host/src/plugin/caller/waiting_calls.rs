@@ -1,0 +1,202 @@
+//! Calls of hooks that may wait: each has an instance to itself, which comes back when the call has returned. Their number
+//! is limited over all workers; a call beyond the limit is queued for some time, and then not made.
+//!
+//! A call runs in turns, and other requests between them. Only its turns count for `limits.cpu` and `limits.share`.
+#![expect(clippy::disallowed_methods, reason = "the share is charged after each turn, which may be long")]
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::super::breaker::{CallOutcome, CallPermit};
+use super::super::call_error::PluginFailure;
+use super::super::instance::Instance;
+use super::super::instance_limit::ReservedInstances;
+use super::super::settings::Isolation;
+use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use super::super::waiting_limit::RESERVED_CALLS;
+use super::{PluginCaller, is_whole};
+use crate::net::deadline::Deadline;
+
+/// The instances of a worker that no call has at the moment.
+#[derive(Default)]
+pub struct WaitingInstances {
+    idle: RefCell<Vec<WaitingInstance>>,
+    /// The fewest idle instances since the last sweep: so many were not needed.
+    fewest: Cell<usize>,
+    swept: Cell<Option<Instant>>,
+}
+
+/// An instance for calls that may wait, with its place.
+struct WaitingInstance {
+    instance: Box<Instance>,
+    _place: WaitingPlace,
+}
+
+/// The place of an instance for calls that may wait, until dropped.
+struct WaitingPlace {
+    version: Arc<PluginVersion>,
+    /// The place of an instance beyond [`RESERVED_CALLS`].
+    _place: Option<ReservedInstances>,
+}
+
+/// Idle instances that a worker keeps at most.
+const MAX_IDLE_INSTANCES: usize = 64;
+
+/// Instances that were not needed for so long are dropped, except for the last one.
+const SWEEP: Duration = Duration::from_secs(10);
+
+impl WaitingPlace {
+    fn new(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+        let before = version.waiting.instances.fetch_add(1, Ordering::Relaxed);
+        let mut place = WaitingPlace { version: version.clone(), _place: None };
+        if before >= RESERVED_CALLS {
+            place._place = Some(version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for WaitingPlace {
+    fn drop(&mut self) {
+        self.version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl WaitingInstances {
+    /// Drops the instances.
+    pub fn clear(&self) {
+        self.idle.take();
+    }
+
+    fn take(&self) -> Option<WaitingInstance> {
+        let mut idle = self.idle.borrow_mut();
+        let taken = idle.pop();
+        self.fewest.set(self.fewest.get().min(idle.len()));
+        taken
+    }
+
+    fn keep(&self, instance: WaitingInstance) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < MAX_IDLE_INSTANCES {
+            idle.push(instance);
+        }
+    }
+
+    /// Drops those that were not needed for a while.
+    fn sweep(&self, now: Instant) {
+        let swept = self.swept.get().unwrap_or(now);
+        if self.swept.get().is_some() && now.saturating_duration_since(swept) < SWEEP {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let unneeded = if self.swept.get().is_some() { self.fewest.get() } else { 0 };
+        // Those at the beginning were idle the longest.
+        let dropped = unneeded.min(idle.len().saturating_sub(1));
+        idle.drain(..dropped);
+        self.fewest.set(idle.len());
+        self.swept.set(Some(now));
+    }
+}
+
+impl PluginCaller {
+    /// Calls a hook that may wait, on an instance of its own. `step` limits each thing that is waited for.
+    ///
+    /// If the future is dropped, the call ends where it waits, and its instance is dropped.
+    pub async fn call_waiting<R>(
+        &self,
+        step: &Deadline,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        let limits = self.configured.limits.waiting;
+        // Nothing is queued for a plugin that is not called.
+        if self.share.is_spent() && self.wait().is_some() {
+            return Err(self.share_error());
+        }
+        let _under_way = self.supply().waiting.admit(limits, step).await?;
+        let permit = self.admit()?;
+        let idle = self.waiting.take();
+        let mut taken = idle
+            .map_or_else(|| self.fresh_waiting(), Ok)
+            .inspect_err(|failure| self.settle_without_call(permit, failure))?;
+        let run = self.run_turns(&mut taken.instance, permit, call);
+        let result = step.limit(limits.call_time, run).await;
+        let result = result.unwrap_or_else(|_| {
+            self.settle_waiting(permit, CallOutcome::Failed);
+            Err(PluginFailure::CallTime(limits.call_time))
+        });
+        if is_whole(&result) && self.configured.isolation == Isolation::Worker && !self.is_released() {
+            self.waiting.keep(taken);
+        } else {
+            self.discard(taken.instance);
+        }
+        result
+    }
+
+    /// Keeps an instance for the calls of this worker.
+    pub fn keep_waiting(&self, instance: Box<Instance>) {
+        // The first instance of each worker has a place of its generation.
+        if let Ok(place) = WaitingPlace::new(self.supply()) {
+            self.waiting.keep(WaitingInstance { instance, _place: place });
+        }
+    }
+
+    /// Drops idle instances that were not needed for a while.
+    pub fn sweep_waiting(&self, now: Instant) {
+        self.waiting.sweep(now);
+    }
+
+    fn fresh_waiting(&self) -> Result<WaitingInstance, PluginFailure> {
+        let place = WaitingPlace::new(self.supply())?;
+        self.fresh(InstanceNeed::Body).map(|instance| WaitingInstance { instance, _place: place })
+    }
+
+    /// Runs a call turn by turn, counts and charges it.
+    async fn run_turns<R>(
+        &self,
+        instance: &mut Instance,
+        permit: CallPermit,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        self.figures.calls.add(1);
+        if let CallPermit::Short(time) | CallPermit::Trial(time) = permit {
+            instance.set_budget(time);
+        }
+        let turns = instance.begin_turns();
+        let mut longest = Duration::ZERO;
+        let result = {
+            let mut call = pin!(call(&mut *instance));
+            poll_fn(|cx| {
+                turns.begin_turn();
+                let polled = call.as_mut().poll(cx);
+                let turn = turns.end_turn();
+                self.figures.nanoseconds.add(turn.as_nanos() as u64);
+                self.share.charge_time(turn / SLOWNESS, Instant::now());
+                longest = longest.max(turn);
+                polled
+            })
+            .await
+        };
+        let result = result.map_err(|failure| instance.explained(failure));
+        let outcome = match &result {
+            Err(PluginFailure::Deadline(_)) => CallOutcome::Late,
+            _ if longest > self.longest_call() => CallOutcome::Late,
+            result if is_whole(result) => CallOutcome::Returned,
+            _ => CallOutcome::Failed,
+        };
+        instance.set_budget(Duration::MAX);
+        self.settle_waiting(permit, outcome);
+        result
+    }
+
+    fn settle_waiting(&self, permit: CallPermit, outcome: CallOutcome) {
+        let breaker = &self.supply().breaker;
+        if permit == CallPermit::Usual && outcome == CallOutcome::Returned {
+            return breaker.end_row();
+        }
+        breaker.settle(permit, outcome, Instant::now());
+    }
+}

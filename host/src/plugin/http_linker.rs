@@ -1,0 +1,42 @@
+//! The interfaces of `wasi:http` that plugins whose hooks may wait can import.
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi_http::p2::bindings::http::outgoing_handler;
+use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
+use wasmtime_wasi_http::{RequestOptions, WasiHttpCtxView, WasiHttpView};
+
+use super::host::HostState;
+use super::wasi::waits;
+
+impl WasiHttpView for HostState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.http.view(&mut self.table)
+    }
+}
+
+/// Adds the interfaces for outgoing requests. A call that may not wait traps when it sends one.
+pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    linker.allow_shadowing(true);
+    let mut handler = linker.instance("wasi:http/outgoing-handler@0.2.12")?;
+    handler.func_wrap(
+        "handle",
+        |mut store: StoreContextMut<'_, HostState>, (request, options): HandleParameters| {
+            let state = store.data_mut();
+            if !state.cpu.has_turns() {
+                return Err(waits());
+            }
+            let handled = outgoing_handler::Host::handle(&mut state.http(), request, options);
+            match handled {
+                Ok(response) => Ok((Ok(response),)),
+                Err(error) => Ok((Err(error.downcast()?),)),
+            }
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The parameters of `handle`.
+type HandleParameters = (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>);

@@ -1,0 +1,239 @@
+//! The import `wasi:http/outgoing-handler`: requests of plugins whose hooks may wait, to destinations that the manifest
+//! grants. A request leaves by a channel to the worker, which sends it through an upstream.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::Scheme;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use tokio::sync::{mpsc, oneshot};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
+
+use crate::error::FailureKind;
+
+/// A destination that a plugin may send requests to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HttpDestination {
+    /// An upstream of the manifest, as `http://NAME`.
+    Upstream(Box<str>),
+    /// A server.
+    Server {
+        /// Whether the scheme is `https`.
+        is_secure: bool,
+        /// The host, in lower case.
+        host: Box<str>,
+        port: u16,
+    },
+}
+
+/// A request of a plugin, for the worker to send.
+pub struct Callout {
+    /// The index of the destination among those of the plugin.
+    pub destination: usize,
+    pub request: Request<Bytes>,
+    pub times: CalloutTimes,
+    /// The receiver of the response; closed if the plugin no longer waits.
+    pub reply: oneshot::Sender<Result<Response<Bytes>, FailureKind>>,
+}
+
+/// The times that a plugin gives a request; `None` for those of the upstream.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CalloutTimes {
+    /// Until the head of the response.
+    pub head: Option<std::time::Duration>,
+    /// For the body of the response.
+    pub body: Option<std::time::Duration>,
+}
+
+/// The sending end for the requests of one call.
+#[derive(Clone)]
+pub struct CalloutSender(mpsc::Sender<Callout>);
+
+/// The receiving end for the requests of one call.
+pub struct CalloutReceiver(mpsc::Receiver<Callout>);
+
+/// The HTTP state of an instance.
+#[derive(Default)]
+pub(super) struct HttpState {
+    context: WasiHttpCtx,
+    hooks: HttpHooks,
+}
+
+#[derive(Default)]
+struct HttpHooks {
+    destinations: Arc<[HttpDestination]>,
+    /// The way to the worker; `None` outside of calls that may wait.
+    sender: Option<CalloutSender>,
+}
+
+/// Bytes of one write of a plugin that waits.
+pub(super) const MAX_WAITING_WRITE: u64 = 64 << 10;
+
+/// Requests of one call at a time that are not sent yet, and as many that are.
+pub const MAX_CALLOUTS: usize = 4;
+
+/// The bytes of the content of a request.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
+
+/// The bytes of the fields of a head that a plugin makes, as the host keeps them.
+const MAX_FIELD_BYTES: usize = 64 << 10;
+
+impl CalloutSender {
+    /// Returns both ends for the requests of a call.
+    pub fn channel() -> (CalloutSender, CalloutReceiver) {
+        let (sender, receiver) = mpsc::channel(MAX_CALLOUTS);
+        (CalloutSender(sender), CalloutReceiver(receiver))
+    }
+}
+
+impl CalloutReceiver {
+    /// Returns the next request; `None` if there will be none.
+    pub fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Callout>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+impl HttpDestination {
+    /// Whether a request to a URI goes to this destination.
+    fn is_of(&self, uri: &Uri) -> bool {
+        let (Some(scheme), Some(host)) = (uri.scheme(), uri.host()) else { return false };
+        match self {
+            HttpDestination::Upstream(name) => *scheme == Scheme::HTTP && uri.port().is_none() && host == &**name,
+            HttpDestination::Server { is_secure, host: known, port } => {
+                let is_of_scheme = *scheme == if *is_secure { Scheme::HTTPS } else { Scheme::HTTP };
+                let default = if *is_secure { 443 } else { 80 };
+                is_of_scheme && host.eq_ignore_ascii_case(known) && uri.port_u16().unwrap_or(default) == *port
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for HttpDestination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HttpDestination::Upstream(name) => write!(f, "http://{name}"),
+            HttpDestination::Server { is_secure: true, host, port } => write!(f, "https://{host}:{port}"),
+            HttpDestination::Server { is_secure: false, host, port } => write!(f, "http://{host}:{port}"),
+        }
+    }
+}
+
+impl HttpState {
+    /// Returns the state of an instance that may send requests to destinations.
+    pub(super) fn new(destinations: Arc<[HttpDestination]>) -> Self {
+        let mut context = WasiHttpCtx::new();
+        context.set_field_size_limit(MAX_FIELD_BYTES);
+        HttpState { context, hooks: HttpHooks { destinations, sender: None } }
+    }
+
+    /// Opens the way to the worker for a call, or closes it.
+    pub(super) fn set_sender(&mut self, sender: Option<CalloutSender>) {
+        self.hooks.sender = sender;
+    }
+
+    /// Returns the state as `wasmtime-wasi-http` takes it.
+    pub(super) fn view<'a>(&'a mut self, table: &'a mut ResourceTable) -> WasiHttpCtxView<'a> {
+        WasiHttpCtxView { ctx: &mut self.context, table, hooks: &mut self.hooks }
+    }
+}
+
+/// The end of a response that the host has received as a whole.
+type ResponseEnd = Box<dyn Future<Output = Result<(), Error>> + Send>;
+
+impl WasiHttpHooks for HttpHooks {
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: ResponseEnd,
+    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, ResponseEnd), Error>> + Send> {
+        let destination = self.destinations.iter().position(|known| known.is_of(request.uri()));
+        let has_user = request.uri().authority().is_some_and(|authority| authority.as_str().contains('@'));
+        let sender = self.sender.clone();
+        Box::new(async move {
+            let destination = destination.filter(|_| !has_user).ok_or(Error::HttpRequestDenied)?;
+            let sender = sender.ok_or(Error::ConfigurationError)?;
+            let response = send(sender, destination, request, options.unwrap_or_default()).await?;
+            let response = response.map(|content| Full::new(content).map_err(|never| match never {}).boxed_unsync());
+            Ok((response, Box::new(std::future::ready(Ok(()))) as ResponseEnd))
+        })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_WAITING_WRITE as usize
+    }
+}
+
+/// Sends a request once the plugin has written it, and returns the response as a whole.
+async fn send(
+    sender: CalloutSender,
+    destination: usize,
+    request: Request<WasiBody>,
+    options: RequestOptions,
+) -> Result<Response<Bytes>, Error> {
+    let (head, mut body) = request.into_parts();
+    let mut content = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if content.len() + data.len() > MAX_REQUEST_BYTES {
+            return Err(Error::HttpRequestBodySize(None));
+        }
+        content.extend_from_slice(&data);
+    }
+    let (reply, response) = oneshot::channel();
+    let times = CalloutTimes { head: options.first_byte_timeout, body: options.between_bytes_timeout };
+    let request = Request::from_parts(head, content.freeze());
+    sender.0.try_send(Callout { destination, request, times, reply }).map_err(|_| Error::ConnectionLimitReached)?;
+    response.await.map_err(|_| Error::ConnectionTerminated)?.map_err(error)
+}
+
+/// Returns the error of a plugin for a failure of an upstream.
+fn error(kind: FailureKind) -> Error {
+    match kind {
+        FailureKind::NoRoute | FailureKind::InternalError | FailureKind::UpgradeFailed | FailureKind::PluginError => {
+            Error::InternalError(None)
+        }
+        FailureKind::DestinationUnavailable => Error::DestinationUnavailable,
+        FailureKind::LimitReached => Error::ConnectionLimitReached,
+        FailureKind::DnsError => Error::DnsError { rcode: None, info_code: None },
+        FailureKind::ConnectionRefused => Error::ConnectionRefused,
+        FailureKind::ConnectionTimeout => Error::ConnectionTimeout,
+        FailureKind::ConnectionTerminated => Error::ConnectionTerminated,
+        FailureKind::TlsError => Error::TlsProtocolError,
+        FailureKind::ResponseTimeout | FailureKind::RequestTimeout => Error::HttpResponseTimeout,
+        FailureKind::ProtocolError => Error::HttpProtocolError,
+        FailureKind::RequestError => Error::HttpRequestUriInvalid,
+        FailureKind::RequestBodySize => Error::HttpRequestBodySize(None),
+        FailureKind::ResponseBodySize => Error::HttpResponseBodySize(None),
+        FailureKind::ResponseHeadSize => Error::HttpResponseHeaderSectionSize(None),
+        FailureKind::LoopDetected => Error::LoopDetected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_goes_where_its_authority_says() {
+        let server = |is_secure, host: &str, port| HttpDestination::Server { is_secure, host: host.into(), port };
+        let upstream = HttpDestination::Upstream("auth".into());
+        for (destination, uri, wanted) in [
+            (server(true, "auth.example", 443), "https://auth.example/x", true),
+            (server(true, "auth.example", 443), "https://AUTH.example:443/x", true),
+            (server(true, "auth.example", 443), "http://auth.example/x", false),
+            (server(true, "auth.example", 443), "https://auth.example:444/x", false),
+            (server(true, "auth.example", 443), "https://auth.example.evil/x", false),
+            (server(false, "::1", 8080), "http://[::1]:8080/", false),
+            (server(false, "[::1]", 8080), "http://[::1]:8080/", true),
+            (upstream.clone(), "http://auth/verify?a=b", true),
+            (upstream.clone(), "https://auth/verify", false),
+            (upstream.clone(), "http://auth:80/verify", false),
+            (upstream, "http://author/", false),
+        ] {
+            assert_eq!(destination.is_of(&uri.parse().unwrap()), wanted, "{destination:?} {uri}");
+        }
+    }
+}
