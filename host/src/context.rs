@@ -5,8 +5,11 @@ pub mod bounds;
 pub mod edit_check;
 pub mod edit_plan;
 pub mod edit_room;
+mod edited_names;
 pub mod edits;
+pub mod host_work;
 pub mod informational;
+mod pairs;
 pub mod template;
 
 use std::borrow::Cow;
@@ -20,7 +23,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 
 use crate::context::edit_check::MessageSide;
+use crate::context::edited_names::EditedNames;
+use crate::context::host_work::HostWork;
 use crate::context::informational::InformationalQueue;
+use crate::context::pairs::{LineOwner, Pairs};
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
@@ -68,6 +74,12 @@ pub struct ExchangeContext {
     pub added: Added,
     /// The queue for informational responses of endpoints; `None` if the client can't receive any.
     pub informational: Option<Arc<InformationalQueue>>,
+    /// The host's work for the plugin that the exchange is at.
+    pub work: HostWork,
+    cookies: Pairs,
+    parameters: Pairs,
+    /// The names of the request's fields during the edits of a call.
+    edited_names: EditedNames,
     id: OnceCell<[u8; 32]>,
 }
 
@@ -380,6 +392,10 @@ impl ExchangeContext {
             notes,
             added,
             informational: None,
+            work: HostWork::default(),
+            cookies: Pairs::default(),
+            parameters: Pairs::default(),
+            edited_names: EditedNames::default(),
             id,
         }
     }
@@ -442,11 +458,8 @@ impl ExchangeContext {
             ValueName::Status => self.response.as_ref().and_then(|response| text(response.status.as_str())),
             ValueName::RequestField(name) => joined(&self.request.headers, name),
             ValueName::ResponseField(name) => joined(&self.response.as_ref()?.headers, name),
-            ValueName::Cookie(name) => {
-                let lines = self.request.headers.get_all(header::COOKIE).into_iter();
-                lines.filter_map(|line| pair(line.as_bytes(), b';', name)).next()
-            }
-            ValueName::QueryParameter(name) => pair(self.request.uri.query()?.as_bytes(), b'&', name),
+            ValueName::Cookie(name) => self.cookie(name),
+            ValueName::QueryParameter(name) => self.query_parameter(name),
             ValueName::Note(name) => self.note(name).map(Value::Field),
             ValueName::TlsVersion => self.peer.tls.as_ref().map(|tls| Value::Field(&tls.version)),
             ValueName::TlsCipher => self.peer.tls.as_ref()?.cipher.as_ref().map(Value::Field),
@@ -487,6 +500,21 @@ impl ExchangeContext {
     pub fn unchanged_sent_path(&self) -> Option<&str> {
         let sent = self.sent_path.as_ref().filter(|sent| sent.normal == self.request.uri.path())?;
         Some(sent.target.path())
+    }
+
+    fn cookie(&self, name: &str) -> Option<Value<'_>> {
+        let cookies = self.request.headers.get_all(header::COOKIE);
+        let lines = || cookies.iter().map(HeaderValue::as_bytes);
+        let owner = || LineOwner::Fields(cookies.iter().cloned().collect());
+        let value = self.cookies.find(lines, owner, b';', name, &self.work);
+        value.map(|value| Value::Bytes(Cow::Borrowed(value)))
+    }
+
+    fn query_parameter(&self, name: &str) -> Option<Value<'_>> {
+        let (uri, query) = (&self.request.uri, self.request.uri.query()?.as_bytes());
+        let owner = || LineOwner::Uri(uri.clone());
+        let value = self.parameters.find(|| std::iter::once(query), owner, b'&', name, &self.work);
+        value.map(|value| Value::Bytes(Cow::Borrowed(value)))
     }
 
     fn certificate(&self) -> Option<&ClientCertificate> {
@@ -659,10 +687,4 @@ fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
         list.extend_from_slice(line.as_bytes());
     }
     Some(Value::Bytes(Cow::Owned(list)))
-}
-
-fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<Value<'a>> {
-    let pairs = list.split(|byte| *byte == separator).map(<[u8]>::trim_ascii);
-    let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-    values.next().map(|value| Value::Bytes(Cow::Borrowed(value)))
 }

@@ -17,7 +17,6 @@ use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Route, WorkerState};
 use crate::plugin::body_filter::BodyFilter;
 use crate::plugin::call_error::PluginFailure;
-use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
 use crate::plugin::instance::FilterVerdict;
 use crate::plugin::settings::{BodyMode, Hook, OnError, OverLimit};
@@ -105,13 +104,16 @@ pub fn down(
         let configured = &worker.generation.bindings[*plugin_id];
         let hooked = match &configured.request {
             Hook::Absent => Ok(None),
-            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Request, context).map(|()| None),
+            Hook::Plan(plan) => worker.guards[*plugin_id]
+                .admit_work()
+                .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Request, context))
+                .map(|()| None),
             Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Request, needs, context) {
                 Ok(FilterVerdict::Plan(plan)) => {
-                    apply_plan(configured, plan, MessageSide::Request, context).map(|()| None)
+                    apply_plan(worker, *plugin_id, plan, MessageSide::Request, context).map(|()| None)
                 }
                 Ok(FilterVerdict::Proceed(edits)) => {
-                    apply_edits(worker, configured, edits, context, upstream).map(|()| None)
+                    apply_edits(worker, *plugin_id, edits, context, upstream).map(|()| None)
                 }
                 Ok(FilterVerdict::Respond(response)) => Ok(Some(response)),
                 Err(failure) => Err(failure),
@@ -155,11 +157,15 @@ pub fn up(
         }
         let hooked = match &configured.response {
             Hook::Absent => continue,
-            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context),
+            Hook::Plan(plan) => worker.guards[*plugin_id]
+                .admit_work()
+                .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Response, context)),
             Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Response, needs, context) {
-                Ok(FilterVerdict::Plan(plan)) => apply_plan(configured, plan, MessageSide::Response, context),
+                Ok(FilterVerdict::Plan(plan)) => apply_plan(worker, *plugin_id, plan, MessageSide::Response, context),
                 Ok(FilterVerdict::Proceed(edits)) => {
-                    edits::apply(edits, &configured.plans, MessageSide::Response, context).map_err(PluginFailure::from)
+                    let applied = edits::apply(edits, &configured.plans, MessageSide::Response, context);
+                    worker.guards[*plugin_id].charge_work(context.work.take());
+                    applied.map_err(PluginFailure::from)
                 }
                 Ok(FilterVerdict::Respond(response)) => {
                     let (parts, body) = response.into_parts();
@@ -191,7 +197,9 @@ pub fn apply_balancer_edits(
     context: &mut ExchangeContext,
 ) -> Result<(), ChainFailure> {
     let Some(BalancerEdits { binding, edits }) = wanted else { return Ok(()) };
-    match edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context) {
+    let applied = edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context);
+    worker.guards[*binding].charge_work(context.work.take());
+    match applied {
         Ok(()) => Ok(()),
         Err(refused) => on_error(worker, *binding, refused.into(), depth, FailedHook { hook: "balancer", context }),
     }
@@ -209,20 +217,23 @@ fn call(
 }
 
 fn apply_plan(
-    configured: &ConfiguredPlugin,
+    worker: &WorkerState,
+    plugin_id: PluginId,
     plan: u32,
     side: MessageSide,
     context: &mut ExchangeContext,
 ) -> Result<(), PluginFailure> {
-    let plan = configured.plans.get(plan as usize).ok_or(EditError::Plan(plan))?;
-    edits::apply_plan(plan, side, context)?;
-    Ok(())
+    let plans = &worker.generation.bindings[plugin_id].plans;
+    let plan = plans.get(plan as usize).ok_or(EditError::Plan(plan))?;
+    let applied = edits::apply_plan(plan, side, context);
+    worker.guards[plugin_id].charge_work(context.work.take());
+    Ok(applied?)
 }
 
 /// Makes the edits to a request, all or none.
 fn apply_edits(
     worker: &WorkerState,
-    configured: &ConfiguredPlugin,
+    plugin_id: PluginId,
     edits: SmallVec<[Edit; 4]>,
     context: &mut ExchangeContext,
     upstream: &mut Option<UpstreamId>,
@@ -237,7 +248,9 @@ fn apply_edits(
         _ => None,
     });
     let upstream_id = named.transpose()?;
-    edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
+    let applied = edits::apply(edits, &worker.generation.bindings[plugin_id].plans, MessageSide::Request, context);
+    worker.guards[plugin_id].charge_work(context.work.take());
+    applied?;
     if let Some(upstream_id) = upstream_id {
         *upstream = Some(upstream_id);
         context.upstream = worker.upstreams[upstream_id].name.clone();
