@@ -95,25 +95,37 @@ impl ClientConnection {
         self.current.borrow().clone()
     }
 
-    /// Begins an exchange; the returned future resolves to the response.
+    /// Begins an exchange; the returned future resolves to the response. One that is there at once passes `admit` before any
+    /// other request is read.
     fn exchange(
         &self,
         request: Request<ClientContent>,
         upload: UploadProgress,
         timers: Rc<Timers>,
+        admit: &dyn Fn(Response<ResponseStream>) -> Response<ResponseStream>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
         let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
+        let whole = |response: Response<ResponseBody>, total, record| {
+            response.map(|body| ResponseStream { body, total, record: Some(record) })
+        };
+        let begun = match next {
+            Next::Forward(forwarding) => Err((forwarding, record)),
+            Next::Respond(response) => Ok(admit(whole(response, timers.total.clone(), record))),
+        };
         async move {
-            let response = match next {
-                // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
-                Next::Forward(mut forwarding) => Box::pin(forwarding.run(&worker, &timers, &mut record)).await,
-                Next::Respond(response) => response,
+            let response = match begun {
+                Err((mut forwarding, mut record)) => {
+                    // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
+                    let response = Box::pin(forwarding.run(&worker, &timers, &mut record)).await;
+                    whole(response, timers.total.clone(), record)
+                }
+                Ok(response) => response,
             };
             drop(in_chain);
-            response.map(|body| ResponseStream { body, total: timers.total.clone(), record: Some(record) })
+            response
         }
     }
 
@@ -297,7 +309,7 @@ mod tests {
             timers: Rc<Timers>,
         }
         let size = size_of_future(|arguments: Arguments| {
-            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers)
+            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &std::convert::identity)
         });
         assert!(size <= 512, "{size} bytes");
     }

@@ -25,6 +25,7 @@ pub mod filtered_body;
 mod find_route;
 pub mod forward;
 mod intercept;
+pub mod made_response;
 mod outgoing_body;
 mod read_ahead;
 pub mod record;

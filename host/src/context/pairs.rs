@@ -25,7 +25,7 @@ pub enum LineOwner {
     Uri(Uri),
 }
 
-/// Parsed lines.
+/// The pairs of some lines, in an order in which a name is found quickly.
 #[derive(Debug)]
 struct PairIndex {
     _owner: LineOwner,

@@ -5,13 +5,14 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use super::{ConnectionInfo, chain, error_response, read_ahead, record};
+use super::{ConnectionInfo, chain, error_response, made_response, read_ahead, record};
 use crate::context::{ExchangeContext, ReceivedRequest};
-use crate::error::Error;
+use crate::error::{Error, FailureKind};
 use crate::exchange::cache::BypassedCache;
 use crate::exchange::chain::{ChainFailure, ChainPosition};
 use crate::exchange::forward::Received;
 use crate::exchange::intercept::{complete, intercept};
+use crate::exchange::made_response::CountedLength;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
@@ -94,7 +95,8 @@ pub fn respond(
             }
         };
         match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
-            Ok(response) => {
+            Ok(mut response) => {
+                count_made(&mut response, worker, &context, record);
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
                 return response;
@@ -104,6 +106,30 @@ pub fn respond(
             Err(failed) => received = Err(failed),
         }
     }
+}
+
+/// Counts a response that is whole in memory against `buffers.memory`, or replaces it by an error.
+fn count_made(
+    response: &mut Response<ResponseBody>,
+    worker: &WorkerState,
+    context: &ExchangeContext,
+    record: &mut ExchangeRecord,
+) {
+    let length = made_response::counted_length(response.headers(), response.body());
+    if length == 0 {
+        return;
+    }
+    let Some(share) = worker.buffers.count_made(length) else {
+        let error = Error::new(FailureKind::LimitReached, "the responses that plugins made fill the memory for bodies");
+        let error = error.with_limit("buffers.memory");
+        *response = fail(&error, error.client_status(), worker, context, record);
+        return;
+    };
+    let whole = std::mem::replace(response, Response::new(ResponseBody::Full(Bytes::new())));
+    let (mut parts, mut body) = whole.into_parts();
+    made_response::attach(share, &mut parts.headers, &mut body);
+    parts.extensions.insert(CountedLength(length));
+    *response = Response::from_parts(parts, body);
 }
 
 /// Takes a response up the chain from a position.
