@@ -102,30 +102,24 @@ impl ClientConnection {
         request: Request<ClientContent>,
         upload: UploadProgress,
         timers: Rc<Timers>,
-        admit: &dyn Fn(Response<ResponseStream>) -> Response<ResponseStream>,
+        admit: &dyn Fn(Response<ResponseBody>, &mut ExchangeRecord) -> Response<ResponseBody>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
         let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
-        let whole = |response: Response<ResponseBody>, total, record| {
-            response.map(|body| ResponseStream { body, total, record: Some(record) })
-        };
-        let begun = match next {
-            Next::Forward(forwarding) => Err((forwarding, record)),
-            Next::Respond(response) => Ok(admit(whole(response, timers.total.clone(), record))),
+        let next = match next {
+            Next::Respond(response) => Next::Respond(admit(response, &mut record)),
+            forwarded @ Next::Forward(_) => forwarded,
         };
         async move {
-            let response = match begun {
-                Err((mut forwarding, mut record)) => {
-                    // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
-                    let response = Box::pin(forwarding.run(&worker, &timers, &mut record)).await;
-                    whole(response, timers.total.clone(), record)
-                }
-                Ok(response) => response,
+            let response = match next {
+                // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
+                Next::Forward(mut forwarding) => Box::pin(forwarding.run(&worker, &timers, &mut record)).await,
+                Next::Respond(response) => response,
             };
             drop(in_chain);
-            response
+            response.map(|body| ResponseStream { body, total: timers.total.clone(), record: Some(record) })
         }
     }
 
@@ -309,7 +303,7 @@ mod tests {
             timers: Rc<Timers>,
         }
         let size = size_of_future(|arguments: Arguments| {
-            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &std::convert::identity)
+            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &|response, _| response)
         });
         assert!(size <= 512, "{size} bytes");
     }

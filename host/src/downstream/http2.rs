@@ -306,7 +306,9 @@ impl Streams {
             stream.receives(&upload);
         }
         let exchange = match self.limit_violation(&request) {
-            None => Ok(self.client.exchange(request, upload, timers.clone(), &|response| self.count_made(response))),
+            None => Ok(self
+                .client
+                .exchange(request, upload, timers.clone(), &|response, record| self.count_made(response, record))),
             Some((status, limit, why)) => {
                 let (error, worker) =
                     (Error::new(FailureKind::RequestError, why).with_limit(limit), self.client.worker());
@@ -320,7 +322,7 @@ impl Streams {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
             };
-            let response = open.streams.count_made(response);
+            let response = open.streams.count_received(response);
             let (response, open) = match tunnel {
                 Some(client) => connect(response, client, open, &timers.idle),
                 None => (response, Some(open)),
@@ -353,29 +355,38 @@ impl Streams {
         many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
+    /// Counts a response that came from elsewhere, as [`Streams::count_made`] does.
+    fn count_received(&self, response: Response<ResponseStream>) -> Response<ResponseStream> {
+        if response.extensions().get::<CountedLength>().is_none() {
+            return response;
+        }
+        let (parts, ResponseStream { body, total, record }) = response.into_parts();
+        let response = Response::from_parts(parts, body);
+        let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
+        let response = self.count_made(response, &mut record);
+        response.map(|body| ResponseStream { body, total, record: Some(record) })
+    }
+
     /// Counts a response that is whole in memory against `limits.buffer`, or replaces it by an error.
-    fn count_made(&self, mut response: Response<ResponseStream>) -> Response<ResponseStream> {
+    fn count_made(&self, mut response: Response<ResponseBody>, record: &mut ExchangeRecord) -> Response<ResponseBody> {
         let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
         if let Some(share) = self.backlog.count_made(length) {
-            let (mut parts, mut outgoing) = response.into_parts();
-            made_response::attach(share, &mut parts.headers, &mut outgoing.body);
-            return Response::from_parts(parts, outgoing);
+            let (mut parts, mut body) = response.into_parts();
+            made_response::attach(share, &mut parts.headers, &mut body);
+            return Response::from_parts(parts, body);
         }
+        drop(response);
         let cause = "the client leaves too many bytes of responses unread that plugins made";
         let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
-        let ResponseStream { total, record, .. } = response.into_body();
-        let Some(mut record) = record else {
-            let status = error.client_status();
-            return self.client.refuse(Rejection { error, status, received: UNKNOWN });
-        };
-        let mut replaced = respond::replace_with_error(error, &mut record);
-        if replaced.extensions().get::<CountedLength>().is_some() {
-            // The plugins above have made it as long.
-            replaced = Response::new(ResponseBody::Full(Bytes::new()));
-            *replaced.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        let replaced = respond::replace_with_error(error, record);
+        if replaced.extensions().get::<CountedLength>().is_none() {
+            return replaced;
         }
-        replaced.map(|body| ResponseStream { body, total, record: Some(record) })
+        // The plugins above have made it as long.
+        let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
+        *empty.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        empty
     }
 
     fn open(self: &Rc<Self>) -> OpenStream {
