@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use plugway_test_guests::{GREEDY, POLICY};
 
+use crate::http2::{END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS};
+use crate::http2_endpoint::head;
 use crate::support::{Message, PATIENCE, Proxy, echo, manifest, ok, origin, plugway, raw_origin, read_message, until};
 
 /// Returns a manifest with the greedy plugin in its chain. The plugin's use of a worker's time is not the subject.
@@ -332,4 +334,29 @@ fn the_connection_survives_what_one_request_is_refused_for() {
         let status = read_message(&mut reader).unwrap().status();
         assert_eq!(status, if what == "nothing" { 200 } else { 502 }, "{what}");
     }
+}
+
+#[test]
+fn responses_of_plugins_that_no_client_reads_are_bounded_for_each_connection() {
+    const STREAMS: u32 = 64;
+    let proxy = Proxy::start(&greedy(&echo(), "").replace("workers = 2", "workers = 1"));
+    assert_eq!(ask(&proxy, "respond-long", "").status(), 200);
+    let before = proxy.memory_kib();
+    let request = head(&[0x82, 0x86, 0x84, 0x41, 1, b'a'], &[("x-greedy", "respond-long")]);
+    let mut client = Raw::connect(&proxy);
+    // No stream has a window.
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    for number in 0..STREAMS {
+        client.send(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * number, &request);
+    }
+    let mut heads = Vec::new();
+    while heads.len() < STREAMS as usize {
+        heads.push(client.until(|frame| frame.kind == HEADERS).payload[0]);
+    }
+    // Two of 600 kB are more than 1 MiB.
+    assert_eq!(heads.iter().filter(|first| **first == 0x88).count(), 1);
+    proxy.wait_log("limits.buffer");
+    let grown = proxy.memory_kib().saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB");
+    assert_eq!(ask(&proxy, "respond-long", "").status(), 200, "another connection is served");
 }

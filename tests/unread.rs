@@ -1,10 +1,10 @@
 //! Requests that an endpoint reports as unread: they are retried whatever their method, and count as no failure.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{HEADERS, SETTINGS};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS};
 use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
 use crate::support::client::load;
 use crate::support::origin::Backend;
@@ -149,4 +149,67 @@ fn requests_that_wait_for_a_stream_go_out_again() {
         assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
     }
     assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+}
+
+/// Starts an endpoint that ends its connection after a head of more than `max` bytes, as nginx does. It begins a response
+/// to each other request, and ends them when one more than `downloads` have begun on a connection.
+fn strict_endpoint(settings: &'static [u8], max: usize, downloads: usize) -> String {
+    endpoint(move |raw| {
+        raw.send(SETTINGS, 0, 0, settings);
+        let mut begun = Vec::new();
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                HEADERS if frame.payload.len() > max => return raw.go_away(frame.stream),
+                HEADERS => {
+                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                    raw.send(DATA, 0, frame.stream, b"begun");
+                    begun.push(frame.stream);
+                    if begun.len() > downloads {
+                        for stream in begun.drain(..) {
+                            raw.send(DATA, END_STREAM, stream, b" and done");
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
+#[test]
+fn request_that_an_endpoint_ends_its_connection_for_ends_no_other_exchange() {
+    const DOWNLOADS: usize = 4;
+    // A field that is long by itself, and one that is longer than the endpoint says it accepts.
+    for (settings, max, length) in [(&[][..], 4_096, 8_000), (&[0, 6, 0, 0, 1, 44], 300, 500)] {
+        let address = strict_endpoint(settings, max, DOWNLOADS);
+        let proxy = start(&[&address], "");
+        let download = || {
+            let mut stream = proxy.connect();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            stream
+        };
+        let mut downloads: Vec<_> = (0..DOWNLOADS)
+            .map(|_| {
+                let (mut stream, mut received) = (download(), Vec::new());
+                while !received.ends_with(b"begun\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    received.extend(byte);
+                }
+                stream
+            })
+            .collect();
+        let long = format!("\r\nX-Long: {}", "~^".repeat(length / 2));
+        assert_eq!(proxy.get("/", &long).status(), 502, "{length}");
+        let mut last = download();
+        for stream in &mut downloads {
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            assert!(rest.ends_with("0\r\n\r\n"), "{length}: {rest:?}");
+        }
+        let mut rest = String::new();
+        last.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains(" and done"), "{rest:?}");
+    }
 }

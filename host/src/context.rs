@@ -6,8 +6,11 @@ pub mod bounds;
 pub mod edit_check;
 pub mod edit_plan;
 pub mod edit_room;
+mod edited_names;
 pub mod edits;
+pub mod host_work;
 pub mod informational;
+mod pairs;
 pub mod repeated;
 pub mod template;
 
@@ -23,7 +26,10 @@ use http::uri::PathAndQuery;
 
 use crate::context::body_mode::BodyDecisions;
 use crate::context::edit_check::MessageSide;
+use crate::context::edited_names::EditedNames;
+use crate::context::host_work::HostWork;
 use crate::context::informational::InformationalQueue;
+use crate::context::pairs::{LineOwner, PairKind, Pairs};
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
@@ -73,6 +79,12 @@ pub struct ExchangeContext {
     pub added: Added,
     /// The queue for informational responses of endpoints; `None` if the client can't receive any.
     pub informational: Option<Arc<InformationalQueue>>,
+    /// The host's work for the plugin that the exchange is at.
+    pub work: HostWork,
+    cookies: Pairs,
+    parameters: Pairs,
+    /// The names of the request's fields during the edits of a call.
+    edited_names: EditedNames,
     id: OnceCell<[u8; 32]>,
 }
 
@@ -386,6 +398,10 @@ impl ExchangeContext {
             notes,
             added,
             informational: None,
+            work: HostWork::default(),
+            cookies: Pairs::default(),
+            parameters: Pairs::default(),
+            edited_names: EditedNames::default(),
             id,
         }
     }
@@ -448,10 +464,8 @@ impl ExchangeContext {
             ValueName::Status => self.response.as_ref().and_then(|response| text(response.status.as_str())),
             ValueName::RequestField(name) => joined(&self.request.headers, name),
             ValueName::ResponseField(name) => joined(&self.response.as_ref()?.headers, name),
-            ValueName::Cookie(name) => repeated::cookies(&self.request.headers, name).next().map(Value::of),
-            ValueName::QueryParameter(name) => {
-                repeated::query_parameters(self.request.uri.query()?, name).next().map(Value::of)
-            }
+            ValueName::Cookie(name) => self.cookie(name),
+            ValueName::QueryParameter(name) => self.query_parameter(name),
             ValueName::Note(name) => self.note(name).map(Value::Field),
             ValueName::TlsVersion => self.peer.tls.as_ref().map(|tls| Value::Field(&tls.version)),
             ValueName::TlsCipher => self.peer.tls.as_ref()?.cipher.as_ref().map(Value::Field),
@@ -510,6 +524,21 @@ impl ExchangeContext {
     pub fn unchanged_sent_path(&self) -> Option<&str> {
         let sent = self.sent_path.as_ref().filter(|sent| sent.normal == self.request.uri.path())?;
         Some(sent.target.path())
+    }
+
+    fn cookie(&self, name: &str) -> Option<Value<'_>> {
+        let cookies = self.request.headers.get_all(header::COOKIE);
+        let lines = || cookies.iter().map(HeaderValue::as_bytes);
+        let owner = || LineOwner::Fields(cookies.iter().cloned().collect());
+        let value = self.cookies.find(lines, owner, PairKind::Cookies, name, &self.work);
+        value.map(|value| Value::Bytes(Cow::Borrowed(value)))
+    }
+
+    fn query_parameter(&self, name: &str) -> Option<Value<'_>> {
+        let (uri, query) = (&self.request.uri, self.request.uri.query()?.as_bytes());
+        let owner = || LineOwner::Uri(uri.clone());
+        let value = self.parameters.find(|| std::iter::once(query), owner, PairKind::Parameters, name, &self.work);
+        value.map(|value| Value::Bytes(Cow::Borrowed(value)))
     }
 
     fn certificate(&self) -> Option<&ClientCertificate> {

@@ -95,17 +95,23 @@ impl ClientConnection {
         self.current.borrow().clone()
     }
 
-    /// Begins an exchange; the returned future resolves to the response.
+    /// Begins an exchange; the returned future resolves to the response. One that is there at once passes `admit` before any
+    /// other request is read.
     fn exchange(
         &self,
         request: Request<ClientContent>,
         upload: UploadProgress,
         timers: Rc<Timers>,
+        admit: &dyn Fn(Response<ResponseBody>, &mut ExchangeRecord) -> Response<ResponseBody>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
         let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
+        let next = match next {
+            Next::Respond(response) => Next::Respond(admit(response, &mut record)),
+            forwarded @ Next::Forward(_) => forwarded,
+        };
         async move {
             let response = match next {
                 // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
@@ -297,7 +303,7 @@ mod tests {
             timers: Rc<Timers>,
         }
         let size = size_of_future(|arguments: Arguments| {
-            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers)
+            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &|response, _| response)
         });
         assert!(size <= 512, "{size} bytes");
     }

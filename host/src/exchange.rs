@@ -30,6 +30,7 @@ mod find_route;
 pub mod forward;
 pub mod gathered_body;
 mod intercept;
+pub mod made_response;
 mod outgoing_body;
 mod read_ahead;
 pub mod record;

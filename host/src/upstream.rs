@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -94,7 +94,7 @@ pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 /// The connections of one worker to one endpoint.
 pub struct Pool {
     address: EndpointAddr,
-    /// The idle connections with HTTP/1, the last used on top.
+    /// The idle connections that serve one exchange at a time, the last used on top.
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
     /// The shared HTTP/2 connection, and when it was last used; `None` if there is none.
     shared: RefCell<Option<(SharedSender, Instant)>>,
@@ -168,7 +168,7 @@ impl Pools {
         }
     }
 
-    /// Closes all idle connections of HTTP/1, as descriptors are missing.
+    /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
     pub fn close_idle(&self) {
         self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
@@ -192,6 +192,39 @@ impl Pools {
             pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || pool.shared.borrow().is_some()
         });
+    }
+}
+
+/// The size of a request's head for an endpoint, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestHeadSize {
+    /// The length of the longest field, or of the target.
+    pub longest: usize,
+    /// The size of the list of fields (RFC 9113 §6.5.2).
+    pub total: usize,
+}
+
+/// The longest field or target on a shared connection, in bytes: nginx ends the connection for a longer one.
+const MAX_SHARED_FIELD: usize = 4 << 10;
+
+/// The longest head on a shared connection, in bytes: endpoints accept at least that by default.
+const MAX_SHARED_HEAD: usize = 16 << 10;
+
+/// The overhead of a field in a list of fields (RFC 9113 §6.5.2).
+const FIELD_OVERHEAD: usize = 32;
+
+impl RequestHeadSize {
+    /// Returns the size of a head with a target.
+    pub fn of(method: &Method, target: &str, fields: &HeaderMap) -> Self {
+        // `:method`, `:scheme` and `:path`; `Host` becomes `:authority`.
+        let pseudo = method.as_str().len() + target.len() + 25 + 3 * FIELD_OVERHEAD;
+        let mut size = RequestHeadSize { longest: target.len(), total: pseudo };
+        for (name, value) in fields {
+            let length = name.as_str().len() + value.len();
+            size.longest = size.longest.max(length);
+            size.total += length + FIELD_OVERHEAD;
+        }
+        size
     }
 }
 
@@ -242,8 +275,12 @@ impl Pool {
             return Some(connection);
         }
         let mut idle = self.idle.borrow_mut();
+        let suits = |connection: &Connection| {
+            wanted != RequiredProtocol::Http1 || connection.version() == http::Version::HTTP_11
+        };
         loop {
-            let (connection, since) = idle.pop()?;
+            let index = idle.iter().rposition(|(connection, _)| suits(connection))?;
+            let (connection, since) = idle.remove(index);
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
             let is_usable = connection_limit.have(connection.limit_handle()) && connection.head_limits() == rules.head;
             if is_fresh && is_usable && !connection.is_closed() {
@@ -294,6 +331,10 @@ impl Pool {
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
+        if wanted == RequiredProtocol::Unshared {
+            let connection = connect::connect(&self.address, &terms(wanted), permit).await?.unshared();
+            return Ok(Box::new(connection));
+        }
         let first = self.first.lock().await;
         if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
             return Ok(connection);
@@ -312,6 +353,18 @@ impl Pool {
             None => self.exclusive.set(true),
         }
         Ok(Box::new(connection))
+    }
+
+    /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
+    /// the request, and with it the exchanges of others.
+    pub fn may_share(&self, head: RequestHeadSize) -> bool {
+        let max = self.shared.borrow().as_ref().map_or(u32::MAX, |(sender, _)| sender.max_request_head());
+        head.longest <= MAX_SHARED_FIELD && head.total <= MAX_SHARED_HEAD.min(max as usize)
+    }
+
+    /// Whether the endpoint speaks HTTP/1, as far as is known, so that no exchange shares a connection.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive.get()
     }
 
     /// Whether the endpoint has left a connection attempt unanswered for longer than usual, and still does.

@@ -15,6 +15,16 @@ pub struct Backlog {
     left: ByteCount,
     /// The bytes that streams may be granted beyond [`SHORT`].
     growth: ByteCount,
+    /// The bytes of responses that were made here.
+    made: ByteCount,
+    /// The bound of `made`.
+    max: usize,
+}
+
+/// The bytes of a response that was made here, which a connection holds until this is dropped.
+pub struct MadeShare {
+    connection: Arc<Backlog>,
+    bytes: usize,
 }
 
 /// The bytes that one stream buffers.
@@ -67,7 +77,18 @@ impl Backlog {
     /// Returns a backlog of at most `max` bytes, or of [`SHORT`] for each stream if that is more.
     pub fn new(max: usize) -> Arc<Self> {
         // Half is reserved for streams that begin later.
-        Arc::new(Backlog { left: ByteCount::new(max), growth: ByteCount::new(max / 2) })
+        Arc::new(Backlog { left: ByteCount::new(max), growth: ByteCount::new(max / 2), made: ByteCount::new(0), max })
+    }
+
+    /// Counts a response that was made here; `None` if it and others would exceed the bound. A single response may be
+    /// longer.
+    pub fn count_made(self: &Arc<Self>, bytes: usize) -> Option<MadeShare> {
+        let others = self.made.get();
+        if others > 0 && others + bytes > self.max {
+            return None;
+        }
+        self.made.set(others + bytes);
+        Some(MadeShare { connection: self.clone(), bytes })
     }
 
     /// Grants up to `bytes`. Returns the number of bytes granted.
@@ -150,6 +171,13 @@ impl StreamBacklog {
     /// Returns the number of bytes that were read so far.
     pub fn bytes_taken(&self) -> u64 {
         self.taken.get() as u64
+    }
+}
+
+impl Drop for MadeShare {
+    fn drop(&mut self) {
+        let made = &self.connection.made;
+        made.set(made.get() - self.bytes);
     }
 }
 
@@ -264,6 +292,18 @@ mod tests {
         assert!(held(&streams) <= 100 * SHORT);
         drop((pieces, streams));
         assert_eq!((backlog.left.get(), backlog.growth.get()), (64 << 10, 32 << 10), "all of it is given back");
+    }
+
+    #[test]
+    fn responses_that_are_made_are_bounded_together() {
+        let backlog = Backlog::new(1 << 20);
+        let long = backlog.count_made(4 << 20).expect("a single one may be longer");
+        assert!(backlog.count_made(1).is_none());
+        drop(long);
+        let made: Vec<MadeShare> = std::iter::from_fn(|| backlog.count_made(300 << 10)).collect();
+        assert_eq!(made.len(), 3);
+        drop(made);
+        assert!(backlog.count_made(1 << 20).is_some());
     }
 
     #[test]

@@ -58,6 +58,13 @@ pub struct FileShare {
     bytes: AtomicU64,
 }
 
+/// The memory of a response that was made here. Dropping it releases the memory.
+#[derive(Debug)]
+pub struct MadeMemory {
+    usage: Arc<BufferUse>,
+    bytes: u64,
+}
+
 /// The purpose for which memory is reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryPurpose {
@@ -110,6 +117,13 @@ impl BufferUse {
 impl BufferSpace {
     pub fn new(usage: Arc<BufferUse>, limits: BufferLimits) -> Rc<Self> {
         Rc::new(BufferSpace { usage, limits })
+    }
+
+    /// Counts a response that was made here, of which nothing can wait in a file; `None` if there is no memory left.
+    pub fn count_made(&self, bytes: usize) -> Option<MadeMemory> {
+        let made = MadeMemory { usage: self.usage.clone(), bytes: bytes as u64 };
+        let before = self.usage.memory.fetch_add(made.bytes, Ordering::Relaxed);
+        (before + made.bytes <= self.limits.memory).then_some(made)
     }
 
     /// Whether a file may be begun.
@@ -205,6 +219,12 @@ impl Drop for MemoryShare {
     }
 }
 
+impl Drop for MadeMemory {
+    fn drop(&mut self) {
+        self.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 impl FileShare {
     /// Returns an empty share.
     pub fn new(space: &BufferSpace) -> Self {
@@ -267,6 +287,15 @@ pub mod tests {
         shares[0].remove(100_000);
         assert!(shares[0].has_room(100_000, MemoryPurpose::Wait));
         drop(shares);
+        assert_eq!(usage.memory(), 0);
+    }
+
+    #[test]
+    fn responses_that_are_made_share_the_memory_and_return_all_of_it() {
+        let (usage, space) = space(Path::new("/"));
+        let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20)).collect();
+        assert_eq!((made.len(), usage.memory()), (5, 15 << 20));
+        drop(made);
         assert_eq!(usage.memory(), 0);
     }
 

@@ -30,6 +30,7 @@ impl EditRoom {
         check_count(bounds::MOVED_LINES, lines * cost.renames, "field lines that the renames of a call may move")?;
         // A line has at most the longest of the new names.
         let bytes = added.bytes + cost.bytes + if cost.renames == 0 { 0 } else { lines * cost.longest_rename };
+        context.work.add_edits(cost.edits, cost.bytes);
         let room = EditRoom { fields, bytes, note_bytes: context.added.note_bytes + cost.note_bytes };
         room.check(side)?;
         Ok(room)
@@ -49,6 +50,7 @@ impl EditRoom {
             value = value.map(edit_check::host).transpose()?;
         }
         let length = value.as_ref().map_or(0, HeaderValue::len);
+        context.work.add_edits(0, length);
         match planned {
             PlannedEdit::Note(..) => self.note_bytes += length,
             _ => self.bytes += length,

@@ -13,8 +13,9 @@ use crate::context::bounds;
 use crate::context::edit_check::{EditError, MessageSide, full, uri_text};
 use crate::context::edit_plan::{EditCost, EditPlan, PlannedEdit};
 use crate::context::edit_room::{EditRoom, SavedMessage};
+use crate::context::edited_names::EditedNames;
 use crate::protocol::authority;
-use crate::protocol::field_alias::{is_plain, remove_aliases};
+use crate::protocol::field_alias::is_plain;
 use crate::protocol::path;
 
 /// An edit that has passed the checks.
@@ -129,6 +130,8 @@ fn finish(
     side: MessageSide,
     context: &mut ExchangeContext,
 ) -> Result<(), EditError> {
+    // Between calls, anything may change the fields.
+    context.edited_names = EditedNames::Unknown;
     match done {
         Ok(()) => room.close(side, context),
         Err(_) => saved_message.into_iter().for_each(|saved_message| saved_message.restore(context)),
@@ -261,7 +264,7 @@ fn edited<'a>(name: &HeaderName, side: MessageSide, context: &'a mut ExchangeCon
     if side == MessageSide::Request {
         context.has_aliases |= !is_plain(name.as_str());
         if context.has_aliases {
-            remove_aliases(&mut context.request.headers, name);
+            context.edited_names.remove_aliases(&mut context.request.headers, name, &context.work);
         }
     }
     fields(side, context)

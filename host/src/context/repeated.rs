@@ -9,13 +9,16 @@ use percent_encoding::percent_decode;
 /// value. Names are compared as forms decode them, because an origin takes `%69d` for `id`.
 pub fn query_parameters<'q, 'n>(query: &'q str, name: &'n str) -> impl Iterator<Item = &'q [u8]> + use<'q, 'n> {
     let pairs = query.as_bytes().split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
-    pairs.filter_map(move |pair| {
-        let (written, value) = match memchr::memchr(b'=', pair) {
-            Some(at) => (&pair[..at], &pair[at + 1..]),
-            None => (pair, &pair[pair.len()..]),
-        };
-        is_name(written, name.as_bytes()).then_some(value)
-    })
+    pairs.filter_map(move |pair| value_of_parameter(pair, name))
+}
+
+/// Returns the value of a query parameter if it has this name.
+pub fn value_of_parameter<'q>(pair: &'q [u8], name: &str) -> Option<&'q [u8]> {
+    let (written, value) = match memchr::memchr(b'=', pair) {
+        Some(at) => (&pair[..at], &pair[at + 1..]),
+        None => (pair, &pair[pair.len()..]),
+    };
+    is_name(written, name.as_bytes()).then_some(value)
 }
 
 /// Returns the values of the cookies of a name (RFC 6265 §5.4), of all lines.
@@ -25,16 +28,18 @@ pub fn cookies<'f, 'n>(fields: &'f HeaderMap, name: &'n str) -> impl Iterator<It
     pairs.filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
-/// Whether a name, as the query has it, is this name.
-fn is_name(written: &[u8], name: &[u8]) -> bool {
+/// Whether the name of a query parameter, as the query has it, is this name.
+pub fn is_name(written: &[u8], name: &[u8]) -> bool {
+    *decoded(written) == *name
+}
+
+/// Returns the name of a query parameter as forms decode it.
+pub fn decoded(written: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b'+', written).is_none() {
-        return written == name;
+        return written.into();
     }
-    let spaced: Cow<'_, [u8]> = match memchr::memchr(b'+', written) {
-        Some(_) => written.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect::<Vec<_>>().into(),
-        None => written.into(),
-    };
-    percent_decode(&spaced).eq(name.iter().copied())
+    let spaced: Vec<u8> = written.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect::<Vec<u8>>().into()
 }
 
 #[cfg(test)]

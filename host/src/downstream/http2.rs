@@ -42,6 +42,7 @@ use crate::body::backlog::{Backlog, Piece, StreamBacklog};
 use crate::body::upload::{ClientContent, UploadProgress};
 use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind, causes};
+use crate::exchange::made_response::{self, CountedLength};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{self, Rejection};
 use crate::exchange::response_body::ResponseBody;
@@ -305,7 +306,9 @@ impl Streams {
             stream.receives(&upload);
         }
         let exchange = match self.limit_violation(&request) {
-            None => Ok(self.client.exchange(request, upload, timers.clone())),
+            None => Ok(self
+                .client
+                .exchange(request, upload, timers.clone(), &|response, record| self.count_made(response, record))),
             Some((status, limit, why)) => {
                 let (error, worker) =
                     (Error::new(FailureKind::RequestError, why).with_limit(limit), self.client.worker());
@@ -319,6 +322,7 @@ impl Streams {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
             };
+            let response = open.streams.count_received(response);
             let (response, open) = match tunnel {
                 Some(client) => connect(response, client, open, &timers.idle),
                 None => (response, Some(open)),
@@ -349,6 +353,40 @@ impl Streams {
         let many = request.headers().len() - cookies.saturating_sub(1) > limits.fields;
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         many.then_some((status, "limits.fields", "there are too many fields"))
+    }
+
+    /// Counts a response that came from elsewhere, as [`Streams::count_made`] does.
+    fn count_received(&self, response: Response<ResponseStream>) -> Response<ResponseStream> {
+        if response.extensions().get::<CountedLength>().is_none() {
+            return response;
+        }
+        let (parts, ResponseStream { body, total, record }) = response.into_parts();
+        let response = Response::from_parts(parts, body);
+        let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
+        let response = self.count_made(response, &mut record);
+        response.map(|body| ResponseStream { body, total, record: Some(record) })
+    }
+
+    /// Counts a response that is whole in memory against `limits.buffer`, or replaces it by an error.
+    fn count_made(&self, mut response: Response<ResponseBody>, record: &mut ExchangeRecord) -> Response<ResponseBody> {
+        let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
+        if let Some(share) = self.backlog.count_made(length) {
+            let (mut parts, mut body) = response.into_parts();
+            made_response::attach(share, &mut parts.headers, &mut body);
+            return Response::from_parts(parts, body);
+        }
+        drop(response);
+        let cause = "the client leaves too many bytes of responses unread that plugins made";
+        let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
+        let replaced = respond::replace_with_error(error, record);
+        if replaced.extensions().get::<CountedLength>().is_none() {
+            return replaced;
+        }
+        // The plugins above have made it as long.
+        let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
+        *empty.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        empty
     }
 
     fn open(self: &Rc<Self>) -> OpenStream {

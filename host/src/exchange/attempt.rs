@@ -24,7 +24,7 @@ use crate::tls::handshake_error::{self, TlsPeer};
 use crate::upstream::connect::RequiredProtocol;
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
-use crate::upstream::endpoint_view::InFlightGuard;
+use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
 use crate::upstream::http1::Http1Error;
 use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::http1::upload::UploadError;
@@ -33,7 +33,8 @@ use crate::upstream::pending_connection::PendingConnection;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
 use crate::upstream::{
-    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, happy_eyeballs,
+    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, Pool, RequestHeadSize,
+    happy_eyeballs,
 };
 
 /// The request to send, and the rules for it.
@@ -76,7 +77,7 @@ pub struct AttemptFailure {
 impl Attempt<'_> {
     /// Sends the request to the endpoint at which it is in flight.
     pub async fn run(&mut self, in_flight_guard: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
-        let wanted = self.required_protocol(&in_flight_guard.endpoint_view().endpoint.address)?;
+        let wanted = self.required_protocol(in_flight_guard.endpoint_view())?;
         let mut pooled = self.pooled_connection(&in_flight_guard, wanted);
         for left in (0..TRIES).rev() {
             let (mut connection, origin) = match pooled.take() {
@@ -111,15 +112,26 @@ impl Attempt<'_> {
         }
     }
 
-    fn required_protocol(&self, address: &EndpointAddr) -> Result<RequiredProtocol, AttemptFailure> {
+    fn required_protocol(&self, endpoint_view: &EndpointView) -> Result<RequiredProtocol, AttemptFailure> {
         if self.hop.upgrade.is_none() {
-            return Ok(RequiredProtocol::Any);
+            return Ok(self.shareable_protocol(&endpoint_view.pool));
         }
-        if address.protocol == EndpointProtocol::Http2 {
+        if endpoint_view.endpoint.address.protocol == EndpointProtocol::Http2 {
             let why = "the endpoint speaks HTTP/2 alone, in which nothing is upgraded";
             return Err(not_sent(Error::new(FailureKind::UpgradeFailed, why)));
         }
         Ok(RequiredProtocol::Http1)
+    }
+
+    /// Returns the requirement of a request without an upgrade, which a long head keeps from shared connections.
+    fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
+        if pool.is_exclusive() {
+            return RequiredProtocol::Any;
+        }
+        let head = &self.context.request;
+        let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
+        let size = RequestHeadSize::of(&head.method, target, &head.headers);
+        if pool.may_share(size) { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
 
     /// Returns a new connection of the request's own, or one that has become free.

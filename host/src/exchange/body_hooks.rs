@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 use crate::body::BodyError;
 use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::MessageSide;
-use crate::context::edits;
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
 use crate::exchange::chain::{self, ChainFailure, ChainPosition, FailedHook, on_error};
@@ -370,8 +369,8 @@ impl PassageHooks {
                 self.forget_content(context);
             }
             match side {
-                MessageSide::Request => chain::apply_edits(worker, configured, edits, context, upstream)?,
-                MessageSide::Response => edits::apply(edits, &configured.plans, side, context)?,
+                MessageSide::Request => chain::apply_edits(worker, hook.plugin_id, edits, context, upstream)?,
+                MessageSide::Response => chain::apply_response_edits(worker, hook.plugin_id, edits, context)?,
             }
             Ok(decision)
         });

@@ -125,7 +125,10 @@ pub fn look_up(
     let stage = CacheStage { at, binding: at.plugin(route) };
     let needs = stage.needs(worker);
     let is_read = is_read(&context.request);
-    let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(context));
+    let guard = &worker.guards[stage.binding];
+    let plan = needs.plan.as_ref().filter(|_| is_read && guard.admit_work().is_ok());
+    let planned = plan.and_then(|plan| plan.key(context));
+    guard.charge_work(context.work.take());
     let lookup = match planned {
         Some(key) => cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }),
         None => stage

@@ -14,7 +14,6 @@ use crate::error::{Error, FailureKind};
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Route, WorkerState};
 use crate::plugin::call_error::PluginFailure;
-use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::instance::FilterVerdict;
 use crate::plugin::settings::{Hook, OnError};
 use crate::protocol::transformed_content;
@@ -121,11 +120,14 @@ pub fn down(
         let configured = &worker.generation.bindings[*plugin_id];
         let hooked = match &configured.request {
             Hook::Absent => Ok(None),
-            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Request, context).map(|()| None),
+            Hook::Plan(plan) => worker.guards[*plugin_id]
+                .admit_work()
+                .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Request, context))
+                .map(|()| None),
             Hook::Call(_) if configured.waits() => return Ok(RequestHooks::Wait(ChainPosition(depth))),
             Hook::Call(needs) => {
                 let verdict = call(worker, *plugin_id, MessageSide::Request, needs, context);
-                apply_request_verdict(worker, configured, verdict, context, upstream)
+                apply_request_verdict(worker, *plugin_id, verdict, context, upstream)
             }
         };
         if let Some(stop) = settle_request_hook(worker, route, ChainPosition(depth), hooked, context)? {
@@ -144,8 +146,7 @@ pub fn accept_request_verdict(
     context: &mut Box<ExchangeContext>,
     upstream: &mut Option<UpstreamId>,
 ) -> Result<RequestHooks, ChainFailure> {
-    let configured = &worker.generation.bindings[at.plugin(route)];
-    let hooked = apply_request_verdict(worker, configured, verdict, context, upstream);
+    let hooked = apply_request_verdict(worker, at.plugin(route), verdict, context, upstream);
     match settle_request_hook(worker, route, at, hooked, context)? {
         Some(stop) => Ok(stop),
         None => down(worker, route, at.next(), context, upstream),
@@ -155,14 +156,14 @@ pub fn accept_request_verdict(
 /// Applies the verdict of a request hook; returns its response, if it has made one.
 fn apply_request_verdict(
     worker: &WorkerState,
-    configured: &ConfiguredPlugin,
+    plugin_id: PluginId,
     verdict: Result<FilterVerdict, PluginFailure>,
     context: &mut ExchangeContext,
     upstream: &mut Option<UpstreamId>,
 ) -> Result<Option<Response<Vec<u8>>>, PluginFailure> {
     match verdict? {
-        FilterVerdict::Plan(plan) => apply_plan(configured, plan, MessageSide::Request, context).map(|()| None),
-        FilterVerdict::Proceed(edits) => apply_edits(worker, configured, edits, context, upstream).map(|()| None),
+        FilterVerdict::Plan(plan) => apply_plan(worker, plugin_id, plan, MessageSide::Request, context).map(|()| None),
+        FilterVerdict::Proceed(edits) => apply_edits(worker, plugin_id, edits, context, upstream).map(|()| None),
         FilterVerdict::Respond(response) => Ok(Some(response)),
     }
 }
@@ -208,13 +209,16 @@ pub fn up(
         }
         let hooked = match &configured.response {
             Hook::Absent => continue,
-            Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context).map(|()| None),
+            Hook::Plan(plan) => worker.guards[*plugin_id]
+                .admit_work()
+                .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Response, context))
+                .map(|()| None),
             Hook::Call(_) if configured.waits() => {
                 return Ok(ResponseHooks::Wait { at: ChainPosition(depth), content });
             }
             Hook::Call(needs) => {
                 let verdict = call(worker, *plugin_id, MessageSide::Response, needs, context);
-                apply_response_verdict(configured, verdict, context)
+                apply_response_verdict(worker, *plugin_id, verdict, context)
             }
         };
         let replaced = settle_response_hook(worker, route, ChainPosition(depth), hooked, context)?;
@@ -232,19 +236,20 @@ pub fn accept_response_verdict(
     verdict: Result<FilterVerdict, PluginFailure>,
     context: &mut Box<ExchangeContext>,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
-    let hooked = apply_response_verdict(&worker.generation.bindings[at.plugin(route)], verdict, context);
+    let hooked = apply_response_verdict(worker, at.plugin(route), verdict, context);
     settle_response_hook(worker, route, at, hooked, context)
 }
 
 /// Applies the verdict of a response hook; returns the content that it puts in place, if any.
 fn apply_response_verdict(
-    configured: &ConfiguredPlugin,
+    worker: &WorkerState,
+    plugin_id: PluginId,
     verdict: Result<FilterVerdict, PluginFailure>,
     context: &mut ExchangeContext,
 ) -> Result<Option<Vec<u8>>, PluginFailure> {
     match verdict? {
-        FilterVerdict::Plan(plan) => apply_plan(configured, plan, MessageSide::Response, context)?,
-        FilterVerdict::Proceed(edits) => edits::apply(edits, &configured.plans, MessageSide::Response, context)?,
+        FilterVerdict::Plan(plan) => apply_plan(worker, plugin_id, plan, MessageSide::Response, context)?,
+        FilterVerdict::Proceed(edits) => apply_response_edits(worker, plugin_id, edits, context)?,
         FilterVerdict::Respond(response) => {
             let (parts, body) = response.into_parts();
             context.response = Some(parts);
@@ -278,7 +283,9 @@ pub fn apply_balancer_edits(
     context: &mut ExchangeContext,
 ) -> Result<(), ChainFailure> {
     let Some(BalancerEdits { binding, edits }) = wanted else { return Ok(()) };
-    match edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context) {
+    let applied = edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context);
+    worker.guards[*binding].charge_work(context.work.take());
+    match applied {
         Ok(()) => Ok(()),
         Err(refused) => on_error(worker, *binding, refused.into(), depth, FailedHook { hook: "balancer", context }),
     }
@@ -296,20 +303,36 @@ fn call(
 }
 
 fn apply_plan(
-    configured: &ConfiguredPlugin,
+    worker: &WorkerState,
+    plugin_id: PluginId,
     plan: u32,
     side: MessageSide,
     context: &mut ExchangeContext,
 ) -> Result<(), PluginFailure> {
-    let plan = configured.plans.get(plan as usize).ok_or(EditError::Plan(plan))?;
-    edits::apply_plan(plan, side, context)?;
-    Ok(())
+    let plans = &worker.generation.bindings[plugin_id].plans;
+    let plan = plans.get(plan as usize).ok_or(EditError::Plan(plan))?;
+    let applied = edits::apply_plan(plan, side, context);
+    worker.guards[plugin_id].charge_work(context.work.take());
+    Ok(applied?)
+}
+
+/// Makes the edits to a response, all or none.
+pub fn apply_response_edits(
+    worker: &WorkerState,
+    plugin_id: PluginId,
+    edits: SmallVec<[Edit; 4]>,
+    context: &mut ExchangeContext,
+) -> Result<(), PluginFailure> {
+    let plans = &worker.generation.bindings[plugin_id].plans;
+    let applied = edits::apply(edits, plans, MessageSide::Response, context);
+    worker.guards[plugin_id].charge_work(context.work.take());
+    Ok(applied?)
 }
 
 /// Makes the edits to a request, all or none.
 pub fn apply_edits(
     worker: &WorkerState,
-    configured: &ConfiguredPlugin,
+    plugin_id: PluginId,
     edits: SmallVec<[Edit; 4]>,
     context: &mut ExchangeContext,
     upstream: &mut Option<UpstreamId>,
@@ -324,7 +347,9 @@ pub fn apply_edits(
         _ => None,
     });
     let upstream_id = named.transpose()?;
-    edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
+    let applied = edits::apply(edits, &worker.generation.bindings[plugin_id].plans, MessageSide::Request, context);
+    worker.guards[plugin_id].charge_work(context.work.take());
+    applied?;
     if let Some(upstream_id) = upstream_id {
         *upstream = Some(upstream_id);
         context.upstream = worker.upstreams[upstream_id].name.clone();

@@ -7,14 +7,15 @@ use hyper::ext::ReasonPhrase;
 
 use super::body_hooks::{self, BodyPassage, Passage, run_passage};
 use super::waiting::WaitingHook;
-use super::{ConnectionInfo, Timers, chain, error_response, read_ahead, record};
+use super::{ConnectionInfo, Timers, chain, error_response, made_response, read_ahead, record};
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ReceivedRequest};
-use crate::error::Error;
+use crate::error::{Error, FailureKind};
 use crate::exchange::cache::BypassedCache;
 use crate::exchange::chain::{ChainFailure, ChainPosition, ResponseHooks};
 use crate::exchange::forward::Received;
 use crate::exchange::intercept::{complete, intercept};
+use crate::exchange::made_response::CountedLength;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
@@ -153,7 +154,8 @@ fn respond_from(
             }
         };
         match ascend(worker, route_id, response, depth, &mut bypassed, &mut context) {
-            Ok(Ascended::Top(response)) => {
+            Ok(Ascended::Top(mut response)) => {
+                count_made(&mut response, worker, &context, record);
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
                 return Responding::Ready(response);
@@ -172,6 +174,30 @@ fn respond_from(
             Err(failed) => received = Err(failed),
         }
     }
+}
+
+/// Counts a response that is whole in memory against `buffers.memory`, or replaces it by an error.
+fn count_made(
+    response: &mut Response<ResponseBody>,
+    worker: &WorkerState,
+    context: &ExchangeContext,
+    record: &mut ExchangeRecord,
+) {
+    let length = made_response::counted_length(response.headers(), response.body());
+    if length == 0 {
+        return;
+    }
+    let Some(share) = worker.buffers.count_made(length) else {
+        let error = Error::new(FailureKind::LimitReached, "the responses that plugins made fill the memory for bodies");
+        let error = error.with_limit("buffers.memory");
+        *response = fail(&error, error.client_status(), worker, context, record);
+        return;
+    };
+    let whole = std::mem::replace(response, Response::new(ResponseBody::Full(Bytes::new())));
+    let (mut parts, mut body) = whole.into_parts();
+    made_response::attach(share, &mut parts.headers, &mut body);
+    parts.extensions.insert(CountedLength(length));
+    *response = Response::from_parts(parts, body);
 }
 
 impl Responding {
@@ -206,7 +232,8 @@ impl LateResponse {
         let mut context = record.take_context();
         let failed = match passed {
             Ok(body) => {
-                let response = complete_head(&mut context, body, came);
+                let mut response = complete_head(&mut context, body, came);
+                count_made(&mut response, worker, &context, record);
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
                 return response;
@@ -246,7 +273,8 @@ impl Ascent {
                 Err(_) => Err((ChainFailure::new(timers.late(), at), ascent.bypassed.take())),
             };
             let responding = match ascended {
-                Ok(Ascended::Top(response)) => {
+                Ok(Ascended::Top(mut response)) => {
+                    count_made(&mut response, worker, &context, record);
                     record.status = response.status().as_u16();
                     record.set_route(route_id, context);
                     return response;

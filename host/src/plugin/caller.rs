@@ -29,6 +29,8 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 use waiting_calls::WaitingInstances;
 
 mod waiting_calls;
+/// The minimum of work that is charged, in time. Plans of usual length take far less, and cost no clock reading.
+const MIN_CHARGED_WORK: Duration = Duration::from_micros(20);
 
 /// A worker's place for the instance of a configured plugin. Boxed, since the instance leaves it for every call.
 #[derive(Default)]
@@ -114,6 +116,18 @@ impl PluginCaller {
             self.supply().order();
         }
         result
+    }
+
+    /// Rejects the host's work for the plugin outside of calls while the share is used up.
+    pub fn admit_work(&self) -> Result<(), PluginFailure> {
+        if self.wait().is_some() { Err(self.share_error()) } else { Ok(()) }
+    }
+
+    /// Charges the host's work for the plugin outside of calls.
+    pub fn charge_work(&self, work: Duration) {
+        if work >= MIN_CHARGED_WORK {
+            self.share.charge_time(work, Instant::now());
+        }
     }
 
     /// Keeps no instances from now on.

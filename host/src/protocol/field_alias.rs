@@ -29,8 +29,19 @@ pub fn is_ambiguous(name: &str) -> bool {
 
 /// Whether an origin may treat two names in lower case as equal.
 pub fn are_alike(one: &str, other: &str) -> bool {
-    let normal = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
-    one.len() == other.len() && one.bytes().map(normal).eq(other.bytes().map(normal))
+    one.len() == other.len() && one.bytes().map(normal_byte).eq(other.bytes().map(normal_byte))
+}
+
+/// The normal form of a name: names with the same one are alike.
+pub type NormalName = SmallVec<[u8; 32]>;
+
+/// Returns the normal form of a name in lower case.
+pub fn normal(name: &str) -> NormalName {
+    name.bytes().map(normal_byte).collect()
+}
+
+fn normal_byte(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
 }
 
 /// Returns the names in a message that are aliases of a name, without the name.

@@ -19,6 +19,15 @@ pub const RST_STREAM: u8 = 3;
 /// The type of a frame that continues a head or trailers.
 pub const CONTINUATION: u8 = 9;
 
+/// The type of a frame of settings.
+const SETTINGS: u8 = 4;
+
+/// The setting for the longest list of fields that the sender accepts (RFC 9113 §6.5.2).
+pub const MAX_HEADER_LIST_SIZE: u16 = 6;
+
+/// The bytes of a setting: its identifier and its value.
+const SETTING_LENGTH: u8 = 6;
+
 /// The flag of HEADERS and DATA that end their side of a stream.
 pub const END_STREAM: u8 = 1;
 
@@ -34,8 +43,25 @@ pub struct FrameScanner {
     filled: usize,
     /// The number of bytes to skip before the next frame header.
     skip: usize,
-    /// The error code of a RST_STREAM frame as far as it was read; `None` outside of such frames.
-    code: Option<u32>,
+    /// The value in the payload as far as it was read; `None` outside of frames with values.
+    value: Option<PartialValue>,
+}
+
+/// A value in the payload of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameValue {
+    /// The error code of a RST_STREAM frame.
+    ResetCode(u32),
+    /// A setting of a SETTINGS frame.
+    Setting { identifier: u16, value: u32 },
+}
+
+/// A value of which the last bytes may be missing.
+#[derive(Clone, Copy, Debug)]
+struct PartialValue {
+    bytes: u64,
+    read: u8,
+    is_setting: bool,
 }
 
 /// The header of a frame.
@@ -52,24 +78,28 @@ pub struct FrameHead {
 impl FrameScanner {
     /// Creates a scanner of bytes that begin with a preface of this length, which is no frame.
     pub fn after(preface: usize) -> Self {
-        FrameScanner { head: [0; HEAD], filled: 0, skip: preface, code: None }
+        FrameScanner { head: [0; HEAD], filled: 0, skip: preface, value: None }
     }
 
     /// Scans the next bytes and calls `each` for each frame whose header they complete.
     pub fn scan(&mut self, bytes: &[u8], each: impl FnMut(FrameHead)) {
-        self.scan_with_codes(bytes, each, |_| {});
+        self.scan_with_values(bytes, each, |_| {});
     }
 
-    /// Scans the next bytes as [`FrameScanner::scan`] does, and calls `reset` with the error code of each RST_STREAM frame.
-    pub fn scan_with_codes(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHead), mut reset: impl FnMut(u32)) {
+    /// Scans the next bytes as [`FrameScanner::scan`] does, and calls `found` with each error code and each setting.
+    pub fn scan_with_values(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(FrameHead),
+        mut found: impl FnMut(FrameValue),
+    ) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
-            if let Some(code) = &mut self.code {
-                *code = bytes[..skipped].iter().fold(*code, |code, byte| code << 8 | u32::from(*byte));
+            if let Some(value) = &mut self.value {
+                bytes[..skipped].iter().filter_map(|byte| value.push(*byte)).for_each(&mut found);
                 if self.skip == 0 {
-                    reset(*code);
-                    self.code = None;
+                    self.value = None;
                 }
             }
             bytes = &bytes[skipped..];
@@ -81,7 +111,7 @@ impl FrameScanner {
                 self.filled = 0;
                 let head = FrameHead::parse(&self.head);
                 self.skip = head.length;
-                self.code = (head.kind == RST_STREAM && head.length > 0).then_some(0);
+                self.value = PartialValue::in_frame(head);
                 each(head);
             }
         }
@@ -90,6 +120,30 @@ impl FrameScanner {
     /// Whether the next byte begins a frame.
     pub fn is_between(&self) -> bool {
         self.skip == 0 && self.filled == 0
+    }
+}
+
+impl PartialValue {
+    /// Returns the first value in a frame; `None` if such frames have no values.
+    fn in_frame(head: FrameHead) -> Option<Self> {
+        let is_setting = head.kind == SETTINGS;
+        (is_setting || head.kind == RST_STREAM).then_some(PartialValue { bytes: 0, read: 0, is_setting })
+    }
+
+    /// Adds a byte. Returns the value if that was the last byte of it.
+    fn push(&mut self, byte: u8) -> Option<FrameValue> {
+        (self.bytes, self.read) = (self.bytes << 8 | u64::from(byte), self.read + 1);
+        let length = if self.is_setting { SETTING_LENGTH } else { 4 };
+        if self.read < length {
+            return None;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        self.read = 0;
+        let value = bytes as u32;
+        if self.is_setting {
+            return Some(FrameValue::Setting { identifier: (bytes >> 32) as u16, value });
+        }
+        Some(FrameValue::ResetCode(value))
     }
 }
 
@@ -152,17 +206,25 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_resets_are_the_same_however_reads_split_them() {
+    fn values_of_frames_are_the_same_however_reads_split_them() {
         let frames = [
             frame(RST_STREAM, 0, 1, &[0, 0, 0, 1]),
             frame(0, 0, 1, &[3; 20]),
             frame(RST_STREAM, 0, 3, &[0xff, 0, 0, 8]),
+            frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100, 0, 6, 0, 1, 0, 0]),
+            frame(SETTINGS, 1, 0, &[]),
         ]
         .concat();
+        let wanted = [
+            FrameValue::ResetCode(1),
+            FrameValue::ResetCode(0xff00_0008),
+            FrameValue::Setting { identifier: 3, value: 100 },
+            FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value: 1 << 16 },
+        ];
         for size in 1..=frames.len() {
             let (mut scanner, mut codes) = (FrameScanner::after(0), Vec::new());
-            frames.chunks(size).for_each(|piece| scanner.scan_with_codes(piece, |_| {}, |code| codes.push(code)));
-            assert_eq!(codes, [1, 0xff00_0008], "pieces of {size}");
+            frames.chunks(size).for_each(|piece| scanner.scan_with_values(piece, |_| {}, |code| codes.push(code)));
+            assert_eq!(codes, wanted, "pieces of {size}");
         }
     }
 

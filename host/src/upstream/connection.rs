@@ -1,7 +1,7 @@
 //! A connection to an endpoint. One of HTTP/1 is polled by the exchange that uses it: no task of its own to wake and
 //! switch to. One of HTTP/2 serves many exchanges, and has a task.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -39,6 +39,8 @@ pub struct Connection {
     sender: Sender,
     head: ResponseHeadLimits,
     limit_handle: LimitHandle,
+    /// Whether the connection has HTTP/2, and serves one exchange at a time.
+    is_unshared: bool,
 }
 
 #[expect(clippy::large_enum_variant, reason = "connections are boxed")]
@@ -61,6 +63,8 @@ pub struct SharedSender {
     task: Rc<JoinHandle<Result<(), Panicked>>>,
     /// The alert of TLS that has ended the connection, in words; unset while there is none. Streams don't report it.
     alert: Rc<OnceCell<String>>,
+    /// The longest list of fields that the endpoint says it accepts, in bytes.
+    max_request_head: Rc<Cell<u32>>,
 }
 
 /// A request that got no response, with its content if the endpoint can't have read any of it. Results have it boxed,
@@ -122,7 +126,8 @@ impl Connection {
         permit: ConnectionPermit,
     ) -> Self {
         let limit_handle = permit.limit_handle();
-        Connection { sender: Sender::Http1 { http1: Http1::new(transport, head, permit), now }, head, limit_handle }
+        let sender = Sender::Http1 { http1: Http1::new(transport, head, permit), now };
+        Connection { sender, head, limit_handle, is_unshared: false }
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -139,7 +144,9 @@ impl Connection {
         builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
         builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let transport = DeferredEnd::new(CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) });
+        let max_request_head = Rc::new(Cell::new(u32::MAX));
+        let counter = EndpointFrames::new(head.bytes, max_request_head.clone());
+        let transport = DeferredEnd::new(CountedFrames { io: transport, counter });
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();
@@ -153,14 +160,27 @@ impl Connection {
             }
             drop(permit);
         });
-        Ok(Connection::of_shared(SharedSender { sender, limit_handle, head, task: Rc::new(task), alert }))
+        Ok(Connection::of_shared(SharedSender {
+            sender,
+            limit_handle,
+            head,
+            task: Rc::new(task),
+            alert,
+            max_request_head,
+        }))
     }
 
     /// Returns another handle of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
         let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
         let sender = Sender::Http2(sender);
-        Connection { sender, head, limit_handle }
+        Connection { sender, head, limit_handle, is_unshared: false }
+    }
+
+    /// Makes a connection with HTTP/2 serve one exchange at a time.
+    pub fn unshared(mut self) -> Self {
+        self.is_unshared = matches!(self.sender, Sender::Http2(_));
+        self
     }
 
     /// Returns the sender that other requests can use too, if the version of HTTP allows that.
@@ -254,7 +274,10 @@ impl Connection {
     /// Whether the connection can be kept for another exchange, after one that it has served. Shared connections are
     /// kept elsewhere.
     pub fn is_idle(&self) -> bool {
-        matches!(&self.sender, Sender::Http1 { http1, .. } if http1.is_idle())
+        match &self.sender {
+            Sender::Http1 { http1, .. } => http1.is_idle(),
+            Sender::Http2(sender) => self.is_unshared && !sender.is_closed(),
+        }
     }
 
     /// Checks whether an idle connection has ended, as far as the reactor knows. Returns whether the connection may
@@ -262,7 +285,7 @@ impl Connection {
     pub fn is_reusable(&mut self) -> bool {
         match &mut self.sender {
             Sender::Http1 { http1, .. } => http1.is_reusable(),
-            Sender::Http2(_) => false,
+            Sender::Http2(sender) => !sender.is_closed(),
         }
     }
 
@@ -361,6 +384,11 @@ impl SharedSender {
 
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Returns the longest list of fields that the endpoint says it accepts, in bytes.
+    pub fn max_request_head(&self) -> u32 {
+        self.max_request_head.get()
     }
 
     /// Whether no exchange has a sender of the connection.

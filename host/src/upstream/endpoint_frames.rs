@@ -5,8 +5,10 @@
     reason = "h2 gives its sockets no clock of a worker, and allowances grow with time"
 )]
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -14,7 +16,8 @@ use super::informational;
 use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
-    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, HEADERS, PREFACE, RST_STREAM,
+    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_HEADER_LIST_SIZE, PREFACE,
+    RST_STREAM,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -23,6 +26,8 @@ pub struct EndpointFrames {
     outgoing: FrameScanner,
     budget: FrameBudget,
     heads: Heads,
+    /// The longest list of fields that the endpoint says it accepts, in bytes.
+    max_request_head: Rc<Cell<u32>>,
     flood: Option<Flood>,
 }
 
@@ -55,25 +60,38 @@ const MAX_STREAMS: usize = 1 << 16;
 
 impl EndpointFrames {
     /// Returns the counter of a connection whose preface hasn't been sent yet. The limit of a response's head, in bytes,
-    /// holds for informational responses before it too.
-    pub fn new(limit: usize) -> Self {
+    /// holds for informational responses before it too. The longest list of fields that the endpoint says it accepts is
+    /// written to `max_request_head`.
+    pub fn new(limit: usize, max_request_head: Rc<Cell<u32>>) -> Self {
         let (incoming, outgoing) = (FrameScanner::after(0), FrameScanner::after(PREFACE.len()));
         let heads = Heads { limit, left: 0, streams: HashMap::new() };
-        EndpointFrames { incoming, outgoing, budget: FrameBudget::new(Instant::now()), heads, flood: None }
+        EndpointFrames {
+            incoming,
+            outgoing,
+            budget: FrameBudget::new(Instant::now()),
+            heads,
+            max_request_head,
+            flood: None,
+        }
     }
 }
 
 impl FrameCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads, flood, .. } = self;
-        incoming.scan(bytes, |head| {
+        let EndpointFrames { incoming, budget, heads, max_request_head, flood, .. } = self;
+        let each = |head| {
             let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
                 budget.count_received(head).map_err(kind)
             });
             if let Err(name) = counted {
                 flood.get_or_insert(name);
+            }
+        };
+        incoming.scan_with_values(bytes, each, |value| {
+            if let FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } = value {
+                max_request_head.set(value);
             }
         });
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::net::deadline::Clock;
 use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
-use crate::protocol::http2_frames::{FrameHead, FrameScanner, HEADERS, PREFACE};
+use crate::protocol::http2_frames::{FrameHead, FrameScanner, FrameValue, HEADERS, PREFACE};
 
 /// The counter of a client's frames.
 pub struct ClientFrames {
@@ -195,9 +195,9 @@ impl FrameCounter for ClientFrames {
             }
         };
         // Only h2 resets with these codes: hyper has others for responses that fail.
-        outgoing.scan_with_codes(bytes, each, |code| {
-            *malformed += usize::from(code == PROTOCOL_ERROR);
-            *refused += usize::from(code == REFUSED_STREAM);
+        outgoing.scan_with_values(bytes, each, |value| {
+            *malformed += usize::from(value == FrameValue::ResetCode(PROTOCOL_ERROR));
+            *refused += usize::from(value == FrameValue::ResetCode(REFUSED_STREAM));
         });
     }
 

@@ -44,6 +44,9 @@ pub fn verdict(what: &str) -> Verdict {
         "bytes" => Verdict::Proceed(vec![Edit::AppendField(("x-a".into(), vec![b'x'; 50_000])); 3]),
         // Responses.
         "respond-body" => response(Vec::new(), vec![0; (4 << 20) + 1]),
+        // Within the bounds of a single response.
+        "respond-long" => response(Vec::new(), vec![0; 600_000]),
+        "respond-head" => response(vec![("x-long".into(), vec![b'x'; 60_000]); 3], Vec::new()),
         "respond-fields" => response((0..257).map(|n| (format!("x-{n}"), Vec::new())).collect(), Vec::new()),
         "respond-bytes" => response(vec![("x".into(), vec![b'x'; 60_000]); 5], Vec::new()),
         // Empty names cost the plugin next to nothing, but the host a lot.
