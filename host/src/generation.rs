@@ -177,6 +177,8 @@ pub struct WorkerState {
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
+    /// The index of the timer that has the first turn at the next tick.
+    first_timer: Cell<usize>,
     /// Exchanges whose response has not passed the plugins yet.
     in_chains: Cell<usize>,
     /// Whether a later generation has replaced this one.
@@ -201,6 +203,9 @@ struct Timer {
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// The time that the timers of a worker take at a tick, up to the end of the call that exceeds it.
+const TIMERS_TIME: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Copy)]
 enum TimerOwner {
@@ -288,6 +293,7 @@ impl WorkerState {
             alive,
             pools,
             timers,
+            first_timer: Cell::new(0),
             in_chains,
             is_retired,
             is_released,
@@ -330,10 +336,17 @@ impl WorkerState {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
     }
 
-    /// Calls the timers whose interval has passed.
+    /// Calls the timers whose interval has passed. Those that are left after [`TIMERS_TIME`] have the first turn at the next
+    /// tick.
     pub fn tick(&self, now: Instant) {
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
-        for timer in self.timers.iter().filter(|timer| timer.next.get() <= now) {
+        let began = Instant::now();
+        let (before, first) = self.timers.split_at(self.first_timer.get());
+        for (index, timer) in first.iter().chain(before).enumerate().filter(|(_, timer)| timer.next.get() <= now) {
+            if began.elapsed() >= TIMERS_TIME {
+                self.first_timer.set((self.first_timer.get() + index) % self.timers.len());
+                return;
+            }
             let called = match timer.whose {
                 TimerOwner::Filter => self.call(timer.binding, Instance::timer),
                 TimerOwner::Balancer(upstream) => self.call_balancer(upstream, Instance::timer),
