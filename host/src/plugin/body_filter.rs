@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 use wasmtime::component::ResourceAny;
 
 use super::body_permit::BodyPermit;
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
 use super::failure::ExchangeName;
@@ -175,13 +176,13 @@ impl BodyFilter {
         let mut instance =
             self.instance.take().ok_or(PluginFailure::NoInstance("an earlier call for the body failed"))?;
         let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
-            instance.begin_call();
+            instance.begin_call(HookKind::Body);
             call(instance)
         });
         if result.is_ok() {
             self.instance = Some(instance);
         } else {
-            self.guard.discard(instance);
+            self.guard.lose(instance);
         }
         result
     }
@@ -288,7 +289,7 @@ impl Drop for BodyFilter {
 }
 
 fn construct(instance: &mut Instance, side: MessageSide) -> Result<ResourceAny, PluginFailure> {
-    instance.begin_call();
+    instance.begin_call(HookKind::Body);
     let Instance { store, request_body, response_body, .. } = instance;
     let body = match side {
         MessageSide::Request => {

@@ -15,6 +15,7 @@ use super::bindings::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::engine::Plugin;
 use super::host::HostState;
@@ -54,6 +55,8 @@ pub struct Instance {
     limit: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
+    /// The hook of the last call.
+    hook: HookKind,
     imports_exchange: bool,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
@@ -148,6 +151,7 @@ impl Instance {
             store,
             limit: limits.cpu,
             budget: limits.cpu,
+            hook: HookKind::RequestFilter,
             imports_exchange: plugin.imports_exchange,
             lifecycle,
             request_filter,
@@ -218,7 +222,10 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
-        self.begin_call();
+        self.begin_call(match side {
+            MessageSide::Request => HookKind::RequestFilter,
+            MessageSide::Response => HookKind::ResponseFilter,
+        });
         let owned_values: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -243,6 +250,7 @@ impl Instance {
     /// load of these endpoints.
     pub fn endpoints_changed(&mut self, members: &Arc<EndpointSnapshot>, time: Duration) -> Result<(), PluginFailure> {
         begin(&mut self.store, time);
+        self.hook = HookKind::Balancer;
         let endpoints: Vec<balancer::Endpoint<'_>> = members.list.iter().map(wit_endpoint).collect();
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
@@ -261,7 +269,7 @@ impl Instance {
         tried: SmallVec<[u32; 4]>,
         now: Instant,
     ) -> Result<Option<Picked>, PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Balancer);
         let owned_values: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -285,7 +293,7 @@ impl Instance {
         context: &ExchangeContext,
         summary: &Summary,
     ) -> Result<(), PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Observer);
         let copy = |name| context.value(name).map(|value| value.bytes().to_vec());
         let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
         let hook = self.observer.as_ref().ok_or(PluginFailure::NoHook)?;
@@ -294,14 +302,20 @@ impl Instance {
 
     /// Lets a timer's interval have passed.
     pub fn timer(&mut self) -> Result<(), PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Timer);
         let hook = self.timer.as_ref().ok_or(PluginFailure::NoHook)?;
         hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
     }
 
-    /// Starts the measurement of a call.
-    pub(super) fn begin_call(&mut self) {
+    /// Starts the measurement of a hook's call.
+    pub(super) fn begin_call(&mut self, hook: HookKind) {
+        self.hook = hook;
         begin(&mut self.store, self.budget);
+    }
+
+    /// Returns the hook of the last call.
+    pub(super) fn hook(&self) -> HookKind {
+        self.hook
     }
 
     /// Limits the CPU time of the next calls, at most to `limits.cpu`.
