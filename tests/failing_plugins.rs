@@ -137,6 +137,56 @@ fn a_plugin_that_always_traps_is_not_called_all_the_time() {
 }
 
 #[test]
+fn good_calls_of_other_hooks_and_some_good_requests_hide_no_storm_of_traps() {
+    let proxy = start(&late(&echo(), 1, ""));
+    let mut n = 0;
+    // An observer of the same plugin returns after each of them.
+    proxy.log_until("plugin breaker opened", || {
+        n += 1;
+        drop(call(&proxy, if n % 50 == 0 { "" } else { "trap" }));
+    });
+    assert_ne!(plugin(&proxy)["breaker"], "closed");
+    assert_eq!(proxy.get("/", "").status(), 200);
+    until("a trial succeeds", || call(&proxy, "").status() == 200);
+    assert_eq!(plugin(&proxy)["breaker"], "closed");
+}
+
+#[test]
+fn lost_instances_are_charged_to_the_share() {
+    let proxy = start(&late(&echo(), 1, "limits.share = 1"));
+    let began = Instant::now();
+    let mut traps = 0;
+    proxy.log_until("limits.share of 1 %", || {
+        (0..4).for_each(|_| drop(call(&proxy, "trap")));
+        drop(call(&proxy, ""));
+        traps += 4;
+    });
+    // The share of ten seconds is a tenth of a second: 250 losses, each of half a millisecond.
+    assert!(traps < 100 + 250 + 50 * began.elapsed().as_secs(), "{traps}");
+}
+
+#[test]
+fn timers_that_are_slow_take_turns() {
+    let names: Vec<String> = (0..10).map(|n| format!("\"t{n}\"")).collect();
+    let config = "timer-interval = 50\nconfig.timer = \"busy:2\"";
+    let tables: String = (0..10).map(|n| format!("[plugin.t{n}]\nuse = {LATE:?}\nconfig.{config}\n")).collect();
+    let more = format!("[admin]\naddress = \"127.0.0.1:0\"\n{tables}");
+    let text = manifest(&echo(), &names.join(", "), &more).replace("workers = 2", "workers = 1");
+    let proxy = start(&text);
+    let calls = || -> f64 {
+        let one = |n| metric(&proxy, &format!("plugway_plugin_calls_total{{plugin=\"t{n}\"}}"));
+        (0..10).filter_map(one).sum()
+    };
+    let (began, before) = (Instant::now(), calls());
+    until("the timers were called", || calls() >= before + 20.0);
+    // One is called every 50 ms: each takes more than its worker has for all timers.
+    assert!(began.elapsed() > Duration::from_millis(800), "{:?}", began.elapsed());
+    until("each has its turn", || {
+        (0..10).all(|n| metric(&proxy, &format!("plugway_plugin_calls_total{{plugin=\"t{n}\"}}")) >= Some(2.0))
+    });
+}
+
+#[test]
 fn calls_within_their_limit_take_no_more_than_the_share() {
     let proxy = start(&late(&echo(), 1, "limits.share = 5"));
     proxy.log_until("limits.share of 5 %", || {

@@ -182,6 +182,8 @@ pub struct WorkerState {
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
+    /// The index of the timer that has the first turn at the next tick.
+    first_timer: Cell<usize>,
     /// Exchanges whose response has not passed the plugins yet.
     in_chains: Cell<usize>,
     /// Whether a later generation has replaced this one.
@@ -208,6 +210,9 @@ struct Timer {
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// The time that the timers of a worker take at a tick, up to the end of the call that exceeds it.
+const TIMERS_TIME: Duration = Duration::from_millis(1);
 
 /// A timer that may wait and is due, until its call has ended.
 pub struct WaitingTimer {
@@ -301,6 +306,7 @@ impl WorkerState {
             alive,
             pools,
             timers,
+            first_timer: Cell::new(0),
             in_chains,
             is_retired,
             is_released,
@@ -347,14 +353,25 @@ impl WorkerState {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
     }
 
-    /// Calls the timers whose interval has passed.
+    /// Calls the timers whose interval has passed. Those that are left after [`TIMERS_TIME`] have the first turn at the next
+    /// tick.
     ///
     /// Returns those that may wait, for the caller to call.
     pub fn tick(self: &Rc<Self>, now: Instant) -> Vec<WaitingTimer> {
         let mut waiting = Vec::new();
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
         self.guards.iter().for_each(|guard| guard.sweep_waiting(now));
-        for (index, timer) in self.timers.iter().enumerate().filter(|(_, timer)| timer.next.get() <= now) {
+        let began = Instant::now();
+        let (first, count) = (self.first_timer.get(), self.timers.len());
+        for index in (0..count).map(|turn| (first + turn) % count) {
+            let timer = &self.timers[index];
+            if timer.next.get() > now {
+                continue;
+            }
+            if began.elapsed() >= TIMERS_TIME {
+                self.first_timer.set(index);
+                break;
+            }
             let called = match timer.whose {
                 TimerOwner::Filter if self.generation.bindings[timer.binding].waits() => {
                     waiting.extend(self.begin_timer(index));

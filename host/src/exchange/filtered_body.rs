@@ -28,6 +28,8 @@ pub struct FilteredBody<B> {
     state: FilterState,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
+    /// The time of calls since the task last let others have a turn.
+    in_turn: Duration,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
 }
@@ -41,6 +43,9 @@ struct Pause {
 /// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
+/// The time of calls after which other tasks have a turn.
+const TURN: Duration = Duration::from_millis(1);
+
 /// The shortest step of a wait, which is what timers can measure.
 const MIN_STEP: Duration = Duration::from_millis(1);
 
@@ -53,7 +58,7 @@ enum FilterState {
 
 impl<B> FilteredBody<B> {
     pub fn new(source: B, stages: Vec<BodyFilter>) -> Self {
-        FilteredBody { source, stages, state: FilterState::Passing, pause: None, status: None }
+        FilteredBody { source, stages, state: FilterState::Passing, pause: None, in_turn: Duration::ZERO, status: None }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -82,6 +87,28 @@ impl<B> FilteredBody<B> {
             let sleep = Box::pin(tokio::time::sleep(wait.clamp(MIN_STEP, left.max(MIN_STEP))));
             self.pause = Some(Pause { began, sleep });
         }
+    }
+
+    /// Lets other tasks of the worker have a turn after calls of [`TURN`]: a source that has much data, and a client that
+    /// takes it, would have them wait for as many calls as there are chunks.
+    fn poll_turn(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.in_turn < TURN {
+            return Poll::Ready(());
+        }
+        self.in_turn = Duration::ZERO;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes what the source gave through all stages.
+    fn pass(&mut self, frame: Option<Frame<Bytes>>) -> Result<Bytes, BodyError> {
+        let began = Instant::now();
+        let passed = pass(&mut self.stages, frame, &mut self.state);
+        self.in_turn += began.elapsed();
+        passed.map_err(|FilterFailure { error, status }| {
+            self.status = status;
+            BodyError::from(error)
+        })
     }
 
     /// Returns the status that a failed plugin has set for the client.
@@ -113,16 +140,12 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
                 }
                 FilterState::Passing => {}
             }
+            ready!(this.poll_turn(cx));
             let passed = match ready!(this.poll_share(cx)) {
                 Err(error) => Err(error.into()),
                 Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
                     Err(error) => Err(error),
-                    Ok(frame) => {
-                        pass(&mut this.stages, frame, &mut this.state).map_err(|FilterFailure { error, status }| {
-                            this.status = status;
-                            BodyError::from(error)
-                        })
-                    }
+                    Ok(frame) => this.pass(frame),
                 },
             };
             if !matches!(this.state, FilterState::Passing) {
@@ -325,4 +348,48 @@ fn reported<R>(
 struct FilterFailure {
     error: BodyFilterError,
     status: Option<StatusCode>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    struct Endless;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+    }
+
+    #[derive(Default)]
+    struct Turns(AtomicU32);
+
+    impl Wake for Turns {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn others_have_a_turn_after_calls_of_a_millisecond() {
+        let (mut body, turns) = (FilteredBody::new(Endless, Vec::new()), Arc::new(Turns::default()));
+        let waker = Waker::from(turns.clone());
+        let poll = |body: &mut FilteredBody<Endless>| {
+            let is_ready = Pin::new(body).poll_frame(&mut Context::from_waker(&waker)).is_ready();
+            (is_ready, turns.0.load(Ordering::Relaxed))
+        };
+        body.in_turn = TURN / 2;
+        assert_eq!(poll(&mut body), (true, 0));
+        body.in_turn = TURN;
+        assert_eq!(poll(&mut body), (false, 1), "the task is woken at once");
+        assert_eq!(poll(&mut body), (true, 1));
+    }
 }

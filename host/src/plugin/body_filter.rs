@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use wasmtime::component::ResourceAny;
 
 use super::body_permit::BodyPermit;
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
 use super::failure::ExchangeName;
@@ -186,13 +187,13 @@ impl BodyFilter {
         let mut instance =
             self.instance.take().ok_or(PluginFailure::NoInstance("an earlier call for the body failed"))?;
         let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
-            instance.begin_call();
+            instance.begin_call(HookKind::Body);
             call(instance)
         });
         if result.is_ok() {
             self.instance = Some(instance);
         } else {
-            self.guard.discard(instance);
+            self.guard.lose(instance);
         }
         result
     }
@@ -303,7 +304,7 @@ fn construct(
     side: MessageSide,
     values: &[Option<&[u8]>],
 ) -> Result<ResourceAny, PluginFailure> {
-    instance.begin_call();
+    instance.begin_call(HookKind::Body);
     let Instance { store, request_body, response_body, .. } = instance;
     let body = match side {
         MessageSide::Request => {

@@ -1,12 +1,12 @@
 //! The circuit breaker of a configured plugin, shared by all workers. A late call costs every request that waits behind
-//! it on its worker, so a few of them stop all calls for a while; failures that cost others nothing stop calls only when
-//! nothing else has come from the plugin for seconds, or any client could switch a plugin off.
+//! it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop calls only when
+//! nearly all calls of a hook have failed for seconds, or any client could switch a plugin off.
 //!
 //! Workers read `mode` before a call. The lock is taken after late calls alone.
 #![expect(clippy::disallowed_methods, reason = "the state is shown to operators, off the workers")]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,33 @@ pub struct Breaker {
     level: AtomicU32,
     /// The end of the mode, in milliseconds since `began`.
     until: AtomicU64,
-    /// The number of failed calls since the last one that succeeded; the first of them ended at `row_began`, in
-    /// milliseconds since `began`.
-    in_a_row: AtomicU32,
-    row_began: AtomicU64,
+    /// The failures of each hook: calls of one that succeed say nothing about another.
+    rows: [FailureRow; HookKind::COUNT],
+    /// The hook whose failures have opened the breaker; [`HookKind::COUNT`] if late calls have.
+    opened_by: AtomicUsize,
     /// The times at which the last late calls ended.
     late: Mutex<VecDeque<Instant>>,
+}
+
+/// The failures of a hook that outweigh its successes.
+#[derive(Debug, Default)]
+struct FailureRow {
+    /// The number of failed calls, less [`SUCCESS_WEIGHT`] for each that succeeded.
+    weight: AtomicU32,
+    /// The time of the first of these failures, in milliseconds since the breaker's `began`.
+    began: AtomicU64,
+}
+
+/// The kind of a hook, as far as failures are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    RequestFilter,
+    ResponseFilter,
+    Body,
+    Balancer,
+    CachePolicy,
+    Observer,
+    Timer,
 }
 
 /// The state of a breaker, as operators see it.
@@ -74,9 +95,13 @@ const TRIAL: u8 = 3;
 const MAX_LATE_CALLS: usize = 3;
 const LATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// Failures in a row that open a breaker if no call has succeeded for [`ROW_TIME`]. A client that wants to switch a
-/// plugin off has to send so many requests between any two successful ones of all others.
-const MAX_FAILURES_IN_A_ROW: u32 = 100;
+/// The weight of failures that opens a breaker once it has lasted for [`ROW_TIME`].
+const MAX_FAILURES: u32 = 100;
+
+/// The number of failures that one success outweighs. A client that wants to switch a plugin off has to send more than so
+/// many requests for each successful one of all others.
+const SUCCESS_WEIGHT: u32 = 9;
+
 const ROW_TIME: Duration = Duration::from_secs(3);
 
 /// The first backoff. Each further opening for late calls doubles the backoff, up to [`MAX_BACKOFF`].
@@ -95,8 +120,8 @@ impl Breaker {
             mode: AtomicU8::new(CLOSED),
             level: AtomicU32::new(0),
             until: AtomicU64::new(0),
-            in_a_row: AtomicU32::new(0),
-            row_began: AtomicU64::new(0),
+            rows: Default::default(),
+            opened_by: AtomicUsize::new(HookKind::COUNT),
             late: Mutex::default(),
         }
     }
@@ -143,14 +168,15 @@ impl Breaker {
         }
     }
 
-    /// Records the result of a call, which may open or close the breaker.
-    pub fn settle(&self, permit: CallPermit, outcome: CallOutcome, now: Instant) {
+    /// Records the result of a hook's call, which may open or close the breaker.
+    pub fn settle(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
-            (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(now),
+            (CallPermit::Trial(_), CallOutcome::Returned) if self.is_open_for_another(hook) => self.repeat_trial(),
+            (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
             (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen(now),
-            (_, CallOutcome::Returned) => self.end_row(),
-            (_, CallOutcome::Failed) => self.count_failure(now),
+            (_, CallOutcome::Returned) => self.count_success(hook),
+            (_, CallOutcome::Failed) => self.count_failure(hook, now),
             (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (CallPermit::Usual, CallOutcome::Late) => self.count_late(now),
         }
@@ -176,27 +202,44 @@ impl Breaker {
         }
     }
 
-    fn count_failure(&self, now: Instant) {
-        let count = self.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if count == 1 {
-            self.row_began.store(self.ms(now), Ordering::Relaxed);
+    fn count_failure(&self, hook: HookKind, now: Instant) {
+        let row = &self.rows[hook as usize];
+        let more = |weight: u32| Some((weight + 1).min(MAX_FAILURES));
+        let before = row.weight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
+        if before == 0 {
+            row.began.store(self.ms(now), Ordering::Relaxed);
         }
-        let lasted = self.ms(now).saturating_sub(self.row_began.load(Ordering::Relaxed));
-        if count >= MAX_FAILURES_IN_A_ROW && u128::from(lasted) >= ROW_TIME.as_millis() {
-            self.end_row();
+        let lasted = self.ms(now).saturating_sub(row.began.load(Ordering::Relaxed));
+        if before + 1 >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
+            row.weight.store(0, Ordering::Relaxed);
             // Workers that still fail while the breaker is open change nothing.
             if self.change(CLOSED, OPEN) || self.change(CAUTIOUS, OPEN) {
+                self.opened_by.store(hook as usize, Ordering::Relaxed);
                 self.until.store(self.ms(now + BACKOFF), Ordering::Release);
-                warn!(plugin = &*self.plugin, failures = count, retry_in = ?BACKOFF, "plugin breaker opened");
+                warn!(plugin = &*self.plugin, failures_of = hook.word(), retry_in = ?BACKOFF, "plugin breaker opened");
             }
         }
     }
 
-    /// Notes that a call has succeeded.
-    pub(super) fn end_row(&self) {
-        if self.in_a_row.load(Ordering::Relaxed) > 0 {
-            self.in_a_row.store(0, Ordering::Relaxed);
+    /// Notes that a call of a hook has succeeded.
+    pub(super) fn count_success(&self, hook: HookKind) {
+        let weight = &self.rows[hook as usize].weight;
+        if weight.load(Ordering::Relaxed) > 0 {
+            let less = |weight: u32| Some(weight.saturating_sub(SUCCESS_WEIGHT));
+            let _ = weight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
+    }
+
+    /// Whether the failures of another hook have opened the breaker, so that a success of this one says nothing.
+    fn is_open_for_another(&self, hook: HookKind) -> bool {
+        let opened_by = self.opened_by.load(Ordering::Relaxed);
+        opened_by != HookKind::COUNT && opened_by != hook as usize
+    }
+
+    /// Makes the next call another trial.
+    fn repeat_trial(&self) {
+        self.until.store(0, Ordering::Release);
+        self.mode.store(OPEN, Ordering::Release);
     }
 
     /// Opens the breaker for twice as long as the last time.
@@ -204,6 +247,7 @@ impl Breaker {
         if self.mode.swap(OPEN, Ordering::AcqRel) == OPEN {
             return;
         }
+        self.opened_by.store(HookKind::COUNT, Ordering::Relaxed);
         let level = self.level.load(Ordering::Relaxed);
         self.level.store((level + 1).min(MAX_DOUBLINGS + 1), Ordering::Relaxed);
         let backoff = self.backoff();
@@ -219,8 +263,8 @@ impl Breaker {
 
     /// Closes the breaker after a trial. For twice the backoff, calls get as little CPU time as the trial had, and a
     /// late one opens the breaker at once.
-    fn succeed(&self, now: Instant) {
-        self.end_row();
+    fn succeed(&self, hook: HookKind, now: Instant) {
+        self.rows[hook as usize].weight.store(0, Ordering::Relaxed);
         let is_late_before = self.level.load(Ordering::Relaxed) > 0;
         self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
         self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
@@ -250,6 +294,24 @@ impl Breaker {
     }
 }
 
+impl HookKind {
+    /// The number of kinds.
+    const COUNT: usize = HookKind::Timer as usize + 1;
+
+    /// Returns the word for the hook in logs.
+    fn word(self) -> &'static str {
+        match self {
+            HookKind::RequestFilter => "request-filter",
+            HookKind::ResponseFilter => "response-filter",
+            HookKind::Body => "body",
+            HookKind::Balancer => "balancer",
+            HookKind::CachePolicy => "cache-policy",
+            HookKind::Observer => "observer",
+            HookKind::Timer => "timer",
+        }
+    }
+}
+
 impl BreakerState {
     /// All states, in the order of their numbers in metrics.
     pub const ALL: [BreakerState; 3] = [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen];
@@ -266,7 +328,11 @@ impl BreakerState {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
+
+    const REQUEST: HookKind = HookKind::RequestFilter;
 
     fn breaker() -> (Breaker, Instant) {
         let now = Instant::now();
@@ -279,7 +345,7 @@ mod tests {
 
     fn late(breaker: &Breaker, now: Instant) {
         let permit = breaker.admit(now).unwrap();
-        breaker.settle(permit, CallOutcome::Late, now);
+        breaker.settle(permit, REQUEST, CallOutcome::Late, now);
     }
 
     #[test]
@@ -293,7 +359,7 @@ mod tests {
         let trial = breaker.admit(at(began, 1003)).unwrap();
         assert_eq!(trial, CallPermit::Trial(TICK));
         assert_eq!(breaker.admit(at(began, 1004)), None, "one trial at a time");
-        breaker.settle(trial, CallOutcome::Returned, at(began, 1005));
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1005));
         assert_eq!(breaker.admit(at(began, 1006)), Some(CallPermit::Short(TICK)));
         assert_eq!(breaker.admit(at(began, 3100)), Some(CallPermit::Usual));
         assert!(breaker.is_closed());
@@ -309,7 +375,7 @@ mod tests {
             now += Duration::from_secs(seconds);
             let trial = breaker.admit(now).unwrap();
             assert_eq!(trial, CallPermit::Trial(TICK * ticks));
-            breaker.settle(trial, CallOutcome::Late, now);
+            breaker.settle(trial, REQUEST, CallOutcome::Late, now);
         }
     }
 
@@ -318,33 +384,59 @@ mod tests {
         let (breaker, began) = breaker();
         (0..3).for_each(|_| late(&breaker, began));
         let trial = breaker.admit(at(began, 1000)).unwrap();
-        breaker.settle(trial, CallOutcome::Returned, at(began, 1000));
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1000));
         late(&breaker, at(began, 1500));
         assert_eq!(breaker.admit(at(began, 3400)), None);
         assert_eq!(breaker.admit(at(began, 3500)), Some(CallPermit::Trial(2 * TICK)));
     }
 
-    #[test]
-    fn cheap_failures_open_it_only_while_nothing_succeeds() {
-        let (breaker, began) = breaker();
-        for n in 0..10_000 {
-            breaker.settle(CallPermit::Usual, CallOutcome::Failed, at(began, n));
-            if n % 1000 == 0 {
-                breaker.settle(CallPermit::Usual, CallOutcome::Returned, at(began, n));
-            }
+    /// Makes a call each millisecond, of which every one of these numbers succeeds.
+    fn failing(breaker: &Breaker, began: Instant, times: Range<u64>, success_every: u64) {
+        for ms in times {
+            let is_success = ms % success_every == 0;
+            let outcome = if is_success { CallOutcome::Returned } else { CallOutcome::Failed };
+            breaker.settle(CallPermit::Usual, REQUEST, outcome, at(began, ms));
         }
+    }
+
+    #[test]
+    fn cheap_failures_open_it_only_if_nearly_all_calls_fail() {
+        let (breaker, began) = breaker();
+        failing(&breaker, began, 1..10_000, 9);
         assert!(breaker.is_closed());
-        (0..2100).for_each(|n| breaker.settle(CallPermit::Usual, CallOutcome::Failed, at(began, 10_000 + n)));
-        assert_eq!(breaker.admit(at(began, 12_900)), None);
+        failing(&breaker, began, 10_000..12_900, 50);
+        assert!(breaker.is_closed(), "not for three seconds");
+        failing(&breaker, began, 12_900..13_101, 50);
+        assert_eq!(breaker.admit(at(began, 13_900)), None);
         // As often as one call a second may find out that the plugin works again.
         for second in 0..5 {
             let now = at(began, 15_000 + second * 1000);
             let trial = breaker.admit(now).unwrap();
             assert_eq!(trial, CallPermit::Trial(Duration::MAX));
-            breaker.settle(trial, CallOutcome::Failed, now);
+            breaker.settle(trial, REQUEST, CallOutcome::Failed, now);
         }
         let trial = breaker.admit(at(began, 20_000)).unwrap();
-        breaker.settle(trial, CallOutcome::Returned, at(began, 20_000));
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 20_000));
+        assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn successes_of_another_hook_hide_no_failures_and_end_no_trial() {
+        let (breaker, began) = breaker();
+        for ms in 1..3200 {
+            breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Failed, at(began, ms));
+            breaker.settle(CallPermit::Usual, HookKind::Observer, CallOutcome::Returned, at(began, ms));
+        }
+        let now = at(began, 5000);
+        for _ in 0..10 {
+            let trial = breaker.admit(now).unwrap();
+            breaker.settle(trial, HookKind::Observer, CallOutcome::Returned, now);
+            assert!(!breaker.is_closed());
+        }
+        let trial = breaker.admit(now).unwrap();
+        assert_eq!(trial, CallPermit::Trial(Duration::MAX));
+        assert_eq!(breaker.admit(now), None);
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, now);
         assert!(breaker.is_closed());
     }
 

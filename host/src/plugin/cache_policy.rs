@@ -4,6 +4,7 @@ use http::HeaderName;
 use smallvec::SmallVec;
 
 use super::bindings::cache_policy::exports::plugway::plugin::cache_policy as wit;
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, trapped};
 use super::instance::Instance;
 use crate::context::bounds;
@@ -103,7 +104,7 @@ impl Instance {
             &[Option<&[u8]>],
         ) -> wasmtime::Result<R>,
     ) -> Result<R, PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::CachePolicy);
         let owned_values: SmallVec<[Option<Value>; 24]> =
             needs.iter().map(|name| context.value_with_aliases(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 24]> =

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::breaker::{CallOutcome, CallPermit};
+use super::breaker::{CallOutcome, CallPermit, HookKind};
 use super::call_error::PluginFailure;
 use super::configured::ConfiguredPlugin;
 use super::cpu_time::{CallStart, TICK};
@@ -47,6 +47,10 @@ pub struct PluginCaller {
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
 }
+
+/// The time that a lost instance is charged with: to replace it, off the worker or on it, and to tell of the failure. What
+/// the calls take themselves is too short to be seen when they fail at once.
+const LOSS: Duration = Duration::from_micros(500);
 
 impl InstanceSlot {
     /// Puts the instance that was made for the first call into the slot.
@@ -110,7 +114,11 @@ impl PluginCaller {
             slot.fill(instance);
             return result;
         }
-        self.discard(instance);
+        if is_whole(&result) {
+            self.discard(instance);
+        } else {
+            self.lose(instance);
+        }
         if is_kept {
             // The next call finds an instance that was made meanwhile.
             self.supply().order();
@@ -184,6 +192,12 @@ impl PluginCaller {
         if let Some(time) = start.cpu() {
             self.share.charge_time(time / SLOWNESS, Instant::now());
         }
+    }
+
+    /// Drops an instance after a failed call, at the expense of the plugin.
+    pub(super) fn lose(&self, instance: Box<Instance>) {
+        self.share.charge_time(LOSS, Instant::now());
+        self.discard(instance);
     }
 
     /// Returns a fresh instance for this worker.
@@ -278,7 +292,7 @@ impl PluginCaller {
         };
         let is_short = since_tick.is_none() && measured.is_none() && !has_missed_ticks;
         if permit == CallPermit::Usual && outcome == CallOutcome::Returned && is_short {
-            return breaker.end_row();
+            return breaker.count_success(instance.hook());
         }
         let now = Instant::now();
         if has_missed_ticks {
@@ -291,7 +305,7 @@ impl PluginCaller {
             (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, now),
             (None, None) => {}
         }
-        breaker.settle(permit, outcome, now);
+        breaker.settle(permit, instance.hook(), outcome, now);
         instance.set_budget(Duration::MAX);
     }
 
@@ -301,11 +315,12 @@ impl PluginCaller {
         (self.configured.limits.cpu + TICK * 2).saturating_mul(SLOWNESS)
     }
 
+    /// Settles a trial whose call could not be made for want of an instance, which the next trial may have.
     pub(super) fn settle_without_call(&self, permit: CallPermit, failure: &PluginFailure) {
         let outcome =
             if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
         if matches!(permit, CallPermit::Trial(_)) {
-            self.supply().breaker.settle(permit, outcome, Instant::now());
+            self.supply().breaker.settle(permit, HookKind::RequestFilter, outcome, Instant::now());
         }
     }
 }

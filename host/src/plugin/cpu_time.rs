@@ -8,8 +8,12 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
 
-/// The interval between two ticks of the clock of running plugins. A limit of CPU time is kept to within one tick.
+/// The mean interval between two ticks of the clock of running plugins. A limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
+
+/// The shortest interval between two ticks; the longest is as much longer than [`TICK`] as this is shorter. A plugin that
+/// notices a tick doesn't know when the next one comes, so calls in step with ticks don't pay.
+const SHORTEST_TICK: Duration = Duration::from_millis(3);
 
 /// The number of ticks of this process so far.
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -17,6 +21,20 @@ static TICKS: AtomicU64 = AtomicU64::new(0);
 /// Counts a tick. Called before the engine's clock ticks.
 pub(super) fn count_tick() {
     TICKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Returns the time until the next tick, which is random.
+pub(super) fn until_next_tick() -> Duration {
+    let mut random = [0; 8];
+    // Without random numbers, all intervals are the shortest one.
+    let _ = getrandom::fill(&mut random);
+    interval(u64::from_ne_bytes(random))
+}
+
+/// Returns the interval before the next tick for a random number.
+fn interval(random: u64) -> Duration {
+    let span = (TICK - SHORTEST_TICK) * 2;
+    SHORTEST_TICK + Duration::from_micros(random % (span.as_micros() as u64 + 1))
 }
 
 /// The beginning of a call, which reveals work that no tick can interrupt. Plugins check for ticks at loops and at the
@@ -37,7 +55,7 @@ impl CallStart {
     pub(super) fn has_missed_ticks(&self, since_tick: Option<Duration>) -> bool {
         let passed = TICKS.load(Ordering::Relaxed).wrapping_sub(self.ticks);
         // Most calls are over before the next tick.
-        passed > 0 && u128::from(passed) > since_tick.map_or(0, |time| 1 + time.as_nanos() / TICK.as_nanos())
+        passed > 0 && u128::from(passed) > since_tick.map_or(0, |time| 1 + time.as_nanos() / SHORTEST_TICK.as_nanos())
     }
 
     /// Returns the CPU time since the beginning; `None` if the call is not measured.
@@ -165,5 +183,13 @@ mod tests {
         assert!(matches!(meter.tick(), UpdateDeadline::Interrupt));
         meter.begin(other);
         assert!(matches!(meter.tick(), UpdateDeadline::Continue(1)));
+    }
+
+    #[test]
+    fn ticks_come_at_intervals_of_3_to_7_ms_and_5_on_average() {
+        let intervals: Vec<u64> = (0..400_100).map(|random| interval(random * 7).as_micros() as u64).collect();
+        assert_eq!((intervals.iter().min(), intervals.iter().max()), (Some(&3000), Some(&7000)));
+        let mean = intervals.iter().sum::<u64>() / intervals.len() as u64;
+        assert!((4950..5050).contains(&mean), "{mean}");
     }
 }

@@ -11,7 +11,7 @@ use super::bindings::{
     request_filter, response_body, response_filter, timer,
 };
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
-use super::cpu_time::{self, TICK};
+use super::cpu_time;
 use super::function_names;
 use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
 use super::http_linker;
@@ -139,7 +139,7 @@ impl Runtime {
                     engine.increment_epoch();
                 });
                 drop(engine);
-                std::thread::sleep(TICK);
+                std::thread::sleep(cpu_time::until_next_tick());
             }
         })?;
         let (linker, waiting_linker) = (Arc::new(linker), Arc::new(waiting_linker));

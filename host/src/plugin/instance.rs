@@ -17,6 +17,7 @@ use super::bindings::{
     balancer as balancer_hook, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer,
     request_body, request_filter, response_body, response_filter, timer, types,
 };
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::engine::Plugin;
 use super::host::HostState;
@@ -62,6 +63,8 @@ pub struct Instance {
     limit: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
+    /// The hook of the last call.
+    hook: HookKind,
     pub(super) imports_exchange: bool,
     /// The modes in which the plugin can take bodies; `None` if it takes none.
     request_bodies: Option<BodyAbility>,
@@ -190,6 +193,7 @@ impl Instance {
             store,
             limit: limits.cpu,
             budget: limits.cpu,
+            hook: HookKind::RequestFilter,
             imports_exchange: plugin.imports_exchange,
             request_bodies: plugin.body_ability(MessageSide::Request, limits.memory),
             response_bodies: plugin.body_ability(MessageSide::Response, limits.memory),
@@ -272,7 +276,11 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
-        let verdict = self.with_values(needs, context, |instance, values| instance.call_filter(side, values))?;
+        let hook = match side {
+            MessageSide::Request => HookKind::RequestFilter,
+            MessageSide::Response => HookKind::ResponseFilter,
+        };
+        let verdict = self.with_values(hook, needs, context, |instance, values| instance.call_filter(side, values))?;
         checked(side, self.body_ability(side), verdict)
     }
 
@@ -284,7 +292,8 @@ impl Instance {
         context: &mut Box<ExchangeContext>,
     ) -> Result<BodyVerdict, PluginFailure> {
         self.store.set_hostcall_fuel(body.memory);
-        let verdict = self.with_values(needs, context, |instance, values| instance.call_body_hook(body, values));
+        let call = |instance: &mut Self, values: &[Option<&[u8]>]| instance.call_body_hook(body, values);
+        let verdict = self.with_values(HookKind::Body, needs, context, call);
         self.store.set_hostcall_fuel(body.memory.min(bounds::HANDED_OVER));
         checked_body_verdict(body.side, verdict?)
     }
@@ -292,11 +301,12 @@ impl Instance {
     /// Makes a call with the values of an exchange, which the plugin may ask about meanwhile.
     fn with_values<R>(
         &mut self,
+        hook: HookKind,
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
         call: impl FnOnce(&mut Self, &[Option<&[u8]>]) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        self.begin_call();
+        self.begin_call(hook);
         let owned_values: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -325,6 +335,7 @@ impl Instance {
     /// load of these endpoints.
     pub fn endpoints_changed(&mut self, members: &Arc<EndpointSnapshot>, time: Duration) -> Result<(), PluginFailure> {
         begin(&mut self.store, time);
+        self.hook = HookKind::Balancer;
         let endpoints: Vec<balancer::Endpoint<'_>> = members.list.iter().map(wit_endpoint).collect();
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
@@ -343,7 +354,7 @@ impl Instance {
         tried: SmallVec<[u32; 4]>,
         now: Instant,
     ) -> Result<Option<Picked>, PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Balancer);
         let owned_values: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -367,7 +378,7 @@ impl Instance {
         context: &ExchangeContext,
         summary: &Summary,
     ) -> Result<(), PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Observer);
         let copy = |name| context.value(name).map(|value| value.bytes().to_vec());
         let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
         let hook = self.observer.as_ref().ok_or(PluginFailure::NoHook)?;
@@ -376,19 +387,25 @@ impl Instance {
 
     /// Lets a timer's interval have passed.
     pub fn timer(&mut self) -> Result<(), PluginFailure> {
-        self.begin_call();
+        self.begin_call(HookKind::Timer);
         let hook = self.timer.as_ref().ok_or(PluginFailure::NoHook)?;
         hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
     }
 
-    /// Starts the measurement of a call.
-    pub(super) fn begin_call(&mut self) {
+    /// Starts the measurement of a hook's call.
+    pub(super) fn begin_call(&mut self, hook: HookKind) {
+        self.hook = hook;
         begin(&mut self.store, self.budget);
     }
 
     /// Returns the CPU time of the next call.
     pub(super) fn budget(&self) -> Duration {
         self.budget
+    }
+
+    /// Returns the hook of the last call.
+    pub(super) fn hook(&self) -> HookKind {
+        self.hook
     }
 
     /// Limits the CPU time of the next calls, at most to `limits.cpu`.

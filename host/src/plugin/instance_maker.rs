@@ -20,9 +20,9 @@ use super::version::{PluginVersion, PluginVersions};
 use crate::system::supervise::{Task, guard};
 
 /// A spare instance that is due later.
-struct PendingSpare {
+struct PendingSpare<V> {
     due: Instant,
-    version: Weak<PluginVersion>,
+    version: Weak<V>,
     /// Failures before, in a row.
     failures: u32,
 }
@@ -54,16 +54,23 @@ impl PluginVersions {
 }
 
 /// The state of the thread.
-#[derive(Default)]
-struct Queues {
+struct Queues<V> {
     /// The instances that workers need before they use a generation.
-    for_workers: VecDeque<WorkerOrder<PluginVersion>>,
-    later: Vec<PendingSpare>,
+    for_workers: VecDeque<WorkerOrder<V>>,
+    later: Vec<PendingSpare<V>>,
+    /// Whether the last instance was a spare one.
+    was_spare: bool,
+}
+
+/// The instance that is made next.
+enum NextInstance<V> {
+    Spare(PendingSpare<V>),
+    ForWorker(WorkerOrder<V>),
 }
 
 fn run(orders: &Receiver<InstanceOrder<PluginVersion>>) {
     lower_priority();
-    let mut queues = Queues::default();
+    let mut queues = Queues::new();
     loop {
         let wait = if queues.for_workers.is_empty() { queues.wait() } else { Some(Duration::ZERO) };
         let received = match wait {
@@ -76,17 +83,20 @@ fn run(orders: &Receiver<InstanceOrder<PluginVersion>>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         orders.try_iter().for_each(|order| queues.take(order));
-        // Requests are served less well without a spare instance than with an old generation.
-        if let Some(due) = queues.due() {
-            queues.make_spare(due);
-        } else if let Some(order) = queues.for_workers.pop_front() {
-            make_for_worker(order);
+        match queues.next(Instant::now()) {
+            Some(NextInstance::Spare(due)) => queues.make_spare(due),
+            Some(NextInstance::ForWorker(order)) => make_for_worker(order),
+            None => {}
         }
     }
 }
 
-impl Queues {
-    fn take(&mut self, order: InstanceOrder<PluginVersion>) {
+impl<V> Queues<V> {
+    fn new() -> Self {
+        Queues { for_workers: VecDeque::new(), later: Vec::new(), was_spare: false }
+    }
+
+    fn take(&mut self, order: InstanceOrder<V>) {
         match order {
             InstanceOrder::Spare(version) => {
                 self.later.push(PendingSpare { due: Instant::now(), version, failures: 0 })
@@ -101,14 +111,28 @@ impl Queues {
         next.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    fn due(&mut self) -> Option<PendingSpare> {
-        let now = Instant::now();
-        let next = self.later.iter().position(|later| later.due <= now)?;
-        Some(self.later.swap_remove(next))
+    /// Returns the instance to make next. Spare ones and those that workers wait for take turns: requests are served less
+    /// well without a spare instance than with an old generation, but plugins that lose theirs over and over are to hold up
+    /// no reload.
+    fn next(&mut self, now: Instant) -> Option<NextInstance<V>> {
+        let is_workers_turn = self.was_spare && !self.for_workers.is_empty();
+        let spare = if is_workers_turn { None } else { self.due(now) };
+        self.was_spare = spare.is_some();
+        let for_worker = |queues: &mut Self| queues.for_workers.pop_front().map(NextInstance::ForWorker);
+        spare.map(NextInstance::Spare).or_else(|| for_worker(self))
     }
 
+    /// Returns the spare instance that has been due for the longest time.
+    fn due(&mut self, now: Instant) -> Option<PendingSpare<V>> {
+        let due = self.later.iter().enumerate().filter(|(_, later)| later.due <= now);
+        let next = due.min_by_key(|(_, later)| later.due)?.0;
+        Some(self.later.swap_remove(next))
+    }
+}
+
+impl Queues<PluginVersion> {
     /// Makes a spare instance. The plugin's next one is due after a rest, even if its order comes before.
-    fn make_spare(&mut self, later: PendingSpare) {
+    fn make_spare(&mut self, later: PendingSpare<PluginVersion>) {
         // A version that no generation has any more needs no instances.
         let Some(version) = later.version.upgrade() else { return };
         if !version.is_short() && !version.is_failing() {
@@ -169,5 +193,39 @@ fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::debug!(%error, "the thread that makes instances has the priority of workers");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn spares_that_are_always_due_hold_up_no_worker() {
+        let (mut queues, began) = (Queues::new(), Instant::now());
+        let versions: Vec<Arc<&str>> = ["a", "b", "c"].into_iter().map(Arc::new).collect();
+        versions.iter().for_each(|version| queues.take(InstanceOrder::Spare(Arc::downgrade(version))));
+        for version in ["x", "y"] {
+            let reply = oneshot::channel().0;
+            queues.take(InstanceOrder::ForWorker(WorkerOrder { version: Arc::new(version), members: None, reply }));
+        }
+        let mut made = Vec::new();
+        for seconds in 1..=8 {
+            let now = began + Duration::from_secs(seconds);
+            match queues.next(now) {
+                Some(NextInstance::Spare(spare)) => {
+                    made.extend(spare.version.upgrade().map(|version| *version));
+                    // The plugin has lost the instance already.
+                    queues.later.push(PendingSpare { due: now, ..spare });
+                }
+                Some(NextInstance::ForWorker(order)) => made.push(*order.version),
+                None => break,
+            }
+        }
+        assert_eq!(made, ["a", "x", "b", "y", "c", "a", "b", "c"]);
     }
 }

@@ -4,12 +4,18 @@
 //! of `TICK * weight(time left in the call)` at each tick is therefore, on average, the integral of `weight` over the
 //! call, though no clock is read for calls that no tick meets.
 //!
-//! All calls take from a bucket that holds the share of a minute. Long calls take from another one too, which holds the
-//! share of twenty seconds, or one call that takes all of its limit: what may be used at once is used within a second by
-//! a plugin that is called all the time, and then it makes few calls. The refill of that bucket is divided between the
-//! plugins of a worker that have made long calls lately: requests that wait behind calls don't care how many plugins
-//! those belong to. For the same reason all long calls of a worker take from one more bucket. While that is empty, only
-//! plugins that have used little of their own make long calls, so that the bursts of many plugins don't add up.
+//! All calls take from a bucket that holds the share of a minute. Two kinds of calls take from a bucket of their kind too:
+//!
+//! - Long calls take from a bucket that holds the share of twenty seconds, or one call that takes all of its limit: what may
+//!   be used at once is used within a second by a plugin that is called all the time, and then it makes few calls.
+//! - Calls that are longer than a request takes without plugins take from a bucket that holds a tenth of a second of
+//!   calls: in a queue, they delay others more than as many requests without plugins. Faster calls don't take from it, so
+//!   that a busy worker is no reason to reject the calls of a fast plugin.
+//!
+//! The refill of a bucket of a kind is divided between the plugins of a worker whose bucket is not full: requests that
+//! wait behind calls don't care how many plugins those belong to. For the same reason all calls of a kind on a worker take
+//! from one more bucket. While that is empty, only plugins that have used little of their own make calls, so that the
+//! bursts of many plugins don't add up.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -26,12 +32,8 @@ pub struct TimeShare {
     percent: u8,
     /// The bucket of all calls.
     all: Bucket,
-    /// The bucket of calls that are longer than [`SHORT`].
-    long: Bucket,
-    /// The number of calls that were charged to `long` since the bucket was full.
-    long_calls: Cell<u32>,
-    /// The time at which `long` is full again, as the plugins of the worker know it.
-    full_at: Cell<Instant>,
+    /// The buckets of each [`CallKind`].
+    of_kinds: [KindBudget; KINDS.len()],
     worker: Rc<Shares>,
     is_spent: Cell<bool>,
     /// The number of calls that are still measured from beginning to end, since one has missed ticks.
@@ -43,9 +45,36 @@ pub struct TimeShare {
 /// The shares of all plugins of a worker.
 pub struct Shares {
     of_plugins: RefCell<Vec<Weak<TimeShare>>>,
-    /// The bucket of the long calls of all plugins, which holds as much as the largest of theirs.
-    long: Bucket,
+    /// The buckets of all plugins for each [`CallKind`], which hold as much as the largest of theirs.
+    of_kinds: [Bucket; KINDS.len()],
 }
+
+/// A kind of calls that have a budget of their own.
+#[derive(Clone, Copy)]
+enum CallKind {
+    /// A call that is longer than [`SHORT`].
+    Long,
+    /// A call that is longer than [`FAST`]; a long call is one too.
+    Slow,
+}
+
+/// The budget of a plugin for the calls of a kind.
+struct KindBudget {
+    bucket: Bucket,
+    /// The number of calls that were charged since the bucket was full.
+    calls: Cell<u32>,
+    /// The time at which the bucket is full again, as the plugins of the worker know it.
+    full_at: Cell<Instant>,
+}
+
+/// The cost of calls for the buckets, in microseconds.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    time: i64,
+    of_kinds: [i64; KINDS.len()],
+}
+
+const KINDS: [CallKind; 2] = [CallKind::Long, CallKind::Slow];
 
 /// A token bucket that is refilled by time. Its tokens are microseconds of the worker's time of which the share is what
 /// calls may take.
@@ -72,6 +101,14 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// a worker after a second of ten late requests, spread over two workers, that they show in the others' 99th percentile.
 const LONG_WINDOW: Duration = Duration::from_secs(20);
 
+/// The time of slow calls that may be made at once. In twice that time, a plugin that is called all the time is down to
+/// its share. A plugin with a third of the time never uses it up by chance, which ticks have a part in.
+const SLOW_BURST: Duration = Duration::from_millis(100);
+
+/// The most that one call costs as a slow one. Calls of many times this length are kept to much less by the bucket of long
+/// calls, and one of them is to leave the rest of the burst to others.
+const MAX_SLOW_COST: Duration = Duration::from_millis(10);
+
 /// The number of calls that are measured after a call that missed a tick, which any call may do by chance. Two readings
 /// of the clock cost as much as a short call, so they are few beside the calls that no tick meets.
 const WATCHED_CALLS: u32 = 16;
@@ -83,6 +120,12 @@ const WATCH: Duration = Duration::from_secs(60);
 /// The length beyond which a call delays requests that wait behind it, as many as arrive in the meantime, each for the
 /// rest of the call. The cost of a call therefore grows with the square of the time beyond this length.
 const SHORT: Duration = Duration::from_millis(1);
+
+/// The length up to which a call delays others no more than a request without plugins does.
+const FAST: Duration = Duration::from_micros(100);
+
+/// The length beyond which the time of a slow call counts twice. A request without plugins takes a small part of it.
+const VERY_SLOW: Duration = Duration::from_micros(400);
 
 /// The factor of the square. With it, calls of 45 ms take at most 0.4 % of a worker's time with the default share, so
 /// that the 99th percentile of other requests does not change.
@@ -100,21 +143,18 @@ impl TimeShare {
     }
 
     fn new(version: usize, percent: u8, limit: Duration, worker: &Rc<Shares>, now: Instant) -> Self {
-        // One call that takes all of its limit is forgiven: the calls after it are not to blame.
-        let one = cost(limit + TICK).saturating_mul(100) / i64::from(percent.max(1));
-        let long = Bucket::new(one.clamp(micros(LONG_WINDOW), micros(WINDOW)), now);
-        worker.long.widen(long.most.get());
-        let all = Bucket::new(micros(WINDOW), now);
-        let (full_at, worker, is_spent) = (Cell::new(now), worker.clone(), Cell::new(false));
+        let of_kinds = KINDS.map(|kind| {
+            let most = kind.most(percent, limit);
+            worker.of_kinds[kind as usize].widen(most);
+            KindBudget { bucket: Bucket::new(most, now), calls: Cell::new(0), full_at: Cell::new(now) }
+        });
         TimeShare {
             version,
             percent,
-            all,
-            long,
-            long_calls: Cell::new(0),
-            full_at,
-            worker,
-            is_spent,
+            all: Bucket::new(micros(WINDOW), now),
+            of_kinds,
+            worker: worker.clone(),
+            is_spent: Cell::new(false),
             watched_calls: Cell::new(0),
             watched_until: Cell::new(None),
         }
@@ -127,17 +167,25 @@ impl TimeShare {
 
     /// Returns `None` if a call may be made, or the time until one may be made.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        let others = self.others(now);
         self.all.refill(now, 1);
-        self.long.refill(now, others + 1);
-        let mut missing = (-self.all.level.get()).max((-self.long.level.get()).saturating_mul(others + 1));
-        if !self.has_used_little() {
-            self.worker.long.refill(now, 1);
-            let until_little_is_used = self.least_used_level() - self.long.level.get();
-            missing = missing.max((-self.worker.long.level.get()).min(until_little_is_used.saturating_mul(others + 1)));
-        }
+        let of_kinds = KINDS.map(|kind| self.missing(kind, now));
+        let missing = of_kinds.into_iter().fold(-self.all.level.get(), i64::max);
         self.is_spent.set(missing > 0);
         (missing > 0).then(|| Duration::from_micros(missing.unsigned_abs()))
+    }
+
+    /// Returns the microseconds until calls of a kind may be made; none are missing if it is not positive.
+    fn missing(&self, kind: CallKind, now: Instant) -> i64 {
+        let (others, budget) = (self.others(kind, now), &self.of_kinds[kind as usize]);
+        budget.bucket.refill(now, others + 1);
+        let missing = (-budget.bucket.level.get()).saturating_mul(others + 1);
+        if budget.has_used_little() {
+            return missing;
+        }
+        let of_worker = &self.worker.of_kinds[kind as usize];
+        of_worker.refill(now, 1);
+        let until_little_is_used = budget.least_used_level() - budget.bucket.level.get();
+        missing.max((-of_worker.level.get()).min(until_little_is_used.saturating_mul(others + 1)))
     }
 
     /// Whether the next call is measured from its beginning to its end.
@@ -164,76 +212,122 @@ impl TimeShare {
     /// Charges a call that a tick has met, and that used more CPU time after the tick.
     pub fn charge_ticks(&self, since_first_tick: Duration, now: Instant) {
         let mut left = since_first_tick;
-        let (mut time, mut cost) = (micros(TICK), tick_cost(left));
+        let mut cost = tick_cost(left);
         while let Some(later) = left.checked_sub(TICK)
-            && cost < 2 * micros(WINDOW)
+            && cost.of_kinds[CallKind::Long as usize] < 2 * micros(WINDOW)
         {
             left = later;
-            time += micros(TICK);
-            cost += tick_cost(left);
+            cost = cost.plus(tick_cost(left));
         }
-        self.charge(time, if since_first_tick > SHORT { cost } else { 0 }, now);
+        if since_first_tick <= SHORT {
+            cost.of_kinds[CallKind::Long as usize] = 0;
+        }
+        self.charge(cost, now);
     }
 
     /// Charges work whose CPU time is known.
     pub fn charge_time(&self, time: Duration, now: Instant) {
-        self.charge(micros(time), if time > SHORT { cost(time) } else { 0 }, now);
+        let long = if time > SHORT { cost(time) } else { 0 };
+        self.charge(Cost { time: micros(time), of_kinds: [long, slow_cost(time)] }, now);
     }
 
-    /// Charges the time of a call, and its cost as a long one.
-    fn charge(&self, time: i64, long: i64, now: Instant) {
+    /// Charges the cost of calls to all buckets.
+    fn charge(&self, cost: Cost, now: Instant) {
         if self.percent >= WHOLE {
             return;
         }
         self.all.refill(now, 1);
-        self.all.charge(time, self.percent);
-        if long > 0 {
-            let others = self.others(now);
-            self.long.refill(now, others + 1);
-            let is_first = self.long.is_full();
-            self.long_calls.set(if is_first { 1 } else { self.long_calls.get().saturating_add(1) });
-            self.long.charge(long, self.percent);
-            let missing = (self.long.most.get() - self.long.level.get()).saturating_mul(others + 1);
-            self.full_at.set(now + Duration::from_micros(missing.unsigned_abs()));
-            self.worker.charge_long_call(long, self.percent, now);
+        self.all.charge(cost.time, self.percent);
+        let mut is_spent = self.all.level.get() < 0;
+        for kind in KINDS {
+            let cost = kind.limited(cost.of_kinds[kind as usize]);
+            if cost > 0 {
+                self.charge_kind(kind, cost, now);
+            }
+            is_spent |= self.of_kinds[kind as usize].bucket.level.get() < 0;
         }
-        if self.all.level.get() < 0 || self.long.level.get() < 0 {
+        if is_spent {
             self.is_spent.set(true);
         }
     }
 
-    /// Whether so little of the bucket of long calls is used that the bursts of other plugins don't matter.
-    fn has_used_little(&self) -> bool {
-        self.long.level.get() >= self.least_used_level()
+    fn charge_kind(&self, kind: CallKind, cost: i64, now: Instant) {
+        let (others, budget) = (self.others(kind, now), &self.of_kinds[kind as usize]);
+        budget.bucket.refill(now, others + 1);
+        let is_first = budget.bucket.is_full();
+        budget.calls.set(if is_first { 1 } else { budget.calls.get().saturating_add(1) });
+        budget.bucket.charge(cost, self.percent);
+        let missing = (budget.bucket.most.get() - budget.bucket.level.get()).saturating_mul(others + 1);
+        budget.full_at.set(now + Duration::from_micros(missing.unsigned_abs()));
+        self.worker.charge_kind(kind, cost, self.percent, now);
     }
 
-    /// A token bucket of time, in nanoseconds; below zero if calls took more than there was.
-    fn least_used_level(&self) -> i64 {
-        let most = self.long.most.get();
-        if self.long_calls.get() <= 1 { most / 2 } else { most / 4 * 3 }
-    }
-
-    /// The number of other plugins of the worker that have made long calls lately.
-    fn others(&self, now: Instant) -> i64 {
+    /// The number of other plugins of the worker that have made calls of a kind lately.
+    fn others(&self, kind: CallKind, now: Instant) -> i64 {
         let shares = self.worker.of_plugins.borrow();
-        let is_other = |share: &Rc<TimeShare>| share.full_at.get() > now && !std::ptr::eq(&**share, self);
+        let is_other =
+            |share: &Rc<TimeShare>| share.of_kinds[kind as usize].full_at.get() > now && !std::ptr::eq(&**share, self);
         i64::try_from(shares.iter().filter_map(Weak::upgrade).filter(is_other).count()).unwrap_or(i64::MAX - 1)
+    }
+}
+
+impl KindBudget {
+    /// Whether so little of the bucket is used that the bursts of other plugins don't matter.
+    fn has_used_little(&self) -> bool {
+        self.bucket.level.get() >= self.least_used_level()
+    }
+
+    /// The level down to which little of the bucket is used.
+    fn least_used_level(&self) -> i64 {
+        let most = self.bucket.most.get();
+        if self.calls.get() <= 1 { most / 2 } else { most / 4 * 3 }
+    }
+}
+
+impl CallKind {
+    /// Returns the highest level of a plugin's bucket.
+    fn most(self, percent: u8, limit: Duration) -> i64 {
+        match self {
+            // One call that takes all of its limit is forgiven: the calls after it are not to blame.
+            CallKind::Long => tokens(cost(limit + TICK), percent).clamp(micros(LONG_WINDOW), micros(WINDOW)),
+            CallKind::Slow => tokens(micros(SLOW_BURST), percent),
+        }
+    }
+
+    /// Returns the cost of a call, or the most that a call costs.
+    fn limited(self, cost: i64) -> i64 {
+        match self {
+            CallKind::Long => cost,
+            CallKind::Slow => cost.min(micros(MAX_SLOW_COST)),
+        }
+    }
+}
+
+impl Cost {
+    fn plus(self, other: Cost) -> Cost {
+        let of_kinds = KINDS.map(|kind| self.of_kinds[kind as usize].saturating_add(other.of_kinds[kind as usize]));
+        Cost { time: self.time + other.time, of_kinds }
     }
 }
 
 impl Shares {
     pub fn new(now: Instant) -> Rc<Self> {
-        Rc::new(Shares { of_plugins: RefCell::default(), long: Bucket::new(micros(LONG_WINDOW), now) })
+        let of_kinds = [Bucket::new(micros(LONG_WINDOW), now), Bucket::new(micros(SLOW_BURST), now)];
+        Rc::new(Shares { of_plugins: RefCell::default(), of_kinds })
     }
 
     /// Charges the bucket of all plugins. If it is empty then, plugins that have used more than a little of their own
     /// bucket make no calls until one of the two is refilled.
-    fn charge_long_call(&self, cost: i64, percent: u8, now: Instant) {
-        self.long.refill(now, 1);
-        self.long.charge(cost, percent);
-        if self.long.level.get() < 0 {
+    fn charge_kind(&self, kind: CallKind, cost: i64, percent: u8, now: Instant) {
+        let bucket = &self.of_kinds[kind as usize];
+        bucket.refill(now, 1);
+        bucket.charge(cost, percent);
+        if bucket.level.get() < 0 {
             let shares = self.of_plugins.borrow();
-            let has_used_its_own = |share: &Rc<TimeShare>| share.full_at.get() > now && !share.has_used_little();
+            let has_used_its_own = |share: &Rc<TimeShare>| {
+                let budget = &share.of_kinds[kind as usize];
+                budget.full_at.get() > now && !budget.has_used_little()
+            };
             shares.iter().filter_map(Weak::upgrade).filter(has_used_its_own).for_each(|share| share.is_spent.set(true));
         }
     }
@@ -267,10 +361,9 @@ impl Bucket {
         self.level.set(self.level.get().saturating_add(passed / parts).min(self.most.get()));
     }
 
-    /// Removes the time of which `time` is this percentage.
+    /// Removes the [`tokens`] of a time.
     fn charge(&self, time: i64, percent: u8) {
-        let taken = time.saturating_mul(100) / i64::from(percent.max(1));
-        self.level.set(self.level.get().saturating_sub(taken).max(-micros(WINDOW)));
+        self.level.set(self.level.get().saturating_sub(tokens(time, percent)).max(-micros(WINDOW)));
     }
 }
 
@@ -281,11 +374,27 @@ fn cost(time: Duration) -> i64 {
     micros(time).saturating_add(square.saturating_mul(STEEPNESS))
 }
 
+/// Returns the cost of a slow call in microseconds.
+fn slow_cost(time: Duration) -> i64 {
+    micros(time.saturating_sub(FAST)) + micros(time.saturating_sub(VERY_SLOW))
+}
+
+/// Returns the derivative of [`slow_cost`].
+fn slow_weight(time: Duration) -> i64 {
+    i64::from(time > FAST) + i64::from(time > VERY_SLOW)
+}
+
 /// Returns the cost of a tick that met a call with this time left: [`TICK`] times the derivative of the cost of a call.
-fn tick_cost(left: Duration) -> i64 {
+fn tick_cost(left: Duration) -> Cost {
     let beyond = micros(left.saturating_sub(SHORT));
     let weight_per_mille = 1000 + beyond.saturating_mul(2 * STEEPNESS * 1000) / micros(SHORT);
-    micros(TICK).saturating_mul(weight_per_mille) / 1000
+    let long = micros(TICK).saturating_mul(weight_per_mille) / 1000;
+    Cost { time: micros(TICK), of_kinds: [long, micros(TICK) * slow_weight(left)] }
+}
+
+/// Returns the time of which `time` is this percentage.
+fn tokens(time: i64, percent: u8) -> i64 {
+    time.saturating_mul(100) / i64::from(percent.max(1))
 }
 
 fn micros(time: Duration) -> i64 {
@@ -436,6 +545,64 @@ mod tests {
     }
 
     #[test]
+    fn slow_calls_of_many_plugins_take_one_share_between_them_after_a_tenth_of_a_second() {
+        for plugins in [1, 4, 10] {
+            let mut worker = Worker::new(1);
+            let shares: Vec<Rc<TimeShare>> = (0..plugins).map(|_| worker.share(50)).collect();
+            let (mut at_once, mut later, length) = (Duration::ZERO, Duration::ZERO, Duration::from_micros(900));
+            while worker.passed() < Duration::from_secs(21) {
+                for share in &shares {
+                    let took = if worker.call(share, length).is_ok() { length } else { Duration::ZERO };
+                    let phase = if worker.passed() < Duration::from_secs(1) { &mut at_once } else { &mut later };
+                    *phase += took;
+                    worker.now += Duration::from_micros(20);
+                }
+            }
+            // Calls of 0.9 ms count as 1.3 ms. Each plugin may use a quarter of its own burst, of 25 ms, beside the others.
+            let most_at_once = 0.7 + 0.025 * plugins as f64;
+            let (at_once, later) = (at_once.as_secs_f64(), later.as_secs_f64() / 20.0);
+            assert!((0.25..most_at_once).contains(&at_once), "{plugins}: {at_once}");
+            assert!((0.2..0.45).contains(&later), "{plugins}: {later}");
+        }
+    }
+
+    #[test]
+    fn fast_calls_on_a_worker_that_others_keep_busy_are_never_refused() {
+        for length in [20, 90, 300] {
+            let mut worker = Worker::new(1);
+            let bad: Vec<Rc<TimeShare>> = (0..4).map(|_| worker.share(50)).collect();
+            let chain: Vec<Rc<TimeShare>> = (0..5).map(|_| worker.share(50)).collect();
+            let mut due = worker.now;
+            while worker.passed() < Duration::from_secs(30) {
+                for share in &bad {
+                    let _ = worker.call(share, Duration::from_micros(900));
+                }
+                worker.now += Duration::from_micros(100);
+                // Each plugin of the chain takes 2 % of the worker's time.
+                while due <= worker.now {
+                    for share in &chain {
+                        let called = worker.call(share, Duration::from_micros(length));
+                        assert_eq!(called, Ok(()), "{length}: {:?}", worker.passed());
+                    }
+                    due += Duration::from_micros(50 * length);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fast_calls_at_full_load_are_never_refused() {
+        let mut worker = Worker::new(1);
+        let chain: Vec<Rc<TimeShare>> = (0..10).map(|_| worker.share(50)).collect();
+        while worker.passed() < Duration::from_secs(100) {
+            for share in &chain {
+                assert_eq!(worker.call(share, Duration::from_micros(40)), Ok(()), "{:?}", worker.passed());
+            }
+            worker.now += Duration::from_micros(50);
+        }
+    }
+
+    #[test]
     fn a_long_call_a_minute_is_never_refused_nor_are_short_ones_between() {
         let mut worker = Worker::new(1);
         let (share, bad) = (worker.share(50), [worker.share(50), worker.share(50)]);
@@ -485,6 +652,6 @@ mod tests {
         (0..100).for_each(|_| share.charge_time(second, now));
         assert!(!share.is_spent());
         // Nor does it take anything from others.
-        assert_eq!(TimeShare::of(1, 50, second, &shares, now).others(now), 0);
+        assert_eq!(TimeShare::of(1, 50, second, &shares, now).others(CallKind::Long, now), 0);
     }
 }

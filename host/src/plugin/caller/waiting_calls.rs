@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::breaker::{CallOutcome, CallPermit};
+use super::super::breaker::{CallOutcome, CallPermit, HookKind};
 use super::super::call_error::PluginFailure;
 use super::super::instance::Instance;
 use super::super::instance_limit::ReservedInstances;
@@ -125,13 +125,15 @@ impl PluginCaller {
         let run = self.run_turns(&mut taken.instance, permit, call);
         let result = step.limit(limits.call_time, run).await;
         let result = result.unwrap_or_else(|_| {
-            self.settle_waiting(permit, CallOutcome::Failed);
+            self.settle_waiting(permit, taken.instance.hook(), CallOutcome::Failed);
             Err(PluginFailure::CallTime(limits.call_time))
         });
         if is_whole(&result) && self.configured.isolation == Isolation::Worker && !self.is_released() {
             self.waiting.keep(taken);
-        } else {
+        } else if is_whole(&result) {
             self.discard(taken.instance);
+        } else {
+            self.lose(taken.instance);
         }
         result
     }
@@ -188,15 +190,15 @@ impl PluginCaller {
             _ => CallOutcome::Failed,
         };
         instance.set_budget(Duration::MAX);
-        self.settle_waiting(permit, outcome);
+        self.settle_waiting(permit, instance.hook(), outcome);
         result
     }
 
-    fn settle_waiting(&self, permit: CallPermit, outcome: CallOutcome) {
+    fn settle_waiting(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome) {
         let breaker = &self.supply().breaker;
         if permit == CallPermit::Usual && outcome == CallOutcome::Returned {
-            return breaker.end_row();
+            return breaker.count_success(hook);
         }
-        breaker.settle(permit, outcome, Instant::now());
+        breaker.settle(permit, hook, outcome, Instant::now());
     }
 }

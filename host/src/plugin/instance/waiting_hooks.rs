@@ -10,6 +10,7 @@ use wasmtime::component::{ComponentNamedList, Lift, Lower, TypedFunc};
 
 use super::super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, Description, Settings};
 use super::super::bindings::types::Verdict;
+use super::super::breaker::HookKind;
 use super::super::call_error::{PluginFailure, trapped};
 use super::super::cpu_time::TurnTime;
 use super::super::engine::Plugin;
@@ -93,7 +94,7 @@ impl Exports<'_> {
 impl Instance {
     /// Begins the measurement of a call that may wait; the caller measures its turns.
     pub(in crate::plugin) fn begin_turns(&mut self) -> Arc<TurnTime> {
-        self.begin_call();
+        self.begin_call(self.hook);
         let budget = self.budget();
         self.store.data_mut().cpu.begin_turns(budget)
     }
@@ -115,6 +116,10 @@ impl Instance {
         let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
         let lending = self.imports_exchange.then(|| LentContext::lend(context));
         self.store.data_mut().lent = lending.as_ref().map(|(_, lent)| lent.clone());
+        self.hook = match side {
+            MessageSide::Request => HookKind::RequestFilter,
+            MessageSide::Response => HookKind::ResponseFilter,
+        };
         let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
         let hook = match side {
             MessageSide::Request => &hooks.on_request,
@@ -129,6 +134,7 @@ impl Instance {
 
     /// Lets a timer's interval have passed, and waits for what the hook waits for.
     pub async fn timer_waiting(&mut self) -> Result<(), PluginFailure> {
+        self.hook = HookKind::Timer;
         let hook = self.waiting.as_ref().and_then(|hooks| hooks.on_timer.as_ref()).ok_or(PluginFailure::NoHook)?;
         hook.call_async(&mut self.store, ()).await.map_err(trapped)
     }
