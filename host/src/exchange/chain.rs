@@ -34,7 +34,7 @@ pub enum RequestHooks {
 pub enum ResponseHooks {
     /// All of them have run; one may have put another content in place.
     Done(Option<Vec<u8>>),
-    /// Those below a plugin have run, whose hook may wait: [`accept_response_verdict`] takes its verdict.
+    /// The hooks below a plugin have run, and the hook of that plugin may wait: [`accept_response_verdict`] takes its verdict.
     Wait {
         /// The position just above the plugin.
         at: ChainPosition,

@@ -18,7 +18,7 @@ use crate::error::FailureKind;
 pub enum HttpDestination {
     /// An upstream of the manifest, as `http://NAME`.
     Upstream(Box<str>),
-    /// A server.
+    /// A server, by its scheme, host and port.
     Server {
         /// Whether the scheme is `https`.
         is_secure: bool,

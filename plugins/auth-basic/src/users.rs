@@ -16,7 +16,7 @@ pub struct Users {
     indexes: HashMap<String, usize>,
 }
 
-/// A user.
+/// A user with the hash of the password.
 pub struct User {
     pub name: String,
     pub hash: String,
