@@ -79,7 +79,7 @@ fn the_limits_of_the_upstream_hold_for_its_health_checks() {
         with_limits(&origin, &format!("{limits}\n{health}"))
     };
     let proxy = checked("");
-    let line = proxy.wait_log("down: its checks fail");
+    let line = proxy.wait_log("endpoint is down: health checks fail");
     assert!(line.contains("limits.response-head"), "{line}");
     drop(proxy);
     let before = checks.load(Ordering::SeqCst);
