@@ -52,8 +52,8 @@ pub fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     };
     let start = line()?;
     let mut fields = Vec::new();
-    while let Some((name, value)) = line()?.split_once(": ") {
-        fields.push((name.to_string(), value.to_string()));
+    while let Some((name, value)) = line()?.split_once(':') {
+        fields.push((name.to_string(), value.trim_start().to_string()));
     }
     let mut message = Message { start, fields, body: Vec::new() };
     if message.field("transfer-encoding") == Some("chunked") {

@@ -156,7 +156,7 @@ pub(crate) fn take(key: &[u8], rate: Rate, cost: u32) -> Result<Taken, Error> {
 
 /// Carries out a call with a key of this test's state.
 fn with<T>(key: &[u8], call: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
-    STATE.with_borrow_mut(|state| match state.failure.clone() {
+    STATE.with_borrow_mut(|state| match state.failure {
         Some(failure) => Err(failure),
         None if key.len() > bounds::NAME => Err(Error::KeyTooLong),
         None => call(state),
