@@ -244,7 +244,7 @@ impl UploadContent {
             UploadContent::Client(body) => return RequestBody::Incoming(body),
             UploadContent::Gathered(body) => match body.into_whole() {
                 Ok(whole) => return collected(whole, &upload, space),
-                Err(body) => UploadContent::Gathered(Box::new(body)),
+                Err(body) => UploadContent::Gathered(body),
             },
             passage @ UploadContent::Filtered(_) => passage,
         };

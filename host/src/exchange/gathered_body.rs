@@ -48,8 +48,11 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> GatheredBody<B> {
     }
 
     /// Returns the content if all of it was gathered; otherwise the body itself.
-    pub fn into_whole(self) -> Result<WholeContent, Self> {
-        let GatheredBody { content, rest: None, trailers, permit } = self else { return Err(self) };
+    pub fn into_whole(self: Box<Self>) -> Result<WholeContent, Box<Self>> {
+        if self.rest.is_some() {
+            return Err(self);
+        }
+        let GatheredBody { content, trailers, permit, .. } = *self;
         Ok(WholeContent { content, trailers, permit })
     }
 }

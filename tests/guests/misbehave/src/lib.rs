@@ -56,7 +56,7 @@ impl RequestFilter for Misbehave {
                 Verdict::proceed()
             }
             Some("crowd") => {
-                let response = (0..30_000).fold(Response::new(200), |all, n| all.field(&format!("x-{n}"), "1"));
+                let response = (0..30_000).fold(Response::new(200), |all, n| all.field(format!("x-{n}"), "1"));
                 response.into()
             }
             Some("notes") => (0..200_000).fold(Verdict::proceed(), |all, n| all.set_note(&n.to_string(), "1")),
