@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use plugway_sdk::testing::transform;
-//! use plugway_sdk::{BodyError, BodyFilter, BodyMode, ConfigError, OverLimit, Plugin, RequestBody, Setup, form};
+//! use plugway_sdk::{BodyError, BodyFilter, BodyMode, ConfigError, OverLimit, Plugin, RequestBody, Setup, Values, form};
 //!
 //! /// A filter that removes the passwords from forms.
 //! struct Redact;
@@ -13,7 +13,7 @@
 //!     type Config = ();
 //!
 //!     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
-//!         setup.request_body = BodyMode::Buffered(64 << 10, OverLimit::Reject);
+//!         setup.request_body.mode = BodyMode::Buffered(64 << 10, OverLimit::Reject);
 //!         Ok(Redact)
 //!     }
 //! }

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// use plugway_sdk::units::duration;
 ///
 /// assert_eq!(duration("2 h"), Ok(Duration::from_secs(7200)));
-/// assert_eq!(duration("5").unwrap_err(), "`5` is no time; write `10s`, `5m`, `1h` or `7d`");
+/// assert_eq!(duration("5").unwrap_err(), "invalid duration: `5`; expected one such as `10s`, `5m`, `1h` or `7d`");
 /// ```
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);

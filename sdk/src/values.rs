@@ -37,9 +37,9 @@ impl Values {
     ///
     /// impl RequestFilter for Shorter {
     ///     fn on_request(&mut self, request: &Values) -> Verdict {
-    ///         let is_put = request.parsed(self.method) == Some(http::Method::PUT);
+    ///         let is_put = request.parsed(self.method) == Some(::http::Method::PUT);
     ///         match request.parsed::<u64>(self.length) {
-    ///             Some(length) if is_put && length > 1000 => http::StatusCode::PAYLOAD_TOO_LARGE.into(),
+    ///             Some(length) if is_put && length > 1000 => ::http::StatusCode::PAYLOAD_TOO_LARGE.into(),
     ///             _ => Verdict::proceed(),
     ///         }
     ///     }
