@@ -91,6 +91,9 @@ pub struct ConnectionLease {
 /// time for content of 1 MiB.
 const READ: usize = 128 << 10;
 
+/// The length of pieces up to which they are copied for a client whose content is read ahead.
+const SHORT_PIECE: usize = 16 << 10;
+
 /// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again.
 /// The bodies of error pages fit; a longer body costs more than a new connection.
 const DISCARD_BYTES: u64 = 64 << 10;
@@ -248,6 +251,10 @@ impl UpstreamReading {
                 Some(Ok(mut piece)) => {
                     if piece.len() > self.piece {
                         ahead.spool.put_back(piece.split_off(self.piece));
+                        if self.piece <= SHORT_PIECE {
+                            // A slow client would hold all of the memory that a short piece is a part of.
+                            piece = Bytes::copy_from_slice(&piece);
+                        }
                     }
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
