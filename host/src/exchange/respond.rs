@@ -106,13 +106,6 @@ pub struct Ascent {
     bypassed: Option<Box<BypassedCache>>,
 }
 
-/// The result of taking a response up from one position.
-enum Ascended {
-    Top(Response<ResponseBody>),
-    Waiting(Box<Ascent>),
-    Late(Box<LateResponse>),
-}
-
 /// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
 /// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
 /// plugins above.
@@ -154,21 +147,7 @@ fn respond_from(
             }
         };
         match ascend(worker, route_id, response, depth, &mut bypassed, &mut context) {
-            Ok(Ascended::Top(mut response)) => {
-                count_made(&mut response, worker, &context, record);
-                record.status = response.status().as_u16();
-                record.set_route(route_id, context);
-                return Responding::Ready(response);
-            }
-            // The exchange may be dropped while it waits, and still has to be told of.
-            Ok(Ascended::Waiting(ascent)) => {
-                record.set_route(route_id, context);
-                return Responding::Waiting(ascent);
-            }
-            Ok(Ascended::Late(late)) => {
-                record.set_route(route_id, context);
-                return Responding::Late(late);
-            }
+            Ok(responding) => return responding.recorded(worker, route_id, context, record),
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
             // position itself, and a failure has none.
             Err(failed) => received = Err(failed),
@@ -201,6 +180,23 @@ fn count_made(
 }
 
 impl Responding {
+    /// Puts the context into the record: the exchange may be dropped while it waits, and is logged all the same. A response
+    /// that is ready is counted.
+    fn recorded(
+        mut self,
+        worker: &WorkerState,
+        route_id: RouteId,
+        context: Box<ExchangeContext>,
+        record: &mut ExchangeRecord,
+    ) -> Self {
+        if let Responding::Ready(response) = &mut self {
+            count_made(response, worker, &context, record);
+            record.status = response.status().as_u16();
+        }
+        record.set_route(route_id, context);
+        self
+    }
+
     /// Returns the response once all hooks have run.
     pub async fn finish(
         self,
@@ -230,17 +226,14 @@ impl LateResponse {
         let passed = timers.total.until_met(run_passage(passage, worker, context)).await;
         let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
         let mut context = record.take_context();
-        let failed = match passed {
+        let responding = match passed {
             Ok(body) => {
-                let mut response = complete_head(&mut context, body, came);
-                count_made(&mut response, worker, &context, record);
-                record.status = response.status().as_u16();
-                record.set_route(route_id, context);
-                return response;
+                let response = complete_head(&mut context, body, came);
+                Responding::Ready(response).recorded(worker, route_id, context, record)
             }
-            Err(failed) => failed,
+            Err(failed) => respond(worker, route_id, context, Reply::new(Err(failed), depth), record),
         };
-        match respond(worker, route_id, context, Reply::new(Err(failed), depth), record) {
+        match responding {
             Responding::Ready(response) => response,
             Responding::Waiting(ascent) => boxed(|| ascent.finish(worker, timers, record)).await,
             Responding::Late(late) => {
@@ -273,20 +266,7 @@ impl Ascent {
                 Err(_) => Err((ChainFailure::new(timers.late(), at), ascent.bypassed.take())),
             };
             let responding = match ascended {
-                Ok(Ascended::Top(mut response)) => {
-                    count_made(&mut response, worker, &context, record);
-                    record.status = response.status().as_u16();
-                    record.set_route(route_id, context);
-                    return response;
-                }
-                Ok(Ascended::Waiting(next)) => {
-                    record.set_route(route_id, context);
-                    Responding::Waiting(next)
-                }
-                Ok(Ascended::Late(late)) => {
-                    record.set_route(route_id, context);
-                    Responding::Late(late)
-                }
+                Ok(responding) => responding.recorded(worker, route_id, context, record),
                 Err((failed, bypassed)) => {
                     let reply = Reply { bypassed, ..Reply::new(Err(failed), at) };
                     respond_from(worker, route_id, context, reply, record)
@@ -308,7 +288,7 @@ impl Ascent {
         route: &Route,
         verdict: Result<FilterVerdict, PluginFailure>,
         context: &mut Box<ExchangeContext>,
-    ) -> Result<Ascended, (ChainFailure, Option<Box<BypassedCache>>)> {
+    ) -> Result<Responding, (ChainFailure, Option<Box<BypassedCache>>)> {
         let mut bypassed = self.bypassed.take();
         let replaced = chain::accept_response_verdict(worker, route, self.at, verdict, context);
         let hooks = replaced.and_then(|replaced| {
@@ -329,12 +309,12 @@ impl Ascent {
         hooks: ResponseHooks,
         bypassed: &mut Option<Box<BypassedCache>>,
         context: &mut Box<ExchangeContext>,
-    ) -> Result<Ascended, ChainFailure> {
+    ) -> Result<Responding, ChainFailure> {
         match hooks {
             ResponseHooks::Wait { at, content } => {
                 self.content = content.or(self.content.take());
                 (self.at, self.bypassed) = (at, bypassed.take());
-                Ok(Ascended::Waiting(self))
+                Ok(Responding::Waiting(self))
             }
             ResponseHooks::Done(content) => {
                 let content = content.or(self.content.take());
@@ -353,7 +333,7 @@ fn ascend(
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Ascended, ChainFailure> {
+) -> Result<Responding, ChainFailure> {
     let route = &worker.generation.routes[route_id];
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
@@ -369,7 +349,7 @@ fn ascend(
         }
         ResponseHooks::Wait { at, content } => {
             let bypassed = bypassed.take();
-            Ok(Ascended::Waiting(Box::new(Ascent { route_id, at, body, content, came, depth, bypassed })))
+            Ok(Responding::Waiting(Box::new(Ascent { route_id, at, body, content, came, depth, bypassed })))
         }
     }
 }
@@ -381,12 +361,14 @@ fn finish_response(
     route: &Route,
     ascent: Ascent,
     context: &mut Box<ExchangeContext>,
-) -> Result<Ascended, ChainFailure> {
+) -> Result<Responding, ChainFailure> {
     let Ascent { route_id, body, content, came, depth, .. } = ascent;
     let body = content.map_or(body, |content| ResponseBody::Full(Bytes::from(content)));
     Ok(match body_hooks::filter_body(worker, route, depth.plugins(), context, body)? {
-        Passage::Done(body) => Ascended::Top(complete_head(context, body, came)),
-        Passage::Waits(passage) => Ascended::Late(Box::new(LateResponse { route_id, passage: *passage, depth, came })),
+        Passage::Done(body) => Responding::Ready(complete_head(context, body, came)),
+        Passage::Waits(passage) => {
+            Responding::Late(Box::new(LateResponse { route_id, passage: *passage, depth, came }))
+        }
     })
 }
 
