@@ -125,9 +125,9 @@ mod tests {
     use super::*;
 
     /// A body of pieces, then trailers.
-    struct Pieces(Vec<&'static [u8]>, Option<HeaderMap>);
+    struct ContentInPieces(Vec<&'static [u8]>, Option<HeaderMap>);
 
-    impl Body for Pieces {
+    impl Body for ContentInPieces {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn content_is_gathered_up_to_its_limit() {
         for (max, is_whole, wanted) in [(4, true, "abcd"), (3, false, "abcd"), (1, false, "ab")] {
-            let mut body = Pieces(vec![b"ab", b"cd"], Some(HeaderMap::new()));
+            let mut body = ContentInPieces(vec![b"ab", b"cd"], Some(HeaderMap::new()));
             let gathered = now(gather(&mut body, max)).unwrap();
             assert_eq!((&gathered.content[..], gathered.is_whole), (wanted.as_bytes(), is_whole), "{max}");
             assert_eq!(gathered.trailers.is_some(), is_whole, "{max}");
