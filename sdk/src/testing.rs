@@ -21,8 +21,8 @@ use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
 use crate::query::Parameters;
 use crate::{
-    Balancer, BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CacheKey,
-    CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part, Plugin, RequestBody,
+    Balancer, BodyError, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CacheKey, CachePolicy,
+    Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part, Plugin, RequestBody,
     RequestFilter, Response, ResponseBody, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
     ValueName, Values, Verdict, cookie,
 };
@@ -125,62 +125,13 @@ impl<P> Harness<P> {
         self.decided_body
     }
 
-    fn edited_request(&mut self, edits: Vec<Edit>, mut request: Request) -> Outcome<Request> {
-        self.decided_body = None;
-        let mut room = match checks::Room::for_request(&edits, &self.setup, &request) {
-            Ok(room) => room,
-            Err(refused) => return Outcome::Failed(refused),
-        };
-        for edit in edits {
-            let Edit::Plan(plan) = edit else {
-                self.note_decision(&edit);
-                request.apply(edit);
-                continue;
-            };
-            for edit in self.setup.planned(plan).to_vec() {
-                match room.fill(&edit, &request, None) {
-                    Ok(edit) => edit.into_iter().for_each(|edit| {
-                        self.note_decision(&edit);
-                        request.apply(edit);
-                    }),
-                    Err(refused) => return Outcome::Failed(refused),
-                }
-            }
-        }
-        Outcome::Passed(request)
+    fn edited_request(&mut self, edits: Vec<Edit>, request: Request) -> Outcome<Request> {
+        self.make_request_edits(edits, request).map_or_else(Outcome::Failed, |(request, _)| Outcome::Passed(request))
     }
 
-    fn edited_response(&mut self, edits: Vec<Edit>, request: &Request, mut response: Response) -> Outcome<Response> {
-        self.decided_body = None;
-        let mut room = match checks::Room::for_response(&edits, &self.setup, request, &response) {
-            Ok(room) => room,
-            Err(refused) => return Outcome::Failed(refused),
-        };
-        for edit in edits {
-            self.note_decision(&edit);
-            match edit {
-                Edit::Plan(plan) => {
-                    for edit in self.setup.planned(plan).to_vec() {
-                        match room.fill(&edit, request, Some(&response)) {
-                            Ok(edit) => edit.into_iter().for_each(|edit| {
-                                self.note_decision(&edit);
-                                edit_fields(&mut response.fields, edit);
-                            }),
-                            Err(refused) => return Outcome::Failed(refused),
-                        }
-                    }
-                }
-                Edit::SetStatus(status) => response.status = status,
-                edit => edit_fields(&mut response.fields, edit),
-            }
-        }
-        Outcome::Passed(response)
-    }
-
-    fn note_decision(&mut self, edit: &Edit) {
-        if let Edit::Body(mode) = edit {
-            self.decided_body = Some(BodyMode::from_wit(*mode));
-        }
+    fn edited_response(&mut self, edits: Vec<Edit>, request: &Request, response: Response) -> Outcome<Response> {
+        let made = self.make_response_edits(edits, request, response);
+        made.map_or_else(Outcome::Failed, |(response, _)| Outcome::Passed(response))
     }
 }
 
@@ -192,7 +143,7 @@ impl<P: RequestBody> Harness<P> {
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.request_body, request, None);
-        passed_chunks(self.plugin.request_body(&values), chunks)
+        bodies::pass_chunks(&mut self.plugin.request_body(&values), chunks)
     }
 }
 
@@ -205,7 +156,7 @@ impl<P: ResponseBody> Harness<P> {
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.response_body, request, Some(response));
-        passed_chunks(self.plugin.response_body(&values), chunks)
+        bodies::pass_chunks(&mut self.plugin.response_body(&values), chunks)
     }
 }
 
@@ -639,19 +590,6 @@ fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, V
 }
 
 /// Returns what a filter makes of content in chunks.
-fn passed_chunks<C: AsRef<[u8]>>(
-    mut filter: impl BodyFilter,
-    chunks: impl IntoIterator<Item = C>,
-) -> Result<Vec<u8>, BodyError> {
-    let mut sent = Vec::new();
-    // The host passes no empty chunk.
-    for chunk in chunks.into_iter().filter(|chunk| !chunk.as_ref().is_empty()) {
-        sent.extend(filter.push(chunk.as_ref().to_vec())?);
-    }
-    sent.extend(filter.finish()?);
-    Ok(sent)
-}
-
 /// Returns the edit that results from an edit of a plan; `None` if the edit does nothing.
 fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -> Option<Edit> {
     let fill = |template: &[TemplatePart]| -> Vec<u8> {

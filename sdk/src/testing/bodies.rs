@@ -18,9 +18,18 @@ const LONGEST_FOR_ALL: usize = 12;
 /// assert_eq!(transform(&mut Shout, &[b"the c", b"at"]).unwrap(), b"THE CAT");
 /// ```
 pub fn transform<F: BodyFilter>(filter: &mut F, chunks: &[&[u8]]) -> Result<Vec<u8>, BodyError> {
+    pass_chunks(filter, chunks)
+}
+
+/// Passes chunks through a filter, and returns what leaves the filter, with what it held back.
+pub(super) fn pass_chunks<C: AsRef<[u8]>>(
+    filter: &mut impl BodyFilter,
+    chunks: impl IntoIterator<Item = C>,
+) -> Result<Vec<u8>, BodyError> {
     let mut passed = Vec::new();
-    for chunk in chunks {
-        passed.extend(filter.push(chunk.to_vec())?);
+    // The host passes no empty chunk.
+    for chunk in chunks.into_iter().filter(|chunk| !chunk.as_ref().is_empty()) {
+        passed.extend(filter.push(chunk.as_ref().to_vec())?);
     }
     passed.extend(filter.finish()?);
     Ok(passed)

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::checks::Room;
 use super::{Harness, Outcome, Request, current, edit_fields, edits, resolve};
-use crate::{Edit, RequestFilter, Response, ResponseFilter, Verdict};
+use crate::{BodyMode, Edit, RequestFilter, Response, ResponseFilter, Verdict};
 
 /// Methods that return the edits which the host makes, in their order: those of plans with their values filled in.
 ///
@@ -40,27 +40,13 @@ impl<P: RequestFilter> Harness<P> {
     ///
     /// Panics if the filter responded or failed, and says how.
     #[track_caller]
-    pub fn request_edits(&mut self, mut request: Request) -> Vec<Edit> {
+    pub fn request_edits(&mut self, request: Request) -> Vec<Edit> {
         let verdict = match self.setup.request_plan {
             Some(plan) => Verdict::Plan(plan),
             None => self.called_request(&request),
         };
         let edits = continued(edits(verdict));
-        let mut room = accepted(Room::for_request(&edits, &self.setup, &request));
-        let mut made = Vec::new();
-        for edit in edits {
-            let Edit::Plan(plan) = edit else {
-                request.apply(edit.clone());
-                made.push(edit);
-                continue;
-            };
-            for planned in self.setup.planned(plan) {
-                let edit = accepted(room.fill(planned, &request, None));
-                edit.iter().for_each(|edit| request.apply(edit.clone()));
-                made.extend(edit);
-            }
-        }
-        made
+        accepted(self.make_request_edits(edits, request)).1
     }
 
     /// Calls the request hook, while [`exchange`](crate::exchange) has the values of the request.
@@ -78,13 +64,58 @@ impl<P: ResponseFilter> Harness<P> {
     ///
     /// Panics if the filter responded or failed, and says how.
     #[track_caller]
-    pub fn response_edits(&mut self, request: &Request, mut response: Response) -> Vec<Edit> {
+    pub fn response_edits(&mut self, request: &Request, response: Response) -> Vec<Edit> {
         let verdict = match self.setup.response_plan {
             Some(plan) => Verdict::Plan(plan),
             None => self.called_response(request, &response),
         };
         let edits = continued(edits(verdict));
-        let mut room = accepted(Room::for_response(&edits, &self.setup, request, &response));
+        accepted(self.make_response_edits(edits, request, response)).1
+    }
+
+    /// Calls the response hook, while [`exchange`](crate::exchange) has the values of both messages.
+    pub(super) fn called_response(&mut self, request: &Request, response: &Response) -> Verdict {
+        let values = resolve(&self.setup.response, request, Some(response));
+        current::during(request, Some(response), || self.plugin.on_response(&values))
+    }
+}
+
+impl<P> Harness<P> {
+    /// Makes edits of a request; returns the request and the edits made, those of plans with their values filled in. An
+    /// error says what the host refuses.
+    pub(super) fn make_request_edits(
+        &mut self,
+        edits: Vec<Edit>,
+        mut request: Request,
+    ) -> Result<(Request, Vec<Edit>), String> {
+        self.decided_body = None;
+        let mut room = Room::for_request(&edits, &self.setup, &request)?;
+        let mut made = Vec::new();
+        for edit in edits {
+            let Edit::Plan(plan) = edit else {
+                request.apply(edit.clone());
+                made.push(edit);
+                continue;
+            };
+            for planned in self.setup.planned(plan) {
+                let edit = room.fill(planned, &request, None)?;
+                edit.iter().for_each(|edit| request.apply(edit.clone()));
+                made.extend(edit);
+            }
+        }
+        self.note_decision(&made);
+        Ok((request, made))
+    }
+
+    /// Makes edits of a response, as [`make_request_edits`](Harness::make_request_edits) does for a request.
+    pub(super) fn make_response_edits(
+        &mut self,
+        edits: Vec<Edit>,
+        request: &Request,
+        mut response: Response,
+    ) -> Result<(Response, Vec<Edit>), String> {
+        self.decided_body = None;
+        let mut room = Room::for_response(&edits, &self.setup, request, &response)?;
         let mut made = Vec::new();
         for edit in edits {
             let Edit::Plan(plan) = edit else {
@@ -96,18 +127,20 @@ impl<P: ResponseFilter> Harness<P> {
                 continue;
             };
             for planned in self.setup.planned(plan) {
-                let edit = accepted(room.fill(planned, request, Some(&response)));
+                let edit = room.fill(planned, request, Some(&response))?;
                 edit.iter().for_each(|edit| edit_fields(&mut response.fields, edit.clone()));
                 made.extend(edit);
             }
         }
-        made
+        self.note_decision(&made);
+        Ok((response, made))
     }
 
-    /// Calls the response hook, while [`exchange`](crate::exchange) has the values of both messages.
-    pub(super) fn called_response(&mut self, request: &Request, response: &Response) -> Verdict {
-        let values = resolve(&self.setup.response, request, Some(response));
-        current::during(request, Some(response), || self.plugin.on_response(&values))
+    fn note_decision(&mut self, made: &[Edit]) {
+        self.decided_body = made.iter().rev().find_map(|edit| match edit {
+            Edit::Body(mode) => Some(BodyMode::from_wit(*mode)),
+            _ => None,
+        });
     }
 }
 
