@@ -1,5 +1,7 @@
 //! The proxy as a process.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -19,6 +21,8 @@ pub struct Proxy {
     /// The text behind the log line that `start_after` waited for.
     pub noted: String,
     log: mpsc::Receiver<String>,
+    /// The lines of the log from before the first listener. A test may wait for one of them.
+    early: RefCell<VecDeque<String>>,
     /// The folder of the proxy's admin socket, unless the test named one.
     sockets: tempfile::TempDir,
 }
@@ -42,7 +46,7 @@ impl Proxy {
 
     /// Waits for a line of the log that ends with an address, and keeps that in `noted`.
     pub fn note(&mut self, line: &str) {
-        self.noted = self.wait_log(line).rsplit("http://").next().unwrap().trim().into();
+        self.noted = address_in(&self.wait_log(line));
     }
 
     /// Starts the proxy on a manifest in a folder of the test's own.
@@ -66,8 +70,18 @@ impl Proxy {
             }
         });
         let folder = tempfile::tempdir().unwrap();
-        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log, sockets };
-        proxy.address = proxy.next_listener();
+        let mut proxy = Proxy {
+            child,
+            address: String::new(),
+            folder,
+            noted: String::new(),
+            log,
+            early: RefCell::default(),
+            sockets,
+        };
+        let (line, early) = proxy.lines_up_to("listening at http");
+        proxy.early = RefCell::new(early.into());
+        proxy.address = address_in(&line);
         proxy
     }
 
@@ -82,7 +96,15 @@ impl Proxy {
         let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let (_, log) = mpsc::channel();
-        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log, sockets };
+        let mut proxy = Proxy {
+            child,
+            address: String::new(),
+            folder,
+            noted: String::new(),
+            log,
+            early: RefCell::default(),
+            sockets,
+        };
         while proxy.address.is_empty() || proxy.noted.is_empty() {
             let mut line = String::new();
             assert!(stderr.read_line(&mut line).unwrap() > 0, "the proxy ended");
@@ -98,30 +120,47 @@ impl Proxy {
 
     /// Waits for the log line of one more listener; returns its address. The lines are in the order of the addresses.
     pub fn next_listener(&self) -> String {
-        self.wait_log("listening at http").rsplit("://").next().unwrap().trim().into()
+        address_in(&self.wait_log("listening at http"))
     }
 
     /// Waits for a line of the log that has `part` in it.
     pub fn wait_log(&self, part: &str) -> String {
+        self.lines_up_to(part).0
+    }
+
+    /// Waits for a line of the log that has `part` in it; returns it and the lines before.
+    fn lines_up_to(&self, part: &str) -> (String, Vec<String>) {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
-        while let Ok(line) = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        while let Some(line) = self.next_line(deadline) {
             if line.contains(part) {
-                return line;
+                return (line, seen);
             }
             seen.push(line);
         }
         panic!("no `{part}` in the log:\n{}", seen.join("\n"));
     }
 
+    /// Waits until the deadline for the next line of the log that no call has read yet.
+    fn next_line(&self, deadline: Instant) -> Option<String> {
+        let early = self.early.borrow_mut().pop_front();
+        early.or_else(|| self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok())
+    }
+
     /// Whether the log has a line with `part` that no call has waited for yet.
     pub fn has_logged(&self, part: &str) -> bool {
-        self.log.try_iter().any(|line| line.contains(part))
+        while let Some(line) = self.next_line(Instant::now()) {
+            if line.contains(part) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Returns the lines of the log that no call has waited for yet, once the process has ended.
     pub fn log_to_end(&self) -> String {
-        self.log.iter().map(|line| line + "\n").collect()
+        let early = self.early.take();
+        early.into_iter().chain(self.log.iter()).map(|line| line + "\n").collect()
     }
 
     /// Repeats an action until a line of the log has `part` in it; returns the lines before.
@@ -130,7 +169,8 @@ impl Proxy {
         let mut seen = Vec::new();
         loop {
             again();
-            while let Ok(line) = self.log.recv_timeout(Duration::from_millis(200)) {
+            let round = Instant::now() + Duration::from_millis(200);
+            while let Some(line) = self.next_line(round) {
                 if line.contains(part) {
                     return seen;
                 }
@@ -315,6 +355,11 @@ pub fn limited(origin: &str, limits: &str, route: &str) -> Proxy {
     let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
     let text = manifest(origin, "", "").replace("address = \"127.0.0.1:0\"\n", &listener);
     Proxy::start(&text.replace("[[route]]", &format!("[[route]]\n{route}")))
+}
+
+/// Returns the address at the end of a line of the log.
+fn address_in(line: &str) -> String {
+    line.rsplit("://").next().unwrap().trim().into()
 }
 
 fn write_manifest(folder: &Path, text: &str) {
