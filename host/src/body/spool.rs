@@ -72,6 +72,12 @@ struct DiskPart {
     reader: FileReader,
     /// The place behind the last byte that is written.
     written: u64,
+    /// The length for which the disk has reserved room.
+    reserved: u64,
+    /// Whether the disk had no room for more at the last attempt.
+    is_full: bool,
+    /// Whether no further piece had room at the last attempt: then no piece waits in memory for a longer write.
+    is_paused: bool,
     /// The write that is under way.
     write: Option<Write>,
     /// The pieces that are not written yet.
@@ -128,14 +134,8 @@ impl Spool {
         if self.bytes >= self.max {
             return Room::Full;
         }
-        if let Some(disk) = &self.disk
-            && self.overflow == Overflow::File
-        {
-            return match self.share.has_room(piece, MemoryPurpose::Pass) && disk.end() < self.max {
-                true => Room::Free,
-                false if disk.write.is_some() => Room::Awaited,
-                false => Room::Full,
-            };
+        if self.disk.is_some() && self.overflow == Overflow::File {
+            return self.room_in_file(piece, cx);
         }
         if self.share.has_room(piece, MemoryPurpose::Wait) {
             return Room::Free;
@@ -152,8 +152,26 @@ impl Spool {
             return Room::Awaited;
         }
         self.patience = None;
-        self.begin_file();
+        if !self.begin_file() {
+            self.overflow = Overflow::Refused;
+            return Room::Full;
+        }
         self.room(piece, cx)
+    }
+
+    /// Returns whether a further piece may be put in, which will pass to the file.
+    fn room_in_file(&mut self, piece: usize, cx: &mut Context<'_>) -> Room {
+        let Some(disk) = &mut self.disk else { return Room::Full };
+        let may_pass = self.share.has_room(piece, MemoryPurpose::Pass) && disk.end() < self.max;
+        disk.is_paused = !(may_pass && disk.reserve(piece as u64, self.share.space()));
+        if !disk.is_paused {
+            return Room::Free;
+        }
+        self.drive(cx);
+        match self.disk.as_ref().is_some_and(|disk| disk.write.is_some()) {
+            true => Room::Awaited,
+            false => Room::Full,
+        }
     }
 
     /// Puts a piece behind the others.
@@ -230,20 +248,28 @@ impl Spool {
         SpooledContent { front, file, back, _share: share }
     }
 
-    /// Begins a file for all bytes. They can be taken out of memory until they are written.
-    fn begin_file(&mut self) {
+    /// Begins a file for all bytes. They can be taken out of memory until they are written. Returns `false` if the disk has
+    /// no room for them.
+    fn begin_file(&mut self) -> bool {
         let space = self.share.space();
         let mut disk = Box::new(DiskPart {
             file: SpillFile::new(space),
             reader: FileReader::default(),
             written: 0,
+            reserved: 0,
+            is_full: false,
+            is_paused: false,
             write: None,
             back: VecDeque::new(),
             back_bytes: 0,
         });
+        if !disk.reserve(self.bytes, space) {
+            return false;
+        }
         space.record_spill();
         self.front.drain(..).for_each(|piece| disk.push(piece));
         self.disk = Some(disk);
+        true
     }
 
     /// Records finished writes, and begins the next one.
@@ -274,17 +300,13 @@ impl Spool {
                 }
                 disk.finish_write(&mut self.share);
             }
-            // No more arrives until bytes are taken, which may be long: nothing waits in memory for a longer write.
-            let is_last = self.is_whole || disk.end() >= self.max;
+            // No more arrives until bytes are taken, which may be long.
+            let is_last = self.is_whole || disk.is_paused || disk.end() >= self.max;
             let enough = if is_last { 1 } else { BLOCK };
             if self.overflow == Overflow::Refused || disk.back_bytes < enough {
                 return;
             }
-            if !disk.begin_write(self.share.space()) {
-                self.share.space().record_full();
-                self.overflow = Overflow::Refused;
-                return;
-            }
+            disk.begin_write(self.share.space());
         }
     }
 
@@ -338,18 +360,31 @@ impl DiskPart {
         self.written + self.write.as_ref().map_or(0, |write| write.bytes) + self.back_bytes
     }
 
-    /// Begins to write all pieces that are not in the file yet. Returns `false` if there is no room on disk.
-    fn begin_write(&mut self, space: &BufferSpace) -> bool {
-        if !self.file.grow(self.back_bytes, space) {
-            return false;
+    /// Reserves room on disk for more bytes behind all others. Returns whether there is room.
+    fn reserve(&mut self, bytes: u64, space: &BufferSpace) -> bool {
+        let end = self.end() + bytes;
+        if end > self.reserved {
+            let more = (end - self.reserved).max(BLOCK);
+            if !self.file.grow(more, space) {
+                if !std::mem::replace(&mut self.is_full, true) {
+                    space.record_full();
+                }
+                return false;
+            }
+            self.reserved += more;
         }
+        self.is_full = false;
+        true
+    }
+
+    /// Begins to write all pieces that are not in the file yet.
+    fn begin_write(&mut self, space: &BufferSpace) {
         let left = std::mem::take(&mut self.back);
         let bytes = std::mem::take(&mut self.back_bytes);
         let pieces: Vec<Bytes> = left.iter().cloned().collect();
         let count = pieces.len();
         let task = self.file.write(self.written, pieces, space);
         self.write = Some(Write { task, left, pieces: count, bytes });
-        true
     }
 
     fn finish_write(&mut self, share: &mut MemoryShare) {
@@ -465,6 +500,47 @@ mod tests {
         assert_eq!((fill(&mut spool, 0).await * PIECE as u64) >> 20, 8, "the spool is as new");
         drop(spool);
         until_closed(&usage).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn bodies_that_fill_the_disk_hold_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let (usage, space) = space(folder.path());
+        let mut spools: Vec<Spool> = (0..4).map(|_| Spool::new(&space, 6 << 20, Overflow::File)).collect();
+        let mut pieces = Vec::new();
+        for spool in &mut spools[..3] {
+            pieces.push(fill(spool, 0).await);
+        }
+        assert!(usage.files() <= 16 << 20 && usage.files() > 15 << 20, "{}", usage.files());
+        assert_eq!((usage.memory(), usage.refusals()), (0, 1));
+        // The last finds no room for a file of its own.
+        pieces.push(fill(&mut spools[3], 0).await);
+        assert_eq!((pieces[3], usage.refusals()), (15, 2));
+        for (spool, pieces) in spools.iter_mut().zip(pieces) {
+            assert_eq!(take(spool, 0, 999).await, pieces * PIECE as u64);
+        }
+        until_closed(&usage).await;
+        assert_eq!((fill(&mut spools[2], 0).await * PIECE as u64) >> 20, 6, "there is room again");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_body_that_finds_the_memory_full_writes_all_that_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let (usage, space) = space(folder.path());
+        let (mut spool, mut others) = (Spool::new(&space, 8 << 20, Overflow::File), MemoryShare::new(&space));
+        others.add(13 << 20);
+        let room = poll_fn(|cx| match spool.room(PIECE, cx) {
+            Room::Awaited => Poll::Pending,
+            room => Poll::Ready(room),
+        });
+        assert_eq!(room.await, Room::Free, "it may pass into its file");
+        spool.push(piece(0));
+        others.add((16 << 20) - usage.memory() as usize - 64);
+        let few = fill(&mut spool, 1).await;
+        drop(others);
+        assert_eq!((usage.memory(), spool.bytes()), (0, (1 + few) * PIECE as u64));
+        let more = fill(&mut spool, 1 + few).await;
+        assert_eq!(take(&mut spool, 0, 999).await, (1 + few + more) * PIECE as u64);
     }
 
     #[tokio::test(flavor = "current_thread")]
