@@ -30,6 +30,7 @@ use crate::context::edited_names::EditedNames;
 use crate::context::host_work::HostWork;
 use crate::context::informational::InformationalQueue;
 use crate::context::pairs::{LineOwner, PairKind, Pairs};
+use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
@@ -244,6 +245,8 @@ pub struct ClientInfo {
     /// Whether the listener trusts the peer's fields about its clients.
     pub is_trusted: bool,
     pub tls: Option<Box<ClientTls>>,
+    /// The bytes of responses that wait in memory for the client.
+    pub waiting: Arc<WaitingBytes>,
 }
 
 /// Facts of a client's TLS.
@@ -648,14 +651,20 @@ impl ClientInfo {
         let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
         let field = |text: String| HeaderValue::from_str(&text).ok();
         let listener = field(destination.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        let (address, port, addresses) = (field(address), field(port), Some(addresses));
-        ClientInfo { address, port, listener, addresses, is_trusted: false, tls: None }
+        let addresses = Some(addresses);
+        ClientInfo { address: field(address), port: field(port), addresses, ..ClientInfo::at(listener) }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        ClientInfo { address: None, port: None, listener, addresses: None, is_trusted: false, tls: None }
+        ClientInfo::at(listener)
+    }
+
+    /// The facts of a connection to a listener, of whose client nothing is known yet.
+    fn at(listener: HeaderValue) -> Self {
+        let waiting = Arc::new(WaitingBytes::new(u64::MAX));
+        ClientInfo { address: None, port: None, listener, addresses: None, is_trusted: false, tls: None, waiting }
     }
 
     /// Returns the address that connected; `None` at a unix socket.

@@ -7,3 +7,4 @@ pub mod frame_counter;
 pub mod hyper_io;
 pub mod memfd_arena;
 pub mod tcp;
+pub mod waiting_bytes;

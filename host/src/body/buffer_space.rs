@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use crate::net::waiting_bytes::WaitingBytes;
+
 /// The bytes that waiting bodies occupy, over all workers. It outlives generations.
 #[derive(Debug, Default)]
 pub struct BufferUse {
@@ -48,6 +50,8 @@ pub struct BufferSpace {
 #[derive(Debug)]
 pub struct MemoryShare {
     space: Rc<BufferSpace>,
+    /// The bytes that wait for the client of the body; `None` if the body waits for no client.
+    client: Option<Arc<WaitingBytes>>,
     bytes: u64,
 }
 
@@ -175,7 +179,12 @@ impl BufferSpace {
 impl MemoryShare {
     /// Returns an empty share.
     pub fn new(space: &Rc<BufferSpace>) -> Self {
-        MemoryShare { space: space.clone(), bytes: 0 }
+        MemoryShare { space: space.clone(), client: None, bytes: 0 }
+    }
+
+    /// Counts the share among the bytes that wait for a client. Requires that the share is empty.
+    pub fn count_for(&mut self, client: &Arc<WaitingBytes>) {
+        self.client = Some(client.clone());
     }
 
     /// Returns the space that the share is a part of.
@@ -190,7 +199,9 @@ impl MemoryShare {
             MemoryPurpose::Wait => (max / SHARE, max - max / PASSAGE),
             MemoryPurpose::Pass => (MAX_PASSING, max),
         };
-        self.bytes + bytes <= own && self.space.usage.memory() + bytes <= all
+        let is_within = self.bytes + bytes <= own && self.space.usage.memory() + bytes <= all;
+        let of_client = self.client.as_ref().filter(|_| purpose == MemoryPurpose::Wait);
+        is_within && of_client.is_none_or(|client| client.has_room(bytes))
     }
 
     /// Counts a piece that was put into the memory.
@@ -198,6 +209,7 @@ impl MemoryShare {
         let bytes = cost(piece);
         self.bytes += bytes;
         self.space.usage.memory.fetch_add(bytes, Ordering::Relaxed);
+        self.client.iter().for_each(|client| client.add(bytes));
     }
 
     /// Counts a piece that has left the memory.
@@ -208,14 +220,19 @@ impl MemoryShare {
     /// Counts pieces that have left the memory, with their bytes in all.
     pub fn remove_all(&mut self, pieces: usize, bytes: u64) {
         let bytes = (bytes + pieces as u64 * PIECE_OVERHEAD).min(self.bytes);
+        self.release(bytes);
+    }
+
+    fn release(&mut self, bytes: u64) {
         self.bytes -= bytes;
         self.space.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
+        self.client.iter().for_each(|client| client.remove(bytes));
     }
 }
 
 impl Drop for MemoryShare {
     fn drop(&mut self) {
-        self.space.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.release(self.bytes);
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::buffer_space::{BufferSpace, MemoryPurpose, MemoryShare};
 use super::spill_file::{FileReader, SpillFile};
+use crate::net::waiting_bytes::WaitingBytes;
 
 /// The bytes of a body that wait for a slower peer.
 #[derive(Debug)]
@@ -121,6 +122,12 @@ impl Spool {
     pub fn new(space: &Rc<BufferSpace>, max: u64, overflow: Overflow) -> Self {
         let share = MemoryShare::new(space);
         Spool { front: VecDeque::new(), disk: None, share, bytes: 0, max, overflow, is_whole: false, patience: None }
+    }
+
+    /// Counts the memory of the spool among the bytes that wait for a client. Requires that the spool is empty.
+    pub fn for_client(mut self, client: &Arc<WaitingBytes>) -> Self {
+        self.share.count_for(client);
+        self
     }
 
     /// Returns the number of bytes that wait.
@@ -541,6 +548,21 @@ mod tests {
         assert_eq!((usage.memory(), spool.bytes()), (0, (1 + few) * PIECE as u64));
         let more = fill(&mut spool, 1 + few).await;
         assert_eq!(take(&mut spool, 0, 999).await, (1 + few + more) * PIECE as u64);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn bodies_for_one_client_share_its_memory() {
+        let (usage, space) = space(Path::new("/"));
+        let client = Arc::new(WaitingBytes::new(1 << 20));
+        let spool = || Spool::new(&space, 8 << 20, Overflow::Refused).for_client(&client);
+        let (mut one, mut other) = (spool(), spool());
+        assert_eq!((fill(&mut one, 0).await, fill(&mut other, 0).await), (15, 0));
+        assert_eq!(take(&mut one, 0, 99).await, 15 * PIECE as u64);
+        assert_eq!(fill(&mut other, 0).await, 15);
+        drop(other);
+        assert_eq!(fill(&mut one, 0).await, 15);
+        drop(one);
+        assert_eq!(usage.memory(), 0);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -425,8 +425,9 @@ pub struct ListenerLimits {
     ///
     /// Type: size. Default: `"128 B"`.
     pub send_rate: Option<Spanned<String>>,
-    /// The bytes of responses that wait for the client of one HTTP/2 connection, beyond 8 KiB for each stream; as many
-    /// bytes of requests may wait for endpoints. From `64 KiB` to `1 GiB`.
+    /// The bytes of responses that wait in memory for the client of one connection; beyond them, responses wait in files.
+    /// Over HTTP/2, as many bytes again are on their way to the client, with 8 KiB for each stream in any case, and as
+    /// many bytes of requests wait for endpoints. From `64 KiB` to `1 GiB`.
     ///
     /// Type: size. Default: `"1 MiB"`.
     pub buffer: Option<Spanned<String>>,

@@ -24,6 +24,7 @@ use crate::exchange::ConnectionInfo;
 use crate::generation::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
+use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::http2_frames::PREFACE;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses, Malformed, Parsed};
 use crate::telemetry::failure_log::{self, Topic};
@@ -125,6 +126,7 @@ async fn arrive<T: Transport>(
     }
     let mut peer = addresses.map_or_else(|| ClientInfo::unix(&entrance.address), ClientInfo::tcp);
     peer.is_trusted = is_trusted;
+    peer.waiting = Arc::new(WaitingBytes::new(listener.limits.buffer as u64));
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
             (MaybeTls::Misplaced(stream), Bytes::new(), false)

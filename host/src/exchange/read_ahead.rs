@@ -19,5 +19,6 @@ pub fn allow(worker: &WorkerState, route: &Route, context: &ExchangeContext, fie
     if is_unwanted || is_conversation(fields) || is_conversation(&context.request.headers) {
         return;
     }
-    body.allow_read_ahead(ReadAheadRules { space: worker.buffers.clone(), max: route.response_buffer });
+    let (space, client) = (worker.buffers.clone(), context.peer.waiting.clone());
+    body.allow_read_ahead(ReadAheadRules { space, client, max: route.response_buffer });
 }

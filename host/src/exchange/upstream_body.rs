@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::body::spool::{Overflow, Room, Spool};
 use crate::body::upload::{IdleTime, UploadProgress};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
+use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::hop_by_hop;
 use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
@@ -36,6 +38,8 @@ pub struct ReadAhead(Weak<RefCell<UpstreamReading>>);
 /// The rules for reading a response ahead of its client.
 pub struct ReadAheadRules {
     pub space: Rc<BufferSpace>,
+    /// The bytes that wait in memory for the client, in all its responses.
+    pub client: Arc<WaitingBytes>,
     /// The maximum number of bytes that wait for the client.
     pub max: u64,
 }
@@ -208,7 +212,7 @@ impl UpstreamReading {
             return cx.waker().wake_by_ref();
         }
         let mut ahead = self.ahead.take().unwrap_or_else(|| {
-            let spool = Spool::new(&rules.space, rules.max, Overflow::File);
+            let spool = Spool::new(&rules.space, rules.max, Overflow::File).for_client(&rules.client);
             Box::new(ReadContent { spool, end: None })
         });
         let mut reads = 0;
