@@ -51,6 +51,29 @@ fn a_hundred_mebibytes_pass_both_ways_in_little_memory() {
 }
 
 #[test]
+fn a_response_that_http2_resets_without_an_error_is_cut_off() {
+    let origin = http2_endpoint::endpoint(|raw| {
+        while let Some(request) = raw.next_request() {
+            let head = http2_endpoint::head(&[0x88], &[("cache-control", "max-age=100")]);
+            raw.send(HEADERS, END_HEADERS, request.stream, &head);
+            raw.send(DATA, 0, request.stream, b"partial");
+            raw.reset(request.stream, 0);
+        }
+    });
+    for plugins in ["", "\"cache\""] {
+        let proxy = Proxy::start(&manifest(&origin, plugins, ""));
+        for _ in 0..2 {
+            let mut stream = proxy.connect();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            let mut got = String::new();
+            let _ = stream.read_to_string(&mut got);
+            assert!(got.starts_with("HTTP/1.1 200") && !got.ends_with("0\r\n\r\n"), "{plugins}: {got}");
+            assert!(!got.contains("hit"), "{got}");
+        }
+    }
+}
+
+#[test]
 fn a_response_cut_off_at_the_origin_is_cut_off_at_the_client() {
     let origin = raw_origin(|stream| {
         read_message(&mut BufReader::new(stream.try_clone().unwrap()));

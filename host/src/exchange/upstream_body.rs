@@ -304,9 +304,9 @@ impl UpstreamReading {
             Some(Ok(last)) if last.is_trailers() => self.end(),
             Some(Ok(_)) => {}
             Some(Err(_)) => lease.broken(),
-            // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
-            // rest of a request (RFC 9113 §8.1), so only a length can tell.
-            None if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 => {
+            // A stream of HTTP/2 that was reset without an error just ends for hyper: that is also how an endpoint waves
+            // off the rest of a request (RFC 9113 §8.1), but then its response has ended before.
+            None if lease.connection.version() == Version::HTTP_2 && !content.is_end_stream() => {
                 lease.broken();
                 let short = Error::new(FailureKind::ConnectionTerminated, "the endpoint gave up within its response");
                 return Poll::Ready(Some(Err(short.into())));
