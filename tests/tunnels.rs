@@ -286,6 +286,32 @@ fn a_tunnel_over_http2_is_logged_as_the_client_asked_for_it() {
     assert!(logged().contains("\"CONNECT /chat HTTP/2.0\""), "{}", logged());
 }
 
+#[test]
+fn a_switch_to_a_protocol_that_nobody_asked_for_is_an_error() {
+    let answer = |fields: &'static str| {
+        let origin = raw_origin(move |mut stream| {
+            head(&mut BufReader::new(stream.try_clone().unwrap()));
+            let answer = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n{fields}\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        });
+        let proxy = Proxy::start(&manifest(&origin, "", ""));
+        let asked = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket, Echo/2\r\n";
+        proxy.exchange(&format!("{asked}Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==")).status()
+    };
+    for (fields, status) in [
+        ("Upgrade: h2c\r\n", 502),
+        ("Upgrade: websocket, h2c\r\n", 502),
+        ("Upgrade: websocket\r\nUpgrade: foo\r\n", 502),
+        ("Upgrade: echo\r\n", 502),
+        ("Upgrade: \r\n", 502),
+        ("", 502),
+        ("Upgrade: echo/2\r\n", 101),
+        ("Upgrade: WebSocket\r\n", 101),
+    ] {
+        assert_eq!(answer(fields), status, "{fields:?}");
+    }
+}
+
 /// Starts an origin that switches to WebSocket, with further fields that are derived from the received key.
 fn accepting(fields: impl Fn(&str) -> String + Send + Sync + Clone + 'static) -> String {
     raw_origin(move |mut stream| {

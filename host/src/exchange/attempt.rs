@@ -301,8 +301,8 @@ impl Attempt<'_> {
         if version == Version::HTTP_2 && !content_length::settle_length(response.headers_mut()) {
             return Err(malformed("the response's Content-Length is not one number"));
         }
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
-            return Err(malformed("a switch of protocols that nobody asked for"));
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_asked_for(&response) {
+            return Err(malformed("a switch to a protocol that nobody asked for"));
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_proof(&response) {
             return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
@@ -312,6 +312,11 @@ impl Attempt<'_> {
             response,
             lease: ConnectionLease { connection, in_flight_guard, is_good: true, rules, step, upload },
         })
+    }
+
+    /// Whether the client has asked for the protocol that the endpoint switches to.
+    fn has_asked_for(&self, response: &Response<EndpointBody>) -> bool {
+        self.hop.upgrade.as_ref().is_some_and(|asked| hop_by_hop::is_switch_to(asked, response.headers()))
     }
 
     /// Whether the endpoint has proved its switch to WebSocket. A client with HTTP/1 checks that itself; for a client

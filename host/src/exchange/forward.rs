@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::upstream::connection::EndpointBody;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use smallvec::SmallVec;
 
 use crate::body::replay::ReplayBuffer;
@@ -450,7 +450,8 @@ fn received(
 
 fn switched(response: Response<EndpointBody>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {
     let ConnectionLease { connection, in_flight_guard, .. } = lease;
-    let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
+    let unnamed = || Error::new(FailureKind::ProtocolError, "the endpoint switched to a protocol without a name");
+    let protocol = response.headers().get(header::UPGRADE).cloned().ok_or_else(unnamed)?;
     let lost = || Error::new(FailureKind::ConnectionTerminated, "the endpoint closed as it switched protocols");
     let stream = connection.into_stream().ok_or_else(lost)?;
     in_flight_guard.endpoint_view().record_success(Instant::now());

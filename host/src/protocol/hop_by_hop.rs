@@ -109,6 +109,13 @@ pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
+/// Whether the fields of a 101 name a protocol, and only protocols that the client has asked for (RFC 9110 §7.8).
+pub fn is_switch_to(asked: &HeaderValue, fields: &HeaderMap) -> bool {
+    let mut named = members(fields, header::UPGRADE).peekable();
+    named.peek().is_some()
+        && named.all(|name| members_of_line(asked).any(|protocol| protocol.eq_ignore_ascii_case(name)))
+}
+
 /// Returns the protocols that a client wants to switch to; `None` if there are none.
 fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
     let is_asked = version != Version::HTTP_10 && has_token(fields, header::CONNECTION, "upgrade");
