@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use crate::http2::frame;
-use crate::support::{PATIENCE, Proxy, manifest, ok, raw_origin, read_message, until, vanish};
+use crate::support::{PATIENCE, Proxy, manifest, ok, origin, output, raw_origin, read_message, until, vanish};
 
 const MIB: usize = 1 << 20;
 
@@ -568,4 +568,54 @@ fn gunicorn_with_one_worker_serves_others_beside_slow_clients() {
     assert_eq!(answer(&up).field("x-received"), Some("1048576"));
     assert_eq!(std::io::copy(&mut (&mut down).take(64 << 20), &mut std::io::sink()).unwrap(), 64 << 20);
     until_empty(&proxy);
+}
+
+/// Returns a manifest with an upstream that serves one connection at a time, and one for the path `/free`.
+fn one_at_a_time(origin: &str, free: &str) -> String {
+    let more = "[upstream.app.limits]\nconnections = 1\npending = 100\n";
+    let more =
+        format!("{more}[upstream.free]\nendpoints = [{free:?}]\n[[route]]\npath = \"/free\"\nupstream = \"free\"\n");
+    manifest(origin, "", &more)
+}
+
+/// Returns an origin that answers with the length of a request's content.
+fn measuring() -> String {
+    origin(|request| ok(&request.body.len().to_string()))
+}
+
+#[test]
+fn uploads_over_http2_that_wait_for_a_connection_reach_it_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("content");
+    std::fs::write(&file, content(3 * MIB / 2)).unwrap();
+    let proxy = Proxy::start(&one_at_a_time(&measuring(), &measuring()));
+    let uris = ["1", "2", "free"].map(|path| format!("http://{}/{path}", proxy.address));
+    let mut load = Command::new("h2load");
+    let report = output(load.args(["-n", "9", "-c", "1", "-m", "9", "-d"]).arg(&file).args(uris));
+    assert!(report.contains("status codes: 9 2xx"), "{report}");
+}
+
+#[test]
+fn uploads_over_http2_that_wait_hold_up_no_upload_to_another_upstream() {
+    use http_body_util::{BodyExt, Full};
+    let silent = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let text = one_at_a_time(&silent, &measuring());
+    let proxy = Proxy::start(&text.replace("[upstream.app]\n", "[upstream.app]\nconnect-timeout = \"10m\"\n"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let got = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(&proxy.address).await.unwrap();
+        let (executor, socket) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, socket).await.unwrap();
+        tokio::spawn(connection);
+        let mut upload = |path: &str| {
+            let request = http::Request::post(format!("http://{}/{path}", proxy.address));
+            sender.send_request(request.body(Full::new(bytes::Bytes::from(content(3 * MIB / 2)))).unwrap())
+        };
+        let waiting: Vec<_> = (0..8).map(|_| tokio::spawn(upload("stuck"))).collect();
+        let response = tokio::time::timeout(PATIENCE, upload("free")).await.expect("the upload stands still").unwrap();
+        let got = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+        got
+    });
+    assert_eq!(got, (3 * MIB / 2).to_string());
 }

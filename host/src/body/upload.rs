@@ -155,6 +155,11 @@ impl UploadProgress {
         upload
     }
 
+    /// Whether the client's connection has other streams, which unread content holds up.
+    pub fn shares_connection(&self) -> bool {
+        self.0.backlog.is_some()
+    }
+
     /// Returns the progress of content of which `backlog` bounds the bytes that wait for the endpoint, and whose unread
     /// rest the connection gets back.
     pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {

@@ -1,5 +1,6 @@
 //! Receiving the content of a request before an endpoint is asked, so that a slow client holds no endpoint.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
+use crate::body::replay::ReplayBuffer;
 use crate::body::spool::{Overflow, Room, Spool};
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
@@ -26,14 +28,26 @@ enum NextContent {
     Full,
 }
 
-/// Content of which only the beginning was collected, and the rest.
+/// Content of which the beginning was read before an endpoint takes it, and the rest.
 pub struct BegunBody {
     beginning: Spool,
     rest: RequestBody,
+    /// The end of the content behind the beginning; `None` if it was not read yet.
+    end: Option<ContentEnd>,
+}
+
+/// The end of content that was read before an endpoint takes it.
+enum ContentEnd {
+    Whole,
+    Trailers(HeaderMap),
+    Failed(BodyError),
 }
 
 /// The room that a piece needs, in bytes: as much as hyper reads at once of a client that sends slowly.
 const PIECE: usize = 16 << 10;
+
+/// The maximum number of bytes that are read of a request while it waits for a connection to an endpoint.
+const MAX_READ_WHILE_WAITING: u64 = 64 << 20;
 
 /// Returns the rule for the content of a request; `None` if it is sent as it arrives. `length` is declared by the
 /// head.
@@ -68,7 +82,7 @@ pub async fn collect(
                 }
             }
             Ok(NextContent::End(trailers)) => break trailers,
-            Ok(NextContent::Full) => return Ok(BegunBody::body(spool, body, upload.clone())),
+            Ok(NextContent::Full) => return Ok(BegunBody::new(spool, body).into_body(upload)),
             Err(error) => return Err(failure(upload, &error)),
         }
     };
@@ -77,6 +91,30 @@ pub async fn collect(
     let length = spool.bytes();
     let content = Rc::new(CollectedContent { pieces: spool.into_content(), length, trailers, permit: None });
     Ok(RequestBody::Collected(Box::new(CollectedBody::new(content, upload.forwarded()))))
+}
+
+/// Waits for a future, and reads the content of a request meanwhile, if its connection has other streams: content that
+/// nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
+pub async fn read_while<T>(
+    mut future: Pin<Box<dyn Future<Output = T> + '_>>,
+    content: &RefCell<ReplayBuffer>,
+    upload: &UploadProgress,
+    space: &Rc<BufferSpace>,
+) -> T {
+    let unread = if upload.shares_connection() { content.borrow_mut().take_unread() } else { None };
+    let Some(unread) = unread else { return future.await };
+    let spool = Spool::new(space, MAX_READ_WHILE_WAITING, Overflow::File);
+    let mut begun = Box::new(BegunBody::new(spool, unread));
+    let output = poll_fn(|cx| {
+        let output = future.as_mut().poll(cx);
+        if output.is_pending() {
+            begun.read(cx);
+        }
+        output
+    });
+    let output = output.await;
+    content.borrow_mut().put_back(begun.into_body(upload));
+    output
 }
 
 fn poll_next_content(
@@ -108,9 +146,34 @@ fn failure(upload: &UploadProgress, error: &BodyError) -> Error {
 }
 
 impl BegunBody {
+    fn new(beginning: Spool, rest: RequestBody) -> Self {
+        BegunBody { beginning, rest, end: None }
+    }
+
     /// Returns the content as the body of a request, from the pieces of the beginning on.
-    pub fn body(beginning: Spool, rest: RequestBody, upload: UploadProgress) -> RequestBody {
-        RequestBody::Stream(Box::pin(BegunBody { beginning, rest }), Some(upload))
+    fn into_body(self, upload: &UploadProgress) -> RequestBody {
+        match self.end {
+            None if self.beginning.bytes() == 0 => self.rest,
+            _ => RequestBody::Stream(Box::pin(self), Some(upload.clone())),
+        }
+    }
+
+    /// Reads what has arrived of the rest, as far as there is room.
+    fn read(&mut self, cx: &mut Context<'_>) {
+        while self.end.is_none() {
+            match poll_next_content(&mut self.rest, &mut self.beginning, cx) {
+                Poll::Pending | Poll::Ready(Ok(NextContent::Full)) => return,
+                Poll::Ready(Ok(NextContent::Piece(piece))) => {
+                    self.beginning.push(piece);
+                    self.end = self.rest.is_end_stream().then_some(ContentEnd::Whole);
+                }
+                Poll::Ready(Ok(NextContent::End(trailers))) => {
+                    self.end = Some(trailers.map_or(ContentEnd::Whole, ContentEnd::Trailers));
+                }
+                Poll::Ready(Err(error)) => self.end = Some(ContentEnd::Failed(error)),
+            }
+        }
+        self.beginning.finish();
     }
 }
 
@@ -121,12 +184,24 @@ impl Body for BegunBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         match ready!(self.beginning.poll_next(cx)) {
             Some(piece) => Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).map_err(Into::into))),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
+            None => match self.end.replace(ContentEnd::Whole) {
+                Some(ContentEnd::Whole) => Poll::Ready(None),
+                Some(ContentEnd::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Some(ContentEnd::Failed(error)) => Poll::Ready(Some(Err(error))),
+                None => {
+                    self.end = None;
+                    Pin::new(&mut self.rest).poll_frame(cx)
+                }
+            },
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.beginning.bytes() == 0 && self.rest.is_end_stream()
+        let is_over = match &self.end {
+            Some(end) => matches!(end, ContentEnd::Whole),
+            None => self.rest.is_end_stream(),
+        };
+        self.beginning.bytes() == 0 && is_over
     }
 
     fn size_hint(&self) -> SizeHint {

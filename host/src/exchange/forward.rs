@@ -142,7 +142,9 @@ pub async fn forward(
             (&worker.upstreams[upstream_id].rules, &upstream.connection_limit, Instant::now());
         let elsewhere = || attempts.have_another(&endpoint_view);
         let elsewhere = &elsewhere;
-        let mut attempt = Attempt { context, content: &content, upload, hop, rules, connection_limit, step, elsewhere };
+        let (kept, space) = (&content, &worker.buffers);
+        let mut attempt =
+            Attempt { context, content: kept, upload, space, hop, rules, connection_limit, step, elsewhere };
         let mut outcome = attempt.run(in_flight_guard).await;
         let now = Instant::now();
         attempts.record_outcome(&endpoint_view, &mut outcome, now - began, now);
