@@ -20,3 +20,4 @@ pub mod request_target;
 pub mod transformed_content;
 pub mod trusted_peers;
 pub mod websocket;
+pub mod weighted;

@@ -3,6 +3,8 @@
 use http::header::{self, HeaderMap};
 use smallvec::SmallVec;
 
+use super::weighted::weighted;
+
 /// A coding that makes content shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentCoding {
@@ -59,30 +61,6 @@ pub fn preferred(request: &HeaderMap, offered: &[ContentCoding]) -> SmallVec<[Co
     welcome.retain(|(_, weight)| *weight > 0 && *weight >= identity);
     welcome.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
     welcome.into_iter().map(|(coding, _)| coding).collect()
-}
-
-/// Returns a member of a list with its weight in thousandths, from 0 (rejected) to 1000; `None` if the weight
-/// is malformed, or the member is empty.
-fn weighted(member: &str) -> Option<(&str, u16)> {
-    let mut parts = member.split(';').map(str::trim);
-    let name = parts.next().filter(|name| !name.is_empty())?;
-    let mut weight = 1000;
-    for part in parts {
-        if let Some(value) = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")) {
-            weight = thousandths(value)?;
-        }
-    }
-    Some((name, weight))
-}
-
-/// Parses a weight (RFC 9110 §12.4.2): `0` or `1`, with up to three decimals.
-fn thousandths(text: &str) -> Option<u16> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    if !matches!(whole, "0" | "1") || decimals.len() > 3 || !decimals.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let weight: u16 = format!("{whole}{decimals:0<3}").parse().ok()?;
-    (weight <= 1000).then_some(weight)
 }
 
 #[cfg(test)]
