@@ -280,8 +280,31 @@ fn rfc_9111_section_5_2_1_only_if_cached_asks_nobody() {
     let proxy = origin.proxy();
     let got = proxy.get("/", "\r\nCache-Control: only-if-cached");
     assert_eq!((got.status(), origin.count()), (504, 0));
+    assert!(got.text().starts_with("504 Gateway Timeout\n"), "{got:?}");
     proxy.get("/", "");
     assert_eq!(proxy.get("/", "\r\nCache-Control: only-if-cached").text(), "1");
+}
+
+#[test]
+fn rfc_9111_section_5_1_only_what_was_stored_has_an_age() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/", "").field("age"), None);
+    assert!(proxy.get("/", "").field("age").is_some());
+}
+
+#[test]
+fn rfc_9211_no_status_is_reported_that_no_next_hop_has_sent() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let proxy = Proxy::start(&manifest(&dead, CACHE, ""));
+    let got = proxy.exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0");
+    assert_eq!((got.status(), status_of(&got)), (502, "plugway; fwd=method"));
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    let got = proxy.exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0");
+    assert_eq!(status_of(&got), "plugway; fwd=method; fwd-status=200");
+    let got = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo");
+    assert_eq!(status_of(&got), "plugway; fwd=bypass; fwd-status=200; detail=upgrade");
 }
 
 #[test]

@@ -274,9 +274,14 @@ impl Descending<'_> {
         let Way { upstream, bypassed } = way;
         if let RequestHooks::Cache(at) = hooks {
             let destination = Destination { route: self.route_id, upstream: *upstream };
-            let is_plain = request.body.is_end_stream() && request.hop.upgrade.is_none();
-            match cache::look_up(worker, destination, at, context, is_plain, self.timers.idle.clock())? {
-                Lookup::Hit(response) => return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_upstream())),
+            let unfit = match &request.hop.upgrade {
+                Some(_) => Some("upgrade"),
+                None => (!request.body.is_end_stream()).then_some("content"),
+            };
+            match cache::look_up(worker, destination, at, context, unfit, self.timers.idle.clock())? {
+                Lookup::Hit(response) => {
+                    return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_target(destination)));
+                }
                 Lookup::Miss(miss) => return Ok(Passed::Forward(ResponseSource::Cache(miss))),
                 Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
             }

@@ -17,9 +17,10 @@ use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
 use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
+use crate::exchange::error_response::status_page;
 use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::ids::PluginId;
+use crate::generation::ids::{PluginId, RouteId};
 use crate::generation::{Route, WorkerState};
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
@@ -52,6 +53,8 @@ pub struct BypassedCache {
     at: ChainPosition,
     why: ForwardReason,
     detail: Option<String>,
+    /// Whether the response is that of the next hop, and not the proxy's own to a failure.
+    is_answered: bool,
     /// The request as the cache received it; `None` unless its response may invalidate stored responses.
     changes: Option<Box<request::Parts>>,
 }
@@ -61,6 +64,7 @@ pub struct BypassedCache {
 pub struct CacheMiss {
     stage: CacheStage,
     cache_key: CacheKey,
+    route: RouteId,
     id: u128,
     scope: u64,
     /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
@@ -109,7 +113,8 @@ struct CacheStage {
     binding: PluginId,
 }
 
-/// Looks up a request in the store. `is_plain` is `true` if the request has no content and doesn't switch protocols.
+/// Looks up a request in the store. `unfit`: the property for which no stored response can answer the request, such as
+/// its content; `None` if one can.
 ///
 /// Never inlined into the caller, through which all exchanges pass, because it takes twice as much stack as the rest.
 #[inline(never)]
@@ -118,7 +123,7 @@ pub fn look_up(
     destination: Destination,
     at: ChainPosition,
     context: &mut Box<ExchangeContext>,
-    is_plain: bool,
+    unfit: Option<&str>,
     clock: &Rc<Clock>,
 ) -> Result<Lookup, ChainFailure> {
     let route = &worker.generation.routes[destination.route];
@@ -136,10 +141,10 @@ pub fn look_up(
             .unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let cache_key = match lookup {
-        PolicyLookup::UseCache(cache_key) if is_plain && is_read => cache_key,
+        PolicyLookup::UseCache(cache_key) if unfit.is_none() && is_read => cache_key,
         lookup => {
             stage.count(worker, context, CacheOutcome::Bypass);
-            return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request)));
+            return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request, unfit)));
         }
     };
     let (store, now) = (&worker.generation.store, now_ms());
@@ -149,8 +154,18 @@ pub fn look_up(
     let scope = context.sent_path.as_ref().map_or(scope, |sent| scope ^ store.scope(sent.target.path(), ""));
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
-    let mut miss =
-        CacheMiss { stage, cache_key, id, scope, disk_candidate: None, stale: None, why, reached, passes: false };
+    let mut miss = CacheMiss {
+        stage,
+        cache_key,
+        route: destination.route,
+        id,
+        scope,
+        disk_candidate: None,
+        stale: None,
+        why,
+        reached,
+        passes: false,
+    };
     let (key, fields) = (&miss.cache_key.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
@@ -168,7 +183,7 @@ pub fn look_up(
 }
 
 impl BypassedCache {
-    fn of(at: ChainPosition, lookup: PolicyLookup, request: &request::Parts) -> Self {
+    fn of(at: ChainPosition, lookup: PolicyLookup, request: &request::Parts, unfit: Option<&str>) -> Self {
         let is_read = is_read(request);
         let (why, detail, changes) = match lookup {
             PolicyLookup::Invalidates => (ForwardReason::Method, None, !is_read),
@@ -177,14 +192,19 @@ impl BypassedCache {
             PolicyLookup::Bypass(BypassReason::Configured) => (ForwardReason::Bypass, Some("configured".into()), false),
             PolicyLookup::Bypass(BypassReason::Other(why)) => (ForwardReason::Bypass, Some(why), false),
             PolicyLookup::UseCache(_) if !is_read => (ForwardReason::Method, None, false),
-            PolicyLookup::UseCache(_) => (ForwardReason::Bypass, Some("content".into()), false),
+            PolicyLookup::UseCache(_) => (ForwardReason::Bypass, unfit.map(Into::into), false),
         };
-        BypassedCache { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
+        BypassedCache { at, why, detail, is_answered: true, changes: changes.then(|| Box::new(request.clone())) }
     }
 
     /// Returns the position of the cache in the chain.
     pub fn depth(&self) -> ChainPosition {
         self.at
+    }
+
+    /// Records that the response is the proxy's own to a failure.
+    pub fn record_failure(&mut self) {
+        self.is_answered = false;
     }
 
     /// Handles the response in `head`: invalidates stored responses if necessary, and adds `Cache-Status`.
@@ -200,7 +220,8 @@ impl BypassedCache {
             let store = &worker.generation.store;
             keys.unwrap_or_default().iter().for_each(|key| store.invalidate(store.id(key)));
         }
-        let report = CacheStatus::forwarded(self.why).status(status).detail(self.detail.as_deref());
+        let report = CacheStatus::forwarded(self.why).detail(self.detail.as_deref());
+        let report = if self.is_answered { report.status(status) } else { report };
         if let Some(response) = &mut context.response {
             report.append_to(needs, None, &mut response.headers);
         }
@@ -225,7 +246,7 @@ impl CacheMiss {
         if self.cache_key.only_if_cached {
             self.stage.count(worker, context, CacheOutcome::Miss);
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
-            return Ok(self.cache_response(self.gateway_timeout(worker, report)));
+            return Ok(self.cache_response(self.gateway_timeout(worker, context, report)));
         }
         let lead = match self.join(worker, context).await? {
             Joined::Fetch(lead) => lead,
@@ -470,7 +491,7 @@ impl CacheMiss {
         report: CacheStatus,
     ) -> Option<Response<ResponseBody>> {
         let now = now_ms();
-        let mut response = hit::hit_response(object, &context.request, now)?;
+        let mut response = hit::hit_response(object, &context.request, report.is_fetched(), now)?;
         let ttl = object.freshness.lifetime_ms as i64 - object.age_ms(now) as i64;
         report.ttl(ttl.div_euclid(1000)).append_to(
             self.stage.needs(worker),
@@ -481,9 +502,14 @@ impl CacheMiss {
     }
 
     /// Returns 504 for a request that can't be answered from the store.
-    fn gateway_timeout(&self, worker: &WorkerState, report: CacheStatus) -> Response<ResponseBody> {
-        let mut response = Response::new(ResponseBody::Full(Default::default()));
-        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+    fn gateway_timeout(
+        &self,
+        worker: &WorkerState,
+        context: &ExchangeContext,
+        report: CacheStatus,
+    ) -> Response<ResponseBody> {
+        let page = worker.generation.error_page(Some(self.route), StatusCode::GATEWAY_TIMEOUT);
+        let mut response = status_page(StatusCode::GATEWAY_TIMEOUT, context, page);
         report.append_to(self.stage.needs(worker), Some(&self.cache_key.key), response.headers_mut());
         response
     }

@@ -143,6 +143,7 @@ fn respond_from(
             Ok(response) => response,
             Err(ChainFailure { error, status, depth: above }) => {
                 depth = above;
+                bypassed.iter_mut().for_each(|cache| cache.record_failure());
                 fail(&error, status, worker, &context, record).into()
             }
         };

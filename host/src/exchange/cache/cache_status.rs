@@ -49,6 +49,11 @@ impl<'a> CacheStatus<'a> {
         CacheStatus::default()
     }
 
+    /// Whether the response was fetched or validated for the request of this entry.
+    pub fn is_fetched(&self) -> bool {
+        self.forward.is_some() && !self.collapsed
+    }
+
     /// Adds the status code of the next hop's response.
     pub fn status(self, status: StatusCode) -> Self {
         CacheStatus { status: Some(status), ..self }

@@ -262,7 +262,7 @@ impl Fetch<'_> {
             worker.generation.store.remove(miss.id, stale);
             end(lead, FetchOutcome::Pass);
             let report = CacheStatus::forwarded(miss.why).status(StatusCode::NOT_MODIFIED).detail(refused);
-            let gone = || miss.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+            let gone = || miss.gateway_timeout(worker, context, report.detail(Some(CONFIRMED_CONTENT_GONE)));
             return Ok(miss.serve(worker, context, stale, report).unwrap_or_else(gone));
         }
         stored.headers.entry(header::DATE).or_insert_with(date_header);
@@ -297,7 +297,7 @@ impl Fetch<'_> {
             }
         };
         end(lead, outcome);
-        let gone = || miss.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+        let gone = || miss.gateway_timeout(worker, context, report.detail(Some(CONFIRMED_CONTENT_GONE)));
         let mut response = miss.serve(worker, context, &object, report).unwrap_or_else(gone);
         response.headers_mut().extend(own);
         Ok(response)
@@ -349,7 +349,7 @@ impl Fetch<'_> {
             filling.run(body).await;
             drop(alive);
         });
-        let gone = || miss.gateway_timeout(worker, report.detail(Some(FETCHED_CONTENT_GONE)));
+        let gone = || miss.gateway_timeout(worker, context, report.detail(Some(FETCHED_CONTENT_GONE)));
         let mut response = response.unwrap_or_else(gone);
         response.headers_mut().extend(own);
         response

@@ -25,11 +25,19 @@ pub fn is_conditional(fields: &HeaderMap) -> bool {
     CONDITIONS.iter().any(|name| fields.contains_key(name))
 }
 
-/// Returns the response to a request from a stored one; `None` if the beginning of its content is gone.
-pub fn hit_response(object: &StoredResponse, request: &request::Parts, now_ms: u64) -> Option<Response<ResponseBody>> {
+/// Returns the response to a request from a stored one; `None` if the beginning of its content is gone. `is_fetched`: the
+/// response was fetched or validated for this request.
+pub fn hit_response(
+    object: &StoredResponse,
+    request: &request::Parts,
+    is_fetched: bool,
+    now_ms: u64,
+) -> Option<Response<ResponseBody>> {
     let mut head = object.head();
-    if let Ok(age) = HeaderValue::from_str(&(object.age_ms(now_ms) / 1000).to_string()) {
-        head.headers.insert(header::AGE, age);
+    let age = object.age_ms(now_ms) / 1000;
+    // An age says that the response was not made for this request (RFC 9111 §5.1).
+    if age > 0 || !is_fetched || head.headers.contains_key(header::AGE) {
+        head.headers.insert(header::AGE, HeaderValue::from(age));
     }
     if !head.headers.contains_key(header::CONTENT_LENGTH)
         && let Content::Whole(content) = &object.content
