@@ -463,7 +463,7 @@ impl Forwarding {
             let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
             let reply = reply_of_target(&worker.generation.routes[route_id], received, bypassed);
             let context = record.take_context();
-            respond(worker, route_id, context, reply.of_upstream(), record)
+            respond(worker, route_id, context, reply.of_target(destination), record)
         };
         responding.finish(worker, timers, record).await
     }
@@ -590,7 +590,7 @@ async fn fetch(
     let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), miss.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();
-            Reply::new(Ok(Received { response, edits }), depth).of_upstream()
+            Reply::new(Ok(Received { response, edits }), depth).of_target(destination)
         }
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };

@@ -26,6 +26,7 @@ impl Assembly<'_> {
         warn_of_headers(&mut self.problems, files);
         warn_of_upstreams(&mut self.problems, files);
         self.warn_of_pages(files);
+        warn_of_targets(&mut self.problems, files);
         for (source, upstream) in
             files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
@@ -99,6 +100,31 @@ fn warn_of_pages_of<'p>(
                  upstream pass as they are; write `intercept = [{code}]` in a route to replace them, or remove this page"
             );
             warn(problems, source, &codes.span(), &part);
+        }
+    }
+}
+
+/// Warns of keys for upstreams in routes whose requests never reach one.
+fn warn_of_targets(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    let routes = files.iter().flat_map(|file| file.manifest.route.iter().map(move |route| (&file.source, route)));
+    for (source, route) in routes {
+        let route = route.get_ref();
+        let target = match (&route.redirect, &route.respond, &route.files) {
+            (Some(_), ..) => "redirect",
+            (_, Some(_), _) => "respond",
+            (.., Some(_)) => "files",
+            _ => continue,
+        };
+        let keys = [
+            ("intercept", route.intercept.first().map(Spanned::span)),
+            ("request-buffer", route.request_buffer.as_ref().map(Spanned::span)),
+            ("response-buffer", route.response_buffer.as_ref().map(Spanned::span)),
+        ];
+        for (key, span) in keys {
+            if let Some(span) = span {
+                let part = format!("`{key}` beside `{target}`: no request of the route reaches an upstream; remove it");
+                warn(problems, source, &span, &part);
+            }
         }
     }
 }

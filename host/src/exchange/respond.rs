@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
+use super::Destination;
 use super::body_hooks::{self, BodyPassage, Passage, run_passage};
 use super::waiting::WaitingHook;
 use super::{ConnectionInfo, Timers, chain, error_response, made_response, read_ahead, record};
@@ -61,9 +62,10 @@ impl Reply {
         Reply { received, depth, bypassed: None, maker: Maker::Proxy }
     }
 
-    /// Marks the response as one of the upstream, which the route may intercept.
-    pub fn of_upstream(self) -> Self {
-        Reply { maker: Maker::Upstream, ..self }
+    /// Marks the response as one of the destination: the route may intercept that of an upstream.
+    pub fn of_target(self, destination: Destination) -> Self {
+        let maker = if destination.upstream.is_some() { Maker::Upstream } else { Maker::Proxy };
+        Reply { maker, ..self }
     }
 
     /// Marks the response as one of a plugin, which gets an error page if it lacks content.
