@@ -241,6 +241,9 @@ fn an_error_of_a_plugin_without_content_gets_a_page() {
     assert_eq!((call.status(), call.field("content-type"), call.text().as_str()), (403, None, ""));
     let json = proxy.get("/200", "\r\nAccept: application/json");
     assert!(json.text().starts_with("{\"status\":403,\"reason\":\"Forbidden\","), "{json:?}");
+    assert_eq!((json.field("vary"), denied.field("vary")), (Some("Accept"), Some("Accept")));
+    let html = proxy.get("/200", "\r\nAccept: application/json;q=0.1, text/html");
+    assert_eq!(page(&html), "site");
     // A page of the route, and the content of a plugin.
     let keyed = format!("{{ use = {API_KEY:?}, config.keys = {{ secret = \"alice\" }} }}");
     let pages = "error-page = { 401 = \"route.html\" }";

@@ -3,12 +3,13 @@
 use std::num::NonZero;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::response_body::ResponseBody;
+use crate::protocol::weighted::weighted;
 
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -62,8 +63,15 @@ pub fn status_page(status: StatusCode, context: &ExchangeContext, page: Option<&
 fn page_response(status: StatusCode, ErrorPage { content, media }: ErrorPage) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Full(content));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    describe_page(response.headers_mut(), media);
     response
+}
+
+/// Writes the fields that describe an error page. A cache that stores it must not give one client's format to another
+/// (RFC 9110 §12.5.5).
+pub fn describe_page(fields: &mut HeaderMap, media: &'static str) {
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    fields.append(header::VARY, HeaderValue::from_static("Accept"));
 }
 
 /// Returns the page for an error in the format that the client prefers. `error` is `None` if the proxy has not failed, and
@@ -130,17 +138,23 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
-/// gets text.
+/// Returns the format that the client prefers (RFC 9110 §12.5.1): of equally welcome ones, the one it names first. A client
+/// that accepts anything is a tool and gets text.
 fn preferred_format(accept: &HeaderValue) -> PageFormat {
-    let names = accept.to_str().unwrap_or_default().split(',').map(|name| name.split(';').next().unwrap_or("").trim());
     let known = |name: &str| match name {
         "text/html" | "application/xhtml+xml" => Some(PageFormat::Html),
         "application/json" => Some(PageFormat::Json),
         name if name.ends_with("+json") => Some(PageFormat::Json),
+        "text/plain" => Some(PageFormat::Text),
         _ => None,
     };
-    names.filter_map(known).next().unwrap_or(PageFormat::Text)
+    let mut preferred = (PageFormat::Text, 0);
+    for (name, weight) in accept.to_str().unwrap_or_default().split(',').filter_map(weighted) {
+        if let Some(format) = known(&name.to_ascii_lowercase()).filter(|_| weight > preferred.1) {
+            preferred = (format, weight);
+        }
+    }
+    preferred.0
 }
 
 #[cfg(test)]
@@ -154,13 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn the_first_language_that_a_client_names_is_spoken() {
+    fn the_format_that_a_client_prefers_is_sent() {
         let cases = [
             ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", PageFormat::Html),
             ("application/json, text/html", PageFormat::Json),
             ("application/problem+json;q=0.5", PageFormat::Json),
             ("*/*", PageFormat::Text),
             ("image/png", PageFormat::Text),
+            ("application/json;q=0.1, text/html", PageFormat::Html),
+            ("text/html;q=0.5, Application/JSON;q=0.6", PageFormat::Json),
+            ("text/html;q=0, */*", PageFormat::Text),
+            ("text/plain, text/html;q=0.9", PageFormat::Text),
         ];
         for (accept, wanted) in cases {
             assert_eq!(preferred_format(&HeaderValue::from_static(accept)), wanted, "{accept}");

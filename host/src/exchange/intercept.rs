@@ -43,7 +43,7 @@ pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId
         let page = worker.generation.error_page(Some(route_id), status);
         let page = error_response::error_page(None, status, context, page);
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(page.media));
+        error_response::describe_page(response.headers_mut(), page.media);
         *response.body_mut() = ResponseBody::Full(page.content);
     }
     Received { response, edits }
@@ -54,7 +54,7 @@ pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId
 fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static str) {
     let is_private = hop_by_hop::members(fields, header::CACHE_CONTROL).any(forbids_sharing);
     OF_CONTENT.iter().for_each(|name| drop(fields.remove(name)));
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    error_response::describe_page(fields, media);
     // The response may have cookies, which stay.
     if is_private {
         fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
