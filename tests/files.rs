@@ -128,6 +128,7 @@ fn conditions_and_ranges_are_those_of_rfc_9110() {
         (format!("Range: bytes=0-1\r\nIf-Range: {own}"), 206, "01"),
         (format!("Range: bytes=0-1\r\nIf-Range: {old}"), 200, "0123456789"),
         ("Range: bytes=10-".into(), 416, ""),
+        ("Range: Bytes=2-4".into(), 206, "234"),
     ];
     for (fields, status, text) in cases {
         let got = site.get("/a.txt", &format!("\r\n{fields}"));
@@ -142,6 +143,11 @@ fn conditions_and_ranges_are_those_of_rfc_9110() {
     assert_eq!(site.get("/a.txt", "\r\nRange: bytes=2-4").field("content-range"), Some("bytes 2-4/10"));
     let head = site.ask("HEAD", "/a.txt", "\r\nRange: bytes=2-4");
     assert_eq!((head.status(), head.field("content-length")), (200, Some("10")), "ranges are for GET");
+    site.write("empty.txt", "");
+    for range in ["0-", "-5", "0-0"] {
+        let got = site.get("/empty.txt", &format!("\r\nRange: bytes={range}"));
+        assert_eq!((got.status(), got.field("content-length")), (200, Some("0")), "{range}");
+    }
 }
 
 #[test]

@@ -61,9 +61,14 @@ pub fn requested(request: &HeaderMap, head: &response::Parts, length: u64, order
     {
         return RangeRequest::All;
     }
-    let Some(specs) = range.to_str().ok().and_then(|range| range.strip_prefix("bytes=")) else {
+    let unit_and_specs = range.to_str().ok().and_then(|range| range.split_once('='));
+    let Some((_, specs)) = unit_and_specs.filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes")) else {
         return RangeRequest::All;
     };
+    // Some clients ask for `bytes=0-` always, and know what to do with an empty content.
+    if length == 0 {
+        return RangeRequest::All;
+    }
     let mut parts = SmallVec::new();
     for (index, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
         if index == MAX_RANGES {
