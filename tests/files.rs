@@ -566,4 +566,20 @@ fn a_file_that_may_not_be_read_is_a_403() {
     for (path, status) in [("/open.txt", 200), ("/closed.txt", 403), ("/closed/a.txt", 403), ("/none.txt", 404)] {
         assert_eq!(site.get(path, "").status(), status, "{path}");
     }
+    for path in ["/closed.txt", "/closed/a.txt"] {
+        let line = site.proxy.wait_log("file can't be read: permission denied");
+        assert!(line.contains(&format!("path=\"{path}\"")) && line.contains("remedy="), "{line}");
+    }
+}
+
+#[test]
+fn a_folder_is_redirected_to_by_the_path_that_the_client_knows() {
+    let rules = "plugins = [{ use = \"rewrite\", config.rules = [{ regex = \"^/docs(.*)$\", to = \"/sub$1\" }] }]";
+    let site = Site::start("", rules);
+    site.write("sub/index.html", "the index");
+    for (path, location) in [("/docs?a=b", "./docs/?a=b"), ("/sub", "./sub/")] {
+        let got = site.get(path, "");
+        assert_eq!((got.status(), got.field("location")), (301, Some(location)), "{path}");
+    }
+    assert_eq!(site.get("/docs/", "").text(), "the index");
 }

@@ -1,16 +1,17 @@
 //! Responses of the files below a folder: complete, partial, or without content if the client has the file already.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Response, StatusCode, Uri, response};
+use http::{Method, Response, StatusCode, response};
 
 use super::error_response::{redirect, status_page};
 use super::response_body::ResponseBody;
-use crate::context::ExchangeContext;
+use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::generation::WorkerState;
 use crate::generation::ids::RouteId;
@@ -18,6 +19,7 @@ use crate::net::deadline::Deadline;
 use crate::protocol::conditions::{self, Precondition};
 use crate::protocol::content_coding;
 use crate::protocol::media_type;
+use crate::protocol::path;
 use crate::protocol::ranges::{self, PartOrder, RangeRequest};
 use crate::static_files::file_body::{FileBody, Segment};
 use crate::static_files::find::{FileQuery, FoundFile, PathAnswer, SiteFile};
@@ -57,7 +59,7 @@ pub async fn serve_files(
     // The links of a page are relative to the path that the client knows.
     let is_bare_prefix = path.is_root() && !request.uri.path().ends_with('/');
     if is_bare_prefix && worker.generation.routes[route_id].uri.prefix.is_some() {
-        return Ok(redirect_into_folder(&request.uri));
+        return Ok(redirect_into_folder(context));
     }
     let codings = content_coding::preferred(&request.headers, &site.site.precompressed);
     let query = FileQuery { path, codings };
@@ -70,10 +72,13 @@ pub async fn serve_files(
             Some(response) => response,
             None => page(StatusCode::PRECONDITION_FAILED),
         },
-        PathAnswer::Folder => redirect_into_folder(&request.uri),
+        PathAnswer::Folder => redirect_into_folder(context),
         PathAnswer::Listing(page) => listing_response(page, &request.method),
         PathAnswer::Absent => page(StatusCode::NOT_FOUND),
-        PathAnswer::Denied => page(StatusCode::FORBIDDEN),
+        PathAnswer::Denied => {
+            warn_of_denied(worker, route_id, context);
+            page(StatusCode::FORBIDDEN)
+        }
     })
 }
 
@@ -196,8 +201,14 @@ fn listing_response(page: Vec<u8>, method: &Method) -> Response<ResponseBody> {
 }
 
 /// Returns the redirect to the client's path of a folder with a slash at its end.
-fn redirect_into_folder(target: &Uri) -> Response<ResponseBody> {
-    match HeaderValue::try_from(location_with_slash(target.path(), target.query())) {
+fn redirect_into_folder(context: &ExchangeContext) -> Response<ResponseBody> {
+    // The client knows its own path, and not the one that a plugin has put in its place.
+    let target = match &context.received {
+        ReceivedRequest::Parsed(line) => &line.target,
+        ReceivedRequest::Unparsed(_) => &context.request.uri,
+    };
+    let path = path::normal(target.path()).unwrap_or(Cow::Borrowed("/"));
+    match HeaderValue::try_from(location_with_slash(&path, target.query())) {
         Ok(location) => redirect(StatusCode::MOVED_PERMANENTLY, location),
         Err(_) => without_content(StatusCode::MOVED_PERMANENTLY),
     }
