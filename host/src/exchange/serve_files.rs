@@ -26,6 +26,7 @@ use crate::static_files::find::{FileQuery, FoundFile, PathAnswer, SiteFile};
 use crate::static_files::site_path::SitePath;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::unix_time::{http_date, now_ms};
+use crate::telemetry::failure_log::{self, Topic};
 
 /// The methods of a file, for `Allow`.
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
@@ -80,6 +81,17 @@ pub async fn serve_files(
             page(StatusCode::FORBIDDEN)
         }
     })
+}
+
+/// Logs that the proxy may not read a file: the client's 403 looks like a plugin's.
+fn warn_of_denied(worker: &WorkerState, route_id: RouteId, context: &ExchangeContext) {
+    let route = &*worker.generation.routes[route_id].name;
+    if !failure_log::admits(Topic::File, route) {
+        return;
+    }
+    let (request_id, path) = (context.request_id(), context.forwarded_target().map_or("/", PathAndQuery::path));
+    let remedy = "let the user that runs the proxy read the file and enter its folders";
+    tracing::warn!(request_id, route, path, remedy, "file can't be read: permission denied");
 }
 
 /// Returns the response to a request for a file; `None` if its conditions are not met.

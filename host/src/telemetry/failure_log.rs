@@ -33,6 +33,8 @@ pub enum Topic {
     Tunnel,
     /// A response that failed while it was stored in a cache.
     Cache,
+    /// A file of a route that the proxy may not read.
+    File,
 }
 
 /// The maximum number of lines per topic at once, and per second after that: a day of failures of one kind fills 50 MB.
@@ -47,7 +49,7 @@ const LINES_OF_PART_A_SECOND: u64 = 1;
 const PARTS: usize = 16;
 
 const KINDS: usize = FailureKind::ALL.len();
-const TOPICS: usize = 2 * KINDS + 7;
+const TOPICS: usize = 2 * KINDS + 8;
 
 /// Counters instead of a lock: workers that log at the same moment may admit a line too many, and never wait.
 struct Limiter {
@@ -102,6 +104,7 @@ impl Topic {
             Topic::Accept,
             Topic::Tunnel,
             Topic::Cache,
+            Topic::File,
         ];
         exchanges.chain(attempts).chain(others)
     }
@@ -117,6 +120,7 @@ impl Topic {
             Topic::Accept => 2 * KINDS + 4,
             Topic::Tunnel => 2 * KINDS + 5,
             Topic::Cache => 2 * KINDS + 6,
+            Topic::File => 2 * KINDS + 7,
         }
     }
 
@@ -132,6 +136,7 @@ impl Topic {
             Topic::Accept => "accept",
             Topic::Tunnel => "tunnel",
             Topic::Cache => "cache",
+            Topic::File => "file",
         }
     }
 
