@@ -277,6 +277,7 @@ fn a_rewrite_makes_the_target_that_is_forwarded() {
         ("/x/../old/a", "/new/a"),
         ("/other?c", "/other?c"),
         ("/u/7", "/user?id=7&at="),
+        ("/u/7?", "/user?id=7&at="),
         ("/u/7/a&admin=1?x=y", "/user?id=7&at=a%26admin%3D1&x=y"),
         ("/q/a?b=c", "/plain"),
         ("/cut/a/b", "/x/ab/y"),

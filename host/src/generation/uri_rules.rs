@@ -93,7 +93,7 @@ impl Rewrite {
         let Some(query) = &self.to.query else { return whole(normal, client_query).map(Some) };
         let mut own = String::new();
         put(query, |index| escaped_for_query(group(index)), &mut own)?;
-        if let Some(client_query) = client_query.filter(|_| self.to.keeps_query) {
+        if let Some(client_query) = client_query.filter(|query| self.to.keeps_query && !query.is_empty()) {
             if !own.is_empty() {
                 own.push('&');
             }
