@@ -3,12 +3,12 @@
 
 use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::support::{Message, Proxy, echo, manifest, read_message, run, until};
+use crate::support::{Message, Proxy, echo, manifest, output, read_message, run, until};
 
 /// Returns the manifest of a plugin's page, unchanged except for addresses.
 fn documented(name: &str) -> String {
@@ -138,6 +138,18 @@ fn auth_basic_lets_known_users_pass_and_names_them() {
     }
     assert_eq!(proxy.get("/admin/", &basic("bob:s3cret")).status(), 401);
     assert_eq!(proxy.get("/admin/", &basic("alice:open sesame")).status(), 200);
+}
+
+/// A browser that opens a page with many files sends their requests at once, and the proxy may have forgotten the user.
+#[test]
+fn auth_basic_verifies_a_password_once_for_all_requests_at_a_time() {
+    let hash = "$6$saltsalt$e/5XKibXPLqVcfjpD.ouauaJrAOL5V0uo80Lt7n7EbRdRiCx3HbQ90yjOHr.G0T.mx79PEMRy8nmtr0qSYhQp1";
+    let config = format!("[plugin.staff]\nuse = \"auth-basic\"\nconfig.users = [\"alice:{hash}\"]\n");
+    let proxy = Proxy::start(&manifest(&echo(), "\"staff\"", &config));
+    let mut load = Command::new("h2load");
+    load.args(["-n", "100", "-c", "1", "-m", "100", "-H", basic("alice:open sesame").trim_start()]);
+    let report = output(load.arg(format!("http://{}/", proxy.address)));
+    assert!(report.contains("status codes: 100 2xx"), "{report}");
 }
 
 #[test]

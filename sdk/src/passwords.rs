@@ -42,8 +42,8 @@ pub fn verify(hash: &str, password: &[u8]) -> Result<bool, VerifyError> {
 }
 
 /// Returns whether a password is the one that a hash was made from, as [`verify`] does. A password that is right is
-/// remembered by the host for a time, of at most an hour: within it, the same call returns at once on this worker, for all
-/// instances. The host keeps a MAC of the two, under a random key.
+/// remembered by the host for a time, of at most an hour: within it, the same call returns at once, for all instances. The
+/// host keeps a MAC of the two, under a random key.
 pub fn verify_once_in(time: Duration, hash: &str, password: &[u8]) -> Result<bool, VerifyError> {
     #[cfg(target_family = "wasm")]
     let verified = host::verify(hash, password, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));

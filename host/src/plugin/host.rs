@@ -33,7 +33,7 @@ pub struct HostState {
     pub(super) table: ResourceTable,
     pub(super) limits: MemoryLimit,
     pub(super) cpu: CpuMeter,
-    lines: PluginLog,
+    pub(super) lines: PluginLog,
     /// The exchange at hand, lent for the length of a call.
     pub(super) context: Option<Box<ExchangeContext>>,
     /// The exchange at hand of a call that may wait: its owner takes the exchange back even if the call is dropped.

@@ -54,6 +54,11 @@ struct LineBudget {
 }
 
 impl PluginLog {
+    /// Returns the name of the plugin.
+    pub fn plugin(&self) -> &Arc<str> {
+        &self.0.plugin
+    }
+
     /// Returns the counters of a plugin, by its name in the manifest.
     pub fn new(plugin: Arc<str>) -> Self {
         let [second, lines, bytes, left_out, dropped] = [const { AtomicU64::new(0) }; 5];

@@ -5,10 +5,9 @@
 #![expect(clippy::disallowed_methods, reason = "read beside a hash of a password, which costs more")]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::password_hash::PasswordVerifier;
@@ -23,21 +22,62 @@ use super::host::HostState;
 use super::wasi::waits;
 use crate::system::supervise::{Task, guard};
 
-/// A password to be verified, and the receiver of the answer.
+/// The MAC of a hash and a password under a random key.
+type Mac = [u8; 32];
+
+/// A password to be verified.
 struct Verification {
+    mac: Mac,
     hash: String,
     password: Vec<u8>,
-    reply: oneshot::Sender<Result<bool, VerifyError>>,
 }
 
-/// The threads that verify passwords, which all plugins share.
-struct VerifierThreads(SyncSender<Verification>);
+/// What all workers know of passwords, and the threads that verify them.
+struct Verifier {
+    key: [u8; 32],
+    known: Mutex<KnownPasswords>,
+    /// Signals that a password waits for a thread.
+    arrived: Condvar,
+}
 
-/// Passwords that may wait for a thread. At 50 ms each, the last one waits for a second and a half.
+/// The passwords that were right lately, and those that are being verified.
+#[derive(Default)]
+struct KnownPasswords {
+    remembered: RememberedPasswords,
+    /// The requests that wait for each verification.
+    waiting: HashMap<Mac, Vec<oneshot::Sender<Verified>>>,
+    /// The passwords that wait for a thread, by plugin. The threads serve the plugins in turn.
+    queues: VecDeque<PluginQueue>,
+}
+
+/// The passwords of one plugin that wait for a thread.
+struct PluginQueue {
+    plugin: Arc<str>,
+    jobs: VecDeque<Verification>,
+}
+
+/// The passwords that were right lately, with the ends of their memory.
+#[derive(Default)]
+struct RememberedPasswords(HashMap<Mac, Instant>);
+
+/// The result of a verification.
+type Verified = Result<bool, VerifyError>;
+
+/// The answer to a request for a verification.
+enum PasswordLookup {
+    Remembered(Instant),
+    Waiting(oneshot::Receiver<Verified>),
+    Full,
+}
+
+/// Different passwords of a plugin that may wait for a thread. At 50 ms each, the last one waits for a second and a half.
 const QUEUE: usize = 32;
 
-/// Passwords that a worker remembers: one for each user of a large list, in less than a MiB.
+/// Passwords that are remembered: one for each user of a large list, in less than a MiB.
 const MAX_REMEMBERED: usize = 10_000;
+
+/// The time between two warnings of a full queue.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// The longest time for which a password is remembered.
 const MAX_MEMORY_TIME: Duration = Duration::from_secs(3600);
@@ -77,115 +117,198 @@ impl Host for HostState {
             return Err(waits());
         }
         let time = Duration::from_millis(remember_ms).min(MAX_MEMORY_TIME);
-        let mac = (!time.is_zero()).then(|| Memory::mac(&hash, &password)).flatten();
-        if mac.is_some_and(|mac| Memory::knows(&mac)) {
-            return Ok(Ok(true));
-        }
-        let verified = verify(hash, password).await;
-        if let (Some(mac), Ok(true)) = (mac, verified) {
-            Memory::remember(mac, time);
-        }
-        Ok(verified)
+        Ok(match Verifier::get() {
+            Some(verifier) => verifier.verify(self.lines.plugin(), hash, password, time).await,
+            None => Err(VerifyError::Busy),
+        })
     }
-}
-
-/// The passwords that were right lately, as a worker remembers them: MACs under a random key, with their ends.
-struct Memory {
-    key: [u8; 32],
-    until: HashMap<[u8; 32], Instant>,
 }
 
 thread_local! {
-    /// The memory of this worker; `None` without random numbers.
-    static MEMORY: RefCell<Option<Memory>> = RefCell::new(Memory::new());
+    /// The passwords that this worker remembers, so that workers rarely meet at a lock.
+    static REMEMBERED: RefCell<RememberedPasswords> = RefCell::default();
 }
 
-impl Memory {
-    fn new() -> Option<Self> {
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).ok().map(|()| Memory { key, until: HashMap::new() })
-    }
-
-    /// Returns the MAC of a hash and a password.
-    fn mac(hash: &str, password: &[u8]) -> Option<[u8; 32]> {
-        MEMORY.with_borrow(|memory| {
-            let mut hasher = blake3::Hasher::new_keyed(&memory.as_ref()?.key);
-            hasher.update(&(hash.len() as u64).to_le_bytes()).update(hash.as_bytes()).update(password);
-            Some(*hasher.finalize().as_bytes())
-        })
-    }
-
-    /// Whether a password was right lately. A MAC can't be guessed, so its comparison tells nothing.
-    fn knows(mac: &[u8; 32]) -> bool {
-        let known = |memory: &Option<Memory>| memory.as_ref()?.until.get(mac).copied();
-        MEMORY.with_borrow(known).is_some_and(|until| until > Instant::now())
+impl RememberedPasswords {
+    /// Returns the end of the memory of a password that was right lately. A MAC can't be guessed, so its comparison tells
+    /// nothing.
+    fn end_of(&self, mac: &Mac) -> Option<Instant> {
+        self.0.get(mac).copied().filter(|until| *until > Instant::now())
     }
 
     /// Remembers a password, if there is room.
-    fn remember(mac: [u8; 32], time: Duration) {
-        MEMORY.with_borrow_mut(|memory| {
-            let (Some(memory), now) = (memory, Instant::now()) else { return };
-            if memory.until.len() >= MAX_REMEMBERED {
-                memory.until.retain(|_, until| *until > now);
-            }
-            if memory.until.len() < MAX_REMEMBERED {
-                memory.until.insert(mac, now + time);
-            }
-        });
+    fn remember(&mut self, mac: Mac, until: Instant) {
+        if self.0.len() >= MAX_REMEMBERED {
+            let now = Instant::now();
+            self.0.retain(|_, until| *until > now);
+        }
+        if self.0.len() < MAX_REMEMBERED {
+            self.0.insert(mac, until);
+        }
     }
 }
 
-/// Verifies a password on another thread. If the future is dropped, the password is not verified unless that has begun.
-async fn verify(hash: String, password: Vec<u8>) -> Result<bool, VerifyError> {
-    let (reply, answer) = oneshot::channel();
-    let threads = VerifierThreads::get().ok_or(VerifyError::Busy)?;
-    match threads.0.try_send(Verification { hash, password, reply }) {
-        Ok(()) => answer.await.unwrap_or(Err(VerifyError::Busy)),
-        Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(VerifyError::Busy),
+impl KnownPasswords {
+    /// Puts a password behind the others of its plugin; `false` if that has too many.
+    fn enqueue(&mut self, plugin: &Arc<str>, job: Verification) -> bool {
+        let Some(queue) = self.queues.iter_mut().find(|queue| queue.plugin == *plugin) else {
+            self.queues.push_back(PluginQueue { plugin: plugin.clone(), jobs: [job].into() });
+            return true;
+        };
+        let has_room = queue.jobs.len() < QUEUE;
+        if has_room {
+            queue.jobs.push_back(job);
+        }
+        has_room
+    }
+
+    /// Returns the next password of the plugin whose turn it is. Those whose clients have left are forgotten.
+    fn dequeue(&mut self) -> Option<Verification> {
+        loop {
+            let mut queue = self.queues.pop_front()?;
+            let job = queue.jobs.pop_front();
+            if !queue.jobs.is_empty() {
+                self.queues.push_back(queue);
+            }
+            let Some(job) = job else { continue };
+            let waiting = self.waiting.get(&job.mac);
+            if waiting.is_some_and(|waiting| waiting.iter().any(|one| !one.is_closed())) {
+                return Some(job);
+            }
+            self.waiting.remove(&job.mac);
+        }
     }
 }
 
-impl VerifierThreads {
-    /// Returns the threads, which start when they are first needed; `None` if the system has no room for them.
+impl Verifier {
+    /// Returns the verifier, whose threads start when they are first needed; `None` if the system has no room for them, or
+    /// no random numbers.
     fn get() -> Option<&'static Self> {
-        static THREADS: OnceLock<Option<VerifierThreads>> = OnceLock::new();
-        THREADS.get_or_init(|| VerifierThreads::start().inspect_err(log_start_error).ok()).as_ref()
+        static VERIFIER: OnceLock<Option<Arc<Verifier>>> = OnceLock::new();
+        VERIFIER.get_or_init(|| Verifier::start().inspect_err(log_start_error).ok()).as_deref()
     }
 
     /// Starts a thread for every second core.
-    fn start() -> std::io::Result<Self> {
+    fn start() -> std::io::Result<Arc<Self>> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(std::io::Error::other)?;
+        let verifier = Arc::new(Verifier { key, known: Mutex::default(), arrived: Condvar::new() });
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let (sender, receiver) = sync_channel(QUEUE);
-        let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..(cores / 2).max(1) {
-            let receiver = receiver.clone();
-            std::thread::Builder::new().name("passwords".into()).spawn(move || run(&receiver))?;
+            let verifier = verifier.clone();
+            std::thread::Builder::new().name("passwords".into()).spawn(move || verifier.run())?;
         }
-        Ok(VerifierThreads(sender))
+        Ok(verifier)
+    }
+
+    /// Verifies a password, unless it was right lately. Requests with the same password wait for one verification.
+    async fn verify(&self, plugin: &Arc<str>, hash: String, password: Vec<u8>, time: Duration) -> Verified {
+        let mac = self.mac(&hash, &password);
+        if REMEMBERED.with_borrow(|remembered| remembered.end_of(&mac)).is_some() {
+            return Ok(true);
+        }
+        let verified = match self.admit(plugin, Verification { mac, hash, password }) {
+            PasswordLookup::Remembered(until) => {
+                REMEMBERED.with_borrow_mut(|remembered| remembered.remember(mac, until));
+                return Ok(true);
+            }
+            PasswordLookup::Waiting(answer) => answer.await.unwrap_or(Err(VerifyError::Busy)),
+            PasswordLookup::Full => {
+                log_full(plugin);
+                Err(VerifyError::Busy)
+            }
+        };
+        if !time.is_zero() && verified == Ok(true) {
+            let until = Instant::now() + time;
+            REMEMBERED.with_borrow_mut(|remembered| remembered.remember(mac, until));
+            self.known().remembered.remember(mac, until);
+        }
+        verified
+    }
+
+    /// Returns the MAC of a hash and a password.
+    fn mac(&self, hash: &str, password: &[u8]) -> Mac {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&(hash.len() as u64).to_le_bytes()).update(hash.as_bytes()).update(password);
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Has a password verified by another thread, if no thread does so for another request.
+    fn admit(&self, plugin: &Arc<str>, job: Verification) -> PasswordLookup {
+        let mut known = self.known();
+        if let Some(until) = known.remembered.end_of(&job.mac) {
+            return PasswordLookup::Remembered(until);
+        }
+        let (sender, answer) = oneshot::channel();
+        let mac = job.mac;
+        if let Some(others) = known.waiting.get_mut(&mac) {
+            others.push(sender);
+            return PasswordLookup::Waiting(answer);
+        }
+        if !known.enqueue(plugin, job) {
+            return PasswordLookup::Full;
+        }
+        known.waiting.insert(mac, vec![sender]);
+        self.arrived.notify_one();
+        PasswordLookup::Waiting(answer)
+    }
+
+    /// Verifies passwords until the process ends.
+    fn run(&self) {
+        // On Linux, the priority is the thread's own.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::debug!(%error, "a thread that verifies passwords has the priority of workers");
+        }
+        loop {
+            let Verification { mac, hash, password } = self.next();
+            let verified = guard(Task::Other, || verified(&hash, &password));
+            self.answer(&mac, verified.unwrap_or(Err(VerifyError::BadHash)));
+        }
+    }
+
+    /// Waits for a password that a request waits for.
+    fn next(&self) -> Verification {
+        let mut known = self.known();
+        loop {
+            if let Some(job) = known.dequeue() {
+                return job;
+            }
+            known = self.arrived.wait(known).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Tells the requests that wait for a verification what it has shown.
+    fn answer(&self, mac: &Mac, verified: Verified) {
+        let waiting = self.known().waiting.remove(mac).unwrap_or_default();
+        for one in waiting {
+            let _ = one.send(verified);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownPasswords> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Logs that a password finds no room in the queue, at most once a minute.
+fn log_full(plugin: &str) {
+    static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.is_none_or(|at| at.elapsed() >= QUIET) {
+        *logged = Some(Instant::now());
+        let remedy = "choose hashes that cost less, or limit the requests of a client";
+        tracing::warn!(
+            plugin,
+            queue = QUEUE,
+            remedy,
+            "too many passwords wait to be verified: the plugin gets the error `busy`"
+        );
     }
 }
 
 fn log_start_error(error: &std::io::Error) {
     tracing::error!(%error, "the threads that verify passwords don't start");
-}
-
-/// Verifies passwords until the process ends.
-fn run(queue: &Mutex<Receiver<Verification>>) {
-    // On Linux, the priority is the thread's own.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "a thread that verifies passwords has the priority of workers");
-    }
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Verification { hash, password, reply }) = next else { return };
-        // The client has left.
-        if reply.is_closed() {
-            continue;
-        }
-        let verified = guard(Task::Other, || verified(&hash, &password));
-        let _ = reply.send(verified.unwrap_or(Err(VerifyError::BadHash)));
-    }
 }
 
 /// Whether a password is the one of a hash.
@@ -281,20 +404,75 @@ mod tests {
 
     #[test]
     fn a_password_is_remembered_for_its_time_and_its_hash() {
-        let mac = |hash, password: &str| Memory::mac(hash, password.as_bytes()).unwrap();
+        let verifier = Verifier::get().unwrap();
+        let mac = |hash, password: &str| verifier.mac(hash, password.as_bytes());
+        let (mut remembered, later) = (RememberedPasswords::default(), Instant::now() + Duration::from_secs(60));
         let known = mac("hash", "password");
-        assert!(!Memory::knows(&known));
-        Memory::remember(known, Duration::from_secs(60));
-        assert!(Memory::knows(&known) && known == mac("hash", "password"));
+        assert_eq!(remembered.end_of(&known), None);
+        remembered.remember(known, later);
+        assert!(remembered.end_of(&known) == Some(later) && known == mac("hash", "password"));
         for other in [mac("hash", "passwor"), mac("has", "hpassword"), mac("other", "password")] {
-            assert!(!Memory::knows(&other));
+            assert_eq!(remembered.end_of(&other), None);
         }
-        Memory::remember(mac("brief", "x"), Duration::ZERO);
-        assert!(!Memory::knows(&mac("brief", "x")));
+        remembered.remember(mac("brief", "x"), Instant::now());
+        assert_eq!(remembered.end_of(&mac("brief", "x")), None);
         let many = |number: usize| mac("hash", &number.to_string());
-        (0..2 * MAX_REMEMBERED).for_each(|number| Memory::remember(many(number), Duration::from_secs(60)));
-        let count = (0..2 * MAX_REMEMBERED).filter(|number| Memory::knows(&many(*number))).count();
-        assert!(count < MAX_REMEMBERED && Memory::knows(&known), "{count}");
+        (0..2 * MAX_REMEMBERED).for_each(|number| remembered.remember(many(number), later));
+        let count = (0..2 * MAX_REMEMBERED).filter(|number| remembered.end_of(&many(*number)).is_some()).count();
+        assert!(count < MAX_REMEMBERED && remembered.end_of(&known).is_some(), "{count}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn requests_with_one_password_wait_for_one_verification() {
+        let verifier = Verifier::get().unwrap();
+        let plugin: Arc<str> = "staff".into();
+        let verify = |password: &str| verifier.verify(&plugin, HASHES[0].into(), password.into(), Duration::ZERO);
+        let right: Vec<_> = (0..10 * QUEUE).map(|_| Box::pin(verify("password"))).collect();
+        let wrong: Vec<_> = (0..10 * QUEUE).map(|_| Box::pin(verify("Password"))).collect();
+        for (verifications, wanted) in [(right, true), (wrong, false)] {
+            for verified in futures_of(verifications).await {
+                assert_eq!(verified, Ok(wanted));
+            }
+        }
+        assert!(verifier.known().waiting.is_empty());
+    }
+
+    #[test]
+    fn plugins_are_served_in_turn() {
+        let mut known = KnownPasswords::default();
+        let mut receivers = Vec::new();
+        let mut enqueue = |plugin: &str, number: usize| {
+            let mut mac = [0; 32];
+            (mac[0], mac[1]) = (plugin.as_bytes()[0], number as u8);
+            let is_queued =
+                known.enqueue(&plugin.into(), Verification { mac, hash: plugin.into(), password: Vec::new() });
+            let (sender, receiver) = oneshot::channel();
+            receivers.push(receiver);
+            known.waiting.insert(mac, vec![sender]);
+            is_queued
+        };
+        assert_eq!((0..2 * QUEUE).filter(|number| enqueue("a", *number)).count(), QUEUE);
+        assert!(enqueue("b", 0) && enqueue("b", 1));
+        let next: Vec<String> = std::iter::from_fn(|| known.dequeue()).map(|job| job.hash).collect();
+        assert_eq!((next[..5].join(""), next.len()), ("ababa".into(), QUEUE + 2));
+        assert!(known.queues.is_empty());
+    }
+
+    /// Polls all futures until each has its output.
+    async fn futures_of<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Output> {
+        let mut outputs = Vec::new();
+        std::future::poll_fn(|cx| {
+            futures.retain_mut(|future| match std::pin::Pin::new(future).poll(cx) {
+                std::task::Poll::Ready(output) => {
+                    outputs.push(output);
+                    false
+                }
+                std::task::Poll::Pending => true,
+            });
+            if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        outputs
     }
 
     #[test]
