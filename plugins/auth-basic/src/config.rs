@@ -17,7 +17,7 @@ pub struct Config {
     pub user_field: Option<String>,
     /// The note that has the user's name; `user` by default.
     pub user_note: Option<String>,
-    /// The time for which a verified password is not verified again; `5m` by default, and `0s` for never.
+    /// The time for which a verified password is not verified again, of at most `1h`; `5m` by default, and `0s` for never.
     pub remember: Option<String>,
     /// `true`: the upstream receives the field `Authorization`. By default it is removed.
     #[serde(default)]

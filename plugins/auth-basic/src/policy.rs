@@ -22,6 +22,9 @@ pub struct Policy {
     challenge: String,
 }
 
+/// The longest time for which the host remembers a password.
+const MAX_REMEMBER: Duration = Duration::from_secs(60 * 60);
+
 /// The time for which a verified password is remembered: short enough that a stolen connection to the past ends soon.
 const REMEMBER: Duration = Duration::from_secs(300);
 
@@ -42,6 +45,9 @@ impl Policy {
         }
         let remember = config.remember.as_deref().map(units::duration).transpose();
         let remember = remember.map_err(|message| ConfigError::at("/remember", message))?.unwrap_or(REMEMBER);
+        if remember > MAX_REMEMBER {
+            return Err(ConfigError::at("/remember", "longer than `1h`, the longest memory; write `1h` or less"));
+        }
         let plan = EditPlan::default();
         let plan = if config.keep { plan } else { plan.remove_field("authorization") };
         let plan = plan.set_field(field, vec![Part::Value(ValueName::Note(note.clone()))]);

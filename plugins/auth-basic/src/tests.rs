@@ -198,6 +198,7 @@ fn mistakes_are_named_without_what_may_be_a_secret() {
         (json!({ "user-field": "" }), "/user-field"),
         (json!({ "user-note": "" }), "/user-note"),
         (json!({ "remember": "5" }), "/remember"),
+        (json!({ "remember": "61m" }), "/remember"),
     ] {
         assert_eq!(errors(config(more))[0].0, path);
     }
