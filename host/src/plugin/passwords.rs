@@ -56,9 +56,9 @@ struct PluginQueue {
     jobs: VecDeque<Verification>,
 }
 
-/// The passwords that were right lately, with the ends of their memory.
+/// The passwords that were right lately, by plugin, with the ends of their memory.
 #[derive(Default)]
-struct RememberedPasswords(HashMap<Mac, Instant>);
+struct RememberedPasswords(HashMap<Arc<str>, HashMap<Mac, Instant>>);
 
 /// The result of a verification.
 type Verified = Result<bool, VerifyError>;
@@ -73,7 +73,7 @@ enum PasswordLookup {
 /// Different passwords of a plugin that may wait for a thread. At 50 ms each, the last one waits for a second and a half.
 const QUEUE: usize = 32;
 
-/// Passwords that are remembered: one for each user of a large list, in less than a MiB.
+/// Passwords of a plugin that are remembered: one for each user of a large list, in less than a MiB.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// The time between two warnings of a full queue.
@@ -132,18 +132,24 @@ thread_local! {
 impl RememberedPasswords {
     /// Returns the end of the memory of a password that was right lately. A MAC can't be guessed, so its comparison tells
     /// nothing.
-    fn end_of(&self, mac: &Mac) -> Option<Instant> {
-        self.0.get(mac).copied().filter(|until| *until > Instant::now())
+    fn end_of(&self, plugin: &str, mac: &Mac) -> Option<Instant> {
+        self.0.get(plugin)?.get(mac).copied().filter(|until| *until > Instant::now())
     }
 
-    /// Remembers a password, if there is room.
-    fn remember(&mut self, mac: Mac, until: Instant) {
-        if self.0.len() >= MAX_REMEMBERED {
+    /// Remembers a password, if the plugin has room for it.
+    fn remember(&mut self, plugin: &Arc<str>, mac: Mac, until: Instant) {
+        if !self.0.contains_key(plugin) {
+            // A plugin that is gone leaves what has expired.
             let now = Instant::now();
-            self.0.retain(|_, until| *until > now);
+            self.0.retain(|_, passwords| passwords.values().any(|until| *until > now));
         }
-        if self.0.len() < MAX_REMEMBERED {
-            self.0.insert(mac, until);
+        let passwords = self.0.entry(plugin.clone()).or_default();
+        if passwords.len() >= MAX_REMEMBERED {
+            let now = Instant::now();
+            passwords.retain(|_, until| *until > now);
+        }
+        if passwords.len() < MAX_REMEMBERED {
+            passwords.insert(mac, until);
         }
     }
 }
@@ -204,12 +210,12 @@ impl Verifier {
     /// Verifies a password, unless it was right lately. Requests with the same password wait for one verification.
     async fn verify(&self, plugin: &Arc<str>, hash: String, password: Vec<u8>, time: Duration) -> Verified {
         let mac = self.mac(&hash, &password);
-        if REMEMBERED.with_borrow(|remembered| remembered.end_of(&mac)).is_some() {
+        if REMEMBERED.with_borrow(|remembered| remembered.end_of(plugin, &mac)).is_some() {
             return Ok(true);
         }
         let verified = match self.admit(plugin, Verification { mac, hash, password }) {
             PasswordLookup::Remembered(until) => {
-                REMEMBERED.with_borrow_mut(|remembered| remembered.remember(mac, until));
+                REMEMBERED.with_borrow_mut(|remembered| remembered.remember(plugin, mac, until));
                 return Ok(true);
             }
             PasswordLookup::Waiting(answer) => answer.await.unwrap_or(Err(VerifyError::Busy)),
@@ -220,8 +226,8 @@ impl Verifier {
         };
         if !time.is_zero() && verified == Ok(true) {
             let until = Instant::now() + time;
-            REMEMBERED.with_borrow_mut(|remembered| remembered.remember(mac, until));
-            self.known().remembered.remember(mac, until);
+            REMEMBERED.with_borrow_mut(|remembered| remembered.remember(plugin, mac, until));
+            self.known().remembered.remember(plugin, mac, until);
         }
         verified
     }
@@ -236,7 +242,7 @@ impl Verifier {
     /// Has a password verified by another thread, if no thread does so for another request.
     fn admit(&self, plugin: &Arc<str>, job: Verification) -> PasswordLookup {
         let mut known = self.known();
-        if let Some(until) = known.remembered.end_of(&job.mac) {
+        if let Some(until) = known.remembered.end_of(plugin, &job.mac) {
             return PasswordLookup::Remembered(until);
         }
         let (sender, answer) = oneshot::channel();
@@ -407,19 +413,23 @@ mod tests {
         let verifier = Verifier::get().unwrap();
         let mac = |hash, password: &str| verifier.mac(hash, password.as_bytes());
         let (mut remembered, later) = (RememberedPasswords::default(), Instant::now() + Duration::from_secs(60));
+        let (staff, other): (Arc<str>, Arc<str>) = ("staff".into(), "other".into());
         let known = mac("hash", "password");
-        assert_eq!(remembered.end_of(&known), None);
-        remembered.remember(known, later);
-        assert!(remembered.end_of(&known) == Some(later) && known == mac("hash", "password"));
-        for other in [mac("hash", "passwor"), mac("has", "hpassword"), mac("other", "password")] {
-            assert_eq!(remembered.end_of(&other), None);
+        assert_eq!(remembered.end_of(&staff, &known), None);
+        remembered.remember(&staff, known, later);
+        assert!(remembered.end_of(&staff, &known) == Some(later) && known == mac("hash", "password"));
+        for wrong in [mac("hash", "passwor"), mac("has", "hpassword"), mac("other", "password")] {
+            assert_eq!(remembered.end_of(&staff, &wrong), None);
         }
-        remembered.remember(mac("brief", "x"), Instant::now());
-        assert_eq!(remembered.end_of(&mac("brief", "x")), None);
+        remembered.remember(&staff, mac("brief", "x"), Instant::now());
+        assert_eq!(remembered.end_of(&staff, &mac("brief", "x")), None);
         let many = |number: usize| mac("hash", &number.to_string());
-        (0..2 * MAX_REMEMBERED).for_each(|number| remembered.remember(many(number), later));
-        let count = (0..2 * MAX_REMEMBERED).filter(|number| remembered.end_of(&many(*number)).is_some()).count();
-        assert!(count < MAX_REMEMBERED && remembered.end_of(&known).is_some(), "{count}");
+        (0..2 * MAX_REMEMBERED).for_each(|number| remembered.remember(&staff, many(number), later));
+        let count =
+            (0..2 * MAX_REMEMBERED).filter(|number| remembered.end_of(&staff, &many(*number)).is_some()).count();
+        remembered.remember(&other, known, later);
+        assert!(remembered.end_of(&other, &known).is_some(), "another plugin has room of its own");
+        assert!(count < MAX_REMEMBERED && remembered.end_of(&staff, &known).is_some(), "{count}");
     }
 
     #[tokio::test(flavor = "current_thread")]
