@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 13] = [
 ];
 
 /// Words that only these files may use; each path begins below `host/src`.
-const DOORS: [(&str, &[&str]); 11] = [
+const DOORS: [(&str, &[&str]); 12] = [
     ("hickory_resolver::", &["upstream/dns.rs", "upstream/dns/tests.rs"]),
     (
         "rustls::",
@@ -32,11 +32,13 @@ const DOORS: [(&str, &[&str]); 11] = [
             "downstream/handshake.rs",
             "assemble",
             "generation/listener.rs",
+            "shared_state/fleet/",
             "tls",
             "upstream/connect.rs",
         ],
     ),
     ("httparse::", &["upstream/http1"]),
+    ("redis::", &["shared_state/fleet"]),
     ("wasmtime", &["plugin"]),
     ("wasmparser::", &["plugin/function_names.rs"]),
     ("inotify::", &["server/file_watcher"]),

@@ -48,6 +48,7 @@ mod response_heads;
 mod routes;
 mod schema;
 mod secrets;
+mod shared_redis;
 mod shared_state;
 mod site_plugins;
 mod slow_clients;

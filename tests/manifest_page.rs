@@ -215,6 +215,10 @@ fn manifest_with(table: &str, key: &str, value: &str) -> String {
     let place: Vec<&str> = place.lines().filter(|line| !is_given(line)).collect();
     let needed = match key {
         "status" if is_target => "redirect = \"/x\"\n",
+        "ca" if table == "SharedTable" => "redis = \"rediss://localhost:9\"\n",
+        "user" | "password" | "prefix" | "timeout" | "commands" | "fallback" if table == "SharedTable" => {
+            "redis = \"redis://127.0.0.1:9\"\n"
+        }
         "service" => "kind = \"grpc\"\n",
         "client-address-from" => "trusted-proxies = [\"10.0.0.0/8\"]\n",
         _ => "",

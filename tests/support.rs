@@ -4,6 +4,7 @@ pub mod client;
 pub mod name_server;
 pub mod origin;
 pub mod proxy;
+pub mod redis;
 
 use std::time::{Duration, Instant};
 

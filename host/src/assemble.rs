@@ -8,6 +8,7 @@ mod buffers;
 mod doubtful;
 mod endpoints;
 mod error_pages;
+mod fleet;
 mod health;
 mod http_grants;
 mod idioms;
@@ -57,6 +58,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
 use crate::plugin::version::PluginVersions;
+use crate::shared_state::fleet::{FleetClient, FleetStates};
 use crate::shared_state::{SharedLimits, SharedStates};
 use crate::store::Store;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
@@ -89,6 +91,8 @@ pub struct Assembler {
     versions: PluginVersions,
     /// The states that plugins share, which outlive generations.
     shared_states: SharedStates,
+    /// The states that plugins share with other processes.
+    fleet_states: FleetStates,
     /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Whether the manifest is only checked: then nothing is opened that another process may use.
@@ -116,6 +120,8 @@ pub struct AssembledManifest {
 /// A component that was found good.
 struct LoadedPlugin {
     plugin: Arc<Plugin>,
+    /// The component with calls of the shared state that wait for a server; `None` before that is needed.
+    waiting: Option<Arc<Plugin>>,
     /// The schema of the component's configuration.
     schema: Option<Arc<str>>,
     /// The digests of the configurations that the component accepts, with their limits.
@@ -151,6 +157,8 @@ struct Assembly<'a> {
     http_grants: HttpGrants,
     /// The limits of the states that plugins share.
     shared: SharedLimits,
+    /// The server that has the state of plugins; `None` if this process has it.
+    fleet: Option<Arc<FleetClient>>,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
     /// The certificates that listeners and upstreams show; one for each use.
@@ -163,7 +171,8 @@ impl Assembler {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        let (stores, switches, shared_states) = (HashMap::new(), HashMap::new(), SharedStates::default());
+        let (stores, switches) = (HashMap::new(), HashMap::new());
+        let (shared_states, fleet_states) = (SharedStates::default(), FleetStates::default());
         let (log, is_check, workers) = (None, false, None);
         Ok(Assembler {
             runtime,
@@ -177,6 +186,7 @@ impl Assembler {
             plugins,
             versions,
             shared_states,
+            fleet_states,
             stores,
             is_check,
             workers,
@@ -199,7 +209,8 @@ impl Assembler {
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
         draft.shared = draft.shared_limits(files);
-        let shared_limits = draft.shared;
+        draft.fleet = draft.fleet(files);
+        let (shared_limits, fleet) = (draft.shared, draft.fleet.clone());
         draft.bind_all(files);
         let (mut upstreams, upstream_ids) = draft.upstreams(files);
         let (routes, router) = draft.routes(files, &upstream_ids);
@@ -241,6 +252,7 @@ impl Assembler {
             store,
             store_limits,
             shared_limits,
+            fleet,
             buffer_limits,
             access_log,
             tenancy,
@@ -300,6 +312,7 @@ impl<'a> Assembly<'a> {
             reserved: None,
             http_grants: HttpGrants::of(files),
             shared: SharedLimits::default(),
+            fleet: None,
             used: HashSet::new(),
             certificates: Vec::new(),
         }

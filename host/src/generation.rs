@@ -42,6 +42,7 @@ use crate::plugin::instance_limit::Tenancy;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
 use crate::shared_state::SharedLimits;
+use crate::shared_state::fleet::FleetClient;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
@@ -81,6 +82,8 @@ pub struct Generation {
     pub store_limits: StoreLimits,
     /// The limits of the state that the instances of each plugin share.
     pub shared_limits: SharedLimits,
+    /// The server that has the state of plugins; `None` if this process has it.
+    pub fleet: Option<Arc<FleetClient>>,
     /// The limits of bodies that wait for a slow peer.
     pub buffer_limits: BufferLimits,
     /// The access log; `None` if it is off.
@@ -615,10 +618,14 @@ impl Generation {
         of_route.or_else(|| self.error_pages.get(status))
     }
 
-    /// Gives the store of responses, and the state that each plugin shares, the limits of this generation.
-    pub fn resize_stores(&self) {
+    /// Gives the store of responses, and the state that each plugin shares, the limits of this generation. Connects to the
+    /// server that has the state of plugins, if there is one.
+    pub fn take_into_service(&self) {
         self.store.resize(&self.store_limits);
-        self.bindings.iter().filter_map(|plugin| plugin.shared()).for_each(|state| state.resize(self.shared_limits));
+        for state in self.bindings.iter().filter_map(|plugin| plugin.shared()) {
+            state.local.resize(self.shared_limits);
+        }
+        self.fleet.iter().for_each(|fleet| fleet.start());
     }
 }
 

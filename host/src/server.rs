@@ -285,7 +285,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let assembly = Assembler::new(runtime, Loader::in_children(stop))?;
     let mut loads = LoadResults { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
-    first.generation.resize_stores();
+    first.generation.take_into_service();
     let workers = first.workers.unwrap_or_else(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stopping, stop) = watch::channel(false);
@@ -487,7 +487,7 @@ impl ReloadLoop {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.apply(sockets);
         self.admin.apply(admin);
-        self.publish.borrow().resize_stores();
+        self.publish.borrow().take_into_service();
         self.admission.serve(&self.publish.borrow());
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
         self.drain = next.drain;

@@ -4,9 +4,13 @@
 //! the state, so that a reload keeps it. A state is bounded in entries and bytes: new entries evict those that were not
 //! used for the longest time. It is divided into parts with a lock each, so that workers meet only where they use keys of
 //! the same part at the same moment. Each operation takes the time, and none waits for anything else.
+//!
+//! With a Redis server, the processes of a fleet have one state: [`fleet`] asks the server, and waits for it.
 
+pub mod fleet;
 mod gcra;
 mod part;
+mod plugin_state;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,13 +19,23 @@ use rustix::time::{ClockId, clock_gettime};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use gcra::{TakeRate, Taken};
+pub use plugin_state::PluginState;
 
 use crate::context::bounds;
 use part::{SharedEntry, SharedPart, SharedValue};
 
-/// The states of plugins, by the names of these; a state is dropped with the last plugin that has it.
+/// The states of plugins, by their owners; a state is dropped with the last plugin that has it.
 #[derive(Default)]
-pub struct SharedStates(HashMap<Arc<str>, Weak<SharedState>>);
+pub struct SharedStates(HashMap<StateOwner, Weak<SharedState>>);
+
+/// The owner of a state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StateOwner {
+    /// The plugin of this name in the manifest.
+    Plugin(Arc<str>),
+    /// The plugins without a name that have this file: those of one file are one plugin.
+    File(Arc<str>),
+}
 
 /// The state that the instances of one plugin share.
 pub struct SharedState {
@@ -62,6 +76,8 @@ pub enum SharedError {
     Overflow,
     /// The rate allows nothing, or less than the call takes.
     BadRate,
+    /// The server of the fleet's state was not asked, rejected the call, or didn't answer in time.
+    Unavailable,
 }
 
 /// The parts of a state: enough that two workers rarely meet at one, few enough that the smallest state has room for
@@ -99,14 +115,14 @@ pub fn now() -> u64 {
 // === SharedStates ===
 
 impl SharedStates {
-    /// Returns the state of a plugin: that of a generation in service, or a new one with limits.
-    pub fn of(&mut self, plugin: &str, limits: SharedLimits) -> Arc<SharedState> {
+    /// Returns the state of an owner: that of a generation in service, or a new one with limits.
+    pub fn of(&mut self, owner: &StateOwner, limits: SharedLimits) -> Arc<SharedState> {
         self.0.retain(|_, state| state.strong_count() > 0);
-        if let Some(state) = self.0.get(plugin).and_then(Weak::upgrade) {
+        if let Some(state) = self.0.get(owner).and_then(Weak::upgrade) {
             return state;
         }
         let state = Arc::new(SharedState::new(limits));
-        self.0.insert(plugin.into(), Arc::downgrade(&state));
+        self.0.insert(owner.clone(), Arc::downgrade(&state));
         state
     }
 }

@@ -75,6 +75,9 @@ pub enum Error {
     Overflow,
     /// The rate is out of range, or its bucket never holds as many tokens as the call takes.
     BadRate,
+    /// The server that has the state was not asked, rejected the call, or didn't answer in time; then it may have carried
+    /// out the call nevertheless. Occurs only with `[shared] redis` in the manifest.
+    Unavailable,
 }
 
 /// The rate at which a token bucket fills, and its size. The size is the tokens of one period, unless [`Rate::burst`]
@@ -168,6 +171,7 @@ impl fmt::Display for Error {
             Error::OtherKind => "the key has a value of another kind",
             Error::Overflow => "the sum is out of the range of a counter",
             Error::BadRate => "the rate is out of range, or its burst is less than the cost",
+            Error::Unavailable => "the server that has the shared state is not available",
         })
     }
 }
@@ -182,6 +186,7 @@ impl From<wit::Error> for Error {
             wit::Error::OtherKind => Error::OtherKind,
             wit::Error::Overflow => Error::Overflow,
             wit::Error::BadRate => Error::BadRate,
+            wit::Error::Unavailable => Error::Unavailable,
         }
     }
 }

@@ -13,6 +13,7 @@ const GUESTS: &[&str] = &[
     "test-bodies",
     "example-forward-auth",
     "test-caller",
+    "test-counted",
     "test-greedy",
     "test-hooks",
     "test-late",

@@ -10,7 +10,7 @@ use crate::config::manifest::PluginTable;
 use crate::config::plugin_grants::PluginGrants;
 use crate::plugin::access::{GrantedAccess, WantedAccess};
 use crate::plugin::engine::Plugin;
-use crate::shared_state::{MAX_ENTRIES, MIN_BYTES, MIN_ENTRIES, SharedLimits};
+use crate::shared_state::{MAX_ENTRIES, MIN_BYTES, MIN_ENTRIES, PluginState, SharedLimits, StateOwner};
 
 impl Assembly<'_> {
     /// Returns the limits of the state that each plugin shares.
@@ -35,10 +35,12 @@ impl Assembly<'_> {
             let file = table.r#use.get_ref();
             // Plugins in the lists of routes have no names of their own: those of one file are one plugin.
             let owner = match name == file {
-                true => format!("file {}", beside(source, file).display()),
-                false => format!("plugin {name}"),
+                true => StateOwner::File(beside(source, file).display().to_string().into()),
+                false => StateOwner::Plugin(name.into()),
             };
-            self.assembly.shared_states.of(&owner, self.shared)
+            let local = self.assembly.shared_states.of(&owner, self.shared);
+            let fleet = self.fleet.as_ref().map(|client| self.assembly.fleet_states.of(client, &owner));
+            PluginState { local, fleet }
         });
         let mut variables = Vec::new();
         for name in env {

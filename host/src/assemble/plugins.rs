@@ -15,6 +15,7 @@ use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
+use crate::plugin::access::WantedAccess;
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
 use crate::plugin::settings::ConfigErrors;
@@ -77,7 +78,7 @@ impl Assembler {
             loading::version(&about).iter().for_each(|version| plugin.note_version(version));
             let accepted = self.runtime.artifacts().accepted_configs(&seal);
             let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
-            self.plugins.insert(*digest, LoadedPlugin { plugin, schema, accepted, has_new: false });
+            self.plugins.insert(*digest, LoadedPlugin { plugin, waiting: None, schema, accepted, has_new: false });
         }
         self.plugins.get_mut(digest)
     }
@@ -92,7 +93,7 @@ impl Assembler {
         loading::version(&about).iter().for_each(|version| plugin.note_version(version));
         self.runtime.artifacts().store(&seal, &sealed);
         let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
-        let loaded = LoadedPlugin { plugin, schema, accepted: Default::default(), has_new: false };
+        let loaded = LoadedPlugin { plugin, waiting: None, schema, accepted: Default::default(), has_new: false };
         self.plugins.insert(examination.digest, loaded);
         Ok(())
     }
@@ -222,7 +223,7 @@ impl Assembly<'_> {
         if let Some(known) = self.assembly.find_loaded(&digest)
             && known.accepted.contains(&wanted)
         {
-            return Ok(known.plugin.clone());
+            return self.with_shared_calls(&digest);
         }
         if let Some(error) = self.broken.get(&digest) {
             return Err(PluginRejection::Component(error.clone()));
@@ -235,10 +236,26 @@ impl Assembly<'_> {
             self.broken.insert(digest, error.clone());
         }
         tried?;
-        let loaded = self.assembly.plugins.get_mut(&digest);
+        if let Some(loaded) = self.assembly.plugins.get_mut(&digest) {
+            loaded.has_new |= loaded.accepted.insert(wanted);
+        }
+        self.with_shared_calls(&digest)
+    }
+
+    /// Returns a loaded component; its calls of the shared state wait if a server has the state.
+    fn with_shared_calls(&mut self, digest: &blake3::Hash) -> Result<Arc<Plugin>, PluginRejection> {
+        let Assembler { plugins, runtime, .. } = &mut *self.assembly;
+        let loaded = plugins.get_mut(digest);
         let loaded = loaded.ok_or_else(|| PluginRejection::Component("it was dropped meanwhile".into()))?;
-        loaded.has_new |= loaded.accepted.insert(wanted);
-        Ok(loaded.plugin.clone())
+        if self.fleet.is_none() || WantedAccess::Shared.import(loaded.plugin.imports()).is_none() {
+            return Ok(loaded.plugin.clone());
+        }
+        if let Some(waiting) = &loaded.waiting {
+            return Ok(waiting.clone());
+        }
+        let waiting = runtime.waiting_for_shared(&loaded.plugin);
+        let waiting = Arc::new(waiting.map_err(|error| PluginRejection::Component(error.to_string()))?);
+        Ok(loaded.waiting.insert(waiting).clone())
     }
 
     /// Returns the schema of a component's configuration; `None` if it has none, or if [`Self::examine`] is to say why it

@@ -83,7 +83,7 @@ impl Assembly<'_> {
 }
 
 /// Computes the digest of a configuration: two with the same digest are equal.
-fn digest(files: &ClientFiles) -> blake3::Hash {
+pub(super) fn digest(files: &ClientFiles) -> blake3::Hash {
     let mut digest = blake3::Hasher::new();
     let mut content = |path: &std::path::Path| files::update_digest(&mut digest, path, files::PEM);
     if let Roots::File(path) = &files.roots {

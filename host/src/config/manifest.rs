@@ -86,13 +86,13 @@ pub struct Manifest {
     ///
     /// Type: table `[cache]`. Default: its defaults.
     pub cache: Option<Spanned<CacheTable>>,
-    /// The limits of the state that the instances of a plugin share, for each plugin with `grants.shared`.
+    /// The state that the instances of a plugin share, for each plugin with `grants.shared`.
     ///
     /// Type: table `[shared]`. Default: its defaults.
     pub shared: Option<SharedTable>,
 }
 
-/// The limits of the state that the instances of a plugin share.
+/// The state that the instances of a plugin share: its limits, and the server that has it for a fleet of proxies.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SharedTable {
@@ -105,6 +105,44 @@ pub struct SharedTable {
     ///
     /// Type: number. Default: `100000`.
     pub entries: Option<Spanned<usize>>,
+    /// The Redis or Valkey server that has the state, so that all proxies with the same server and `prefix` share it: a URL
+    /// with `redis`, `rediss` (TLS) or `unix` as its scheme, and the number of a database if it is not 0. Calls of plugins
+    /// then wait for the server, and `memory` and `entries` limit only what `fallback` keeps
+    /// ([shared-state.md](shared-state.md#a-fleet-with-one-state)).
+    ///
+    /// Type: URL. Default: none, each process has a state of its own. Example: `"redis://cache.internal:6379/0"`.
+    pub redis: Option<Spanned<String>>,
+    /// The user at the server, in place of one in the URL.
+    ///
+    /// Type: string. Default: none, the server's default user. Example: `"plugway"`.
+    pub user: Option<Spanned<String>>,
+    /// The password at the server, in place of one in the URL.
+    ///
+    /// Type: string. Default: none. Example: `"${file:secrets/token}"`.
+    pub password: Option<Spanned<String>>,
+    /// The file with the authorities that may certify the server of a `rediss` URL, in PEM.
+    ///
+    /// Type: path. Default: none, the system's authorities. Example: `"ca.pem"`.
+    pub ca: Option<Spanned<String>>,
+    /// The beginning of all keys on the server; the name of the plugin and a colon follow.
+    ///
+    /// Type: string. Default: `"plugway:"`.
+    pub prefix: Option<Spanned<String>>,
+    /// The longest time of a call that asks the server, from `1ms` to `1m`. After a call that took longer, the server is
+    /// only asked again once it answers a ping.
+    ///
+    /// Type: duration. Default: `"500ms"`.
+    pub timeout: Option<Spanned<String>>,
+    /// The most commands that wait for the server's answer at a time, from 1 to 10,000; others wait for their turn within
+    /// `timeout`.
+    ///
+    /// Type: number. Default: `256`.
+    pub commands: Option<Spanned<usize>>,
+    /// The answer of calls while the server is not available: `"error"` lets them fail with an error that plugins can
+    /// handle; by `"local"`, the state of this process answers.
+    ///
+    /// Type: `"error"` or `"local"`. Default: `"error"`.
+    pub fallback: Option<Spanned<String>>,
 }
 
 /// The limits of the child process that compiles a new component and checks its configurations.

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use super::outgoing_http::HttpDestination;
-use crate::shared_state::SharedState;
+use crate::shared_state::PluginState;
 
 /// The access that the manifest grants to a plugin.
 #[derive(Clone, Default)]
 pub struct GrantedAccess {
     /// The state that the plugin's instances share; `None` if it is not granted.
-    pub shared: Option<Arc<SharedState>>,
+    pub shared: Option<PluginState>,
     /// The variables of the environment that the plugin sees, with their values.
     pub env: Arc<[(String, String)]>,
     /// The destinations of the plugin's own requests.
@@ -65,8 +65,10 @@ impl GrantedAccess {
 
     /// Whether instances with this access can serve where instances with another access are wanted.
     pub fn is_same(&self, other: &GrantedAccess) -> bool {
-        self.http == other.http
-            && self.shared.as_ref().map(Arc::as_ptr) == other.shared.as_ref().map(Arc::as_ptr)
-            && self.env == other.env
+        let is_state_same = match (&self.shared, &other.shared) {
+            (Some(one), Some(other)) => one.is_same(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.http == other.http && is_state_same && self.env == other.env
     }
 }

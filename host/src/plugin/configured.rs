@@ -21,7 +21,7 @@ use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
 use crate::context::edit_check::{EditError, MessageSide};
 use crate::context::edit_plan::EditPlan;
-use crate::shared_state::SharedState;
+use crate::shared_state::PluginState;
 use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
@@ -314,7 +314,7 @@ impl ConfiguredPlugin {
     }
 
     /// Returns the state that the instances share; `None` if it is not granted.
-    pub fn shared(&self) -> Option<&Arc<SharedState>> {
+    pub fn shared(&self) -> Option<&PluginState> {
         self.supply.recipe.access.shared.as_ref()
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::access::WantedAccess;
 use super::bindings::{
     balancer, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer, request_body,
     request_filter, response_body, response_filter, timer,
@@ -19,6 +20,7 @@ use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
 use super::proposals;
 use super::settings::BodyAbility;
+use super::shared;
 use super::wasi;
 use crate::context::edit_check::MessageSide;
 use crate::system::printable;
@@ -94,6 +96,15 @@ pub struct Plugin {
     version: OnceLock<String>,
 }
 
+/// The way in which a plugin's calls of the shared state are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SharedCalls {
+    /// The state is in this process.
+    AtOnce,
+    /// The state is on a server.
+    Wait,
+}
+
 /// The error of an engine that doesn't start on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -131,6 +142,7 @@ impl Runtime {
         wasi::add_waiting_to_linker(&mut waiting_linker)?;
         http_linker::add_to_linker(&mut waiting_linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut waiting_linker, |state| state)?;
+        shared::add_waiting_to_linker(&mut waiting_linker)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
@@ -164,13 +176,13 @@ impl Runtime {
     /// Returns a component that was compiled before, with its description; `None` if it wasn't.
     pub fn load_compiled(&self, seal: &Seal) -> Option<(Vec<u8>, Plugin)> {
         let (about, component) = self.artifacts.load(&self.engine, seal)?;
-        Some((about, self.prepare(&component, &seal.name).ok()?))
+        Some((about, self.prepare(&component, &seal.name, SharedCalls::AtOnce).ok()?))
     }
 
     /// Opens a sealed artifact.
     pub fn unseal(&self, seal: &Seal, sealed: &[u8]) -> Result<(Vec<u8>, Plugin), Unusable> {
         let (about, component) = seal.component(&self.engine, sealed)?;
-        Ok((about, self.prepare(&component, &seal.name)?))
+        Ok((about, self.prepare(&component, &seal.name, SharedCalls::AtOnce)?))
     }
 
     /// Compiles a component and examines its exports. Call this only where nothing else is served: compiling may take
@@ -189,17 +201,25 @@ impl Runtime {
             return Err(LoadError::FunctionName(name));
         }
         let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
-        self.prepare(&component, &blake3::hash(bytes).to_hex())
+        self.prepare(&component, &blake3::hash(bytes).to_hex(), SharedCalls::AtOnce)
+    }
+
+    /// Returns a plugin whose calls of the shared state wait for a server.
+    pub fn waiting_for_shared(&self, plugin: &Plugin) -> Result<Plugin, LoadError> {
+        let waiting = self.prepare(plugin.instance.component(), &plugin.digest, SharedCalls::Wait)?;
+        plugin.version.get().iter().for_each(|version| waiting.note_version(version));
+        Ok(waiting)
     }
 
     /// Examines the exports of a component, which is named by its digest.
-    fn prepare(&self, component: &Component, digest: &str) -> Result<Plugin, LoadError> {
+    fn prepare(&self, component: &Component, digest: &str, calls: SharedCalls) -> Result<Plugin, LoadError> {
         if let Some(name) = self.other_version(component) {
             return Err(LoadError::OtherVersion(name));
         }
         let component_type = component.component_type();
         let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
-        let waits = imports.iter().any(|name| is_waited_for(name));
+        let waits_anyway = imports.iter().any(|name| is_waited_for(name));
+        let waits = waits_anyway || calls == SharedCalls::Wait && WantedAccess::Shared.import(&imports).is_some();
         let linker = if waits { &self.waiting_linker } else { &self.linker };
         let instance = linker.instantiate_pre(component).map_err(LoadError::Imports)?;
         if component.get_export_index(None, format!("{PACKAGE}lifecycle{VERSION}")).is_none() {
@@ -223,24 +243,9 @@ impl Runtime {
         let buffered_response_body = hook(component, "buffered-response-body", || {
             buffered_response_body::BufferedResponseBodyHookIndices::new(&instance)
         })?;
-        if let Some(hook) = [
-            ("balancer", balancer.is_some()),
-            ("cache-policy", cache_policy.is_some()),
-            ("observer", observer.is_some()),
-            ("request-body", request_body.is_some()),
-            ("response-body", response_body.is_some()),
-            ("buffered-request-body", buffered_request_body.is_some()),
-            ("buffered-response-body", buffered_response_body.is_some()),
-        ]
-        .into_iter()
-        .find_map(|(hook, is_there)| (waits && is_there).then_some(hook))
-        {
-            return Err(LoadError::WaitingHook(hook));
-        }
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
-        let engine = self.engine.clone();
-        Ok(Plugin {
-            engine,
+        let plugin = Plugin {
+            engine: self.engine.clone(),
             instance,
             lifecycle,
             request_filter,
@@ -259,7 +264,12 @@ impl Runtime {
             imports,
             digest: digest.get(..DIGITS).unwrap_or(digest).into(),
             version: OnceLock::new(),
-        })
+        };
+        match plugin.hook_that_may_not_wait().filter(|_| waits) {
+            None => Ok(plugin),
+            Some(hook) if waits_anyway => Err(LoadError::WaitingHook(hook)),
+            Some(hook) => Err(LoadError::SharedHook(hook)),
+        }
     }
 }
 
@@ -279,6 +289,9 @@ const VERSION: &str = "@0.1.0";
 
 /// The interfaces whose functions wait, without their versions.
 const WAITED_FOR: [&str; 2] = ["plugway:plugin/passwords", "wasi:http/outgoing-handler"];
+
+/// The hooks that may wait.
+const WAITING_HOOKS: [&str; 3] = ["request-filter", "response-filter", "timer"];
 
 /// Whether an import of this name waits.
 fn is_waited_for(import: &str) -> bool {
@@ -304,6 +317,11 @@ impl Plugin {
             MessageSide::Response => (self.response_body.is_some(), self.buffered_response_body.is_some()),
         };
         (streams || gathers).then_some(BodyAbility { memory: memory as u64, streams, gathers })
+    }
+
+    /// Returns a hook that may not wait; `None` if it has none.
+    fn hook_that_may_not_wait(&self) -> Option<&'static str> {
+        self.hooks().into_iter().find(|hook| !WAITING_HOOKS.contains(hook))
     }
 
     /// The hooks that it has.

@@ -11,6 +11,7 @@ mod connection;
 mod connections;
 mod document;
 mod exposition;
+mod fleet;
 pub mod listener;
 mod metrics_page;
 mod plugins;

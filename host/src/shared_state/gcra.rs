@@ -63,14 +63,28 @@ impl GcraLimiter {
         let after = before.saturating_add(self.cost);
         let missing = (after - now).saturating_sub(self.burst);
         let full_at = if missing == 0 { after } else { before };
-        let used = full_at - now;
-        let taken = Taken {
+        (full_at, self.taken(missing, full_at - now))
+    }
+
+    /// Returns the result of an attempt: `missing` is the time until enough tokens are there, and `used` the time until the
+    /// bucket is full.
+    pub(super) fn taken(&self, missing: u64, used: u64) -> Taken {
+        Taken {
             allowed: missing == 0,
-            remaining: u32::try_from((self.burst - used) / self.interval).unwrap_or(u32::MAX),
+            remaining: u32::try_from(self.burst.saturating_sub(used) / self.interval).unwrap_or(u32::MAX),
             retry_after_ms: missing.div_ceil(NS_PER_MS),
             reset_after_ms: used.div_ceil(NS_PER_MS),
-        };
-        (full_at, taken)
+        }
+    }
+
+    /// The time in which an empty bucket is filled, in nanoseconds.
+    pub(super) fn burst(&self) -> u64 {
+        self.burst
+    }
+
+    /// The time in which the tokens of the call are added, in nanoseconds.
+    pub(super) fn cost(&self) -> u64 {
+        self.cost
     }
 }
 

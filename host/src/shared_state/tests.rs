@@ -222,11 +222,12 @@ fn what_several_threads_count_and_swap_is_exact() {
 fn a_state_lasts_as_long_as_someone_holds_it() {
     let mut states = SharedStates::default();
     let limits = SharedLimits::default();
-    let one = states.of("quota", limits);
+    let [quota, other] = ["quota", "other"].map(|name| StateOwner::Plugin(name.into()));
+    let one = states.of(&quota, limits);
     set(&one, "a", "1", None, START);
-    assert!(Arc::ptr_eq(&one, &states.of("quota", limits)));
-    assert_eq!(text(&states.of("other", limits), "a", START), None);
+    assert!(Arc::ptr_eq(&one, &states.of(&quota, limits)));
+    assert_eq!(text(&states.of(&other, limits), "a", START), None);
     drop(one);
-    assert_eq!(text(&states.of("quota", limits), "a", START), None);
+    assert_eq!(text(&states.of(&quota, limits), "a", START), None);
     assert_eq!(states.0.len(), 1);
 }

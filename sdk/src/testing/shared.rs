@@ -70,6 +70,7 @@ pub fn fail(error: Option<crate::shared::Error>) {
         Own::OtherKind => Error::OtherKind,
         Own::Overflow => Error::Overflow,
         Own::BadRate => Error::BadRate,
+        Own::Unavailable => Error::Unavailable,
     });
     STATE.with_borrow_mut(|state| state.failure = failure);
 }

@@ -21,6 +21,8 @@ pub const BODIES: &str = env!("GUEST_TEST_BODIES");
 pub const FORWARD_AUTH: &str = env!("GUEST_EXAMPLE_FORWARD_AUTH");
 /// The path of the plugin `tests/guests/caller`.
 pub const CALLER: &str = env!("GUEST_TEST_CALLER");
+/// The path of the plugin `tests/guests/counted`.
+pub const COUNTED: &str = env!("GUEST_TEST_COUNTED");
 /// The path of the plugin `tests/guests/greedy`.
 pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
 /// The path of the plugin `tests/guests/misbehave`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::exposition::{family, line, sum};
-use super::{Admin, cache, connections, plugins, upstreams};
+use super::{Admin, cache, connections, fleet, plugins, upstreams};
 use crate::body::buffer_space::BufferUse;
 use crate::error::FailureKind;
 use crate::generation::Generation;
@@ -30,6 +30,7 @@ pub fn metrics(admin: &Admin) -> String {
     plugin_calls(&mut out, &admin.registry.plugins());
     plugins::metrics(&mut out, admin, &generation);
     plugins::shared_metrics(&mut out, &generation);
+    fleet::metrics(&mut out, &generation);
     plugin_metrics(&mut out, admin);
     connections::metrics(&mut out, &generation.listeners);
     upstreams::metrics(&mut out, &generation.upstreams);

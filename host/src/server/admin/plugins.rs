@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Admin;
 use super::exposition::{family, line, sum};
+use super::{Admin, fleet};
 use crate::generation::Generation;
 use crate::plugin::breaker::BreakerState;
 use crate::plugin::configured::ConfiguredPlugin;
@@ -16,7 +16,7 @@ use crate::telemetry::metrics::{CallRejection, Counter, PluginMetrics};
 
 /// Returns the plugins for the status document: those of the generation, and those with earlier calls.
 pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
-    let (known, shared) = (by_name(generation), shared_by_name(generation));
+    let (known, shared, fleet) = (by_name(generation), shared_by_name(generation), fleet::by_name(generation));
     let plugin = |(name, figures): (&Arc<str>, &Vec<Arc<PluginMetrics>>)| {
         let sum = |one: fn(&PluginMetrics) -> &Counter| sum(figures, one);
         let seconds = sum(|figures| &figures.nanoseconds) as f64 / 1e9;
@@ -30,6 +30,9 @@ pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
         });
         if let Some(SharedUse { entries, bytes, evicted }) = shared.get(name) {
             document["shared"] = json!({ "entries": entries, "bytes": bytes, "evicted": evicted });
+        }
+        if let Some(usage) = fleet.get(name) {
+            document["shared"]["redis"] = fleet::plugin_status(usage);
         }
         if let Some(versions) = known.get(&**name) {
             let is_failing = versions.iter().any(|configured| configured.supply.is_failing());
@@ -88,9 +91,9 @@ fn shared_by_name(generation: &Generation) -> BTreeMap<Arc<str>, SharedUse> {
     let mut seen = HashSet::new();
     let mut sums: BTreeMap<Arc<str>, SharedUse> = BTreeMap::new();
     for configured in generation.bindings.iter() {
-        if let Some(state) = configured.shared().filter(|state| seen.insert(Arc::as_ptr(state))) {
+        if let Some(state) = configured.shared().filter(|state| seen.insert(Arc::as_ptr(&state.local))) {
             let sum = sums.entry(configured.name.clone()).or_default();
-            *sum = sum.and(state.usage());
+            *sum = sum.and(state.local.usage());
         }
     }
     sums

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use super::{Admin, cache, plugins, upstreams};
+use super::{Admin, cache, fleet, plugins, upstreams};
 use crate::generation::Route;
 
 /// Returns the status document as JSON.
@@ -27,6 +27,7 @@ pub fn status(admin: &Admin) -> String {
         "routes": generation.routes.iter().map(route).collect::<Vec<_>>(),
         "upstreams": generation.upstreams.iter().map(upstreams::status).collect::<Vec<_>>(),
         "plugins": plugins::status(admin, &generation),
+        "shared": { "redis": fleet::status(&generation) },
         "cache": cache::status(admin, &generation.store),
     });
     format!("{document:#}\n")

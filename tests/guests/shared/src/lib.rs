@@ -26,8 +26,11 @@ impl Plugin for Shared {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         let _ = config.number;
-        // Each configuration stores something: those that are only tried must not be seen.
-        shared::add("configured", 1, None).map_err(|error| ConfigError::at("", error.to_string()))?;
+        // Each configuration stores something: those that are only tried must not be seen. A server can't be asked here.
+        match shared::add("configured", 1, None) {
+            Ok(_) | Err(shared::Error::Unavailable) => {}
+            Err(error) => return Err(ConfigError::at("", error.to_string())),
+        }
         match config.needs {
             Some(name) if std::env::var_os(&name).is_none() => Err(ConfigError::at("/needs", "no such variable")),
             _ => Ok(Shared { what: setup.request.field("x-shared") }),
@@ -38,7 +41,10 @@ impl Plugin for Shared {
 impl RequestFilter for Shared {
     fn on_request(&mut self, request: &Values) -> Verdict {
         let words: Vec<&str> = request.text(self.what).unwrap_or_default().split(' ').collect();
-        Response::new(200).body("text/plain", result(&words)).into()
+        // After `try`, an error of the state is one of the exchange too.
+        let (is_tried, words) = words.strip_prefix(&["try"]).map_or((false, &*words), |words| (true, words));
+        let text = result(words);
+        Response::new(if is_tried && text.starts_with("Err") { 503 } else { 200 }).body("text/plain", text).into()
     }
 }
 

@@ -1,0 +1,214 @@
+//! The connection to the server: made, watched and made again on a thread of its own.
+#![expect(clippy::disallowed_methods, reason = "the thread has no clock of a worker")]
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::settings::{FleetAddress, FleetFallback, FleetSettings};
+use super::{Breakage, MAX_MESSAGE_BYTES};
+use crate::system::printable::one_line;
+use crate::system::supervise::{Task, guard};
+
+/// The connection, as the workers see it.
+#[derive(Clone)]
+pub(super) enum Link {
+    /// The first attempt to connect, or the first one after a connection was lost: calls wait for its end.
+    Connecting,
+    /// The server has answered a ping over this connection.
+    Up { connection: MultiplexedConnection, number: u64 },
+    /// The last attempt has failed with this error: calls fail at once.
+    Down(Arc<str>),
+}
+
+/// The status of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkStatus {
+    Connecting,
+    Up,
+    /// The error of the last attempt to connect.
+    Down(Arc<str>),
+}
+
+/// The thread's view of the connection.
+struct Supervisor {
+    settings: Arc<FleetSettings>,
+    link: watch::Sender<Link>,
+    breakage: Arc<Breakage>,
+    /// The number of the last connection.
+    number: u64,
+    /// Attempts that failed in a row.
+    failures: u32,
+    /// Whether the log says that the server is away.
+    is_logged: bool,
+}
+
+/// A stream of bytes to the server.
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
+
+/// A connection, and the future that carries its bytes.
+struct Connected {
+    connection: MultiplexedConnection,
+    driver: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// The longest time of an attempt to connect, if the calls' own timeout is not longer.
+const CONNECT_TIME: Duration = Duration::from_secs(2);
+
+/// The pause after a first failed attempt; it doubles up to [`MAX_BACKOFF`].
+const BACKOFF: Duration = Duration::from_millis(50);
+
+/// The longest pause between two attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// The pause before the thread begins anew after a panic.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
+
+/// A connection that was of use for less than this time counts as a failed attempt, so that a server that accepts and
+/// then rejects is not connected to over and over.
+const MIN_LIFE: Duration = Duration::from_secs(1);
+
+/// Starts the thread, which ends when no receiver of `link` is left.
+pub(super) fn start(settings: Arc<FleetSettings>, link: watch::Sender<Link>, breakage: Arc<Breakage>) {
+    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, is_logged: false };
+    let started = std::thread::Builder::new().name("shared-redis".into()).spawn(move || supervisor.run_on_thread());
+    if let Err(error) = started {
+        tracing::error!(%error, "the thread of the connection to Redis doesn't start");
+    }
+}
+
+/// Whether an error shows that the server is none to write to, or doesn't know us any more.
+pub(super) fn is_unfit(error: &RedisError) -> bool {
+    let is_unfit = matches!(
+        error.kind(),
+        ErrorKind::AuthenticationFailed
+            | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
+    );
+    is_unfit || error.code() == Some("NOAUTH")
+}
+
+impl Link {
+    pub(super) fn status(&self) -> LinkStatus {
+        match self {
+            Link::Connecting => LinkStatus::Connecting,
+            Link::Up { .. } => LinkStatus::Up,
+            Link::Down(error) => LinkStatus::Down(error.clone()),
+        }
+    }
+}
+
+impl Supervisor {
+    fn run_on_thread(mut self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "the connection to Redis has no runtime"),
+        };
+        while guard(Task::Other, || runtime.block_on(self.run())).is_err() {
+            self.link.send_replace(Link::Down("a panic of the connection's thread".into()));
+            std::thread::sleep(PANIC_PAUSE);
+        }
+    }
+
+    /// Keeps a connection until the client is dropped.
+    async fn run(&mut self) {
+        let closed = self.link.clone();
+        let mut closed = pin!(closed.closed());
+        loop {
+            tokio::select! {
+                () = &mut closed => return,
+                pause = self.connect_once() => {
+                    tokio::select! { () = &mut closed => return, () = sleep(pause) => {} }
+                }
+            }
+        }
+    }
+
+    /// Connects, and keeps the connection as long as it is of use. Returns the pause before the next attempt.
+    async fn connect_once(&mut self) -> Duration {
+        let within = CONNECT_TIME.max(self.settings.timeout);
+        let attempt = timeout(within, connect(&self.settings)).await;
+        let Connected { connection, mut driver } = match attempt {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => return self.failed(&error),
+            Err(_) => return self.failed(&format!("no answer within {within:?}")),
+        };
+        let began = Instant::now();
+        self.number += 1;
+        self.note_up();
+        self.link.send_replace(Link::Up { connection, number: self.number });
+        let why = tokio::select! {
+            () = &mut driver => "the server closed the connection",
+            () = self.breakage.of(self.number) => "the server doesn't answer as it should",
+        };
+        if began.elapsed() < MIN_LIFE {
+            return self.failed(why);
+        }
+        tracing::debug!(server = %self.settings.name, why, "connection to Redis lost");
+        self.failures = 0;
+        self.link.send_replace(Link::Connecting);
+        Duration::ZERO
+    }
+
+    /// Logs that the server is back, if the log says that it is away.
+    fn note_up(&mut self) {
+        if std::mem::take(&mut self.is_logged) {
+            tracing::info!(server = %self.settings.name, "shared state: Redis is available again");
+        }
+    }
+
+    /// Notes a failed attempt, and returns the pause before the next one.
+    fn failed(&mut self, error: &str) -> Duration {
+        let error = one_line(error, MAX_MESSAGE_BYTES);
+        if !std::mem::replace(&mut self.is_logged, true) {
+            let effect = match self.settings.fallback {
+                FleetFallback::Error => "calls of plugins fail",
+                FleetFallback::Local => "the state of this process answers",
+            };
+            tracing::warn!(server = %self.settings.name, %error, effect, "shared state: Redis is not available");
+        }
+        self.link.send_replace(Link::Down(error.as_ref().into()));
+        let pause = (BACKOFF * (1 << self.failures.min(16))).min(MAX_BACKOFF);
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+}
+
+/// Opens a connection, and asks the server whether it is ready.
+async fn connect(settings: &FleetSettings) -> Result<Connected, String> {
+    let stream = open(settings).await.map_err(|error| error.to_string())?;
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let config = config.set_concurrency_limit(settings.commands).set_pipeline_buffer_size(settings.commands);
+    let connected = MultiplexedConnection::new_with_config(&settings.account, stream, config).await;
+    let (mut connection, driver) = connected.map_err(|error| error.to_string())?;
+    let mut driver: Pin<Box<dyn Future<Output = ()>>> = Box::pin(driver);
+    let ping = redis::cmd("PING");
+    let answer: RedisResult<String> = tokio::select! {
+        () = &mut driver => return Err("the server closed the connection".into()),
+        answer = ping.query_async(&mut connection) => answer,
+    };
+    answer.map_err(|error| error.to_string())?;
+    Ok(Connected { connection, driver })
+}
+
+async fn open(settings: &FleetSettings) -> io::Result<Box<dyn Transport>> {
+    let stream = match &settings.address {
+        FleetAddress::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+        FleetAddress::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).await?,
+    };
+    stream.set_nodelay(true)?;
+    match &settings.tls {
+        None => Ok(Box::new(stream)),
+        Some(tls) => Ok(Box::new(TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await?)),
+    }
+}
