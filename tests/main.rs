@@ -29,6 +29,7 @@ mod http2_endpoint;
 mod idle_streams;
 mod interim;
 mod intermediary;
+mod key_value;
 mod layers;
 mod limits;
 mod loading;

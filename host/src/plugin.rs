@@ -22,6 +22,8 @@ pub mod instance;
 pub mod instance_limit;
 mod instance_maker;
 pub mod instance_orders;
+mod key_value;
+pub mod key_value_bucket;
 pub mod load_error;
 mod log_lines;
 mod memory_limit;

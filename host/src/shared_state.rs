@@ -65,24 +65,41 @@ pub struct SharedUse {
     pub evicted: u64,
 }
 
+/// The keys of a state, a part at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPage {
+    pub keys: Vec<Vec<u8>>,
+    /// The cursor of the next part; `None` at the end.
+    pub next: Option<u64>,
+}
+
 /// The reason why an operation was not carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SharedError {
+    #[error("the key is too long; at most {} bytes are allowed", bounds::SHARED_KEY)]
     KeyTooLong,
+    #[error("the value is too long; at most {} bytes are allowed", bounds::SHARED_VALUE)]
     ValueTooLong,
     /// The key holds a value that the operation can't be applied to.
+    #[error("the key has a value of another kind")]
     OtherKind,
     /// The sum would be out of the range of a counter.
+    #[error("the sum is out of the range of a counter")]
     Overflow,
     /// The rate allows nothing, or less than the call takes.
+    #[error("the rate is out of range")]
     BadRate,
     /// The server of the fleet's state was not asked, rejected the call, or didn't answer in time.
+    #[error("the server that has the state is not available")]
     Unavailable,
 }
 
 /// The parts of a state: enough that two workers rarely meet at one, few enough that the smallest state has room for
 /// the longest value in each.
 const PARTS: usize = 64;
+
+/// The entries that a call looks at to list keys.
+pub const MAX_LISTED_KEYS: usize = 1_000;
 
 /// Bytes that an entry counts besides its key and its value: about what the host needs to keep it.
 pub const ENTRY_OVERHEAD: usize = 128;
@@ -260,6 +277,19 @@ impl SharedState {
         let (full_at, taken) = limiter.take(entry.expires, now);
         entry.expires = full_at;
         Ok(taken)
+    }
+
+    /// Returns the keys that have a value or a counter and begin with `prefix`, without the prefix, a part at a time: a call
+    /// looks at [`MAX_LISTED_KEYS`] entries, of one part of the state. Entries that come and go meanwhile may be missed.
+    pub fn keys(&self, prefix: &[u8], cursor: u64, now: u64) -> KeyPage {
+        // The upper half of a cursor is the part, the lower half the place in it.
+        let (at, place) = ((cursor >> 32) as usize, cursor as u32 as usize);
+        let Some(part) = self.parts.get(at) else { return KeyPage::default() };
+        let mut page = KeyPage::default();
+        let rest = lock(part).list_keys(prefix, place, now, &mut page.keys);
+        let next_part = (at + 1 < PARTS).then_some((at as u64 + 1) << 32);
+        page.next = rest.map(|place| (at as u64) << 32 | place as u64).or(next_part);
+        page
     }
 
     fn hash(&self, key: &[u8]) -> Result<u64, SharedError> {

@@ -16,6 +16,7 @@ const GUESTS: &[&str] = &[
     "test-counted",
     "test-greedy",
     "test-hooks",
+    "test-key-value",
     "test-late",
     "test-loading",
     "test-misbehave",
@@ -29,7 +30,7 @@ const GUESTS: &[&str] = &[
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    for watched in ["tests/guests", "examples", "sdk/src", "sdk/Cargo.toml", "wit", "Cargo.lock"] {
+    for watched in ["tests/guests", "examples", "sdk/src", "sdk/Cargo.toml", "wit", "host/wit", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     let target_dir = root.join("target/guests");

@@ -47,7 +47,7 @@ impl WantedAccess {
     pub fn import(self, imports: &[String]) -> Option<&str> {
         let prefixes: &[&str] = match self {
             WantedAccess::Http => &["wasi:http/outgoing-handler@"],
-            WantedAccess::Shared => &["plugway:plugin/shared@"],
+            WantedAccess::Shared => &["plugway:plugin/shared@", "wasi:keyvalue/"],
         };
         let needs = |import: &&String| prefixes.iter().any(|prefix| import.starts_with(prefix));
         imports.iter().find(needs).map(String::as_str)

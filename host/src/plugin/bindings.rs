@@ -13,6 +13,16 @@ mod imports {
 pub use imports::Imports;
 pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, passwords, shared, types};
 
+/// The types of `wasi:keyvalue`; its functions are added by `super::key_value`.
+pub mod key_value {
+    wasmtime::component::bindgen!({
+        path: "wit/keyvalue",
+        world: "imports",
+        imports: { default: trappable },
+        with: { "wasi:keyvalue/store.bucket": crate::plugin::key_value_bucket::KeyValueBucket },
+    });
+}
+
 macro_rules! hook {
     ($module:ident, $world:literal) => {
         hook!($module, $world, "plugway:plugin/types": super::types);

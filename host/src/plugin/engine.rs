@@ -17,6 +17,7 @@ use super::function_names;
 use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
 use super::http_linker;
 use super::instance_limit::InstanceLimit;
+use super::key_value;
 use super::load_error::LoadError;
 use super::proposals;
 use super::settings::BodyAbility;
@@ -139,10 +140,12 @@ impl Runtime {
         let (mut linker, mut waiting_linker) = (Linker::new(&engine), Linker::new(&engine));
         wasi::add_to_linker(&mut linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        key_value::add_to_linker(&mut linker)?;
         wasi::add_waiting_to_linker(&mut waiting_linker)?;
         http_linker::add_to_linker(&mut waiting_linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut waiting_linker, |state| state)?;
         shared::add_waiting_to_linker(&mut waiting_linker)?;
+        key_value::add_waiting_to_linker(&mut waiting_linker)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {

@@ -18,7 +18,7 @@ use redis::{FromRedisValue, RedisError, RedisResult, ScriptInvocation};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::{SharedError, StateOwner, TakeRate, Taken};
+use super::{KeyPage, MAX_LISTED_KEYS, SharedError, StateOwner, TakeRate, Taken};
 use crate::context::bounds;
 use crate::system::printable::one_line;
 
@@ -363,6 +363,18 @@ impl FleetState {
         call.arg(limiter.burst()).arg(limiter.cost());
         let (code, missing, used): (i64, u64, u64) = self.invoke(call).await?;
         scripts::checked(code).map(|()| limiter.taken(missing, used))
+    }
+
+    /// Returns the keys that have a value or a counter and begin with `prefix`, without the prefix, a part at a time.
+    pub async fn keys(&self, prefix: &[u8], cursor: u64) -> Result<KeyPage, SharedError> {
+        let whole = [&self.prefix, prefix].concat();
+        let mut command = redis::cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(scripts::pattern(&whole)).arg("COUNT").arg(MAX_LISTED_KEYS);
+        command.arg("TYPE").arg("string");
+        let scan = async |mut connection| command.query_async::<(u64, Vec<Vec<u8>>)>(&mut connection).await;
+        let (next, keys) = self.run(scan).await?;
+        let own = |key: Vec<u8>| key.strip_prefix(&*whole).map(<[u8]>::to_vec);
+        Ok(KeyPage { keys: keys.into_iter().filter_map(own).collect(), next: (next != 0).then_some(next) })
     }
 
     /// Returns a key as the server has it.

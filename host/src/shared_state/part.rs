@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashTable;
 
-use super::{ENTRY_OVERHEAD, NEVER, SharedError, SharedLimits, SharedUse};
+use super::{ENTRY_OVERHEAD, MAX_LISTED_KEYS, NEVER, SharedError, SharedLimits, SharedUse};
 
 /// The entries of one part, within its limits.
 pub(super) struct SharedPart {
@@ -133,6 +133,20 @@ impl SharedPart {
         }
         self.usage.entries -= 1;
         self.usage.bytes -= entry.bytes();
+    }
+
+    /// Adds the keys with a prefix of some slots, from `place` on, to `keys`. Returns the place of the next ones; `None` at
+    /// the end.
+    pub fn list_keys(&self, prefix: &[u8], place: usize, now: u64, keys: &mut Vec<Vec<u8>>) -> Option<usize> {
+        let end = place.saturating_add(MAX_LISTED_KEYS).min(self.slots.len());
+        for (slot, Slot { entry, .. }) in self.slots.iter().enumerate().take(end).skip(place) {
+            let is_value = !matches!(entry.value, SharedValue::Bucket) && entry.expires > now;
+            let key = entry.key.strip_prefix(prefix).filter(|_| is_value);
+            // A free slot is in no table.
+            let is_used = || self.table.find(entry.hash, |known| *known as usize == slot).is_some();
+            keys.extend(key.filter(|_| is_used()).map(<[u8]>::to_vec));
+        }
+        (end < self.slots.len()).then_some(end)
     }
 
     pub fn usage(&self) -> SharedUse {

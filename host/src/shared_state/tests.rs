@@ -219,6 +219,40 @@ fn what_several_threads_count_and_swap_is_exact() {
 }
 
 #[test]
+fn keys_are_listed_a_part_at_a_time() {
+    let state = small();
+    let list = |prefix: &[u8], now| {
+        let (mut keys, mut cursor, mut calls) = (Vec::new(), Some(0), 0);
+        while let Some(at) = cursor {
+            let page = state.keys(prefix, at, now);
+            assert!(page.keys.len() <= MAX_LISTED_KEYS);
+            keys.extend(page.keys.into_iter().map(|key| String::from_utf8(key).unwrap()));
+            (cursor, calls) = (page.next, calls + 1);
+        }
+        keys.sort();
+        (keys, calls)
+    };
+    assert_eq!(list(b"", START).0, [""; 0]);
+    for (key, ttl) in [("a/1", None), ("a/2", Some(100)), ("b/1", None), ("", None)] {
+        set(&state, key, "1", ttl, START);
+    }
+    state.add("a/n".into(), 0, None, START).unwrap();
+    state.take("a/bucket".into(), TakeRate { tokens: 1, period_ms: 1000, burst: 1 }, 1, START).unwrap();
+    set(&state, "a/gone", "1", None, START);
+    state.delete(b"a/gone", START).unwrap();
+    assert_eq!(list(b"a/", START).0, ["1", "2", "n"]);
+    assert_eq!(list(b"a/", START + 100 * MS).0, ["1", "n"]);
+    assert_eq!(list(b"", START).0, ["", "a/1", "a/2", "a/n", "b/1"]);
+    state.resize(SharedLimits::default());
+    (0..90_000_u32).for_each(|key| set(&state, &format!("c{key}"), "", None, START));
+    let (keys, calls) = list(b"c", START);
+    assert!(keys.len() == 90_000 && calls > PARTS, "{} in {calls}", keys.len());
+    for cursor in [u64::MAX, 1 << 63, (PARTS as u64) << 32, u32::MAX.into()] {
+        assert!(state.keys(b"", cursor, START).keys.is_empty());
+    }
+}
+
+#[test]
 fn a_state_lasts_as_long_as_someone_holds_it() {
     let mut states = SharedStates::default();
     let limits = SharedLimits::default();

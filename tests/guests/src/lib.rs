@@ -37,6 +37,8 @@ pub const POLICY: &str = env!("GUEST_TEST_POLICY");
 pub const SHARED: &str = env!("GUEST_TEST_SHARED");
 /// The path of the plugin `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
+/// The path of the plugin `tests/guests/key-value`.
+pub const KEY_VALUE: &str = env!("GUEST_TEST_KEY_VALUE");
 /// The path of the plugin `tests/guests/late`.
 pub const LATE: &str = env!("GUEST_TEST_LATE");
 /// The path of the plugin `tests/guests/loading`.

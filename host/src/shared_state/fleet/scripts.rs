@@ -89,3 +89,16 @@ pub fn checked(code: i64) -> Result<(), SharedError> {
         _ => Err(SharedError::Unavailable),
     }
 }
+
+/// Returns the pattern of all keys with a beginning.
+pub fn pattern(beginning: &[u8]) -> Vec<u8> {
+    let mut pattern = Vec::with_capacity(beginning.len() + 1);
+    for byte in beginning {
+        if b"*?[]^-\\".contains(byte) {
+            pattern.push(b'\\');
+        }
+        pattern.push(*byte);
+    }
+    pattern.push(b'*');
+    pattern
+}
