@@ -2,8 +2,10 @@
 
 pub mod authority;
 pub mod client_address;
+pub mod coded_content;
 pub mod conditions;
 pub mod content_coding;
+pub mod content_decoder;
 pub mod content_length;
 pub mod conversation;
 pub mod field_alias;
