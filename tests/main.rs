@@ -11,6 +11,7 @@ mod caching;
 mod callouts;
 mod client_address;
 mod dead_endpoints;
+mod decoded;
 mod discovery;
 mod edited_manifests;
 mod error_hooks;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, HTML_LINKS, MISBEHAVE, RETITLE, SPLIT};
 
+use crate::decoded::gzip;
 use crate::support::{Proxy, echo, manifest, ok, origin, read_message, run};
 
 /// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
@@ -46,6 +47,11 @@ fn the_retitle_example_rewrites_responses() {
 fn the_html_links_example_rewrites_pages_and_nothing_else() {
     let link = "<a href=\"http://app.internal/cart\">";
     let app = origin(move |request| match request.start.contains("/page") {
+        true if request.field("accept-encoding") == Some("gzip") => {
+            let content = gzip(link.as_bytes());
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\nContent-Length";
+            [format!("{head}: {}\r\n\r\n", content.len()).as_bytes(), &content].concat()
+        }
         // The link is split over two chunks.
         true => {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nETag: \"1\"\r\nTransfer-Encoding: chunked";
@@ -60,6 +66,9 @@ fn the_html_links_example_rewrites_pages_and_nothing_else() {
     let proxy = Proxy::start(&example("html-links", HTML_LINKS, &app));
     let page = proxy.get("/page", "");
     assert_eq!((page.text().as_str(), page.field("etag")), ("<a href=\"https://shop.example/cart\">", Some("W/\"1\"")));
+    let page = proxy.get("/page", "\r\nAccept-Encoding: gzip");
+    assert_eq!(page.text(), "<a href=\"https://shop.example/cart\">");
+    assert_eq!(page.field("content-encoding"), None);
     assert_eq!(proxy.get("/text", "").text(), format!("link {link}"));
 }
 

@@ -224,12 +224,12 @@ fn a_plugin_may_leave_parts_to_their_clients() {
 
 #[test]
 fn a_plugin_may_take_coded_content_as_it_is() {
-    let proxy = with_rules(&files(), "take_coded = true");
+    let proxy = with_rules(&files(), "coded = \"as-is\"");
     let coded = proxy.get("/coded", "\r\nAccept-Encoding: gzip");
     assert_eq!((coded.text(), coded.field("content-encoding")), (format!("{TOLD}{CONTENT}"), Some("gzip")));
     assert_eq!(coded.field("x-asked"), Some("-|-|gzip"));
     let origin = origin(|request| ok(&format!("{:?} {}", request.field("content-encoding"), request.text())));
-    let proxy = with_rules(&origin, "take_coded = true");
+    let proxy = with_rules(&origin, "coded = \"as-is\"");
     let mut stream = proxy.connect();
     let head = "PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 3";
     write!(stream, "{head}\r\n\r\nabc").unwrap();

@@ -43,6 +43,8 @@ pub enum FailureKind {
     RequestBodySize,
     /// The response body is longer than a plugin accepts.
     ResponseBodySize,
+    /// The response has content that can't be decoded.
+    ContentCoding,
     /// The response head is longer, or has more fields, than the upstream's limits allow.
     ResponseHeadSize,
     /// A plugin trapped, exceeded its time or memory, or returned an invalid result.
@@ -123,7 +125,7 @@ pub struct Error {
 
 impl FailureKind {
     /// All kinds of failures, in the order of their declaration.
-    pub const ALL: [FailureKind; 19] = [
+    pub const ALL: [FailureKind; 20] = [
         FailureKind::NoRoute,
         FailureKind::RequestError,
         FailureKind::DestinationUnavailable,
@@ -140,6 +142,7 @@ impl FailureKind {
         FailureKind::RequestTimeout,
         FailureKind::RequestBodySize,
         FailureKind::ResponseBodySize,
+        FailureKind::ContentCoding,
         FailureKind::ResponseHeadSize,
         FailureKind::PluginError,
         FailureKind::LoopDetected,
@@ -164,6 +167,7 @@ impl FailureKind {
             FailureKind::RequestTimeout => "http_request_timeout",
             FailureKind::RequestBodySize => "http_request_body_size",
             FailureKind::ResponseBodySize => "http_response_body_size",
+            FailureKind::ContentCoding => "http_response_content_coding",
             FailureKind::ResponseHeadSize => "http_response_header_section_size",
             FailureKind::PluginError => "plugin_error",
             FailureKind::LoopDetected => "proxy_loop_detected",
@@ -187,6 +191,7 @@ impl FailureKind {
             | FailureKind::TlsError
             | FailureKind::ProtocolError
             | FailureKind::ResponseBodySize
+            | FailureKind::ContentCoding
             | FailureKind::ResponseHeadSize
             | FailureKind::PluginError
             | FailureKind::LoopDetected => http::StatusCode::BAD_GATEWAY,

@@ -24,6 +24,7 @@ pub mod cache;
 mod callouts;
 pub mod chain;
 mod collect;
+pub mod decoded_body;
 pub mod error_response;
 pub mod filtered_body;
 mod find_route;

@@ -13,6 +13,7 @@ pub mod caller;
 pub mod compiled_cache;
 pub mod configured;
 mod cpu_time;
+pub mod decoder_memory;
 pub mod engine;
 pub mod failure;
 mod function_names;

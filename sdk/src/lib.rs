@@ -105,8 +105,8 @@ pub use hooks::{
     StoredResponse, Summary, Timer,
 };
 pub use setup::{
-    BodyMode, BodySetup, CacheStatus, ConfigError, ContentRules, EditPlan, EditPlanId, Input, Inputs, LookupPlan,
-    OverLimit, Part, Setup, ValueName,
+    BodyMode, BodySetup, CacheStatus, CodedContent, ConfigError, ContentRules, EditPlan, EditPlanId, Input, Inputs,
+    LookupPlan, OverLimit, Part, Setup, ValueName,
 };
 pub use values::Values;
 pub use verdict::{BodyVerdict, Edit, Response, Verdict};

@@ -79,6 +79,7 @@ pub struct Inputs(Vec<ValueName>);
 /// # use plugway_sdk::*;
 /// # fn declare(setup: &mut Setup) -> Input {
 /// setup.response_body.mode = BodyMode::Buffered(1 << 20, OverLimit::PassThrough);
+/// setup.response_body.content.coded = CodedContent::Decode;
 /// setup.response_body.response_field("content-type")
 /// # }
 /// ```
@@ -99,8 +100,21 @@ pub struct ContentRules {
     pub ignore_no_transform: bool,
     /// Whether partial content passes unchanged, without a call of the hook, so that requests keep `Range`.
     pub skip_parts: bool,
-    /// Whether the hook receives content with a coding as it is, so that requests keep `Accept-Encoding`.
-    pub take_coded: bool,
+    /// The handling of content with a coding.
+    pub coded: CodedContent,
+}
+
+/// The handling of content with a coding (`Content-Encoding`) before a body hook receives the content: see
+/// `types.coded-content` in the WIT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CodedContent {
+    /// Coded content fails the call, and requests ask for responses without a coding.
+    #[default]
+    Reject,
+    /// The host decodes gzip, deflate, br and zstd, so that the hook receives plain content. Other codings fail the call.
+    Decode,
+    /// The hook receives coded content as it is, so that requests keep `Accept-Encoding`.
+    AsIs,
 }
 
 /// The handle of a declared value, by which a call finds it in [`Values`](crate::Values).
@@ -271,8 +285,13 @@ impl std::ops::DerefMut for BodySetup {
 
 impl ContentRules {
     fn into_wit(self) -> types::ContentRules {
-        let ContentRules { ignore_no_transform, skip_parts, take_coded } = self;
-        types::ContentRules { ignore_no_transform, skip_parts, take_coded }
+        let ContentRules { ignore_no_transform, skip_parts, coded } = self;
+        let coded = match coded {
+            CodedContent::Reject => types::CodedContent::Reject,
+            CodedContent::Decode => types::CodedContent::Decode,
+            CodedContent::AsIs => types::CodedContent::AsIs,
+        };
+        types::ContentRules { ignore_no_transform, skip_parts, coded }
     }
 }
 

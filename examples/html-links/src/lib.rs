@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use plugway_sdk::{
-    BodyError, BodyFilter, BodyMode, ConfigError, Input, Plugin, ResponseBody, ResponseFilter, Setup, Values, Verdict,
-    export, media_type,
+    BodyError, BodyFilter, BodyMode, CodedContent, ConfigError, Input, Plugin, ResponseBody, ResponseFilter, Setup,
+    Values, Verdict, export, media_type,
 };
 
 use replacer::{Replacements, Replacer};
@@ -39,6 +39,8 @@ impl Plugin for HtmlLinks {
             return Err(ConfigError::at("/replace", "expected texts to replace, such as `\"http://app.internal\"`"));
         }
         setup.response_body.mode = BodyMode::Skipped;
+        // The application may compress its pages.
+        setup.response_body.content.coded = CodedContent::Decode;
         let content_type = setup.response.response_field("content-type");
         Ok(HtmlLinks { texts: Rc::new(Replacements::new(config.replace)), content_type })
     }

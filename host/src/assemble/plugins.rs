@@ -19,7 +19,8 @@ use crate::plugin::access::WantedAccess;
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
 use crate::plugin::settings::ConfigErrors;
-use crate::plugin::settings::{Isolation, OnError, PluginLimits, WaitingLimits};
+use crate::plugin::settings::{DecodingLimits, Isolation, OnError, PluginLimits, WaitingLimits};
+use crate::protocol::content_decoder::DecodingBounds;
 use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
@@ -28,6 +29,9 @@ const MAX_CHILDREN: usize = 4;
 
 /// Calls that a plugin may have queued: each holds a request, as a connection to an endpoint would.
 const MAX_QUEUED_CALLS: usize = 65_536;
+
+/// The maximum of `limits.decoded-ratio`: codings reach more only with content that is all alike.
+const MAX_RATIO: usize = 100_000;
 
 /// Components that may break their limits before the rest is not tried any more: each takes its time.
 const MAX_BROKEN_COMPONENTS: usize = 4;
@@ -407,7 +411,17 @@ impl Assembly<'_> {
         let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MAX_BODIES as usize) as u32;
         let body_wait = self.duration(source, limits.body_wait.as_ref(), defaults.body_wait);
         let waiting = self.waiting_limits(source, limits);
-        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, body_wait, waiting }
+        let decoding = self.decoding_limits(source, limits);
+        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, body_wait, waiting, decoding }
+    }
+
+    fn decoding_limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> DecodingLimits {
+        let DecodingLimits { bounds, memory } = DecodingLimits::default();
+        let ratio = self.count(source, limits.decoded_ratio.as_ref(), bounds.ratio as usize, MAX_RATIO);
+        let bytes = self.bytes(source, limits.decoded_size.as_ref(), bounds.bytes as usize);
+        let memory = self.bytes(source, limits.decoded_memory.as_ref(), memory as usize);
+        let bounds = DecodingBounds { ratio: ratio as u64, bytes: bytes as u64 };
+        DecodingLimits { bounds, memory: memory as u64 }
     }
 
     fn waiting_limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> WaitingLimits {

@@ -1200,6 +1200,20 @@ pub struct PluginLimitsTable {
     ///
     /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
     pub body_wait: Option<Spanned<String>>,
+    /// The most bytes that a byte of coded content is decoded to for the plugin, from 1 to 100000, beyond the first MiB of
+    /// decoded content. More is an error: 413 for a request, 502 for a response whose head has not been sent.
+    ///
+    /// Type: number. Default: `200`.
+    pub decoded_ratio: Option<Spanned<usize>>,
+    /// The maximum size of coded content once it is decoded for the plugin. More is an error, as with `decoded-ratio`.
+    ///
+    /// Type: size. Default: `"256 MiB"`. Example: `"16 MiB"`.
+    pub decoded_size: Option<Spanned<String>>,
+    /// The memory that the decoders of all messages for the plugin may hold, over all workers: at most 48 KiB each for gzip
+    /// and deflate, 9 MiB for zstd and 20 MiB for br, as the senders have chosen. Beyond it a message fails with 503.
+    ///
+    /// Type: size. Default: `"128 MiB"`.
+    pub decoded_memory: Option<Spanned<String>>,
     /// The most calls under way at a time, over all workers, of a plugin whose hooks may wait, from 1 to 1000. Each of
     /// them has an instance to itself. The plugin has places for 32 of them, whatever others do; more take places that
     /// are free.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, StatusCode};
 use http_body::Body;
 use smallvec::SmallVec;
 
@@ -13,6 +13,7 @@ use crate::context::edit_check::MessageSide;
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
 use crate::exchange::chain::{self, ChainFailure, ChainPosition, FailedHook, on_error};
+use crate::exchange::decoded_body::DecodedBody;
 use crate::exchange::filtered_body::{FilteredBody, UploadContent};
 use crate::exchange::gathered_body::{GatheredBody, GatheredContent, WholeContent, gather};
 use crate::exchange::record::content_error;
@@ -22,9 +23,12 @@ use crate::generation::{Route, WorkerState};
 use crate::plugin::body_filter::{BodyFilter, BodyStart};
 use crate::plugin::body_permit::{BodyPermit, BodyResource};
 use crate::plugin::call_error::PluginFailure;
+use crate::plugin::decoder_memory::DecoderMemory;
 use crate::plugin::instance::{BodyVerdict, WholeBody};
 use crate::plugin::settings::OnError;
-use crate::protocol::transformed_content::{self, ContentRules, Obstacle};
+use crate::protocol::coded_content::{self, Coded, CodingList};
+use crate::protocol::content_decoder::{ContentDecoder, DecodingBounds};
+use crate::protocol::transformed_content::{self, CodedContent, ContentRules, Obstacle};
 
 /// A body hook that is due for a message.
 #[derive(Clone, Copy)]
@@ -35,6 +39,9 @@ struct DueHook {
     mode: BodyMode,
     /// The longest body that the plugin decides about as a whole, in bytes; `None` if the plugin transforms the body.
     gathered: Option<u64>,
+    rules: ContentRules,
+    /// The codings that the content has before this plugin and is decoded from for it; `None` if it is plain by then.
+    codings: Option<CodingList>,
 }
 
 /// Returns the body hooks of some plugins that are due for a message: by the decision of the plugin's head hook, or else as
@@ -59,13 +66,23 @@ fn due(
             (MessageSide::Response, Some(response)) => transformed_content::response_passes(response, inputs.rules),
             (MessageSide::Response, None) => false,
         };
-        (!passes).then_some(DueHook { place, plugin_id: *plugin_id, mode, gathered })
+        let (plugin_id, rules) = (*plugin_id, inputs.rules);
+        (!passes).then_some(DueHook { place, plugin_id, mode, gathered, rules, codings: None })
     };
     plugins.clone().zip(&route.chain[plugins]).filter_map(hook).collect()
 }
 
-/// Returns the hooks that can take the content which the head describes. The others have failed, and the `on-error` of each
-/// lets the content pass.
+/// Returns the coding of the content that the head describes.
+fn coded(side: MessageSide, context: &ExchangeContext) -> Coded {
+    match (side, &context.response) {
+        (MessageSide::Request, _) => coded_content::coded(&context.request.headers),
+        (MessageSide::Response, Some(response)) => coded_content::coded(&response.headers),
+        (MessageSide::Response, None) => Coded::Uncoded,
+    }
+}
+
+/// Returns the hooks that can take the content which the head describes, if need be decoded. The others have failed, and the
+/// `on-error` of each lets the content pass.
 fn able(
     worker: &WorkerState,
     hooks: SmallVec<[DueHook; 4]>,
@@ -73,23 +90,27 @@ fn able(
     context: &ExchangeContext,
 ) -> Result<SmallVec<[DueHook; 4]>, ChainFailure> {
     let mut able = SmallVec::new();
-    for hook in hooks {
-        let DueHook { place, plugin_id, .. } = hook;
-        let configured = &worker.generation.bindings[plugin_id];
-        let rules = configured.body(side).map_or_else(ContentRules::default, |inputs| inputs.rules);
+    let mut coded = coded(side, context);
+    for mut hook in hooks {
+        let DueHook { place, plugin_id, rules, .. } = hook;
         let obstacle = match (side, &context.response) {
-            (MessageSide::Request, _) => transformed_content::request_obstacle(&context.request.headers, rules),
-            (MessageSide::Response, Some(response)) => transformed_content::response_obstacle(response, rules),
+            (MessageSide::Request, _) => transformed_content::request_obstacle(&context.request.headers, rules, &coded),
+            (MessageSide::Response, Some(response)) => transformed_content::response_obstacle(response, rules, &coded),
             (MessageSide::Response, None) => None,
         };
         let Some(Obstacle { cause, status }) = obstacle else {
+            if let (CodedContent::Decode, Coded::Known(codings)) = (rules.coded, &coded) {
+                // Once for all plugins behind this one.
+                hook.codings = Some(*codings);
+                coded = Coded::Uncoded;
+            }
             able.push(hook);
             continue;
         };
         let failing = FailedHook { hook: hook.name(side), context };
         let failure = PluginFailure::Reported(cause);
         on_error(worker, plugin_id, failure, ChainPosition::above(place), failing).map_err(|failed| {
-            match configured.on_error {
+            match worker.generation.bindings[plugin_id].on_error {
                 // It is the client that can do otherwise.
                 OnError::Fail => ChainFailure { status, ..failed },
                 OnError::Skip | OnError::Respond(_) => failed,
@@ -104,6 +125,9 @@ pub trait PassingContent: Body<Data = Bytes, Error = BodyError> + Unpin + Sized 
     /// Returns the content behind the plugins that transform it.
     fn filtered(passage: FilteredBody<Self>) -> Self;
 
+    /// Returns the content once it is decoded.
+    fn decoded(body: DecodedBody<Self>) -> Self;
+
     /// Returns the content behind a plugin that takes it whole.
     fn gathered(body: GatheredBody<Self>) -> Self;
 
@@ -114,6 +138,10 @@ pub trait PassingContent: Body<Data = Bytes, Error = BodyError> + Unpin + Sized 
 impl PassingContent for UploadContent {
     fn filtered(passage: FilteredBody<Self>) -> Self {
         UploadContent::Filtered(Box::new(passage))
+    }
+
+    fn decoded(body: DecodedBody<Self>) -> Self {
+        UploadContent::Decoded(Box::new(body))
     }
 
     fn gathered(body: GatheredBody<Self>) -> Self {
@@ -130,19 +158,29 @@ impl PassingContent for ResponseBody {
         ResponseBody::Filtered(Box::new(passage))
     }
 
+    fn decoded(body: DecodedBody<Self>) -> Self {
+        ResponseBody::Decoded(Box::new(body))
+    }
+
     fn gathered(body: GatheredBody<Self>) -> Self {
         ResponseBody::Gathered(Box::new(body))
     }
 
     fn failure(&self, error: BodyError) -> Error {
-        let status = match self {
-            ResponseBody::Filtered(passage) => passage.status(),
-            _ => None,
-        };
+        let status = failed_status(self);
         match error.downcast::<Error>() {
             Ok(error) => *error,
             Err(error) => Error { status, ..content_error(&error) },
         }
+    }
+}
+
+/// Returns the status that a plugin which has failed wants the client to get; `None` if it names none.
+fn failed_status(body: &ResponseBody) -> Option<StatusCode> {
+    match body {
+        ResponseBody::Filtered(passage) => passage.status().or_else(|| failed_status(passage.source())),
+        ResponseBody::Decoded(body) => body.status().or_else(|| failed_status(body.source())),
+        _ => None,
     }
 }
 
@@ -193,7 +231,7 @@ impl<B: PassingContent> BodyPassage<B> {
 
     /// Begins the hooks, if none of them has to be waited for.
     fn begin(mut self, worker: &WorkerState, context: &mut ExchangeContext) -> Result<Passage<B>, ChainFailure> {
-        self.hooks.advance(worker, &self.content, context)?;
+        self.content = self.hooks.advance(worker, self.content, context)?;
         if self.hooks.next().is_some() {
             return Ok(Passage::Waits(Box::new(self)));
         }
@@ -210,7 +248,7 @@ impl<B: PassingContent> BodyPassage<B> {
     ) -> Result<PassageEnd<B>, ChainFailure> {
         let BodyPassage { mut hooks, mut content } = self;
         loop {
-            hooks.advance(worker, &content, context)?;
+            content = hooks.advance(worker, content, context)?;
             let Some(hook) = hooks.next() else { return Ok(PassageEnd::Content(hooks.close(content, context))) };
             let permit = BodyPermit::wait(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()).await;
             let Some(max) = hook.gathered else {
@@ -268,14 +306,18 @@ impl PassageHooks {
         self.due.get(self.next).copied()
     }
 
-    /// Begins the hooks up to the first one that has to be waited for.
+    /// Begins the hooks up to the first one that has to be waited for. Returns the content, which is plain where hooks want
+    /// that.
     fn advance<B: PassingContent>(
         &mut self,
         worker: &WorkerState,
-        content: &B,
-        context: &ExchangeContext,
-    ) -> Result<(), ChainFailure> {
+        mut content: B,
+        context: &mut ExchangeContext,
+    ) -> Result<B, ChainFailure> {
         while let Some(hook) = self.next() {
+            if let Some(codings) = hook.codings {
+                content = self.decode(worker, hook, codings, content, context);
+            }
             if let Some(length) = content.size_hint().exact().filter(|_| self.stages.is_empty())
                 && let BodyMode::Buffered(max, _) = hook.mode
                 && length > max
@@ -285,14 +327,42 @@ impl PassageHooks {
                 continue;
             }
             if hook.gathered.is_some() {
-                return Ok(());
+                return Ok(content);
             }
             match BodyPermit::take(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()) {
-                Err(PluginFailure::Bodies(_)) => return Ok(()),
+                Err(PluginFailure::Bodies(_)) => return Ok(content),
                 permit => self.begin_hook(worker, hook, permit, context)?,
             }
         }
-        Ok(())
+        Ok(content)
+    }
+
+    /// Returns the content decoded for a hook and for those behind it, within the lowest bounds of their plugins.
+    fn decode<B: PassingContent>(
+        &mut self,
+        worker: &WorkerState,
+        hook: DueHook,
+        codings: CodingList,
+        content: B,
+        context: &mut ExchangeContext,
+    ) -> B {
+        if let Some(due) = self.due.get_mut(self.next) {
+            due.codings = None;
+        }
+        let content = self.close(content, context);
+        self.forget_content(context);
+        let fields = match (self.side, &mut context.response) {
+            (MessageSide::Response, Some(response)) => &mut response.headers,
+            _ => &mut context.request.headers,
+        };
+        transformed_content::decoded(fields);
+        let bindings = &worker.generation.bindings;
+        let bounds_of = |due: &DueHook| bindings[due.plugin_id].decoding_bounds();
+        let behind = self.due.iter().skip(self.next).filter(|due| due.rules.coded == CodedContent::Decode);
+        let bounds = behind.map(bounds_of).fold(bounds_of(&hook), DecodingBounds::lowest);
+        let configured = &bindings[hook.plugin_id];
+        let memory = DecoderMemory::new(&configured.supply);
+        B::decoded(DecodedBody::new(content, ContentDecoder::new(codings, bounds), memory, configured.on_error))
     }
 
     /// Rejects content that is longer than the plugin takes, if the plugin wants that.
@@ -433,6 +503,7 @@ pub fn filter_body(
             | ResponseBody::Parts(_)
             | ResponseBody::File(_)
             | ResponseBody::Filtered(_)
+            | ResponseBody::Decoded(_)
             | ResponseBody::Gathered(_)
     );
     // A cache below has answered HEAD, or that its content is what the client has.
@@ -450,8 +521,14 @@ pub fn filter_body(
         let hooks = able(worker, hooks.into_iter().rev().collect(), side, context)?;
         return BodyPassage::new(side, hooks, body).begin(worker, context);
     }
+    let is_decoded = hooks.iter().any(|hook| hook.rules.coded == CodedContent::Decode)
+        && matches!(coded(side, context), Coded::Known(_));
     if let Some(response) = &mut context.response {
+        // As the response to GET would.
         transformed_content::response(&mut response.headers);
+        if is_decoded {
+            transformed_content::decoded(&mut response.headers);
+        }
     }
     Ok(Passage::Done(body))
 }

@@ -18,6 +18,7 @@ use crate::body::collected::{CollectedBody, CollectedContent};
 use crate::body::spool::SpooledContent;
 use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
+use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
@@ -176,9 +177,10 @@ struct FilteredUpload {
 }
 
 impl FilteredUpload {
-    /// The fault of the upload for an error of a plugin; `None` for other errors, which the upload records by itself.
+    /// The fault of the upload for an error of a plugin or of decoding; `None` for other errors, which the upload records by
+    /// itself.
     fn fault(&self, error: &BodyError) -> Option<UploadFault> {
-        Some(filter_fault(error.downcast_ref()?, self.passage.status()))
+        passage_fault(error, self.passage.status())
     }
 }
 
@@ -207,6 +209,16 @@ impl Body for FilteredUpload {
     }
 }
 
+/// Returns the fault of an upload for an error of a plugin or of decoding, with the status in the plugin's `on-error`; `None`
+/// for other errors.
+fn passage_fault(error: &BodyError, status: Option<StatusCode>) -> Option<UploadFault> {
+    if let Some(undecoded) = error.downcast_ref::<DecodedBodyError>() {
+        let fault = UploadFault::new(undecoded.kind_in_request());
+        return Some(UploadFault { limit: undecoded.limit(), status, ..fault });
+    }
+    Some(filter_fault(error.downcast_ref()?, status))
+}
+
 /// Returns the fault of an upload for an error of a plugin, with the status in the plugin's `on-error`.
 fn filter_fault(error: &BodyFilterError, status: Option<StatusCode>) -> UploadFault {
     match error {
@@ -233,6 +245,8 @@ pub enum UploadContent {
     Client(Box<ClientBody>),
     /// The content has passed plugins.
     Filtered(Box<FilteredBody<UploadContent>>),
+    /// The content is decoded for plugins.
+    Decoded(Box<DecodedBody<UploadContent>>),
     /// The content was gathered for a plugin that takes it whole, or was put in its place by that plugin.
     Gathered(Box<GatheredBody<UploadContent>>),
 }
@@ -246,7 +260,7 @@ impl UploadContent {
                 Ok(whole) => return collected(whole, &upload, space),
                 Err(body) => UploadContent::Gathered(body),
             },
-            passage @ UploadContent::Filtered(_) => passage,
+            passage @ (UploadContent::Filtered(_) | UploadContent::Decoded(_)) => passage,
         };
         RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload))
     }
@@ -254,8 +268,8 @@ impl UploadContent {
     /// Returns the error of the exchange for an error of the content.
     pub fn failure(&self, error: BodyError) -> Error {
         let cause = causes(&*error);
-        match error.downcast_ref::<BodyFilterError>() {
-            Some(failed) => filter_fault(failed, self.status()).error(cause),
+        match passage_fault(&error, self.status()) {
+            Some(fault) => fault.error(cause),
             None => match self.client() {
                 Some(client) => client.failure(cause),
                 None => Error::new(FailureKind::RequestError, cause),
@@ -268,6 +282,7 @@ impl UploadContent {
         match self {
             UploadContent::Client(body) => Some(body),
             UploadContent::Filtered(passage) => passage.source().client(),
+            UploadContent::Decoded(body) => body.source().client(),
             UploadContent::Gathered(body) => body.rest()?.client(),
         }
     }
@@ -277,6 +292,7 @@ impl UploadContent {
         match self {
             UploadContent::Client(_) => None,
             UploadContent::Filtered(passage) => passage.status().or_else(|| passage.source().status()),
+            UploadContent::Decoded(body) => body.status().or_else(|| body.source().status()),
             UploadContent::Gathered(body) => body.rest()?.status(),
         }
     }
@@ -290,6 +306,7 @@ impl Body for UploadContent {
         match &mut *self {
             UploadContent::Client(body) => Pin::new(&mut **body).poll_frame(cx),
             UploadContent::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
+            UploadContent::Decoded(body) => Pin::new(&mut **body).poll_frame(cx),
             UploadContent::Gathered(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
@@ -297,7 +314,7 @@ impl Body for UploadContent {
     fn is_end_stream(&self) -> bool {
         match self {
             UploadContent::Client(body) => body.is_end_stream(),
-            UploadContent::Filtered(_) => false,
+            UploadContent::Filtered(_) | UploadContent::Decoded(_) => false,
             UploadContent::Gathered(body) => body.is_end_stream(),
         }
     }
@@ -306,6 +323,7 @@ impl Body for UploadContent {
         match self {
             UploadContent::Client(body) => body.size_hint(),
             UploadContent::Filtered(passage) => passage.size_hint(),
+            UploadContent::Decoded(body) => body.size_hint(),
             UploadContent::Gathered(body) => body.size_hint(),
         }
     }

@@ -9,6 +9,7 @@ use crate::body::upload::UploadProgress;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::chain::ChainPosition;
+use crate::exchange::decoded_body::DecodedBodyError;
 use crate::generation::connection_counts::CountedRequest;
 use crate::generation::ids::RouteId;
 use crate::generation::{UNROUTED, WorkerState};
@@ -157,6 +158,9 @@ impl ExchangeRecord {
 
 /// Returns the error of an exchange whose response has content with an error that is of no kind yet.
 pub fn content_error(error: &BodyError) -> Error {
+    if let Some(undecoded) = error.downcast_ref::<DecodedBodyError>() {
+        return Error { limit: undecoded.limit(), ..Error::new(undecoded.kind_in_response(), causes(&**error)) };
+    }
     let (kind, is_logged) = match error.downcast_ref() {
         Some(BodyFilterError::Trap(failure)) => (FailureKind::PluginError, failure.rejection().is_none()),
         Some(BodyFilterError::TooLarge { .. }) => (FailureKind::ResponseBodySize, false),

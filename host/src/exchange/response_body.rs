@@ -9,6 +9,7 @@ use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
+use crate::exchange::decoded_body::DecodedBody;
 use crate::exchange::filtered_body::FilteredBody;
 use crate::exchange::gathered_body::GatheredBody;
 use crate::exchange::upstream_body::{ReadAhead, UpstreamBody};
@@ -29,6 +30,8 @@ pub enum ResponseBody {
     File(Box<FileBody>),
     /// Another body, transformed by plugins.
     Filtered(Box<FilteredBody<ResponseBody>>),
+    /// Another body, decoded for plugins.
+    Decoded(Box<DecodedBody<ResponseBody>>),
     /// One of these, gathered for a plugin that takes it whole, or what that plugin put in its place.
     Gathered(Box<GatheredBody<ResponseBody>>),
     /// A whole body, made by the proxy or a plugin; empty once sent.
@@ -54,6 +57,7 @@ impl ResponseBody {
         match self {
             ResponseBody::Upstream(body) => Some(body),
             ResponseBody::Filtered(passage) => passage.source().of_endpoint(),
+            ResponseBody::Decoded(body) => body.source().of_endpoint(),
             ResponseBody::Gathered(body) => body.rest()?.of_endpoint(),
             ResponseBody::Stored(_)
             | ResponseBody::Parts(_)
@@ -82,6 +86,7 @@ impl ResponseBody {
             ResponseBody::Upstream(body) => body.limit_reads(bytes),
             ResponseBody::File(body) => body.limit_reads(bytes),
             ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
+            ResponseBody::Decoded(body) => body.source().limit_reads(bytes),
             ResponseBody::Gathered(body) => body.rest().into_iter().for_each(|rest| rest.limit_reads(bytes)),
             ResponseBody::Stored(_)
             | ResponseBody::Parts(_)
@@ -116,6 +121,7 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             ResponseBody::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
+            ResponseBody::Decoded(body) => Pin::new(&mut **body).poll_frame(cx),
             ResponseBody::Gathered(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
@@ -126,7 +132,7 @@ impl Body for ResponseBody {
             ResponseBody::Stored(stored) => stored.is_end_stream(),
             ResponseBody::File(body) => body.is_end_stream(),
             ResponseBody::Parts(parts) => parts.is_empty(),
-            ResponseBody::Filtered(_) => false,
+            ResponseBody::Filtered(_) | ResponseBody::Decoded(_) => false,
             ResponseBody::Gathered(body) => body.is_end_stream(),
             ResponseBody::Full(content) | ResponseBody::Fixed(content) => content.is_empty(),
             ResponseBody::Switched(_) => true,
@@ -140,6 +146,7 @@ impl Body for ResponseBody {
             ResponseBody::File(body) => body.size_hint(),
             ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::remaining).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
+            ResponseBody::Decoded(body) => body.size_hint(),
             ResponseBody::Gathered(body) => body.size_hint(),
             ResponseBody::Full(content) | ResponseBody::Fixed(content) => SizeHint::with_exact(content.len() as u64),
             ResponseBody::Switched(_) => SizeHint::with_exact(0),

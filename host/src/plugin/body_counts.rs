@@ -1,6 +1,6 @@
 //! The bodies of a plugin version that pass, and those that wait.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 pub(super) struct BodyCounts {
     pub passing: AtomicU32,
     pub waiting: AtomicU32,
+    /// The bytes that the decoders of bodies hold.
+    pub decoders: AtomicU64,
     /// Wakes the body that has waited longest when another ends.
     pub ended: Notify,
 }

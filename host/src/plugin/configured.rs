@@ -21,6 +21,7 @@ use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
 use crate::context::edit_check::{EditError, MessageSide};
 use crate::context::edit_plan::EditPlan;
+use crate::protocol::content_decoder::DecodingBounds;
 use crate::shared_state::PluginState;
 use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
@@ -272,6 +273,11 @@ impl ConfiguredPlugin {
     /// Returns the memory that an instance may have, in bytes.
     pub fn memory(&self) -> usize {
         self.limits.memory
+    }
+
+    /// Returns the bounds of content that is decoded for the plugin.
+    pub fn decoding_bounds(&self) -> DecodingBounds {
+        self.limits.decoding.bounds
     }
 
     /// Returns how it takes the bodies of one side; `None` if it doesn't.

@@ -208,6 +208,7 @@ fn error(kind: FailureKind) -> Error {
         FailureKind::RequestBodySize => Error::HttpRequestBodySize(None),
         FailureKind::ResponseBodySize => Error::HttpResponseBodySize(None),
         FailureKind::ResponseHeadSize => Error::HttpResponseHeaderSectionSize(None),
+        FailureKind::ContentCoding => Error::HttpResponseContentCoding(None),
         FailureKind::LoopDetected => Error::LoopDetected,
     }
 }

@@ -16,7 +16,8 @@ use crate::context::edit_check::{
 };
 use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
 use crate::context::{ExchangeContext, ValueName};
-use crate::protocol::transformed_content::ContentRules;
+use crate::protocol::content_decoder::DecodingBounds;
+use crate::protocol::transformed_content::{CodedContent, ContentRules};
 
 /// The inputs that a cache policy declared.
 pub struct CacheInputs {
@@ -87,6 +88,17 @@ pub struct PluginLimits {
     pub body_wait: Duration,
     /// The limits of calls that may wait.
     pub waiting: WaitingLimits,
+    /// The limits of content that is decoded for the plugin.
+    pub decoding: DecodingLimits,
+}
+
+/// The limits of content that is decoded for a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodingLimits {
+    /// The bounds of the content of one message.
+    pub bounds: DecodingBounds,
+    /// The bytes that the decoders of all messages hold, over all workers.
+    pub memory: u64,
 }
 
 /// The limits of the calls of a plugin that may wait.
@@ -132,7 +144,16 @@ impl Default for PluginLimits {
             bodies: DEFAULT_BODIES,
             body_wait: DEFAULT_BODY_WAIT,
             waiting: WaitingLimits::default(),
+            decoding: DecodingLimits::default(),
         }
+    }
+}
+
+impl Default for DecodingLimits {
+    /// Text has ratios of up to 20, and logs or tables of up to 100; bombs begin at 1,000. The memory is that of 32 decoders
+    /// with a window of 4 MiB, which encoders of brotli have by default.
+    fn default() -> Self {
+        DecodingLimits { bounds: DecodingBounds { ratio: 200, bytes: 256 << 20 }, memory: 128 << 20 }
     }
 }
 
@@ -273,8 +294,13 @@ pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, EditError>
 /// Returns the rules for content that a plugin departs from.
 pub fn content_rules(rules: Option<types::ContentRules>) -> ContentRules {
     rules.map_or_else(ContentRules::default, |rules| {
-        let types::ContentRules { ignore_no_transform, skip_parts, take_coded } = rules;
-        ContentRules { ignores_no_transform: ignore_no_transform, skips_parts: skip_parts, takes_coded: take_coded }
+        let types::ContentRules { ignore_no_transform, skip_parts, coded } = rules;
+        let coded = match coded {
+            types::CodedContent::Reject => CodedContent::Reject,
+            types::CodedContent::Decode => CodedContent::Decode,
+            types::CodedContent::AsIs => CodedContent::AsIs,
+        };
+        ContentRules { ignores_no_transform: ignore_no_transform, skips_parts: skip_parts, coded }
     })
 }
 

@@ -4,6 +4,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, response};
 
+use crate::protocol::coded_content::{self, Coded, UnknownCoding};
 use crate::protocol::hop_by_hop;
 
 /// The fields with digests of the body or of the representation, current (RFC 9530) and obsolete ones.
@@ -23,19 +24,34 @@ pub struct ContentRules {
     pub ignores_no_transform: bool,
     /// Whether partial content passes without the plugin.
     pub skips_parts: bool,
-    /// Whether the plugin takes content with a coding as it is.
-    pub takes_coded: bool,
+    /// The handling of content with a coding.
+    pub coded: CodedContent,
 }
 
-/// Makes a request ask for a body that can be transformed: complete, and without a content coding.
+/// The handling of content with a coding before a plugin receives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CodedContent {
+    /// The plugin can't take the content.
+    #[default]
+    Reject,
+    /// The plugin takes the content once it is decoded.
+    Decode,
+    /// The plugin takes the content as it is.
+    AsIs,
+}
+
+/// Makes a request ask for a body that can be transformed: complete, and without a content coding, or with one that can be
+/// decoded.
 pub fn ask(fields: &mut HeaderMap, rules: ContentRules) {
     if !rules.skips_parts {
         fields.remove(header::RANGE);
         fields.remove(header::IF_RANGE);
     }
-    if !rules.takes_coded {
+    match rules.coded {
         // In place of all lines: a list may come in several (RFC 9110 §5.3). Without any, each coding is acceptable (§12.5.3).
-        fields.insert(header::ACCEPT_ENCODING, IDENTITY);
+        CodedContent::Reject => drop(fields.insert(header::ACCEPT_ENCODING, IDENTITY)),
+        CodedContent::Decode => coded_content::ask_for_known(fields),
+        CodedContent::AsIs => {}
     }
 }
 
@@ -59,37 +75,53 @@ pub struct Obstacle {
 }
 
 /// Returns the reason why a plugin can't take the body of a request; `None` if it can.
-pub fn request_obstacle(fields: &HeaderMap, rules: ContentRules) -> Option<Obstacle> {
+pub fn request_obstacle(fields: &HeaderMap, rules: ContentRules, coded: &Coded) -> Option<Obstacle> {
     if fields.contains_key(header::CONTENT_RANGE) {
         // RFC 9110 §14.5.
         let cause = "the content is a part (Content-Range), and plugins transform whole content".into();
         return Some(Obstacle { cause, status: StatusCode::BAD_REQUEST });
     }
-    let coding = coding(fields).filter(|_| !rules.takes_coded)?;
-    let cause = format!("the content is coded with `{coding}`, and plugins transform uncoded content");
+    let cause = coding_obstacle(fields, rules, coded, "plugins transform uncoded content")?;
     Some(Obstacle { cause, status: StatusCode::UNSUPPORTED_MEDIA_TYPE })
 }
 
 /// Returns the reason why a plugin can't take the body of a response; `None` if it can.
-pub fn response_obstacle(response: &response::Parts, rules: ContentRules) -> Option<Obstacle> {
+pub fn response_obstacle(response: &response::Parts, rules: ContentRules, coded: &Coded) -> Option<Obstacle> {
     let status = StatusCode::BAD_GATEWAY;
     if response.status == StatusCode::PARTIAL_CONTENT {
         let cause = "the content is a part (206), and plugins transform whole content".into();
         return Some(Obstacle { cause, status });
     }
-    let coding = coding(&response.headers).filter(|_| !rules.takes_coded)?;
-    let cause = format!("the content is coded with `{coding}`, although uncoded content was asked for");
+    let cause = coding_obstacle(&response.headers, rules, coded, "uncoded content was asked for")?;
     Some(Obstacle { cause, status })
 }
 
-/// Returns the first coding of a body as a text for the log; `None` if the body is uncoded.
-fn coding(fields: &HeaderMap) -> Option<String> {
-    let mut codings = hop_by_hop::members(fields, header::CONTENT_ENCODING);
-    let coding = codings.find(|coding| !coding.eq_ignore_ascii_case(b"identity"))?;
-    Some(String::from_utf8_lossy(coding).chars().take(MAX_CODING_CHARS).collect())
+/// Returns the reason why a plugin can't take content because of its codings; `None` if it can.
+fn coding_obstacle(fields: &HeaderMap, rules: ContentRules, coded: &Coded, wanted: &str) -> Option<String> {
+    match (rules.coded, coded) {
+        (CodedContent::AsIs, _) | (_, Coded::Uncoded) | (CodedContent::Decode, Coded::Known(_)) => None,
+        (CodedContent::Decode, Coded::Unknown(UnknownCoding::Number)) => {
+            let most = coded_content::MAX_CODINGS;
+            Some(format!("the content has more codings one over the other than the {most} that are decoded"))
+        }
+        (CodedContent::Decode, Coded::Unknown(UnknownCoding::Name)) => {
+            let (codings, known) = (codings(fields), coded_content::KNOWN);
+            Some(format!("the content is coded with `{codings}`, and {known} are decoded"))
+        }
+        (CodedContent::Reject, Coded::Known(_) | Coded::Unknown(_)) => {
+            Some(format!("the content is coded with `{}`, and {wanted}", codings(fields)))
+        }
+    }
 }
 
-/// The maximum length of a coding in the log, in characters.
+/// Returns the codings of a body as a text for the log.
+fn codings(fields: &HeaderMap) -> String {
+    let codings = hop_by_hop::members(fields, header::CONTENT_ENCODING);
+    let codings: Vec<&[u8]> = codings.filter(|coding| !coding.eq_ignore_ascii_case(b"identity")).collect();
+    String::from_utf8_lossy(&codings.join(&b", "[..])).chars().take(MAX_CODING_CHARS).collect()
+}
+
+/// The maximum length of the codings in the log, in characters.
 const MAX_CODING_CHARS: usize = 64;
 
 /// Removes the fields of a request that its transformed body makes untrue.
@@ -107,6 +139,12 @@ pub fn response(fields: &mut HeaderMap) {
     remove_digests(fields);
     weaken_tag(fields);
     trim_announcement(fields);
+}
+
+/// Makes the fields of a message say that its content has no coding. The tag of the content and the like are a matter of
+/// [`request`] and [`response`].
+pub fn decoded(fields: &mut HeaderMap) {
+    fields.remove(header::CONTENT_ENCODING);
 }
 
 /// Makes the entity tag weak. Other bytes need another strong validator (RFC 9110 §8.8.1); only a weak one can say that

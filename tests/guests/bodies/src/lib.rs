@@ -6,9 +6,9 @@
 
 use plugway_sdk::bindings::types;
 use plugway_sdk::{
-    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, ConfigError, ContentRules,
-    Edit, EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody, RequestFilter, Response, ResponseBody,
-    ResponseFilter, Setup, ValueName, Values, Verdict, export,
+    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CodedContent, ConfigError,
+    ContentRules, Edit, EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody, RequestFilter, Response,
+    ResponseBody, ResponseFilter, Setup, ValueName, Values, Verdict, export,
 };
 
 #[derive(Default, serde::Deserialize, schemars::JsonSchema)]
@@ -18,7 +18,8 @@ pub struct Config {
     bodies: Option<String>,
     ignore_no_transform: bool,
     skip_parts: bool,
-    take_coded: bool,
+    /// How content with a coding is handled: `as-is` or `decode`.
+    coded: Option<String>,
 }
 
 pub struct Bodies {
@@ -55,8 +56,13 @@ impl Plugin for Bodies {
             setup.request_body.mode = mode(&text);
             setup.response_body.mode = mode(&text);
         }
-        let Config { ignore_no_transform, skip_parts, take_coded, .. } = config;
-        let rules = ContentRules { ignore_no_transform, skip_parts, take_coded };
+        let Config { ignore_no_transform, skip_parts, coded, .. } = config;
+        let coded = match coded.as_deref() {
+            Some("as-is") => CodedContent::AsIs,
+            Some("decode") => CodedContent::Decode,
+            _ => CodedContent::Reject,
+        };
+        let rules = ContentRules { ignore_no_transform, skip_parts, coded };
         (setup.request_body.content, setup.response_body.content) = (rules, rules);
         Ok(Bodies {
             request,
