@@ -7,4 +7,5 @@ pub mod frame_counter;
 pub mod hyper_io;
 pub mod memfd_arena;
 pub mod tcp;
+pub mod turn;
 pub mod waiting_bytes;

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::error::FailureKind;
+use crate::net::turn;
 use crate::plugin::decoder_memory::{DecoderMemory, DecoderMemoryFull};
 use crate::plugin::settings::OnError;
 use crate::protocol::content_decoder::{ContentDecoder, DecodingError, DecodingStep};
@@ -92,12 +93,12 @@ impl<B> DecodedBody<B> {
     }
 
     /// Lets other tasks of the worker have a turn after [`TURN`]: a few bytes that have arrived may decode to very many.
-    fn poll_turn(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.in_turn < TURN {
             return Poll::Ready(());
         }
         self.in_turn = Duration::ZERO;
-        cx.waker().wake_by_ref();
+        turn::give_way(cx);
         Poll::Pending
     }
 

@@ -20,6 +20,7 @@ use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
+use crate::net::turn;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -92,12 +93,12 @@ impl<B> FilteredBody<B> {
 
     /// Lets other tasks of the worker have a turn after calls of [`TURN`]: a source that has much data, and a client that
     /// takes it, would have them wait for as many calls as there are chunks.
-    fn poll_turn(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.in_turn < TURN {
             return Poll::Ready(());
         }
         self.in_turn = Duration::ZERO;
-        cx.waker().wake_by_ref();
+        turn::give_way(cx);
         Poll::Pending
     }
 
