@@ -21,10 +21,9 @@ use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
 use crate::query::Parameters;
 use crate::{
-    Balancer, BodyError, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CacheKey, CachePolicy,
-    Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part, Plugin, RequestBody,
-    RequestFilter, Response, ResponseBody, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
-    ValueName, Values, Verdict, cookie,
+    Balancer, BodyMode, CacheKey, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs,
+    Lookup, Part, Plugin, RequestFilter, Response, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision,
+    StoredResponse, ValueName, Values, Verdict, cookie,
 };
 
 /// A configured plugin with its declarations.
@@ -132,91 +131,6 @@ impl<P> Harness<P> {
     fn edited_response(&mut self, edits: Vec<Edit>, request: &Request, response: Response) -> Outcome<Response> {
         let made = self.make_response_edits(edits, request, response);
         made.map_or_else(Outcome::Failed, |(response, _)| Outcome::Passed(response))
-    }
-}
-
-impl<P: RequestBody> Harness<P> {
-    /// Runs the body hook on the content of a request, which arrives in these chunks. Returns what is sent on.
-    pub fn request_body<C: AsRef<[u8]>>(
-        &mut self,
-        request: &Request,
-        chunks: impl IntoIterator<Item = C>,
-    ) -> Result<Vec<u8>, BodyError> {
-        let values = resolve(&self.setup.request_body, request, None);
-        bodies::pass_chunks(&mut self.plugin.request_body(&values), chunks)
-    }
-}
-
-impl<P: ResponseBody> Harness<P> {
-    /// Runs the body hook on the content of a response, which arrives in these chunks. Returns what is sent on.
-    pub fn response_body<C: AsRef<[u8]>>(
-        &mut self,
-        request: &Request,
-        response: &Response,
-        chunks: impl IntoIterator<Item = C>,
-    ) -> Result<Vec<u8>, BodyError> {
-        let values = resolve(&self.setup.response_body, request, Some(response));
-        bodies::pass_chunks(&mut self.plugin.response_body(&values), chunks)
-    }
-}
-
-/// Methods that call a hook for whole bodies:
-///
-/// ```
-/// # use plugway_sdk::*;
-/// # struct Sign;
-/// # impl Plugin for Sign {
-/// #     type Config = ();
-/// #     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
-/// #         setup.request_body.mode = BodyMode::Buffered(1 << 20, OverLimit::Reject);
-/// #         Ok(Sign)
-/// #     }
-/// # }
-/// # impl BufferedRequestBody for Sign {
-/// #     fn on_request_body(&mut self, _: &Values, content: Vec<u8>) -> BodyVerdict {
-/// #         if content.is_empty() { return Response::new(400).into() }
-/// #         BodyVerdict::proceed().set_field("x-length", content.len().to_string())
-/// #     }
-/// # }
-/// use plugway_sdk::testing::{Harness, Request};
-///
-/// let mut sign = Harness::<Sign>::new(serde_json::json!({})).unwrap();
-/// let (request, content) = sign.buffered_request_body(Request::new("PUT", "/"), "abc").passed().unwrap();
-/// assert_eq!((request.text("x-length"), &content[..]), (Some("3"), &b"abc"[..]));
-/// assert_eq!(sign.buffered_request_body(Request::new("PUT", "/"), "").answered().unwrap().status, 400);
-/// ```
-impl<P: BufferedRequestBody> Harness<P> {
-    /// Runs the hook on a request with this content. A passed request comes with the content that is sent on.
-    pub fn buffered_request_body(
-        &mut self,
-        request: Request,
-        content: impl Into<Vec<u8>>,
-    ) -> Outcome<(Request, Vec<u8>)> {
-        let content = content.into();
-        let values = resolve(&self.setup.request_body, &request, None);
-        let verdict = self.plugin.on_request_body(&values, content.clone());
-        let (edits, sent) = match body_edits(verdict, content) {
-            Ok(continued) => continued,
-            Err(outcome) => return outcome,
-        };
-        match self.edited_request(edits, request) {
-            Outcome::Passed(request) => Outcome::Passed((request, sent)),
-            Outcome::Answered(response) => Outcome::Answered(response),
-            Outcome::Failed(reason) => Outcome::Failed(reason),
-        }
-    }
-}
-
-impl<P: BufferedResponseBody> Harness<P> {
-    /// Runs the hook on a response, whose `body` is the content.
-    pub fn buffered_response_body(&mut self, request: &Request, response: Response) -> Outcome<Response> {
-        let values = resolve(&self.setup.response_body, request, Some(&response));
-        let verdict = self.plugin.on_response_body(&values, response.body.clone());
-        let (edits, body) = match body_edits(verdict, response.body) {
-            Ok(continued) => continued,
-            Err(outcome) => return outcome,
-        };
-        self.edited_response(edits, request, Response { status: response.status, fields: response.fields, body })
     }
 }
 
@@ -570,26 +484,6 @@ fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
     }
 }
 
-/// Returns the edits and the content with which a message continues, or the outcome if it doesn't.
-fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, Vec<u8>), Outcome<M>> {
-    let (edits, content) = match verdict {
-        BodyVerdict::Proceed(edits) => (edits, content),
-        BodyVerdict::Replace(content, edits) => (edits, content),
-        BodyVerdict::Respond(response) => {
-            return Err(match checks::response(&response) {
-                Ok(()) => Outcome::Answered(response),
-                Err(refused) => Outcome::Failed(refused),
-            });
-        }
-        BodyVerdict::Fail(reason) => return Err(Outcome::Failed(reason)),
-    };
-    if edits.iter().any(|edit| matches!(edit, Edit::Body(_))) {
-        return Err(Outcome::Failed("it decided about a body that it has received already".into()));
-    }
-    Ok((edits, content))
-}
-
-/// Returns what a filter makes of content in chunks.
 /// Returns the edit that results from an edit of a plan; `None` if the edit does nothing.
 fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -> Option<Edit> {
     let fill = |template: &[TemplatePart]| -> Vec<u8> {
