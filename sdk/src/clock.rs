@@ -1,9 +1,10 @@
-//! The time, in a form that tests can control: [`testing::Clock`](crate::testing::Clock) sets it.
+//! The time, in a form that tests control: in native tests it is that of [`testing::clock`](crate::testing::clock), which
+//! stands still until the test moves it.
 //!
 //! ```
 //! use std::time::Duration;
 //!
-//! use plugway_sdk::testing::{Clock, Harness, Request};
+//! use plugway_sdk::testing::{self, Harness, Request};
 //! use plugway_sdk::{ConfigError, Plugin, RequestFilter, Response, Setup, Values, Verdict, clock};
 //!
 //! /// A filter that lets one request pass in each second.
@@ -30,12 +31,11 @@
 //!     }
 //! }
 //!
-//! let clock = Clock::stopped();
 //! let mut filter = Harness::<Slow>::new(serde_json::json!({})).unwrap();
 //! filter.request(Request::get("/")).expect_passed();
-//! clock.advance(Duration::from_millis(999));
+//! testing::clock::advance(Duration::from_millis(999));
 //! assert_eq!(filter.request(Request::get("/")).expect_answered().status, 429);
-//! clock.advance(Duration::from_millis(1));
+//! testing::clock::advance(Duration::from_millis(1));
 //! filter.request(Request::get("/")).expect_passed();
 //! ```
 
@@ -44,7 +44,7 @@ use std::time::{Duration, SystemTime};
 #[cfg(target_family = "wasm")]
 use self::real as source;
 #[cfg(not(target_family = "wasm"))]
-use crate::testing::time as source;
+use crate::testing::clock as source;
 
 /// Returns the date and time. The clock of the machine may be set, so that time may jump and go back: measure with
 /// [`monotonic`].
@@ -58,8 +58,9 @@ pub fn monotonic() -> Duration {
 }
 
 /// The clocks of the machine, which the proxy passes to plugins.
+#[cfg(target_family = "wasm")]
 #[expect(clippy::disallowed_methods, reason = "the one place where plugins read the time")]
-pub(crate) mod real {
+mod real {
     use std::time::{Duration, Instant, SystemTime};
 
     thread_local! {

@@ -46,7 +46,7 @@
 //! let mut filter = Harness::<Quota>::new(serde_json::json!({})).unwrap();
 //! let mut ask = || filter.request(Request::get("/").field("x-api-key", "k")).passed().is_some();
 //! assert_eq!((0..30).filter(|_| ask()).count(), 20);
-//! testing::shared::advance(Duration::from_millis(500));
+//! testing::clock::advance(Duration::from_millis(500));
 //! assert_eq!((0..30).filter(|_| ask()).count(), 5);
 //! # fn main() {}
 //! ```

@@ -6,16 +6,15 @@
 
 mod bodies;
 mod checks;
+pub mod clock;
 pub(crate) mod current;
 mod edits;
 pub mod http;
 pub mod passwords;
 #[cfg(not(target_family = "wasm"))]
 pub mod shared;
-pub(crate) mod time;
 
 pub use bodies::{every_split, transform};
-pub use time::Clock;
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;

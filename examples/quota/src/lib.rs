@@ -141,7 +141,7 @@ mod tests {
         assert_eq!((refused.status, field("retry-after")), (429, Some(&b"1"[..])));
         // Others have quotas of their own.
         assert_eq!((ask(&mut one, "bank"), ask(&mut one, "")), (Ok(0), Ok(0)));
-        testing::shared::advance(Duration::from_secs(2));
+        testing::clock::advance(Duration::from_secs(2));
         assert_eq!([ask(&mut one, "shop"), ask(&mut other, "shop")], [Ok(1), Ok(0)]);
     }
 

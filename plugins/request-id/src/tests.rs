@@ -1,6 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
-use plugway_sdk::testing::{Clock, Harness, Request};
+use plugway_sdk::testing::{Harness, Request, clock};
 use plugway_sdk::{ConfigError, Response};
 use serde_json::{Value, json};
 
@@ -50,10 +50,10 @@ fn a_valid_identifier_is_kept_if_it_is_trusted() {
 
 #[test]
 fn identifiers_begin_with_the_time() {
-    let clock = Clock::stopped_at(UNIX_EPOCH + Duration::from_millis(0x0123_4567_89ab));
+    clock::set(UNIX_EPOCH + Duration::from_millis(0x0123_4567_89ab));
     let uuid = || seen(json!({ "format": "uuid" }), Request::get("/")).0;
     assert!(uuid().starts_with("01234567-89ab-7"), "{}", uuid());
-    clock.advance(Duration::from_millis(1));
+    clock::advance(Duration::from_millis(1));
     assert!(uuid().starts_with("01234567-89ac-7"), "{}", uuid());
 }
 
