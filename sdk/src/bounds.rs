@@ -75,3 +75,9 @@ pub const METRICS: usize = 64;
 
 /// The maximum length of the name of a metric, in bytes.
 pub const METRIC_NAME: usize = 64;
+
+/// The maximum length of the content of a request that a plugin sends to another service, in bytes.
+pub const CALLOUT_REQUEST: usize = 256 << 10;
+
+/// The maximum length of the content of the response to such a request, in bytes.
+pub const CALLOUT_RESPONSE: usize = 1 << 20;
