@@ -120,20 +120,60 @@ impl Drop for Shown<'_> {
     }
 }
 
+/// Methods that pass bodies through a hook in chunks. If the mode of the body is [`BodyMode::Buffered`], the hook receives
+/// it as one chunk within the limit, whatever the chunks were, as it does in the proxy.
+///
+/// ```
+/// # use plugway_sdk::*;
+/// # struct Shout;
+/// # impl Plugin for Shout {
+/// #     type Config = ();
+/// #     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Shout) }
+/// # }
+/// # impl BodyFilter for Shout {
+/// #     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> { Ok(chunk.to_ascii_uppercase()) }
+/// # }
+/// # impl RequestBody for Shout { type Body = Shout; fn request_body(&mut self, _: &Values) -> Shout { Shout } }
+/// # impl ResponseBody for Shout { type Body = Shout; fn response_body(&mut self, _: &Values) -> Shout { Shout } }
+/// use plugway_sdk::testing::{Harness, Request};
+///
+/// let (request, response) = (Request::new("PUT", "/"), Response::new(200));
+/// let mut shout = Harness::<Shout>::new(serde_json::json!({})).unwrap();
+/// assert_eq!(shout.request_body(&request, ["the c", "at"]).unwrap(), b"THE CAT");
+/// // In one line: the result is the same wherever the network splits the body.
+/// assert_eq!(shout.request_body_in_every_split(&request, "the cat").unwrap(), b"THE CAT");
+/// assert_eq!(shout.response_body_in_every_split(&request, &response, "the cat").unwrap(), b"THE CAT");
+/// ```
 impl<P: RequestBody> Harness<P> {
-    /// Runs the body hook on the content of a request, which arrives in these chunks. Returns what is sent on.
+    /// Runs the body hook on the content of a request, which arrives in these chunks. Returns the content that is sent on.
     pub fn request_body<C: AsRef<[u8]>>(
         &mut self,
         request: &Request,
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.request_body, request, None);
-        bodies::pass_chunks(&mut self.plugin.request_body(&values), chunks)
+        let mode = self.mode(self.setup.request_body.mode);
+        pass_in_mode(&mut self.plugin.request_body(&values), chunks, mode)
+    }
+
+    /// Runs the body hook on the content of a request in [every split](every_split), and returns the result.
+    ///
+    /// # Panics
+    ///
+    /// Panics if two splits have different results, and says which.
+    #[track_caller]
+    pub fn request_body_in_every_split(
+        &mut self,
+        request: &Request,
+        body: impl AsRef<[u8]>,
+    ) -> Result<Vec<u8>, BodyError> {
+        same_in_every_split(body.as_ref(), |chunks| self.request_body(request, chunks))
     }
 }
 
+/// Methods for the content of responses, as there are for that of requests.
 impl<P: ResponseBody> Harness<P> {
-    /// Runs the body hook on the content of a response, which arrives in these chunks. Returns what is sent on.
+    /// Runs the body hook on the content of a response, which arrives in these chunks. Returns the content that is sent on.
     pub fn response_body<C: AsRef<[u8]>>(
         &mut self,
         request: &Request,
@@ -141,7 +181,30 @@ impl<P: ResponseBody> Harness<P> {
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.response_body, request, Some(response));
-        bodies::pass_chunks(&mut self.plugin.response_body(&values), chunks)
+        let mode = self.mode(self.setup.response_body.mode);
+        pass_in_mode(&mut self.plugin.response_body(&values), chunks, mode)
+    }
+
+    /// Runs the body hook on the content of a response in [every split](every_split), and returns the result.
+    ///
+    /// # Panics
+    ///
+    /// Panics if two splits have different results, and says which.
+    #[track_caller]
+    pub fn response_body_in_every_split(
+        &mut self,
+        request: &Request,
+        response: &Response,
+        body: impl AsRef<[u8]>,
+    ) -> Result<Vec<u8>, BodyError> {
+        same_in_every_split(body.as_ref(), |chunks| self.response_body(request, response, chunks))
+    }
+}
+
+impl<P> Harness<P> {
+    /// Returns the mode of the next body: as the last head hook decided, or else as declared.
+    fn mode(&self, declared: BodyMode) -> BodyMode {
+        self.decided_body.unwrap_or(declared)
     }
 }
 
@@ -169,7 +232,14 @@ impl<P: ResponseBody> Harness<P> {
 /// let (request, content) = sign.buffered_request_body(Request::new("PUT", "/"), "abc").passed().unwrap();
 /// assert_eq!((request.text("x-length"), &content[..]), (Some("3"), &b"abc"[..]));
 /// assert_eq!(sign.buffered_request_body(Request::new("PUT", "/"), "").answered().unwrap().status, 400);
+/// // Beyond the limit, the proxy responds in place of the hook.
+/// let long = vec![0; (1 << 20) + 1];
+/// assert_eq!(sign.buffered_request_body(Request::new("PUT", "/"), long).expect_answered().status, 413);
 /// ```
+///
+/// A whole body is the same wherever the network splits it. The hook isn't called for a body beyond the limit of
+/// [`BodyMode::Buffered`]: the outcome is the response of the proxy, 413 for a request and 502 for a response, or the
+/// message passes unchanged ([`OverLimit::PassThrough`]).
 impl<P: BufferedRequestBody> Harness<P> {
     /// Runs the hook on a request with this content. A passed request comes with the content that is sent on.
     pub fn buffered_request_body(
@@ -178,8 +248,14 @@ impl<P: BufferedRequestBody> Harness<P> {
         content: impl Into<Vec<u8>>,
     ) -> Outcome<(Request, Vec<u8>)> {
         let content = content.into();
+        match beyond_limit(content.len(), self.mode(self.setup.request_body.mode)) {
+            Some(OverLimit::Reject) => return Outcome::Answered(Response::new(413)),
+            Some(OverLimit::PassThrough) => return Outcome::Passed((request, content)),
+            None => {}
+        }
         let values = resolve(&self.setup.request_body, &request, None);
-        let verdict = self.plugin.on_request_body(&values, content.clone());
+        let hook = || self.plugin.on_request_body(&values, content.clone());
+        let verdict = current::during(&request, None, hook);
         let (edits, sent) = match body_edits(verdict, content) {
             Ok(continued) => continued,
             Err(outcome) => return outcome,
@@ -195,8 +271,14 @@ impl<P: BufferedRequestBody> Harness<P> {
 impl<P: BufferedResponseBody> Harness<P> {
     /// Runs the hook on a response, whose `body` is the content.
     pub fn buffered_response_body(&mut self, request: &Request, response: Response) -> Outcome<Response> {
+        match beyond_limit(response.body.len(), self.mode(self.setup.response_body.mode)) {
+            Some(OverLimit::Reject) => return Outcome::Answered(Response::new(502)),
+            Some(OverLimit::PassThrough) => return Outcome::Passed(response),
+            None => {}
+        }
         let values = resolve(&self.setup.response_body, request, Some(&response));
-        let verdict = self.plugin.on_response_body(&values, response.body.clone());
+        let hook = || self.plugin.on_response_body(&values, response.body.clone());
+        let verdict = current::during(request, Some(&response), hook);
         let (edits, body) = match body_edits(verdict, response.body) {
             Ok(continued) => continued,
             Err(outcome) => return outcome,
@@ -224,11 +306,57 @@ fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, V
     Ok((edits, content))
 }
 
+/// Passes chunks through a filter in a mode.
+fn pass_in_mode<C: AsRef<[u8]>>(
+    filter: &mut impl BodyFilter,
+    chunks: impl IntoIterator<Item = C>,
+    mode: BodyMode,
+) -> Result<Vec<u8>, BodyError> {
+    let BodyMode::Buffered(limit, _) = mode else { return pass_chunks(filter, chunks) };
+    let whole: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.as_ref().to_vec()).collect();
+    match beyond_limit(whole.len(), mode) {
+        Some(OverLimit::Reject) => Err(format!("the body has {} bytes, and the plugin takes {limit}", whole.len())),
+        Some(OverLimit::PassThrough) => Ok(whole),
+        None => pass_chunks(filter, [whole]),
+    }
+}
+
+/// Returns the handling of a body of this length if it exceeds the limit of its mode; otherwise `None`.
+fn beyond_limit(length: usize, mode: BodyMode) -> Option<OverLimit> {
+    match mode {
+        BodyMode::Buffered(limit, over_limit) if length as u64 > limit => Some(over_limit),
+        _ => None,
+    }
+}
+
+/// Returns the result of passing a body, which has to be the same for every split.
+#[track_caller]
+fn same_in_every_split(
+    body: &[u8],
+    mut pass: impl FnMut(&[&[u8]]) -> Result<Vec<u8>, BodyError>,
+) -> Result<Vec<u8>, BodyError> {
+    let whole: &[&[u8]] = if body.is_empty() { &[] } else { &[body] };
+    let expected = pass(whole);
+    every_split(body, |chunks| {
+        let passed = pass(chunks);
+        if passed != expected {
+            let shown = |passed: &Result<Vec<u8>, BodyError>| match passed {
+                Ok(content) => format!("{:?}", String::from_utf8_lossy(content)),
+                Err(error) => format!("the error {error:?}"),
+            };
+            panic!("whole, the body becomes {}, and in pieces {}", shown(&expected), shown(&passed));
+        }
+    });
+    expected
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
+    use crate::{ConfigError, Plugin, Setup, ValueName, Values, exchange};
 
     fn splits(body: &[u8]) -> Vec<Vec<usize>> {
         let mut splits = Vec::new();
@@ -257,5 +385,90 @@ mod tests {
             assert!(all.contains(&vec![at, 40 - at]), "{at}");
         }
         assert!(all.contains(&vec![17, 4, 19]) && all.contains(&vec![1, 1, 38]));
+    }
+
+    /// A plugin that replaces `cat`, but only within a chunk, and that takes whole bodies.
+    struct Pets;
+
+    impl Plugin for Pets {
+        type Config = bool;
+
+        fn new(is_buffered: bool, setup: &mut Setup) -> Result<Self, ConfigError> {
+            let mode = if is_buffered { BodyMode::Buffered(12, OverLimit::Reject) } else { BodyMode::Streamed };
+            (setup.request_body.mode, setup.response_body.mode) = (mode, mode);
+            Ok(Pets)
+        }
+    }
+
+    impl BodyFilter for Pets {
+        fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
+            Ok(String::from_utf8_lossy(&chunk).replace("cat", "dog").into())
+        }
+    }
+
+    impl RequestBody for Pets {
+        type Body = Pets;
+
+        fn request_body(&mut self, _: &Values) -> Pets {
+            Pets
+        }
+    }
+
+    impl ResponseBody for Pets {
+        type Body = Pets;
+
+        fn response_body(&mut self, _: &Values) -> Pets {
+            Pets
+        }
+    }
+
+    impl BufferedRequestBody for Pets {
+        fn on_request_body(&mut self, _: &Values, _: Vec<u8>) -> BodyVerdict {
+            let lines = exchange::values(&ValueName::RequestField("a".into()));
+            BodyVerdict::proceed().set_field("x-lines", lines.len().to_string())
+        }
+    }
+
+    impl BufferedResponseBody for Pets {
+        fn on_response_body(&mut self, _: &Values, _: Vec<u8>) -> BodyVerdict {
+            let status = exchange::value(&ValueName::Status).unwrap_or_default();
+            BodyVerdict::proceed().set_field("x-status", status)
+        }
+    }
+
+    fn pets(is_buffered: bool) -> Harness<Pets> {
+        Harness::new(serde_json::json!(is_buffered)).unwrap()
+    }
+
+    #[test]
+    fn a_result_that_depends_on_the_split_fails_the_test() {
+        let (request, response) = (Request::get("/"), Response::new(200));
+        let failure = |test: &mut dyn FnMut(&mut Harness<Pets>)| {
+            let mut pets = pets(false);
+            *catch_unwind(AssertUnwindSafe(|| test(&mut pets))).unwrap_err().downcast::<String>().unwrap()
+        };
+        let message = "whole, the body becomes \"a dog\", and in pieces \"a cat\"";
+        assert_eq!(failure(&mut |pets| _ = pets.request_body_in_every_split(&request, "a cat")), message);
+        assert_eq!(failure(&mut |pets| _ = pets.response_body_in_every_split(&request, &response, "a cat")), message);
+    }
+
+    #[test]
+    fn a_buffered_body_is_one_chunk_in_every_split_and_has_a_limit() {
+        let (request, response, mut pets) = (Request::get("/"), Response::new(200), pets(true));
+        assert_eq!(pets.request_body_in_every_split(&request, "a cat").unwrap(), b"a dog");
+        assert_eq!(pets.response_body_in_every_split(&request, &response, "a cat").unwrap(), b"a dog");
+        let error = pets.request_body(&request, ["a cat in the", " hat"]).unwrap_err();
+        assert_eq!(error, "the body has 16 bytes, and the plugin takes 12");
+    }
+
+    #[test]
+    fn whole_body_hooks_read_the_exchange() {
+        let (mut pets, request) = (pets(true), Request::get("/").field("a", "1").field("a", "2"));
+        let (passed, _) = pets.buffered_request_body(request.clone(), "x").expect_passed();
+        assert_eq!(passed.text("x-lines"), Some("2"));
+        let response = pets.buffered_response_body(&request, Response::new(201).body("text/plain", "x"));
+        assert_eq!(response.expect_passed().text("x-status"), Some("201"));
+        let long = Response::new(200).body("text/plain", "a cat in the hat");
+        assert_eq!(pets.buffered_response_body(&request, long).expect_answered().status, 502);
     }
 }
