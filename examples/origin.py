@@ -15,6 +15,10 @@ class Origin(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     count = itertools.count(1)
 
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
     def do_GET(self):
         text = f"origin {self.server.server_port}, response {next(self.count)}\n{self.requestline}\n{self.headers}"
         body = text.rstrip().encode() + b"\n"

@@ -16,6 +16,7 @@ mod discovery;
 mod edited_manifests;
 mod error_hooks;
 mod error_pages;
+mod examples;
 mod failing_plugins;
 mod failures;
 mod files;

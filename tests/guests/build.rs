@@ -5,6 +5,7 @@ use std::path::Path;
 const GUESTS: &[&str] = &[
     "example-api-key",
     "example-quota",
+    "example-request-signing",
     "example-split",
     "example-retitle",
     "example-html-links",

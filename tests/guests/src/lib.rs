@@ -5,6 +5,8 @@
 pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
 /// The path of the plugin `examples/quota`.
 pub const QUOTA: &str = env!("GUEST_EXAMPLE_QUOTA");
+/// The path of the plugin `examples/request-signing`.
+pub const REQUEST_SIGNING: &str = env!("GUEST_EXAMPLE_REQUEST_SIGNING");
 /// The path of the plugin `examples/split`.
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// The path of the plugin `examples/retitle`.

@@ -1,0 +1,117 @@
+//! The examples with body hooks and callouts in the running proxy, each with its own manifest.
+
+use std::io::{BufReader, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::hmac;
+use plugway_test_guests::REQUEST_SIGNING;
+
+use crate::support::{Message, Proxy, ok, origin, read_message};
+
+/// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
+fn example(name: &str, component: &str, app: &str) -> String {
+    let path = format!("{}/../examples/{name}/plugway.toml", env!("CARGO_MANIFEST_DIR"));
+    let built = format!("../../target/wasm32-wasip2/release/example_{}.wasm", name.replace('-', "_"));
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(&built), "{text}");
+    text.replace(&built, component).replace("127.0.0.1:8080", "127.0.0.1:0").replace("127.0.0.1:8000", app)
+}
+
+/// Sends a request with fields, each with its line end, and content of an announced length.
+fn send(proxy: &Proxy, start: &str, fields: &str, content: &str) -> Message {
+    let mut stream = proxy.connect();
+    let length = content.len();
+    let head = format!("{start} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n{fields}\r\n");
+    // A request that is refused early is not read to its end.
+    _ = stream.write_all(&[head.as_bytes(), content.as_bytes()].concat());
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+/// Sends content in chunks, each split off where the network may split it.
+fn send_chunks(proxy: &Proxy, start: &str, fields: &str, chunks: &[&str]) -> Message {
+    let mut stream = proxy.connect();
+    let head =
+        format!("{start} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n{fields}\r\n");
+    _ = stream.write_all(head.as_bytes());
+    for chunk in chunks {
+        _ = write!(stream, "{:x}\r\n{chunk}\r\n", chunk.len());
+    }
+    _ = stream.write_all(b"0\r\n\r\n");
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+// === request-signing ===
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Returns the signature of a text by a key, made without the example's code.
+fn signature(key: &str, time: u64, text: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
+    let mac = hmac::sign(&key, format!("v1\n{time}\n{text}").as_bytes());
+    let digits: String = mac.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={time},v1={digits}")
+}
+
+/// An origin that answers with the one signature that it got, and with the content.
+fn signed_origin() -> String {
+    origin(|request| {
+        let lines: Vec<_> = request.fields.iter().filter(|(name, _)| name == "x-signature").collect();
+        assert!(lines.len() <= 1, "{lines:?}");
+        ok(&format!("{} {}", lines.first().map_or("-", |(_, value)| value), request.text()))
+    })
+}
+
+#[test]
+fn the_signing_example_signs_bodies_of_all_kinds_and_requests_without() {
+    const KEY: &str = "only-an-example-of-a-key";
+    let proxy = Proxy::start(&example("request-signing", REQUEST_SIGNING, &signed_origin()));
+    let check = |answer: Message, text: &str, content: &str| {
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        let answer = answer.text();
+        let (found, rest) = answer.split_once(' ').unwrap();
+        let time: u64 = found.strip_prefix("t=").unwrap().split(',').next().unwrap().parse().unwrap();
+        assert!(time.abs_diff(now()) < 60, "{found}");
+        assert_eq!((found, rest), (signature(KEY, time, text).as_str(), content), "{text}");
+    };
+    let json = "Content-Type: application/json\r\nX-Signature: t=1,v1=00\r\n";
+    let text = "POST\n/orders?a=1\napplication/json\n{\"id\":1}";
+    check(send(&proxy, "POST /orders?a=1", json, "{\"id\":1}"), text, "{\"id\":1}");
+    check(send_chunks(&proxy, "POST /orders?a=1", json, &["{\"i", "d\":", "1}"]), text, "{\"id\":1}");
+    check(send(&proxy, "PUT /", "", ""), "PUT\n/\n\n", "");
+    check(send_chunks(&proxy, "PUT /", "", &[]), "PUT\n/\n\n", "");
+    check(proxy.get("/", "\r\nX-Signature: t=1,v1=00"), "GET\n/\n\n", "");
+    // Compressed content is signed as it is sent.
+    let coded = "Content-Encoding: gzip\r\n";
+    check(send(&proxy, "POST /", coded, "no gzip"), "POST\n/\n\nno gzip", "no gzip");
+    assert_eq!(send(&proxy, "POST /", "", &"x".repeat((1 << 20) + 1)).status(), 413);
+}
+
+#[test]
+fn the_signing_example_lets_valid_signatures_pass_only() {
+    const KEY: &str = "the-key-of-the-partner";
+    let proxy = Proxy::start(&example("request-signing", REQUEST_SIGNING, &signed_origin()));
+    let field = |signature: &str| format!("X-Signature: {signature}\r\n");
+    let post = |signature: &str, content: &str| send(&proxy, "POST /partner/a", &field(signature), content);
+    let valid = signature(KEY, now(), "POST\n/partner/a\n\nhello");
+    assert_eq!(post(&valid, "hello").text(), format!("{valid} hello"));
+    let refused = post(&valid, "hullo");
+    assert_eq!((refused.status(), refused.text().as_str()), (401, "the signature is wrong\n"));
+    assert_eq!(post(&signature("another-key-of-a-partner", now(), "POST\n/partner/a\n\nhello"), "hello").status(), 401);
+    assert_eq!(post(&signature(KEY, now() - 400, "POST\n/partner/a\n\nhello"), "hello").status(), 401);
+    assert_eq!(post(&format!("{valid}\r\nX-Signature: {valid}"), "hello").status(), 401, "two signatures");
+    // Nothing gets past the body hook: no body, an empty one, empty chunks, a long one, a part.
+    let statuses = [
+        proxy.get("/partner/a", ""),
+        send(&proxy, "POST /partner/a", "", ""),
+        send_chunks(&proxy, "POST /partner/a", "", &[]),
+        send_chunks(&proxy, "POST /partner/a", "", &["hel", "lo"]),
+    ];
+    assert_eq!(statuses.map(|answer| answer.status()), [401; 4]);
+    assert_eq!(post(&valid, &"x".repeat((64 << 10) + 1)).status(), 413);
+    let part = format!("{}Content-Range: bytes 0-4/9\r\n", field(&valid));
+    assert_eq!(send(&proxy, "PUT /partner/a", &part, "hello").status(), 400);
+    let empty = signature(KEY, now(), "GET\n/partner/a\n\n");
+    assert_eq!(proxy.get("/partner/a", &format!("\r\nX-Signature: {empty}")).status(), 200);
+}
