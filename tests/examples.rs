@@ -1,12 +1,14 @@
 //! The examples with body hooks and callouts in the running proxy, each with its own manifest.
 
 use std::io::{BufReader, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
-use plugway_test_guests::REQUEST_SIGNING;
+use plugway_test_guests::{REQUEST_SIGNING, WAF};
 
-use crate::support::{Message, Proxy, ok, origin, read_message};
+use crate::support::{Message, Proxy, ok, origin, read_message, until};
 
 /// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
 fn example(name: &str, component: &str, app: &str) -> String {
@@ -114,4 +116,50 @@ fn the_signing_example_lets_valid_signatures_pass_only() {
     assert_eq!(send(&proxy, "PUT /partner/a", &part, "hello").status(), 400);
     let empty = signature(KEY, now(), "GET\n/partner/a\n\n");
     assert_eq!(proxy.get("/partner/a", &format!("\r\nX-Signature: {empty}")).status(), 200);
+}
+
+// === waf ===
+
+#[test]
+fn the_waf_example_refuses_heads_and_bodies_and_logs_the_rule() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let app = origin(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        ok(&request.text())
+    });
+    let text = example("waf", WAF, &app).replace("format = \"json\"", "format = \"json\"\nfile = \"access.log\"");
+    let proxy = Proxy::start(&text);
+    let rule = |answer: Message| {
+        assert_eq!(answer.status(), 403, "{answer:?}");
+        let rule = answer.field("x-waf-rule").unwrap().to_string();
+        assert_eq!(answer.text(), format!("refused by the rule {rule}\n"));
+        rule
+    };
+    let post = |content: &str| send(&proxy, "POST /", "Content-Type: application/json\r\n", content);
+    let heads = [
+        proxy.exchange("DELETE / HTTP/1.1\r\nHost: a"),
+        proxy.get("/.git/config", ""),
+        proxy.get("/?q=%2575nion%2520select", ""),
+        proxy.get("/?page=1&p%61ge=4", ""),
+        proxy.get("/", &format!("\r\nCookie: session=1; session={}", "x".repeat(129))),
+        proxy.get("/", "\r\nUser-Agent: curl\r\nUser-Agent: sqlmap"),
+        proxy.get("/", "\r\nX-Any: ${jndi:ldap://a}"),
+    ];
+    assert_eq!(heads.map(rule), ["methods", "dot-files", "sql", "page", "session", "scanners", "log4shell"]);
+    assert_eq!(rule(post(r#"{ "a": "\u003cscript>", "a": "" }"#)), "markup");
+    assert_eq!(rule(post("role=user&r%6fle=admin")), "role");
+    let split = send_chunks(&proxy, "POST /", "", &["role=us", "er&ro", "le=adm", "in"]);
+    assert_eq!(rule(split), "role");
+    assert_eq!(post(&"x".repeat((64 << 10) + 1)).status(), 413);
+    let long = "x".repeat(1000);
+    assert_eq!(send_chunks(&proxy, "POST /", "", &vec![long.as_str(); 66]).status(), 413);
+    assert_eq!(send(&proxy, "POST /", "Content-Encoding: gzip\r\n", "x").status(), 415);
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "no endpoint hears of a refused request");
+    assert_eq!(post("role=user&page=4").text(), "role=user&page=4");
+    assert_eq!(proxy.get("/?page=3", "\r\nCookie: session=1").status(), 200);
+    until("the log has the rules of refused requests", || {
+        let log = std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+        log.contains(r#""notes":{"waf-rule":"markup"}"#) && log.matches(r#""waf-rule":"role""#).count() == 2
+    });
 }

@@ -11,6 +11,7 @@ const GUESTS: &[&str] = &[
     "example-html-links",
     "example-tenant",
     "example-shop-cache",
+    "example-waf",
     "test-bodies",
     "example-forward-auth",
     "test-caller",

@@ -17,6 +17,8 @@ pub const HTML_LINKS: &str = env!("GUEST_EXAMPLE_HTML_LINKS");
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
+/// The path of the plugin `examples/waf`.
+pub const WAF: &str = env!("GUEST_EXAMPLE_WAF");
 /// The path of the plugin `tests/guests/bodies`.
 pub const BODIES: &str = env!("GUEST_TEST_BODIES");
 /// The path of the plugin `examples/forward-auth`.
