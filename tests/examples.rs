@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
-use plugway_test_guests::{REQUEST_SIGNING, WAF};
+use plugway_test_guests::{FORWARD_AUTH, REQUEST_SIGNING, WAF};
 
-use crate::support::{Message, Proxy, ok, origin, read_message, until};
+use crate::support::{Message, Proxy, echo, ok, origin, read_message, until};
 
 /// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
 fn example(name: &str, component: &str, app: &str) -> String {
@@ -162,4 +162,37 @@ fn the_waf_example_refuses_heads_and_bodies_and_logs_the_rule() {
         let log = std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
         log.contains(r#""notes":{"waf-rule":"markup"}"#) && log.matches(r#""waf-rule":"role""#).count() == 2
     });
+}
+
+// === forward-auth ===
+
+#[test]
+fn the_forward_auth_example_remembers_answers_for_a_time() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let auth = origin(move |request: &Message| {
+        count.fetch_add(1, Ordering::Relaxed);
+        match request.field("cookie") {
+            Some("session=1") => b"HTTP/1.1 204 No Content\r\nX-User: alice\r\n\r\n".to_vec(),
+            _ => b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        }
+    });
+    let text = example("forward-auth", FORWARD_AUTH, &echo()).replace("127.0.0.1:8001", &auth);
+    let proxy = Proxy::start(&format!("workers = 4\n{}", text.replace("\"10s\"", "\"1s\"")));
+    let get = |cookie: &str| proxy.get("/a", &format!("\r\nCookie: {cookie}\r\nX-User: root"));
+    let begin = std::time::Instant::now();
+    for _ in 0..20 {
+        let passed = get("session=1");
+        assert!(passed.text().contains("x-user: alice\n") && !passed.text().contains("root"), "{}", passed.text());
+    }
+    // All workers remember an answer; on a slow machine for fewer requests.
+    let most = 1 + usize::try_from(begin.elapsed().as_secs()).unwrap();
+    assert!(asked.load(Ordering::Relaxed) <= most);
+    until("an answer is forgotten", || {
+        get("session=1");
+        asked.load(Ordering::Relaxed) >= 2
+    });
+    let before = asked.load(Ordering::Relaxed);
+    assert_eq!([get("session=2").status(), get("session=2").status()], [401, 401]);
+    assert_eq!(asked.load(Ordering::Relaxed), before + 2, "refusals are not remembered");
 }

@@ -1,11 +1,15 @@
 //! A filter that asks another service about each request: with a 2xx the request passes, with fields of the answer; any
-//! other answer is the client's.
+//! other answer is the client's. Answers with a 2xx are remembered for a time, by all workers.
+
+mod answers;
 
 use std::time::Duration;
 
 use plugway_sdk::{
-    ConfigError, Input, Plugin, RequestFilter, Response, Setup, ValueName, Values, Verdict, export, http,
+    ConfigError, Input, Plugin, RequestFilter, Response, Setup, ValueName, Values, Verdict, export, http, units,
 };
+
+use crate::answers::{Answers, Question};
 
 /// Where the service is, and what goes there and back.
 #[derive(serde::Deserialize, schemars::JsonSchema)]
@@ -17,6 +21,22 @@ pub struct Config {
     ask: Vec<String>,
     /// The fields of its answer that the upstream gets.
     copy: Vec<String>,
+    /// The answers that are remembered; none if absent.
+    cache: Option<CacheConfig>,
+}
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct CacheConfig {
+    /// The time for which a request like one that passed isn't asked about, such as `30s`.
+    ttl: String,
+    /// Whether requests are alike only if their method and URI are the same, besides the fields that the service gets.
+    #[serde(default = "yes")]
+    per_uri: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 pub struct ForwardAuth {
@@ -25,6 +45,7 @@ pub struct ForwardAuth {
     uri: Input,
     ask: Vec<(String, Input)>,
     copy: Vec<String>,
+    answers: Option<Answers>,
 }
 
 /// The longest time that a client waits for the service.
@@ -37,27 +58,41 @@ impl Plugin for ForwardAuth {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        let Config { url, ask, copy } = config;
+        let Config { url, ask, copy, cache } = config;
+        let answers = cache.map(|cache| {
+            let ttl = units::duration(&cache.ttl).map_err(|error| ConfigError::at("/cache/ttl", error))?;
+            Ok(Answers { ttl, per_uri: cache.per_uri })
+        });
+        let answers = answers.transpose()?;
         let request = &mut setup.request;
         let (method, uri) = (request.value(ValueName::Method), request.value(ValueName::Uri));
         let ask = ask.into_iter().map(|name| (name.clone(), request.field(&name))).collect();
-        Ok(ForwardAuth { url, method, uri, ask, copy })
+        Ok(ForwardAuth { url, method, uri, ask, copy, answers })
     }
 }
 
 impl RequestFilter for ForwardAuth {
     fn on_request(&mut self, request: &Values) -> Verdict {
-        let mut question = http::get(&self.url).timeout(TIME);
-        for (name, value) in [("x-forwarded-method", self.method), ("x-forwarded-uri", self.uri)] {
-            question = question.header(name, request.bytes(value).unwrap_or_default());
+        let target = [("x-forwarded-method", self.method), ("x-forwarded-uri", self.uri)];
+        let target = target.map(|(name, value)| (name, request.bytes(value).unwrap_or_default()));
+        let fields: Vec<_> =
+            self.ask.iter().filter_map(|(name, value)| Some((name.as_str(), request.bytes(*value)?))).collect();
+        let question = Question { url: &self.url, target: &target, fields: &fields, copy: &self.copy };
+        if let Some(copied) = self.answers.as_ref().and_then(|answers| answers.known(&question)) {
+            return self.pass(copied);
         }
-        for (name, value) in &self.ask {
-            if let Some(value) = request.bytes(*value) {
-                question = question.header(name, value);
+        let request = target
+            .iter()
+            .chain(&fields)
+            .fold(http::get(&self.url), |request, (name, value)| request.header(name, *value));
+        match request.timeout(TIME).send() {
+            Ok(answer) if (200..300).contains(&answer.status) => {
+                let copied = self.copy.iter().map(|name| answer.text(name).map(String::from)).collect();
+                if let Some(answers) = &self.answers {
+                    answers.remember(&question, &copied);
+                }
+                self.pass(copied)
             }
-        }
-        match question.send() {
-            Ok(answer) if (200..300).contains(&answer.status) => self.pass(&answer),
             Ok(answer) => refuse(answer),
             // `on-error` decides; the default refuses the request.
             Err(error) => Verdict::Fail(error.to_string()),
@@ -66,9 +101,9 @@ impl RequestFilter for ForwardAuth {
 }
 
 impl ForwardAuth {
-    /// Passes a request with fields of the answer in place of the client's.
-    fn pass(&self, answer: &Response) -> Verdict {
-        self.copy.iter().fold(Verdict::proceed(), |verdict, name| match answer.text(name) {
+    /// Passes a request with the copied fields of an answer in place of the client's.
+    fn pass(&self, copied: Vec<Option<String>>) -> Verdict {
+        self.copy.iter().zip(copied).fold(Verdict::proceed(), |verdict, (name, value)| match value {
             Some(value) => verdict.set_field(name, value),
             None => verdict.remove_field(name),
         })
@@ -85,46 +120,4 @@ fn refuse(answer: Response) -> Verdict {
 export!(ForwardAuth: RequestFilter);
 
 #[cfg(test)]
-mod tests {
-    use plugway_sdk::Response;
-    use plugway_sdk::http::Error;
-    use plugway_sdk::testing::http::answer;
-    use plugway_sdk::testing::{Harness, Outcome, Request};
-
-    use super::ForwardAuth;
-
-    fn filter() -> Harness<ForwardAuth> {
-        let config = serde_json::json!({ "url": "http://auth/verify", "ask": ["cookie"], "copy": ["x-user"] });
-        Harness::new(config).unwrap()
-    }
-
-    #[test]
-    fn the_service_sees_the_request_and_names_the_user() {
-        answer(|question| {
-            assert_eq!(question.url, "http://auth/verify");
-            let asked = |name: &str, value: &str| question.fields.contains(&(name.into(), value.into()));
-            assert!(asked("cookie", "session=1") && asked("x-forwarded-method", "GET"), "{question:?}");
-            Ok(Response::new(204).field("x-user", "alice"))
-        });
-        let request = Request::get("/a").field("cookie", "session=1").field("x-user", "root");
-        let passed = filter().request(request).passed().unwrap();
-        assert_eq!(passed.lines("x-user"), ["alice"]);
-        answer(|_| Ok(Response::new(204)));
-        let passed = filter().request(Request::get("/a").field("x-user", "root")).passed().unwrap();
-        assert_eq!(passed.text("x-user"), None);
-    }
-
-    #[test]
-    fn any_other_answer_is_that_of_the_client() {
-        answer(|_| Ok(Response::new(302).field("location", "/login").field("server", "auth")));
-        let refused = filter().request(Request::get("/a")).answered().unwrap();
-        assert_eq!((refused.status, refused.text("location")), (302, Some("/login")));
-        assert_eq!(refused.text("server"), None);
-    }
-
-    #[test]
-    fn without_an_answer_no_request_passes() {
-        answer(|_| Err(Error::Timeout));
-        assert!(matches!(filter().request(Request::get("/a")), Outcome::Failed(_)));
-    }
-}
+mod tests;
