@@ -305,6 +305,7 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 const DOCUMENTS: &[(&str, &str)] = &[
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
+    ("writing-a-filter.md", include_str!("../docs/writing-a-filter.md")),
     ("error-pages.md", include_str!("../docs/error-pages.md")),
     ("files.md", include_str!("../docs/files.md")),
     ("edge.md", include_str!("../docs/edge.md")),

@@ -96,6 +96,11 @@ pub struct Readme;
 #[doc = include_str!("../../docs/writing-a-filter.md")]
 pub struct Guide;
 
+/// The code of the page about shared state, which has to compile and to hold.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/shared-state.md")]
+pub struct SharedState;
+
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
@@ -110,3 +115,37 @@ pub use setup::{
 };
 pub use values::Values;
 pub use verdict::{BodyVerdict, Edit, Response, Verdict};
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// The documents whose code this crate compiles: see the items for `doctest`.
+    const COMPILED: [&str; 2] = ["writing-a-filter.md", "shared-state.md"];
+
+    #[test]
+    fn all_rust_code_of_the_documents_is_compiled() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let plugins = docs.join("plugins");
+        let mut with_code = Vec::new();
+        for file in [docs, plugins].iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
+            let file = file.unwrap();
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            let blocks: Vec<&str> = text.lines().filter(|line| line.starts_with("```rust")).collect();
+            assert!(
+                blocks.iter().all(|block| *block == "```rust"),
+                "{:?} has code that isn't run: {blocks:?}",
+                file.path()
+            );
+            if !blocks.is_empty() {
+                with_code.push(file.file_name().into_string().unwrap());
+            }
+        }
+        with_code.sort();
+        let mut compiled = COMPILED;
+        compiled.sort();
+        assert_eq!(with_code, compiled);
+        let own = include_str!("lib.rs");
+        assert!(COMPILED.iter().all(|name| own.contains(&format!("include_str!(\"../../docs/{name}\")"))));
+    }
+}
