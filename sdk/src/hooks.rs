@@ -14,7 +14,8 @@ pub use bindings::types::Summary;
 /// The host creates one instance per worker, and may create a new one at any time. State that has to outlive a request
 /// belongs in a note, a metric or the upstream.
 pub trait Plugin: Sized + 'static {
-    /// The type of the configuration in the manifest. Its JSON Schema is part of the component.
+    /// The type of the configuration in the manifest, where it is a table: a struct or a map, or `()` for none. Its JSON
+    /// Schema is part of the component.
     type Config: serde::de::DeserializeOwned + schemars::JsonSchema;
 
     /// Creates the plugin and declares the values that it needs. An error prevents the manifest from being served;

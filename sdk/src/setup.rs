@@ -204,13 +204,13 @@ impl Setup {
     /// struct Tags { names: Vec<ValueName> }
     ///
     /// impl Plugin for Tags {
-    ///     type Config = Vec<String>;
-    ///     fn new(config: Vec<String>, setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///     type Config = std::collections::BTreeMap<String, String>;
+    ///     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError> {
     ///         let mut names = Vec::new();
-    ///         for (place, name) in config.iter().enumerate() {
+    ///         for (key, name) in &config {
     ///             match name.parse() {
     ///                 Ok(name) => names.push(name),
-    ///                 Err(message) => setup.report(ConfigError::at(format!("/{place}"), message)),
+    ///                 Err(message) => setup.report(ConfigError::at(format!("/{key}"), message)),
     ///             }
     ///         }
     ///         Ok(Tags { names })
