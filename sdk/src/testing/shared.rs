@@ -217,6 +217,7 @@ fn wit_error(error: crate::shared::Error) -> Error {
         Own::OtherKind => Error::OtherKind,
         Own::Overflow => Error::Overflow,
         Own::BadRate => Error::BadRate,
+        Own::Unavailable => Error::Unavailable,
     }
 }
 
