@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
-use plugway_test_guests::OVERRIDES;
+use plugway_test_guests::{OVERRIDES, WAITING};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
@@ -239,6 +239,19 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
     assert_eq!(response.headers().get_all("x-seen").iter().count(), 1, "the error has passed the response hooks");
+}
+
+#[test]
+fn the_error_of_a_declined_tunnel_passes_hooks_that_wait() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let marked = "{ use = \"headers\", config.response.append = { X-Seen = \"yes\" } }";
+    let more = format!("[plugin.waiting]\nuse = {WAITING:?}\nconfig.hash = \"\"\n");
+    let proxy = Proxy::start(&manifest(&echo(), &format!("{marked}, \"waiting\""), &more));
+    let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
+    assert_eq!((response.status().as_u16(), said), (502, None));
+    for field in ["x-verified", "x-seen"] {
+        assert_eq!(response.headers().get_all(field).iter().count(), 1, "{field} in {response:?}");
+    }
 }
 
 #[test]

@@ -102,14 +102,14 @@ impl ClientConnection {
         request: Request<ClientContent>,
         upload: UploadProgress,
         timers: Rc<Timers>,
-        admit: &dyn Fn(Response<ResponseBody>, &mut ExchangeRecord) -> Response<ResponseBody>,
+        admit: &dyn Fn(Response<ResponseBody>) -> Response<ResponseBody>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
         let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
         let next = match next {
-            Next::Respond(response) => Next::Respond(admit(response, &mut record)),
+            Next::Respond(response) => Next::Respond(admit(response)),
             forwarded @ Next::Forward(_) => forwarded,
         };
         async move {
@@ -303,7 +303,7 @@ mod tests {
             timers: Rc<Timers>,
         }
         let size = size_of_future(|arguments: Arguments| {
-            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &|response, _| response)
+            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers, &|response| response)
         });
         assert!(size <= 512, "{size} bytes");
     }

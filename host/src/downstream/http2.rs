@@ -49,6 +49,7 @@ use crate::exchange::response_body::ResponseBody;
 use crate::exchange::{self, Timers};
 use crate::generation::connection_counts::{CloseReason, SendLimit};
 use crate::generation::listener::ClientLimits;
+use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::LocalExecutor;
@@ -306,9 +307,7 @@ impl Streams {
             stream.receives(&upload);
         }
         let exchange = match self.limit_violation(&request) {
-            None => Ok(self
-                .client
-                .exchange(request, upload, timers.clone(), &|response, record| self.count_made(response, record))),
+            None => Ok(self.client.exchange(request, upload, timers.clone(), &|response| self.count_made(response))),
             Some((status, limit, why)) => {
                 let (error, worker) =
                     (Error::new(FailureKind::RequestError, why).with_limit(limit), self.client.worker());
@@ -322,9 +321,12 @@ impl Streams {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
             };
-            let response = open.streams.count_received(response);
+            let response = match response.extensions().get::<CountedLength>() {
+                Some(_) => boxed(|| open.streams.count_received(response, &timers)).await,
+                None => response,
+            };
             let (response, open) = match tunnel {
-                Some(client) => connect(response, client, open, &timers.idle),
+                Some(client) => boxed(|| connect(response, client, open, &timers)).await,
                 None => (response, Some(open)),
             };
             let has_none = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -355,38 +357,36 @@ impl Streams {
         many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
-    /// Counts a response that came from elsewhere, as [`Streams::count_made`] does.
-    fn count_received(&self, response: Response<ResponseStream>) -> Response<ResponseStream> {
-        if response.extensions().get::<CountedLength>().is_none() {
-            return response;
-        }
+    /// Counts a response that is whole in memory against `limits.buffer`. One that there is no room for is left to
+    /// [`Streams::count_received`].
+    fn count_made(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+        let Some(CountedLength(length)) = response.extensions().get() else { return response };
+        let Some(share) = self.backlog.count_made(*length) else { return response };
+        response.extensions_mut().remove::<CountedLength>();
+        let (mut parts, mut body) = response.into_parts();
+        made_response::attach(share, &mut parts.headers, &mut body);
+        Response::from_parts(parts, body)
+    }
+
+    /// Counts a response as [`Streams::count_made`] does, or replaces it by an error, which goes up the chain.
+    async fn count_received(&self, response: Response<ResponseStream>, timers: &Timers) -> Response<ResponseStream> {
         let (parts, ResponseStream { body, total, record }) = response.into_parts();
         let response = Response::from_parts(parts, body);
         let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
-        let response = self.count_made(response, &mut record);
+        let mut response = self.count_made(response);
+        if response.extensions().get::<CountedLength>().is_some() {
+            drop(response);
+            let cause = "the client leaves too many bytes of responses unread that plugins made";
+            let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
+            response = respond::replace_with_error(error, timers, &mut record).await;
+        }
+        if response.extensions().get::<CountedLength>().is_some() {
+            // The plugins above have made it as long.
+            response = Response::new(ResponseBody::Full(Bytes::new()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        }
         response.map(|body| ResponseStream { body, total, record: Some(record) })
-    }
-
-    /// Counts a response that is whole in memory against `limits.buffer`, or replaces it by an error.
-    fn count_made(&self, mut response: Response<ResponseBody>, record: &mut ExchangeRecord) -> Response<ResponseBody> {
-        let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
-        if let Some(share) = self.backlog.count_made(length) {
-            let (mut parts, mut body) = response.into_parts();
-            made_response::attach(share, &mut parts.headers, &mut body);
-            return Response::from_parts(parts, body);
-        }
-        drop(response);
-        let cause = "the client leaves too many bytes of responses unread that plugins made";
-        let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
-        let replaced = respond::replace_with_error(error, record);
-        if replaced.extensions().get::<CountedLength>().is_none() {
-            return replaced;
-        }
-        // The plugins above have made it as long.
-        let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
-        *empty.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
-        empty
     }
 
     fn open(self: &Rc<Self>) -> OpenStream {
@@ -723,11 +723,11 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
 
 /// Returns the response to a request for a tunnel, as HTTP/2 requires it. Any success means a tunnel, so other
 /// responses must not have such a status.
-fn connect(
+async fn connect(
     mut response: Response<ResponseStream>,
     client: OnUpgrade,
     open: OpenStream,
-    deadline: &Deadline,
+    timers: &Timers,
 ) -> (Response<ResponseStream>, Option<OpenStream>) {
     let outgoing = response.body_mut();
     let switched = match std::mem::replace(&mut outgoing.body, ResponseBody::Full(Bytes::new())) {
@@ -738,7 +738,7 @@ fn connect(
                 let ResponseStream { total, record, .. } = response.into_body();
                 response = match record {
                     Some(mut record) => {
-                        let mut replaced = respond::replace_with_error(not_switched(), &mut record);
+                        let mut replaced = respond::replace_with_error(not_switched(), timers, &mut record).await;
                         if replaced.status().is_success() {
                             // A plugin made the error a success.
                             *replaced.status_mut() = StatusCode::BAD_GATEWAY;
@@ -761,7 +761,7 @@ fn connect(
     for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
         response.headers_mut().remove(name);
     }
-    let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
+    let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, timers.idle.clone());
     open.is_whole.set(true);
     spawn(Task::Tunnel, async move {
         match client.await {

@@ -1,5 +1,7 @@
 //! The way of a response up the chain. Every response to a request with a route takes it, whatever made the response.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
@@ -203,7 +205,7 @@ impl Responding {
     /// Returns the response once all hooks have run.
     pub async fn finish(
         self,
-        worker: &WorkerState,
+        worker: &Rc<WorkerState>,
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
@@ -220,7 +222,7 @@ impl LateResponse {
     /// Waits for the body hooks, and returns the response. The response to an error passes no body hook.
     pub async fn run(
         self: Box<Self>,
-        worker: &WorkerState,
+        worker: &Rc<WorkerState>,
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
@@ -252,7 +254,7 @@ impl Ascent {
     /// Waits for the hook of the plugin, and takes the response up to the client.
     pub async fn finish(
         self: Box<Self>,
-        worker: &WorkerState,
+        worker: &Rc<WorkerState>,
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
@@ -442,25 +444,15 @@ pub fn reject(
     response
 }
 
-/// Returns the response in place of one that has passed the chain and can't be sent.
-pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
+/// Returns the response in place of one that has passed the chain and can't be sent. The error goes up the chain.
+pub async fn replace_with_error(error: Error, timers: &Timers, record: &mut ExchangeRecord) -> Response<ResponseBody> {
     let worker = record.running().clone();
     let context = record.take_context();
     match record.route() {
         Some(route_id) => {
-            let (kind, depth) = (error.kind, record.depth);
-            let failed = ChainFailure::new(error, depth);
-            match respond(&worker, route_id, context, Reply::new(Err(failed), depth), record) {
-                Responding::Ready(response) => response,
-                // No future is at hand here that could wait: the client gets the error without the plugins above.
-                Responding::Waiting(_) | Responding::Late(_) => {
-                    let context = record.take_context();
-                    let error = Error::new(kind, "a plugin whose hook may wait was passed over").mark_logged();
-                    let response = fail(&error, error.client_status(), &worker, &context, record);
-                    record.set_route(route_id, context);
-                    response
-                }
-            }
+            let depth = record.depth;
+            let reply = Reply::new(Err(ChainFailure::new(error, depth)), depth);
+            respond(&worker, route_id, context, reply, record).finish(&worker, timers, record).await
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

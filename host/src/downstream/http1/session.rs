@@ -175,7 +175,7 @@ impl Session {
         let upload = UploadProgress::default();
         self.upload.replace(upload.clone());
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
-        let exchange = self.client.exchange(request, upload, self.timers.clone(), &|response, _| response);
+        let exchange = self.client.exchange(request, upload, self.timers.clone(), &|response| response);
         ExchangeFuture { exchange, session: self }
     }
 
