@@ -114,8 +114,8 @@ fn running() -> WorkerState {
     let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
     let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let running =
-        WorkerState::new(Arc::new(generation), &pools, &Shares::new(Instant::now()), place, alive, Instant::now());
+    let (shares, (ended, _)) = (Shares::new(Instant::now()), tokio::sync::mpsc::channel(1));
+    let running = WorkerState::new(Arc::new(generation), &pools, &shares, place, alive, ended, Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(running.warm()).expect("it starts");
     running

@@ -41,6 +41,7 @@ mod serve_files;
 pub mod target;
 pub mod upstream_body;
 pub mod waiting;
+mod waiting_bodies;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -522,7 +523,7 @@ impl Descent {
 /// to, which a plugin may have chosen; the error is the response in place of forwarding.
 async fn pass_body_hooks(
     sending: &mut OutgoingRequest,
-    worker: &WorkerState,
+    worker: &Rc<WorkerState>,
     destination: Destination,
     timers: &Timers,
     context: &mut Box<ExchangeContext>,
@@ -533,7 +534,7 @@ async fn pass_body_hooks(
     let failed = |failed: ChainFailure| Box::new(Reply::new(Err(ChainFailure { depth: bottom, ..failed }), bottom));
     let mut upstream = destination.upstream;
     if let Some(passage) = sending.passage.take() {
-        let passed = timers.total.until_met(passage.run(worker, context, &mut upstream)).await;
+        let passed = timers.total.until_met(passage.run(worker, context, &mut upstream, timers.idle.clock())).await;
         match passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), bottom))).map_err(failed)? {
             PassageEnd::Content(content) => sending.body = content.into_body(sending.upload.clone(), &worker.buffers),
             PassageEnd::Respond(response) => {

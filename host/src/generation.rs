@@ -24,7 +24,7 @@ use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use crate::body::buffer_space::{BufferLimits, BufferSpace};
-use crate::context::ExchangeContext;
+use crate::context::{ClientInfo, ExchangeContext};
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
@@ -37,7 +37,7 @@ use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
-use crate::plugin::instance::Instance;
+use crate::plugin::instance::{Instance, Summary};
 use crate::plugin::instance_limit::Tenancy;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
@@ -183,6 +183,8 @@ pub struct WorkerState {
     pub buffers: Rc<BufferSpace>,
     /// The channel by whose end the worker learns that nothing holds its states any more.
     pub alive: mpsc::WeakSender<()>,
+    /// The queue of the worker's task that calls observers which may wait.
+    ended: mpsc::Sender<EndedExchange>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
     /// The index of the timer that has the first turn at the next tick.
@@ -197,6 +199,24 @@ pub struct WorkerState {
 
 /// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
 pub struct ChainCall(Rc<WorkerState>);
+
+/// An exchange that has ended, for an observer that may wait. The worker doesn't end before the observer.
+pub struct EndedExchange {
+    pub worker: Rc<WorkerState>,
+    pub plugin_id: PluginId,
+    /// The values that the observer has declared.
+    pub values: Vec<Option<Vec<u8>>>,
+    pub summary: Summary,
+    /// The name of the exchange for the log.
+    pub name: ExchangeName,
+    /// The client of the exchange.
+    pub peer: Arc<ClientInfo>,
+    pub alive: Option<mpsc::Sender<()>>,
+}
+
+/// Exchanges that have ended in one turn of a worker and are queued for observers that may wait. How many of them wait for
+/// a call is limited by `limits.queued-calls`.
+pub const ENDED_EXCHANGES: usize = 4096;
 
 /// An instance whose timer is called.
 struct Timer {
@@ -260,6 +280,7 @@ impl WorkerState {
         shares: &Rc<Shares>,
         worker_metrics: WorkerMetrics,
         alive: mpsc::WeakSender<()>,
+        ended: mpsc::Sender<EndedExchange>,
         now: Instant,
     ) -> Self {
         let view = |upstream: &Upstream| UpstreamState {
@@ -307,6 +328,7 @@ impl WorkerState {
             worker_metrics,
             buffers,
             alive,
+            ended,
             pools,
             timers,
             first_timer: Cell::new(0),
@@ -354,6 +376,22 @@ impl WorkerState {
     /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
     pub fn upstream_name(&self, upstream: Option<UpstreamId>) -> Arc<str> {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
+    }
+
+    /// Queues an exchange that has ended for an observer that may wait.
+    pub fn observe_later(
+        self: &Rc<Self>,
+        plugin_id: PluginId,
+        values: Vec<Option<Vec<u8>>>,
+        summary: Summary,
+        context: &ExchangeContext,
+    ) {
+        let (worker, name, peer) = (self.clone(), ExchangeName::of(context), context.peer.clone());
+        let ended = EndedExchange { worker, plugin_id, values, summary, name, peer, alive: self.alive.upgrade() };
+        if self.ended.try_send(ended).is_err() {
+            let full = PluginFailure::EndedExchanges(ENDED_EXCHANGES);
+            self.record_plugin_failure(plugin_id, "observer", &full, Some(context));
+        }
     }
 
     /// Calls the timers whose interval has passed. Those that are left after [`TIMERS_TIME`] have the first turn at the next

@@ -1,6 +1,7 @@
 //! The content of messages on its way through the plugins of a chain that transform bodies.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -12,19 +13,23 @@ use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::MessageSide;
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
+use crate::exchange::callouts::CalloutOrigin;
 use crate::exchange::chain::{self, ChainFailure, ChainPosition, FailedHook, on_error};
 use crate::exchange::decoded_body::DecodedBody;
 use crate::exchange::filtered_body::{FilteredBody, UploadContent};
 use crate::exchange::gathered_body::{GatheredBody, GatheredContent, WholeContent, gather};
 use crate::exchange::record::content_error;
 use crate::exchange::response_body::ResponseBody;
+use crate::exchange::waiting_bodies::WaitingBodies;
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Route, WorkerState};
-use crate::plugin::body_filter::{BodyFilter, BodyStart};
+use crate::net::deadline::Clock;
+use crate::plugin::body_filter::{BodyFilter, BodyStart, WaitingBody};
 use crate::plugin::body_permit::{BodyPermit, BodyResource};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::decoder_memory::DecoderMemory;
-use crate::plugin::instance::{BodyVerdict, WholeBody};
+use crate::plugin::instance::{BodyVerdict, Instance, WholeBody};
+use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::settings::OnError;
 use crate::protocol::coded_content::{self, Coded, CodingList};
 use crate::protocol::content_decoder::{ContentDecoder, DecodingBounds};
@@ -199,6 +204,8 @@ struct PassageHooks {
     next: usize,
     /// The hooks that have begun.
     stages: Vec<BodyFilter>,
+    /// The plugins of those hooks.
+    begun: Vec<PluginId>,
 }
 
 /// Content with all its body hooks begun, or on its way to that.
@@ -224,9 +231,23 @@ enum Decision {
     Respond(Response<Vec<u8>>),
 }
 
+/// The worker of body hooks, some of which may wait.
+struct WaitingCalls<'a> {
+    worker: &'a Rc<WorkerState>,
+    clock: &'a Rc<Clock>,
+}
+
+impl<'a> WaitingCalls<'a> {
+    /// Returns the origin of the requests that a plugin makes for an exchange.
+    fn origin(&self, plugin_id: PluginId, context: &ExchangeContext) -> CalloutOrigin<'a> {
+        let WaitingCalls { worker, clock } = *self;
+        CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: clock.clone() }
+    }
+}
+
 impl<B: PassingContent> BodyPassage<B> {
     fn new(side: MessageSide, due: SmallVec<[DueHook; 4]>, content: B) -> Self {
-        BodyPassage { hooks: PassageHooks { side, due, next: 0, stages: Vec::new() }, content }
+        BodyPassage { hooks: PassageHooks { side, due, next: 0, stages: Vec::new(), begun: Vec::new() }, content }
     }
 
     /// Begins the hooks, if none of them has to be waited for.
@@ -235,24 +256,32 @@ impl<B: PassingContent> BodyPassage<B> {
         if self.hooks.next().is_some() {
             return Ok(Passage::Waits(Box::new(self)));
         }
-        Ok(Passage::Done(self.hooks.close(self.content, context)))
+        Ok(Passage::Done(self.hooks.close(self.content, context, None)))
     }
 
     /// Begins the hooks in turn, and waits where that is needed. A plugin that takes a request whole may choose another
     /// upstream.
     pub async fn run(
         self,
-        worker: &WorkerState,
+        worker: &Rc<WorkerState>,
         context: &mut Box<ExchangeContext>,
         upstream: &mut Option<UpstreamId>,
+        clock: &Rc<Clock>,
     ) -> Result<PassageEnd<B>, ChainFailure> {
         let BodyPassage { mut hooks, mut content } = self;
+        let calls = WaitingCalls { worker, clock };
         loop {
             content = hooks.advance(worker, content, context)?;
-            let Some(hook) = hooks.next() else { return Ok(PassageEnd::Content(hooks.close(content, context))) };
-            let permit = BodyPermit::wait(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()).await;
+            let Some(hook) = hooks.next() else {
+                return Ok(PassageEnd::Content(hooks.close(content, context, Some(&calls))));
+            };
+            let configured = &worker.generation.bindings[hook.plugin_id];
+            let permit = BodyPermit::wait(&configured.supply, hook.resource(configured.waits())).await;
             let Some(max) = hook.gathered else {
-                hooks.begin_hook(worker, hook, permit, context)?;
+                match configured.waits() {
+                    true => hooks.begin_waiting(&calls, hook, permit, context).await?,
+                    false => hooks.begin_hook(worker, hook, permit, context)?,
+                }
                 continue;
             };
             hooks.next += 1;
@@ -263,7 +292,7 @@ impl<B: PassingContent> BodyPassage<B> {
                     continue;
                 }
             };
-            content = hooks.close(content, context);
+            content = hooks.close(content, context, Some(&calls));
             let failed =
                 |error, content: &B| ChainFailure::new(content.failure(error), ChainPosition::above(hook.place));
             let gathered = gather(&mut content, max).await.map_err(|error| failed(error, &content))?;
@@ -273,7 +302,7 @@ impl<B: PassingContent> BodyPassage<B> {
                 continue;
             }
             let GatheredContent { content: received, trailers, .. } = gathered;
-            let (sent, trailers) = match hooks.decide(worker, hook, &received, context, upstream)? {
+            let (sent, trailers) = match hooks.decide(&calls, hook, &received, context, upstream).await? {
                 Decision::Keep => (received, trailers),
                 Decision::Replace(content) => (content, trailers.map(transformed_content::trailers)),
                 Decision::Respond(response) => return Ok(PassageEnd::Respond(response)),
@@ -284,9 +313,10 @@ impl<B: PassingContent> BodyPassage<B> {
 }
 
 impl DueHook {
-    /// The resource that a body in the plugin holds.
-    fn resource(&self) -> BodyResource {
-        if self.gathered.is_some() { BodyResource::Memory } else { BodyResource::Instance }
+    /// The resource that a body in the plugin holds. The instances of a plugin that may wait are counted as those of its
+    /// other calls.
+    fn resource(&self, waits: bool) -> BodyResource {
+        if self.gathered.is_some() || waits { BodyResource::Memory } else { BodyResource::Instance }
     }
 
     /// Returns the name of the hook for the log.
@@ -326,10 +356,11 @@ impl PassageHooks {
                 self.next += 1;
                 continue;
             }
-            if hook.gathered.is_some() {
+            let configured = &worker.generation.bindings[hook.plugin_id];
+            if hook.gathered.is_some() || configured.waits() {
                 return Ok(content);
             }
-            match BodyPermit::take(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()) {
+            match BodyPermit::take(&configured.supply, hook.resource(false)) {
                 Err(PluginFailure::Bodies(_)) => return Ok(content),
                 permit => self.begin_hook(worker, hook, permit, context)?,
             }
@@ -396,11 +427,50 @@ impl PassageHooks {
             let start = BodyStart { side, mode, needs, context };
             BodyFilter::begin(&worker.guards[plugin_id], &worker.bodies[plugin_id], permit, start)
         });
+        self.take_begun(worker, hook, begun, context)
+    }
+
+    /// Begins a hook that transforms the content and may wait, and waits for its first call.
+    async fn begin_waiting(
+        &mut self,
+        calls: &WaitingCalls<'_>,
+        hook: DueHook,
+        permit: Result<BodyPermit, PluginFailure>,
+        context: &ExchangeContext,
+    ) -> Result<(), ChainFailure> {
+        let DueHook { plugin_id, mode, .. } = hook;
+        let (side, worker) = (self.side, calls.worker);
+        self.next += 1;
+        let needs = worker.generation.bindings[plugin_id].body(side).map_or(&[][..], |inputs| &inputs.values);
+        let begun = match permit {
+            Ok(permit) => {
+                let start = BodyStart { side, mode, needs, context };
+                let ((sender, callouts), [step]) = (CalloutSender::channel(), calls.clock.deadlines());
+                let (guard, bodies) = (&worker.guards[plugin_id], &worker.bodies[plugin_id]);
+                let begin = BodyFilter::begin_waiting(guard, bodies, permit, start, WaitingBody { sender, step });
+                calls.origin(plugin_id, context).drive(begin, callouts).await
+            }
+            Err(failure) => Err(failure),
+        };
+        self.take_begun(worker, hook, begun, context)
+    }
+
+    /// Takes a hook that has begun, or applies the `on-error` of its plugin.
+    fn take_begun(
+        &mut self,
+        worker: &WorkerState,
+        hook: DueHook,
+        begun: Result<BodyFilter, PluginFailure>,
+        context: &ExchangeContext,
+    ) -> Result<(), ChainFailure> {
         match begun {
-            Ok(stage) => self.stages.push(stage),
-            Err(failure) => self.fail(worker, hook, failure, context)?,
+            Ok(stage) => {
+                self.stages.push(stage);
+                self.begun.push(hook.plugin_id);
+                Ok(())
+            }
+            Err(failure) => self.fail(worker, hook, failure, context),
         }
-        Ok(())
     }
 
     /// Applies the `on-error` of a plugin whose hook has failed.
@@ -416,18 +486,26 @@ impl PassageHooks {
     }
 
     /// Has a plugin decide about content that it has received whole, and makes the edits that it wants.
-    fn decide(
+    async fn decide(
         &self,
-        worker: &WorkerState,
+        calls: &WaitingCalls<'_>,
         hook: DueHook,
         content: &[u8],
         context: &mut Box<ExchangeContext>,
         upstream: &mut Option<UpstreamId>,
     ) -> Result<Decision, ChainFailure> {
-        let (side, configured) = (self.side, &worker.generation.bindings[hook.plugin_id]);
+        let (side, worker) = (self.side, calls.worker);
+        let configured = &worker.generation.bindings[hook.plugin_id];
         let needs = configured.body(side).map_or(&[][..], |inputs| &inputs.values);
         let body = WholeBody { side, content, memory: configured.memory() };
-        let called = worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context));
+        let called = match configured.waits() {
+            true => {
+                let (origin, [step]) = (calls.origin(hook.plugin_id, context), calls.clock.deadlines());
+                let call = async |instance: &mut Instance| instance.take_body_waiting(body, needs, context).await;
+                origin.call(&step, call).await
+            }
+            false => worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context)),
+        };
         let decided = called.and_then(|verdict| {
             let (decision, edits) = match verdict {
                 BodyVerdict::Proceed(edits) => (Decision::Keep, edits),
@@ -458,14 +536,24 @@ impl PassageHooks {
         }
     }
 
-    /// Returns the content behind the hooks that have begun.
-    fn close<B: PassingContent>(&mut self, content: B, context: &mut ExchangeContext) -> B {
-        let stages = std::mem::take(&mut self.stages);
+    /// Returns the content behind the hooks that have begun. `calls` is `None` if none of them may wait.
+    fn close<B: PassingContent>(
+        &mut self,
+        content: B,
+        context: &mut ExchangeContext,
+        calls: Option<&WaitingCalls<'_>>,
+    ) -> B {
+        let (stages, plugins) = (std::mem::take(&mut self.stages), std::mem::take(&mut self.begun));
         if stages.is_empty() {
             return content;
         }
         self.forget_content(context);
-        B::filtered(FilteredBody::new(content, stages))
+        let calls = calls.filter(|_| stages.iter().any(BodyFilter::waits));
+        let pass = calls.map(|calls| {
+            let (worker, peer, clock) = (calls.worker.clone(), context.peer.clone(), calls.clock.clone());
+            WaitingBodies { worker, plugins, peer, clock }.pass()
+        });
+        B::filtered(FilteredBody::new(content, stages, pass))
     }
 }
 
@@ -536,10 +624,11 @@ pub fn filter_body(
 /// Has the content of a response pass body hooks that have to be waited for. A plugin may put another response in place.
 pub async fn run_passage(
     passage: BodyPassage<ResponseBody>,
-    worker: &WorkerState,
+    worker: &Rc<WorkerState>,
     context: &mut Box<ExchangeContext>,
+    clock: &Rc<Clock>,
 ) -> Result<ResponseBody, ChainFailure> {
-    match passage.run(worker, context, &mut None).await? {
+    match passage.run(worker, context, &mut None, clock).await? {
         PassageEnd::Content(content) => Ok(content),
         PassageEnd::Respond(response) => {
             let (parts, content) = response.into_parts();

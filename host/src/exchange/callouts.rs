@@ -21,8 +21,10 @@ use crate::error::{Error, FailureKind};
 use crate::generation::WorkerState;
 use crate::generation::ids::PluginId;
 use crate::net::boxed::boxed;
-use crate::net::deadline::Clock;
-use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutTimes, MAX_CALLOUTS};
+use crate::net::deadline::{Clock, Deadline};
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::Instance;
+use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutSender, CalloutTimes, MAX_CALLOUTS};
 use crate::protocol::hop_by_hop;
 
 /// The exchange that a plugin sends requests for.
@@ -43,6 +45,23 @@ const TIME: Duration = Duration::from_secs(10);
 type SentCallout<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 impl CalloutOrigin<'_> {
+    /// Calls a hook that may wait, on an instance of its own, and waits for the result. `step` limits each thing that is
+    /// waited for.
+    pub async fn call<R>(
+        &self,
+        step: &Deadline,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        let (sender, callouts) = CalloutSender::channel();
+        let call = async |instance: &mut Instance| {
+            instance.allow_callouts(sender);
+            call(instance).await
+        };
+        let call = self.worker.guards[self.plugin_id].call_waiting(step, call);
+        let has_none = self.worker.generation.bindings[self.plugin_id].http_destinations().is_empty();
+        if has_none { call.await } else { self.drive(call, callouts).await }
+    }
+
     /// Runs a call of a plugin, and sends the requests that the call makes. Requests that are under way when the call ends
     /// are dropped.
     pub async fn drive<R>(&self, call: impl Future<Output = R>, mut callouts: CalloutReceiver) -> R {

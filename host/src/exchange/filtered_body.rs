@@ -34,6 +34,27 @@ pub struct FilteredBody<B> {
     in_turn: Duration,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
+    /// The way through the plugins if one of them may wait; `None` if none may.
+    waiting: Option<Waiting>,
+}
+
+/// The way of each frame through plugins that may wait.
+pub struct WaitingPass(pub Box<dyn Fn(Vec<BodyFilter>, Option<Frame<Bytes>>) -> PassFuture>);
+
+/// A frame on its way through plugins that may wait, with the plugins.
+type PassFuture = Pin<Box<dyn Future<Output = PassedFrame>>>;
+
+/// A frame that has passed plugins, or has not.
+pub struct PassedFrame {
+    pub stages: Vec<BodyFilter>,
+    pub state: FilterState,
+    pub passed: Result<Bytes, FilterFailure>,
+}
+
+struct Waiting {
+    pass: WaitingPass,
+    /// The frame that is on its way; `None` if none is.
+    under_way: Option<PassFuture>,
 }
 
 /// A wait, in steps, until all plugins may be called again.
@@ -51,7 +72,8 @@ const TURN: Duration = Duration::from_millis(1);
 /// The shortest step of a wait, which is what timers can measure.
 const MIN_STEP: Duration = Duration::from_millis(1);
 
-enum FilterState {
+/// The state of a body that passes plugins.
+pub enum FilterState {
     Passing,
     /// All data was passed on; these trailers are left.
     Trailers(HeaderMap),
@@ -59,8 +81,11 @@ enum FilterState {
 }
 
 impl<B> FilteredBody<B> {
-    pub fn new(source: B, stages: Vec<BodyFilter>) -> Self {
-        FilteredBody { source, stages, state: FilterState::Passing, pause: None, in_turn: Duration::ZERO, status: None }
+    /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
+    pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
+        let (state, pause, in_turn, status) = (FilterState::Passing, None, Duration::ZERO, None);
+        let waiting = pass.map(|pass| Waiting { pass, under_way: None });
+        FilteredBody { source, stages, state, pause, in_turn, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -102,11 +127,34 @@ impl<B> FilteredBody<B> {
         Poll::Pending
     }
 
-    /// Takes what the source gave through all stages.
-    fn pass(&mut self, frame: Option<Frame<Bytes>>) -> Result<Bytes, BodyError> {
+    /// Takes what the source gave through all stages; `Pending` if one of them waits, and [`Self::poll_passed`] has the
+    /// result.
+    fn poll_pass(&mut self, frame: Option<Frame<Bytes>>, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
+        let Some(waiting) = &mut self.waiting else {
+            let began = Instant::now();
+            let passed = pass(&mut self.stages, frame, &mut self.state);
+            self.in_turn += began.elapsed();
+            return Poll::Ready(self.settle(passed));
+        };
+        waiting.under_way = Some((waiting.pass.0)(std::mem::take(&mut self.stages), frame));
+        self.poll_passed(cx).map(|passed| passed.unwrap_or_else(|| Ok(Bytes::new())))
+    }
+
+    /// Waits for the frame that is on its way through stages which wait; `None` if there is none.
+    fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let under_way = self.waiting.as_mut().and_then(|waiting| waiting.under_way.as_mut());
+        let Some(under_way) = under_way else { return Poll::Ready(None) };
         let began = Instant::now();
-        let passed = pass(&mut self.stages, frame, &mut self.state);
+        let polled = under_way.as_mut().poll(cx);
         self.in_turn += began.elapsed();
+        let PassedFrame { stages, state, passed } = ready!(polled);
+        (self.stages, self.state) = (stages, state);
+        self.waiting.iter_mut().for_each(|waiting| waiting.under_way = None);
+        Poll::Ready(Some(self.settle(passed)))
+    }
+
+    /// Notes the status of a plugin that has failed.
+    fn settle(&mut self, passed: Result<Bytes, FilterFailure>) -> Result<Bytes, BodyError> {
         passed.map_err(|FilterFailure { error, status }| {
             self.status = status;
             BodyError::from(error)
@@ -143,11 +191,14 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
                 FilterState::Passing => {}
             }
             ready!(this.poll_turn(cx));
-            let passed = match ready!(this.poll_share(cx)) {
-                Err(error) => Err(error.into()),
-                Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
-                    Err(error) => Err(error),
-                    Ok(frame) => this.pass(frame),
+            let passed = match ready!(this.poll_passed(cx)) {
+                Some(passed) => passed,
+                None => match ready!(this.poll_share(cx)) {
+                    Err(error) => Err(error.into()),
+                    Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
+                        Err(error) => Err(error),
+                        Ok(frame) => ready!(this.poll_pass(frame, cx)),
+                    },
                 },
             };
             if !matches!(this.state, FilterState::Passing) {
@@ -357,16 +408,21 @@ fn reported<R>(
     stage: &mut BodyFilter,
     call: impl FnOnce(&mut BodyFilter) -> Result<R, BodyFilterError>,
 ) -> Result<R, FilterFailure> {
-    call(stage).map_err(|error| {
-        stage.record_failure(&error);
-        FilterFailure { status: stage.status(), error }
-    })
+    call(stage).map_err(|error| FilterFailure::of(stage, error))
 }
 
 /// The error of a stage, with the status of its plugin's `on-error`.
-struct FilterFailure {
+pub struct FilterFailure {
     error: BodyFilterError,
     status: Option<StatusCode>,
+}
+
+impl FilterFailure {
+    /// Has the failure of a stage logged.
+    pub fn of(stage: &BodyFilter, error: BodyFilterError) -> Self {
+        stage.record_failure(&error);
+        FilterFailure { status: stage.status(), error }
+    }
 }
 
 #[cfg(test)]
@@ -399,7 +455,7 @@ mod tests {
 
     #[test]
     fn others_have_a_turn_after_calls_of_a_millisecond() {
-        let (mut body, turns) = (FilteredBody::new(Endless, Vec::new()), Arc::new(Turns::default()));
+        let (mut body, turns) = (FilteredBody::new(Endless, Vec::new(), None), Arc::new(Turns::default()));
         let waker = Waker::from(turns.clone());
         let poll = |body: &mut FilteredBody<Endless>| {
             let is_ready = Pin::new(body).poll_frame(&mut Context::from_waker(&waker)).is_ready();

@@ -15,6 +15,7 @@ use crate::generation::ids::RouteId;
 use crate::generation::{UNROUTED, WorkerState};
 use crate::plugin::body_filter::BodyFilterError;
 use crate::plugin::instance::Summary;
+use crate::plugin::instance::waiting_hooks::declared;
 use crate::system::supervise::{Task, guard};
 use crate::telemetry::access_log::ExchangeOutcome;
 use crate::telemetry::failure_log::{self, Topic};
@@ -207,6 +208,10 @@ impl ExchangeRecord {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
+            if self.worker.generation.bindings[*binding].waits() {
+                self.worker.observe_later(*binding, declared(needs, context), summary, context);
+                continue;
+            }
             let called = self.worker.call(*binding, |instance| instance.observe(needs, context, &summary));
             if let Err(failure) = called {
                 self.worker.record_plugin_failure(*binding, "observer", &failure, Some(context));

@@ -228,7 +228,7 @@ impl LateResponse {
     ) -> Response<ResponseBody> {
         let LateResponse { route_id, passage, depth, came } = *self;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let passed = timers.total.until_met(run_passage(passage, worker, context)).await;
+        let passed = timers.total.until_met(run_passage(passage, worker, context, timers.idle.clock())).await;
         let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
         let mut context = record.take_context();
         let responding = match passed {

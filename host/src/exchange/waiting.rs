@@ -1,4 +1,5 @@
-//! Head hooks of plugins that may wait. The way through a chain is suspended at such a hook, and taken up again behind it.
+//! Head hooks, timers and observers of plugins that may wait. The way through a chain is suspended at such a head hook, and
+//! taken up again behind it.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -9,11 +10,10 @@ use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks};
 use crate::context::edit_check::MessageSide;
 use crate::context::{ClientInfo, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{Route, WaitingTimer, WorkerState};
+use crate::generation::{EndedExchange, Route, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
-use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::settings::Hook;
 
 /// The head hook of a plugin that may wait.
@@ -37,13 +37,8 @@ impl WaitingHook<'_> {
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
         let origin = CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: step.clock().clone() };
-        let (sender, callouts) = CalloutSender::channel();
-        let call = async |instance: &mut Instance| {
-            instance.allow_callouts(sender);
-            instance.filter_waiting(side, needs, context).await
-        };
-        let call = worker.guards[plugin_id].call_waiting(step, call);
-        if configured.http_destinations().is_empty() { call.await } else { origin.drive(call, callouts).await }
+        let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
+        origin.call(step, call).await
     }
 }
 
@@ -53,13 +48,20 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
     let peer = Arc::new(ClientInfo::unix("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock: clock.clone() };
-    let (sender, callouts) = CalloutSender::channel();
-    let call = async |instance: &mut Instance| {
-        instance.allow_callouts(sender);
-        instance.timer_waiting().await
-    };
-    let called = origin.drive(worker.guards[plugin_id].call_waiting(&step, call), callouts).await;
+    let called = origin.call(&step, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, clock.now());
+}
+
+/// Passes an exchange that has ended to an observer that may wait. The limits of such calls bound how many are under way and
+/// queued.
+pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
+    let EndedExchange { worker, plugin_id, values, summary, name, peer, alive: _alive } = ended;
+    let [step] = clock.deadlines();
+    let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock };
+    let observe = async |instance: &mut Instance| instance.observe_waiting(values, summary).await;
+    if let Err(failure) = origin.call(&step, observe).await {
+        worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
+    }
 }
 
 /// Finishes the way down a chain, past hooks that may wait.

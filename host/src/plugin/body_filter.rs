@@ -1,5 +1,7 @@
 //! The filter of one body in a plugin, on an instance of its own. The state of the body dies with the instance if a
 //! call fails. An instance serves the next body if the last one has passed without failure.
+//!
+//! The calls of a plugin that may wait are futures: [`BodyFilter::waits`] says which kind of method to call.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,13 +17,18 @@ use super::body_permit::BodyPermit;
 use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
+use super::caller::waiting_calls::WaitingInstance;
 use super::failure::ExchangeName;
 use super::instance::Instance;
+use super::instance::waiting_hooks::declared;
+use super::outgoing_http::CalloutSender;
 use super::settings::OnError;
 use super::version::InstanceNeed;
 use crate::context::body_mode::{BodyMode, OverLimit};
+use crate::context::bounds;
 use crate::context::edit_check::{self, MessageSide};
 use crate::context::{ExchangeContext, Value, ValueName};
+use crate::net::deadline::Deadline;
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -52,7 +59,7 @@ pub struct BodyFilter {
     guard: Rc<PluginCaller>,
     bodies: Rc<IdleBodyInstances>,
     /// The instance; `None` after a failed call.
-    instance: Option<Box<Instance>>,
+    instance: Option<BodyInstance>,
     side: MessageSide,
     body: ResourceAny,
     state: BodyState,
@@ -64,12 +71,28 @@ pub struct BodyFilter {
     exchange: ExchangeName,
 }
 
+/// The instance of a body.
+enum BodyInstance {
+    /// Its calls run to their end on the worker.
+    AtOnce(Box<Instance>),
+    /// Its calls may wait; each thing that is waited for is limited by the deadline.
+    Waiting(WaitingInstance, Deadline),
+}
+
 enum BodyState {
     Streaming,
     /// The bytes so far of a body that the plugin gets as a whole.
     Buffering(BytesMut, u64, OverLimit),
     /// The body was longer than the plugin's limit for whole bodies, and passes unchanged.
     Passing,
+}
+
+/// A chunk on its way to the plugin.
+enum Received {
+    /// The plugin is not called, and these bytes pass on.
+    Past(Bytes),
+    /// The plugin gets these bytes.
+    Due(Bytes),
 }
 
 /// The error that ends a body in a plugin.
@@ -111,6 +134,14 @@ pub struct BodyStart<'a> {
     pub context: &'a ExchangeContext,
 }
 
+/// The means of a body in a plugin that may wait.
+pub struct WaitingBody {
+    /// The way for the requests that the first call makes.
+    pub sender: CalloutSender,
+    /// The limit of each thing that the body's calls wait for.
+    pub step: Deadline,
+}
+
 impl BodyFilter {
     /// Begins a body.
     pub fn begin(
@@ -131,14 +162,43 @@ impl BodyFilter {
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
-        let state = match mode {
-            BodyMode::Streamed => BodyState::Streaming,
-            BodyMode::Skipped => BodyState::Passing,
-            BodyMode::Buffered(limit, over_limit) => BodyState::Buffering(BytesMut::new(), limit, over_limit),
-        };
-        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
-        let (has_taken, is_over, exchange) = (false, false, ExchangeName::of(context));
+        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::AtOnce(instance)));
+        let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
         Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
+    }
+
+    /// Begins a body in a plugin that may wait, as soon as the limits of such calls allow.
+    pub async fn begin_waiting(
+        guard: &Rc<PluginCaller>,
+        bodies: &Rc<IdleBodyInstances>,
+        permit: BodyPermit,
+        start: BodyStart<'_>,
+        waiting: WaitingBody,
+    ) -> Result<Self, PluginFailure> {
+        let BodyStart { side, mode, needs, context } = start;
+        let WaitingBody { sender, step } = waiting;
+        let (values, memory) = (declared(needs, context), guard.configured.limits.memory);
+        let begin = async |instance: &mut Instance| {
+            instance.store.set_hostcall_fuel(memory);
+            instance.allow_callouts(sender);
+            instance.begin_body_waiting(side, values).await
+        };
+        let (taken, body) = guard.begin_waiting(&step, begin).await?;
+        let body = match body {
+            Ok(body) => body,
+            Err(failure) => {
+                guard.lose(taken.instance);
+                return Err(failure);
+            }
+        };
+        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::Waiting(taken, step)));
+        let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
+        Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
+    }
+
+    /// Whether the calls of the plugin may wait, so that only the methods that are futures call it.
+    pub fn waits(&self) -> bool {
+        self.guard.configured.waits()
     }
 
     /// Logs and counts a failure of this plugin. A body that is too long is none.
@@ -184,36 +244,81 @@ impl BodyFilter {
 
     /// Calls the body's instance, which is dropped if the call fails.
     fn call<R>(&mut self, call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>) -> Result<R, PluginFailure> {
-        let mut instance =
-            self.instance.take().ok_or(PluginFailure::NoInstance("an earlier call for the body failed"))?;
+        let mut instance = match self.take_instance()? {
+            BodyInstance::AtOnce(instance) => instance,
+            BodyInstance::Waiting(..) => return Err(PluginFailure::MayNotWait),
+        };
         let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
             instance.begin_call(HookKind::Body);
             call(instance)
         });
         if result.is_ok() {
-            self.instance = Some(instance);
+            self.instance = Some(BodyInstance::AtOnce(instance));
         } else {
             self.guard.lose(instance);
         }
         result
     }
 
+    /// Calls the body's instance, and waits for what the plugin waits for. The instance is dropped if the call fails or the
+    /// future is dropped.
+    async fn call_waiting<R>(
+        &mut self,
+        sender: &CalloutSender,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        let (mut taken, step) = match self.take_instance()? {
+            BodyInstance::Waiting(taken, step) => (taken, step),
+            BodyInstance::AtOnce(_) => return Err(PluginFailure::NoHook),
+        };
+        taken.instance.allow_callouts(sender.clone());
+        // Not queued: a body that has begun holds an instance, and `limits.bodies` bounds those.
+        let permit = self.guard.admit_further();
+        let result = self.guard.run_waiting(&step, permit, &mut taken.instance, call).await;
+        if result.is_ok() {
+            self.instance = Some(BodyInstance::Waiting(taken, step));
+        } else {
+            self.guard.lose(taken.instance);
+        }
+        result
+    }
+
+    fn take_instance(&mut self) -> Result<BodyInstance, PluginFailure> {
+        self.instance.take().ok_or(PluginFailure::NoInstance("an earlier call for the body failed"))
+    }
+
     /// Passes a chunk to the plugin, and returns the output so far, which may be empty.
     pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, BodyFilterError> {
+        match self.receive(chunk)? {
+            Received::Past(bytes) => Ok(bytes),
+            Received::Due(chunk) => {
+                let out = self.transformed(&chunk);
+                self.pushed(chunk, out)
+            }
+        }
+    }
+
+    /// Passes a chunk to a plugin that may wait, and returns the output so far, which may be empty.
+    pub async fn push_waiting(&mut self, sender: &CalloutSender, chunk: Bytes) -> Result<Bytes, BodyFilterError> {
+        match self.receive(chunk)? {
+            Received::Past(bytes) => Ok(bytes),
+            Received::Due(chunk) => {
+                let out = self.transformed_waiting(sender, &chunk).await;
+                self.pushed(chunk, out)
+            }
+        }
+    }
+
+    /// Receives a chunk, which the plugin gets unless the body passes or is gathered.
+    fn receive(&mut self, chunk: Bytes) -> Result<Received, BodyFilterError> {
         match &mut self.state {
-            BodyState::Passing => Ok(chunk),
-            BodyState::Streaming if chunk.is_empty() => Ok(chunk),
-            BodyState::Streaming => match self.transformed(&chunk) {
-                Ok(out) => {
-                    self.has_taken = true;
-                    Ok(out)
-                }
-                Err(error) => self.skip(error).map(|()| chunk),
-            },
+            BodyState::Passing => Ok(Received::Past(chunk)),
+            BodyState::Streaming if chunk.is_empty() => Ok(Received::Past(chunk)),
+            BodyState::Streaming => Ok(Received::Due(chunk)),
             BodyState::Buffering(gathered, limit, over_limit) => {
                 if (gathered.len() + chunk.len()) as u64 <= *limit {
                     gathered.extend_from_slice(&chunk);
-                    return Ok(Bytes::new());
+                    return Ok(Received::Past(Bytes::new()));
                 }
                 if *over_limit == OverLimit::Reject {
                     let plugin = self.guard.configured.name.clone();
@@ -222,9 +327,26 @@ impl BodyFilter {
                 gathered.extend_from_slice(&chunk);
                 let all = gathered.split().freeze();
                 self.state = BodyState::Passing;
-                Ok(all)
+                Ok(Received::Past(all))
             }
         }
+    }
+
+    /// Takes the output for a chunk, or lets the chunk pass if the call has failed and `on-error` allows it.
+    fn pushed(&mut self, chunk: Bytes, out: Result<Bytes, BodyFilterError>) -> Result<Bytes, BodyFilterError> {
+        match out {
+            Ok(out) => {
+                self.has_taken = true;
+                Ok(out)
+            }
+            Err(error) => self.skip(error).map(|()| chunk),
+        }
+    }
+
+    async fn transformed_waiting(&mut self, sender: &CalloutSender, chunk: &[u8]) -> Result<Bytes, BodyFilterError> {
+        let (side, body) = (self.side, self.body);
+        let call = async |instance: &mut Instance| instance.push_waiting(side, body, chunk).await;
+        Ok(self.call_waiting(sender, call).await?.into())
     }
 
     fn transformed(&mut self, chunk: &[u8]) -> Result<Bytes, BodyFilterError> {
@@ -233,15 +355,33 @@ impl BodyFilter {
 
     /// Ends the body. Returns the bytes that the plugin has held back.
     pub fn finish(&mut self) -> Result<Bytes, BodyFilterError> {
-        let body = match &mut self.state {
+        let Some(body) = self.end_input() else { return Ok(Bytes::new()) };
+        let out = self.rest(body.as_deref());
+        self.finished(body, out)
+    }
+
+    /// Ends the body in a plugin that may wait. Returns the bytes that the plugin has held back.
+    pub async fn finish_waiting(&mut self, sender: &CalloutSender) -> Result<Bytes, BodyFilterError> {
+        let Some(body) = self.end_input() else { return Ok(Bytes::new()) };
+        let out = self.rest_waiting(sender, body.as_deref()).await;
+        self.finished(body, out)
+    }
+
+    /// Ends the input; returns the whole body if it was gathered. `None` if the body passes without the plugin.
+    fn end_input(&mut self) -> Option<Option<Bytes>> {
+        match &mut self.state {
             BodyState::Passing => {
                 self.is_over = true;
-                return Ok(Bytes::new());
+                None
             }
-            BodyState::Streaming => None,
-            BodyState::Buffering(gathered, ..) => Some(gathered.split().freeze()),
-        };
-        let out = match self.rest(body.as_deref()) {
+            BodyState::Streaming => Some(None),
+            BodyState::Buffering(gathered, ..) => Some(Some(gathered.split().freeze())),
+        }
+    }
+
+    /// Takes the last output, or lets a gathered body pass if the call has failed and `on-error` allows it.
+    fn finished(&mut self, body: Option<Bytes>, out: Result<Bytes, BodyFilterError>) -> Result<Bytes, BodyFilterError> {
+        let out = match out {
             Ok(out) => out,
             Err(error) => self.skip(error).map(|()| body.unwrap_or_default())?,
         };
@@ -249,6 +389,17 @@ impl BodyFilter {
         self.has_taken = false;
         self.is_over = true;
         Ok(out)
+    }
+
+    async fn rest_waiting(&mut self, sender: &CalloutSender, body: Option<&[u8]>) -> Result<Bytes, BodyFilterError> {
+        let mut out = BytesMut::new();
+        if let Some(content) = body {
+            out.extend_from_slice(&self.transformed_waiting(sender, content).await?);
+        }
+        let (side, body) = (self.side, self.body);
+        let finish = async |instance: &mut Instance| instance.finish_waiting(side, body).await;
+        out.extend_from_slice(&self.call_waiting(sender, finish).await?);
+        Ok(out.freeze())
     }
 
     /// Passes a whole body to the plugin, if one is given, and ends the body. Returns the plugin's output.
@@ -272,27 +423,81 @@ impl BodyFilter {
         }
     }
 
+    /// Passes trailers to a plugin that may wait, and returns those that it sends.
+    pub async fn trailers_waiting(
+        &mut self,
+        sender: &CalloutSender,
+        received: &HeaderMap,
+    ) -> Result<HeaderMap, BodyFilterError> {
+        if matches!(self.state, BodyState::Passing) {
+            return Ok(received.clone());
+        }
+        let (side, body, fields) = (self.side, self.body, true_trailers(received));
+        let call = async |instance: &mut Instance| instance.trailers_waiting(side, body, fields).await;
+        let sent = self.call_waiting(sender, call).await;
+        let edited = sent.and_then(|sent| Ok(edit_check::checked_trailers(&sent)?));
+        match edited {
+            Ok(trailers) => Ok(trailers),
+            Err(failure) => self.skip(failure.into()).map(|()| received.clone()),
+        }
+    }
+
+    /// Keeps the instance of a body that has ended in a plugin that may wait, once the plugin has dropped the body's state.
+    pub async fn close_waiting(&mut self, sender: &CalloutSender) {
+        if !self.is_over || self.instance.is_none() || self.guard.is_released() {
+            return;
+        }
+        let body = self.body;
+        let closed = self.call_waiting(sender, async |instance: &mut Instance| instance.drop_body_waiting(body).await);
+        if let Err(failure) = closed.await {
+            self.record_failure(&BodyFilterError::Trap(failure));
+        }
+        if let Some(BodyInstance::Waiting(mut taken, _)) = self.instance.take() {
+            taken.instance.store.set_hostcall_fuel(self.guard.configured.limits.memory.min(bounds::HANDED_OVER));
+            self.guard.return_waiting(taken);
+        }
+    }
+
     fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
-        let owned =
-            |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
-        let is_true =
-            |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_untrue_trailer(name);
-        let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
+        let fields = true_trailers(received);
         let sent = call!(self, call_trailers, &fields);
         Ok(edit_check::checked_trailers(&sent).map_err(PluginFailure::from)?)
     }
 }
 
+impl BodyState {
+    /// Returns the state of a body that begins.
+    fn of(mode: BodyMode) -> Self {
+        match mode {
+            BodyMode::Streamed => BodyState::Streaming,
+            BodyMode::Skipped => BodyState::Passing,
+            BodyMode::Buffered(limit, over_limit) => BodyState::Buffering(BytesMut::new(), limit, over_limit),
+        }
+    }
+}
+
+/// Returns the trailers that stay true of transformed content.
+fn true_trailers(received: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_untrue_trailer(name);
+    let owned = |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
+    received.iter().filter(is_true).map(owned).collect()
+}
+
 impl Drop for BodyFilter {
-    /// Keeps the instance of a body that has ended, once the plugin has dropped the body's state.
+    /// Keeps the instance of a body that has ended, once the plugin has dropped the body's state. The instance of a plugin
+    /// that may wait was kept by [`BodyFilter::close_waiting`], or is lost.
     fn drop(&mut self) {
         // What has failed before was logged, and its instance is gone.
-        if !self.is_over || self.instance.is_none() || self.guard.is_released() {
+        if !self.is_over || !matches!(self.instance, Some(BodyInstance::AtOnce(_))) || self.guard.is_released() {
             return;
         }
         let body = self.body;
         match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
-            Ok(()) => self.instance.take().into_iter().for_each(|instance| self.bodies.keep(instance)),
+            Ok(()) => {
+                if let Some(BodyInstance::AtOnce(instance)) = self.instance.take() {
+                    self.bodies.keep(instance);
+                }
+            }
             // The content has left by then, and nothing is lost but the instance.
             Err(failure) => self.record_failure(&BodyFilterError::Trap(failure)),
         }

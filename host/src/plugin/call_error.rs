@@ -46,6 +46,8 @@ pub enum PluginFailure {
     Queue { calls: u32, queued: u32 },
     #[error("limits.waiting-calls of {calls} is reached, and no call ended within limits.queue-time of {time:?}")]
     QueueTime { calls: u32, time: Duration },
+    #[error("{0} exchanges that have ended at once wait for observers that may wait")]
+    EndedExchanges(usize),
     #[error("limits.call-time of {0:?} exceeded")]
     CallTime(Duration),
     #[error("it waits in a call that may not wait")]
@@ -60,7 +62,9 @@ impl PluginFailure {
             PluginFailure::Open => Some(CallRejection::Breaker),
             PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
             PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some(CallRejection::Bodies),
-            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some(CallRejection::Waiting),
+            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } | PluginFailure::EndedExchanges(_) => {
+                Some(CallRejection::Waiting)
+            }
             _ => None,
         }
     }

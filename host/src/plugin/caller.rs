@@ -28,7 +28,8 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 
 use waiting_calls::WaitingInstances;
 
-mod waiting_calls;
+pub(super) mod waiting_calls;
+
 /// The minimum of work that is charged, in time. Plans of usual length take far less, and cost no clock reading.
 const MIN_CHARGED_WORK: Duration = Duration::from_micros(20);
 

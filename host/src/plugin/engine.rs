@@ -293,8 +293,8 @@ const VERSION: &str = "@0.1.0";
 /// The interfaces whose functions wait, without their versions.
 const WAITED_FOR: [&str; 2] = ["plugway:plugin/passwords", "wasi:http/outgoing-handler"];
 
-/// The hooks that may wait.
-const WAITING_HOOKS: [&str; 3] = ["request-filter", "response-filter", "timer"];
+/// The hooks that may not wait: they decide at once.
+const DECIDING_HOOKS: [&str; 2] = ["balancer", "cache-policy"];
 
 /// Whether an import of this name waits.
 fn is_waited_for(import: &str) -> bool {
@@ -324,7 +324,7 @@ impl Plugin {
 
     /// Returns a hook that may not wait; `None` if it has none.
     fn hook_that_may_not_wait(&self) -> Option<&'static str> {
-        self.hooks().into_iter().find(|hook| !WAITING_HOOKS.contains(hook))
+        self.hooks().into_iter().find(|hook| DECIDING_HOOKS.contains(hook))
     }
 
     /// The hooks that it has.

@@ -36,7 +36,7 @@ pub use types::Summary;
 
 use waiting_hooks::{WaitingHooks, at_once};
 
-mod waiting_hooks;
+pub mod waiting_hooks;
 
 /// Everything that an instance is made from.
 pub struct InstanceRecipe {

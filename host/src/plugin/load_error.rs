@@ -33,8 +33,8 @@ pub enum LoadError {
     #[error("wrong export `plugway:plugin/lifecycle@0.1.0`: {0:#}; build it with the SDK of this version of plugway")]
     Lifecycle(wasmtime::Error),
     #[error(
-        "import and export that can't go together: the component imports something that waits, and exports `{0}`, which \
-         may not wait; expected `request-filter`, `response-filter` and `timer` alone, so make two components of it"
+        "import and export that can't go together: the component imports something that waits, and exports `{0}`, whose \
+         answer the host can't wait for; make two components of it"
     )]
     WaitingHook(&'static str),
     #[error(

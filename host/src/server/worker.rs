@@ -19,8 +19,8 @@ use tokio::task::AbortHandle;
 use crate::downstream::admission::{Admission, Entrance};
 use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
-use crate::exchange::waiting::call_timer;
-use crate::generation::{Generation, WorkerState};
+use crate::exchange::waiting::{self, call_timer};
+use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, WorkerState};
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
@@ -64,6 +64,8 @@ struct Lasting {
     shares: Rc<Shares>,
     /// The worker ends with the last holder.
     alive: mpsc::WeakSender<()>,
+    /// The queue of observers that may wait.
+    ended: mpsc::Sender<EndedExchange>,
 }
 
 /// The interval in which pools are searched for idle connections, which live longer than their limit by at most this
@@ -105,7 +107,9 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    let lasting = Lasting { pools: pools.clone(), shares: Shares::new(Instant::now()), alive: alive.downgrade() };
+    let (ended, endings) = mpsc::channel(ENDED_EXCHANGES);
+    let shares = Shares::new(Instant::now());
+    let lasting = Lasting { pools: pools.clone(), shares, alive: alive.downgrade(), ended };
     let prepared = match prepare(first, &lasting, &worker_metrics).await {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -118,6 +122,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
+    let observing = spawn_turns(Task::Observer, observe(endings, clock.clone()));
     let swapping = spawn_turns(Task::Swap, swap(generation, worker_metrics, lasting, current.clone(), swapped));
     listen(sockets, WorkerShared { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
@@ -126,6 +131,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     sweeping.abort();
     ticking.abort();
     swapping.abort();
+    observing.abort();
     Ok(())
 }
 
@@ -152,8 +158,9 @@ async fn prepare(
     lasting: &Lasting,
     worker_metrics: &WorkerMetrics,
 ) -> Result<WorkerState, String> {
-    let Lasting { pools, shares, alive } = lasting;
-    let made = || WorkerState::new(generation, pools, shares, worker_metrics.clone(), alive.clone(), Instant::now());
+    let Lasting { pools, shares, alive, ended } = lasting;
+    let (alive, ended) = (alive.clone(), ended.clone());
+    let made = || WorkerState::new(generation, pools, shares, worker_metrics.clone(), alive, ended, Instant::now());
     let worker = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
     worker.warm().await.map_err(|failure| failure.to_string())?;
     Ok(worker)
@@ -180,6 +187,13 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerS
                 spawn(Task::Timer, call_timer(timer, clock.clone()));
             }
         });
+    }
+}
+
+/// Calls the observers that may wait, each on a task of its own.
+async fn observe(mut endings: mpsc::Receiver<EndedExchange>, clock: Rc<Clock>) {
+    while let Some(ended) = endings.recv().await {
+        spawn(Task::Observer, waiting::observe(ended, clock.clone()));
     }
 }
 

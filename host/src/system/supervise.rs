@@ -28,6 +28,7 @@ pub enum Task {
     Lookup,
     Maintenance,
     Manifest,
+    Observer,
     PluginClock,
     Reload,
     Revalidate,
@@ -59,7 +60,7 @@ thread_local! {
 
 impl Task {
     /// All tasks, each at its own discriminant.
-    pub const ALL: [Task; 28] = [
+    pub const ALL: [Task; 29] = [
         Task::AccessLog,
         Task::Accept,
         Task::Admin,
@@ -75,6 +76,7 @@ impl Task {
         Task::Lookup,
         Task::Maintenance,
         Task::Manifest,
+        Task::Observer,
         Task::PluginClock,
         Task::Reload,
         Task::Revalidate,
@@ -108,6 +110,7 @@ impl Task {
             Task::Lookup => "lookup",
             Task::Maintenance => "maintenance",
             Task::Manifest => "manifest",
+            Task::Observer => "observer",
             Task::PluginClock => "plugin-clock",
             Task::Reload => "reload",
             Task::Revalidate => "revalidate",

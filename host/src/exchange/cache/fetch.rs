@@ -212,7 +212,7 @@ impl Fetch<'_> {
         };
         let body = match body_hooks::filter_body(worker, route, plugins, context, body)? {
             Passage::Done(body) => body,
-            Passage::Waits(passage) => boxed(|| run_passage(*passage, worker, context)).await?,
+            Passage::Waits(passage) => boxed(|| run_passage(*passage, worker, context, self.clock)).await?,
         };
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }

@@ -31,8 +31,8 @@ pub struct WaitingInstances {
 }
 
 /// An instance for calls that may wait, with its place.
-struct WaitingInstance {
-    instance: Box<Instance>,
+pub(in crate::plugin) struct WaitingInstance {
+    pub(in crate::plugin) instance: Box<Instance>,
     _place: WaitingPlace,
 }
 
@@ -111,31 +111,59 @@ impl PluginCaller {
         step: &Deadline,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let limits = self.configured.limits.waiting;
+        let (taken, result) = self.begin_waiting(step, call).await?;
+        if is_whole(&result) {
+            self.return_waiting(taken);
+        } else {
+            self.lose(taken.instance);
+        }
+        result
+    }
+
+    /// Makes a call that may wait as soon as the limits allow one more. Returns the instance, for further calls, with the
+    /// result; an error if no call was made.
+    pub(in crate::plugin) async fn begin_waiting<R>(
+        &self,
+        step: &Deadline,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<(WaitingInstance, Result<R, PluginFailure>), PluginFailure> {
         // Nothing is queued for a plugin that is not called.
         if self.share.is_spent() && self.wait().is_some() {
             return Err(self.share_error());
         }
-        let _under_way = self.supply().waiting.admit(limits, step).await?;
+        let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, step).await?;
         let permit = self.admit()?;
         let idle = self.waiting.take();
         let mut taken = idle
             .map_or_else(|| self.fresh_waiting(), Ok)
             .inspect_err(|failure| self.settle_without_call(permit, failure))?;
-        let run = self.run_turns(&mut taken.instance, permit, call);
-        let result = step.limit(limits.call_time, run).await;
-        let result = result.unwrap_or_else(|_| {
-            self.settle_waiting(permit, taken.instance.hook(), CallOutcome::Failed);
-            Err(PluginFailure::CallTime(limits.call_time))
-        });
-        if is_whole(&result) && self.configured.isolation == Isolation::Worker && !self.is_released() {
+        let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
+        Ok((taken, result))
+    }
+
+    /// Makes a call that may wait on an instance, for `limits.call-time` at most.
+    pub(in crate::plugin) async fn run_waiting<R>(
+        &self,
+        step: &Deadline,
+        permit: CallPermit,
+        instance: &mut Instance,
+        call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        let call_time = self.configured.limits.waiting.call_time;
+        let result = step.limit(call_time, self.run_turns(instance, permit, call)).await;
+        result.unwrap_or_else(|_| {
+            self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
+            Err(PluginFailure::CallTime(call_time))
+        })
+    }
+
+    /// Keeps an instance whose last call has returned, if other calls may have it.
+    pub(in crate::plugin) fn return_waiting(&self, taken: WaitingInstance) {
+        if self.configured.isolation == Isolation::Worker && !self.is_released() {
             self.waiting.keep(taken);
-        } else if is_whole(&result) {
-            self.discard(taken.instance);
         } else {
-            self.lose(taken.instance);
+            self.discard(taken.instance);
         }
-        result
     }
 
     /// Keeps an instance for the calls of this worker.

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use wasmtime::Store;
-use wasmtime::component::{ComponentNamedList, Lift, Lower, TypedFunc};
+use wasmtime::component::{ComponentNamedList, Lift, Lower, ResourceAny, TypedFunc};
 
 use super::super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, Description, Settings};
-use super::super::bindings::types::Verdict;
+use super::super::bindings::types::{self, Verdict};
 use super::super::breaker::HookKind;
-use super::super::call_error::{PluginFailure, trapped};
+use super::super::call_error::{PluginFailure, reported_failure, trapped};
 use super::super::cpu_time::TurnTime;
 use super::super::engine::Plugin;
-use super::super::host::{HostState, LentContext};
+use super::super::host::{HostState, Lending, LentContext};
 use super::super::outgoing_http::CalloutSender;
-use super::{FilterVerdict, Instance, checked};
+use super::{BodyVerdict, FilterVerdict, Instance, Summary, WholeBody, checked, checked_body_verdict};
+use crate::context::bounds;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
 
@@ -26,14 +27,37 @@ pub(super) struct WaitingHooks {
     configure: TypedFunc<(String,), (Result<Settings, Vec<ConfigError>>,)>,
     on_request: Option<HeadHook>,
     on_response: Option<HeadHook>,
+    on_request_body: Option<WholeBodyHook>,
+    on_response_body: Option<WholeBodyHook>,
+    request_transform: Option<Transform>,
+    response_transform: Option<Transform>,
+    on_end: Option<TypedFunc<(Vec<DeclaredValue>, Summary), ()>>,
     on_timer: Option<TypedFunc<(), ()>>,
 }
 
-/// The function of a head hook, with the declared values as its only parameter.
-struct HeadHook(TypedFunc<HeadParameters, (Verdict,)>);
+/// A declared value; `None` if it is absent.
+type DeclaredValue = Option<Vec<u8>>;
 
-/// The parameters of a head hook.
-type HeadParameters = (Vec<Option<Vec<u8>>>,);
+/// The function of a head hook, with the declared values as its only parameter.
+struct HeadHook(TypedFunc<(Vec<DeclaredValue>,), (Verdict,)>);
+
+/// The function of a hook for whole bodies, with the declared values and the content as its parameters.
+struct WholeBodyHook(TypedFunc<(Vec<DeclaredValue>, Vec<u8>), (types::BodyVerdict,)>);
+
+/// The functions of a hook that transforms bodies chunk by chunk.
+#[derive(Clone, Copy)]
+struct Transform {
+    begin: TypedFunc<(Vec<DeclaredValue>,), (ResourceAny,)>,
+    push: TypedFunc<(ResourceAny, Vec<u8>), (Transformed<Vec<u8>>,)>,
+    finish: TypedFunc<(ResourceAny,), (Transformed<Vec<u8>>,)>,
+    trailers: TypedFunc<(ResourceAny, Fields), (Transformed<Fields>,)>,
+}
+
+/// The result of a function of a transform.
+type Transformed<T> = Result<T, String>;
+
+/// The trailers of a body.
+type Fields = Vec<(String, Vec<u8>)>;
 
 impl WaitingHooks {
     /// Looks up the functions of an instance.
@@ -43,16 +67,26 @@ impl WaitingHooks {
         instance: &wasmtime::component::Instance,
     ) -> Result<Self, PluginFailure> {
         let mut exports = Exports { store, instance };
-        let head = |exports: &mut Exports<'_>, interface, name| exports.function(interface, name).map(HeadHook);
-        let on_request = plugin.request_filter.as_ref().map(|_| head(&mut exports, "request-filter", "on-request"));
-        let on_response = plugin.response_filter.as_ref().map(|_| head(&mut exports, "response-filter", "on-response"));
-        let on_timer = plugin.timer.as_ref().map(|_| exports.function("timer", "on-timer"));
+        let on_request = exports.of_hook(&plugin.request_filter, "request-filter", "on-request")?.map(HeadHook);
+        let on_response = exports.of_hook(&plugin.response_filter, "response-filter", "on-response")?.map(HeadHook);
+        let (whole, interface) = (&plugin.buffered_request_body, "buffered-request-body");
+        let on_request_body = exports.of_hook(whole, interface, "on-body")?.map(WholeBodyHook);
+        let (whole, interface) = (&plugin.buffered_response_body, "buffered-response-body");
+        let on_response_body = exports.of_hook(whole, interface, "on-body")?.map(WholeBodyHook);
+        let request_transform = plugin.request_body.as_ref().map(|_| exports.transform("request-body")).transpose()?;
+        let response_transform =
+            plugin.response_body.as_ref().map(|_| exports.transform("response-body")).transpose()?;
         Ok(WaitingHooks {
             describe: exports.function("lifecycle", "describe")?,
             configure: exports.function("lifecycle", "configure")?,
-            on_request: on_request.transpose()?,
-            on_response: on_response.transpose()?,
-            on_timer: on_timer.transpose()?,
+            on_request,
+            on_response,
+            on_request_body,
+            on_response_body,
+            request_transform,
+            response_transform,
+            on_end: exports.of_hook(&plugin.observer, "observer", "on-end")?,
+            on_timer: exports.of_hook(&plugin.timer, "timer", "on-timer")?,
         })
     }
 
@@ -78,6 +112,29 @@ struct Exports<'a> {
 }
 
 impl Exports<'_> {
+    /// Looks up the function of a hook; returns `None` if the plugin has no such hook.
+    fn of_hook<H, P, R>(
+        &mut self,
+        hook: &Option<H>,
+        interface: &str,
+        name: &str,
+    ) -> Result<Option<TypedFunc<P, R>>, PluginFailure>
+    where
+        P: ComponentNamedList + Lower,
+        R: ComponentNamedList + Lift,
+    {
+        hook.as_ref().map(|_| self.function(interface, name)).transpose()
+    }
+
+    fn transform(&mut self, interface: &str) -> Result<Transform, PluginFailure> {
+        Ok(Transform {
+            begin: self.function(interface, "[constructor]transform")?,
+            push: self.function(interface, "[method]transform.push")?,
+            finish: self.function(interface, "[method]transform.finish")?,
+            trailers: self.function(interface, "[method]transform.trailers")?,
+        })
+    }
+
     fn function<P, R>(&mut self, interface: &str, name: &str) -> Result<TypedFunc<P, R>, PluginFailure>
     where
         P: ComponentNamedList + Lower,
@@ -112,10 +169,8 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
-        let copy = |name| context.value(name).map(|value| value.bytes().to_vec());
-        let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
-        let lending = self.imports_exchange.then(|| LentContext::lend(context));
-        self.store.data_mut().lent = lending.as_ref().map(|(_, lent)| lent.clone());
+        let values = declared(needs, context);
+        let _lending = self.lend(context);
         self.hook = match side {
             MessageSide::Request => HookKind::RequestFilter,
             MessageSide::Response => HookKind::ResponseFilter,
@@ -132,12 +187,120 @@ impl Instance {
         checked(side, self.body_ability(side), verdict)
     }
 
+    /// Calls the hook for whole bodies, and waits for what the hook waits for. If the future is dropped, the exchange has its
+    /// context back, and the instance is spent.
+    pub async fn take_body_waiting(
+        &mut self,
+        body: WholeBody<'_>,
+        needs: &[ValueName],
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<BodyVerdict, PluginFailure> {
+        let values = declared(needs, context);
+        let _lending = self.lend(context);
+        self.hook = HookKind::Body;
+        let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
+        let hook = match body.side {
+            MessageSide::Request => &hooks.on_request_body,
+            MessageSide::Response => &hooks.on_response_body,
+        };
+        let hook = hook.as_ref().ok_or(PluginFailure::NoHook)?;
+        self.store.set_hostcall_fuel(body.memory);
+        let verdict = hook.0.call_async(&mut self.store, (values, body.content.to_vec())).await;
+        self.store.set_hostcall_fuel(body.memory.min(bounds::HANDED_OVER));
+        self.store.data_mut().lent = None;
+        let (verdict,) = verdict.map_err(trapped)?;
+        checked_body_verdict(body.side, verdict)
+    }
+
+    /// Begins the transformation of a body, and waits for what the plugin waits for.
+    pub(in crate::plugin) async fn begin_body_waiting(
+        &mut self,
+        side: MessageSide,
+        values: Vec<Option<Vec<u8>>>,
+    ) -> Result<ResourceAny, PluginFailure> {
+        self.hook = HookKind::Body;
+        let begin = self.transform(side)?.begin;
+        Ok(begin.call_async(&mut self.store, (values,)).await.map_err(trapped)?.0)
+    }
+
+    /// Passes a chunk of a body to the plugin, and waits for the output.
+    pub(in crate::plugin) async fn push_waiting(
+        &mut self,
+        side: MessageSide,
+        body: ResourceAny,
+        chunk: &[u8],
+    ) -> Result<Vec<u8>, PluginFailure> {
+        let push = self.transform(side)?.push;
+        let (pushed,) = push.call_async(&mut self.store, (body, chunk.to_vec())).await.map_err(trapped)?;
+        pushed.map_err(reported_failure)
+    }
+
+    /// Tells the plugin of the end of a body, and waits for the output.
+    pub(in crate::plugin) async fn finish_waiting(
+        &mut self,
+        side: MessageSide,
+        body: ResourceAny,
+    ) -> Result<Vec<u8>, PluginFailure> {
+        let finish = self.transform(side)?.finish;
+        let (finished,) = finish.call_async(&mut self.store, (body,)).await.map_err(trapped)?;
+        finished.map_err(reported_failure)
+    }
+
+    /// Passes the trailers of a body to the plugin, and waits for those that it sends.
+    pub(in crate::plugin) async fn trailers_waiting(
+        &mut self,
+        side: MessageSide,
+        body: ResourceAny,
+        received: Vec<(String, Vec<u8>)>,
+    ) -> Result<Vec<(String, Vec<u8>)>, PluginFailure> {
+        let trailers = self.transform(side)?.trailers;
+        let (sent,) = trailers.call_async(&mut self.store, (body, received)).await.map_err(trapped)?;
+        sent.map_err(reported_failure)
+    }
+
+    /// Has the plugin drop the state of a body.
+    pub(in crate::plugin) async fn drop_body_waiting(&mut self, body: ResourceAny) -> Result<(), PluginFailure> {
+        body.resource_drop_async(&mut self.store).await.map_err(trapped)
+    }
+
+    /// Passes an exchange that has ended to an observer, and waits for what the observer waits for.
+    pub async fn observe_waiting(
+        &mut self,
+        values: Vec<Option<Vec<u8>>>,
+        summary: Summary,
+    ) -> Result<(), PluginFailure> {
+        self.hook = HookKind::Observer;
+        let hook = self.waiting.as_ref().and_then(|hooks| hooks.on_end.as_ref()).ok_or(PluginFailure::NoHook)?;
+        hook.call_async(&mut self.store, (values, summary)).await.map_err(trapped)
+    }
+
+    /// Lends the context of an exchange to the next call, if the plugin may ask for it.
+    fn lend<'a>(&mut self, context: &'a mut Box<ExchangeContext>) -> Option<Lending<'a>> {
+        let (lending, lent) = self.imports_exchange.then(|| LentContext::lend(context)).unzip();
+        self.store.data_mut().lent = lent;
+        lending
+    }
+
+    fn transform(&self, side: MessageSide) -> Result<Transform, PluginFailure> {
+        let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
+        let transform = match side {
+            MessageSide::Request => &hooks.request_transform,
+            MessageSide::Response => &hooks.response_transform,
+        };
+        transform.as_ref().copied().ok_or(PluginFailure::NoHook)
+    }
+
     /// Lets a timer's interval have passed, and waits for what the hook waits for.
     pub async fn timer_waiting(&mut self) -> Result<(), PluginFailure> {
         self.hook = HookKind::Timer;
         let hook = self.waiting.as_ref().and_then(|hooks| hooks.on_timer.as_ref()).ok_or(PluginFailure::NoHook)?;
         hook.call_async(&mut self.store, ()).await.map_err(trapped)
     }
+}
+
+/// Returns the values that a hook has declared.
+pub fn declared(needs: &[ValueName], context: &ExchangeContext) -> Vec<Option<Vec<u8>>> {
+    needs.iter().map(|name| context.value(name).map(|value| value.bytes().to_vec())).collect()
 }
 
 /// Runs a call that may not wait: it is over with its first turn, or it has failed.
