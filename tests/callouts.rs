@@ -89,8 +89,6 @@ fn a_destination_that_is_not_granted_is_an_error_of_the_manifest() {
         let errors = check(&calling("127.0.0.1:1", &format!("{url:?}"), ""));
         assert!(errors.contains("invalid destination"), "{url}: {errors}");
     }
-    let errors = check(&calling("127.0.0.1:1", AUTH, "config.early = true"));
-    assert!(errors.contains("it waits, which this call may not"), "{errors}");
 }
 
 #[test]
@@ -190,4 +188,257 @@ fn forward_auth_decides_by_the_answer_of_the_service() {
     assert_eq!((refused.status(), refused.field("location"), refused.field("server")), (302, Some("/login"), None));
     let closed = Proxy::start(&text.replace("127.0.0.1:8001", &nowhere()));
     assert_eq!(closed.get("/a", "\r\nCookie: session=1").status(), 503);
+}
+
+/// Posts content to a route whose body hook calls a URL.
+fn post(proxy: &Proxy, url: &str, content: &str) -> Message {
+    let mut stream = proxy.connect();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close";
+    write!(stream, "{head}\r\nX-Body-Call: {url}\r\nContent-Length: {}\r\n\r\n{content}", content.len()).unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+/// An origin that answers with the content that it got, and passes the fields about body hooks on.
+fn mirror() -> String {
+    origin(|request: &Message| {
+        let judged = request.field("x-judged").unwrap_or("-");
+        let call = request.field("x-response-call").map(|url| format!("X-Body-Call: {url}\r\n")).unwrap_or_default();
+        let length = request.body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nX-Got: {judged}\r\n{call}Content-Length: {length}\r\n\r\n");
+        [head.as_bytes(), &request.body].concat()
+    })
+}
+
+/// Returns a manifest whose plugin takes bodies, in front of an origin that sends them back.
+fn with_bodies(auth: &str, how: &str, more: &str) -> String {
+    let more = format!("config.bodies = {how:?}\n{more}");
+    let text = calling(auth, AUTH, &more).replace("[upstream.auth]", "[upstream.auth]\nretry = false");
+    let at = text.find("endpoints = [").unwrap();
+    let end = at + text[at..].find(']').unwrap();
+    format!("{}endpoints = [{:?}{}", &text[..at], mirror(), &text[end..])
+}
+
+/// A service that denies content with `bad` in it.
+fn judge() -> String {
+    origin(|request: &Message| match request.text().contains("bad") {
+        true => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\ndenied".to_vec(),
+        false => ok("fine"),
+    })
+}
+
+#[test]
+fn a_whole_body_waits_for_the_judgement_of_a_service() {
+    let proxy = start(&with_bodies(&judge(), "whole", ""));
+    let passed = post(&proxy, "http://auth/", "good");
+    assert_eq!((passed.status(), passed.field("x-got"), passed.text().as_str()), (200, Some("200"), "good"));
+    let denied = post(&proxy, "http://auth/", "bad");
+    assert_eq!((denied.status(), denied.text().as_str()), (403, "denied"));
+    // The response, too.
+    let mut stream = proxy.connect();
+    let fields = "Connection: close\r\nX-Response-Call: http://auth/\r\nContent-Length: 3";
+    write!(stream, "POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\nbad").unwrap();
+    let denied = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!((denied.status(), denied.text().as_str()), (403, "denied"));
+}
+
+#[test]
+fn failed_calls_of_a_whole_body_have_names() {
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let rude = raw_origin(|mut stream| drop(stream.read(&mut [0; 100])));
+    for (address, wanted) in [(nowhere(), "Refused"), (silent, "Timeout"), (rude, "Terminated")] {
+        let proxy = start(&with_bodies(&address, "whole", "on-error = 503"));
+        assert_eq!(post(&proxy, "http://auth/", "good").status(), 503, "{wanted}");
+        proxy.wait_log(&format!("it gave up: {wanted}"));
+        assert_eq!(post(&proxy, "", "good").status(), 503, "a malformed URL");
+    }
+}
+
+#[test]
+fn a_streamed_body_waits_at_each_chunk_and_at_its_end() {
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked = count.clone();
+    let auth = origin(move |_| ok(&asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string()));
+    let proxy = start(&with_bodies(&auth, "stream", ""));
+    let passed = post(&proxy, "http://auth/", "some");
+    assert_eq!((passed.status(), passed.text().as_str()), (200, "[200 0]some[end 200 1]"));
+    let mut stream = proxy.connect();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Body-Call: http://auth/\r\n";
+    write!(stream, "{head}Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n").unwrap();
+    until("the first chunk is asked about", || count.load(std::sync::atomic::Ordering::Relaxed) == 3);
+    write!(stream, "3\r\ntwo\r\n0\r\n\r\n").unwrap();
+    let passed = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!(passed.text(), "[200 2]one[200 3]two[end 200 4]");
+}
+
+#[test]
+fn a_long_body_passes_a_hook_that_may_wait_unchanged() {
+    let proxy = start(&with_bodies(&judge(), "stream", "limits.share = 100"));
+    let content = "x".repeat(3 << 20);
+    let mut stream = proxy.connect();
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", content.len());
+    let writer = std::thread::spawn({
+        let (mut stream, content) = (stream.try_clone().unwrap(), content.clone());
+        move || stream.write_all((head + &content).as_bytes()).unwrap()
+    });
+    let passed = read_message(&mut BufReader::new(stream)).unwrap();
+    writer.join().unwrap();
+    assert!(passed.status() == 200 && passed.text() == content, "{}", passed.text().len());
+}
+
+#[test]
+fn a_client_that_leaves_ends_the_call_of_its_body() {
+    for how in ["whole", "stream"] {
+        let (seen, closed) = mpsc::channel();
+        let auth = raw_origin(move |mut stream: TcpStream| {
+            let mut request = [0; 1000];
+            let length = stream.read(&mut request).unwrap();
+            let _ = seen.send(request[..length].to_vec());
+            // The end of the connection, which the proxy closes.
+            let _ = stream.read_to_end(&mut Vec::new());
+            let _ = seen.send(Vec::new());
+        });
+        let limits = "config.body-timeout = 3600000\nlimits = { bodies = 1, call-time = \"1h\" }";
+        let proxy = start(&with_bodies(&auth, how, limits));
+        let mut client = proxy.connect();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nX-Body-Call: http://auth/wait\r\nContent-Length: 4";
+        write!(client, "{head}\r\n\r\nsome").unwrap();
+        let request = closed.recv_timeout(crate::support::PATIENCE).unwrap();
+        assert!(request.windows(5).any(|bytes| bytes == b"/wait"), "{how}: {request:?}");
+        vanish(client);
+        assert_eq!(closed.recv_timeout(crate::support::PATIENCE).unwrap(), b"", "{how}");
+        // The only place for a body is free again.
+        until("another body passes", || post(&proxy, "ftp://", "some").status() != 503);
+    }
+}
+
+#[test]
+fn bodies_beyond_the_limit_fail_by_the_name_of_the_key_while_one_waits() {
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let limits = "config.body-timeout = 3600000\nlimits = { bodies = 1, body-wait = \"100ms\", call-time = \"1h\" }";
+    for how in ["whole", "stream"] {
+        let proxy = start(&with_bodies(&silent, how, limits));
+        let mut client = proxy.connect();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nX-Body-Call: http://auth/wait\r\nContent-Length: 4";
+        write!(client, "{head}\r\n\r\nsome").unwrap();
+        until("the call is made", || proxy.metric("plugway_plugin_calls_total{plugin=\"caller\"}") >= 2.0);
+        let refused = post(&proxy, "http://auth/", "some");
+        assert_eq!(refused.status(), 503, "{how}");
+        proxy.wait_log("limits.bodies of 1 is reached");
+        vanish(client);
+    }
+}
+
+#[test]
+fn an_observer_may_make_requests_in_the_background() {
+    let (told, heard) = mpsc::channel();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(told));
+    let service = origin(move |request: &Message| {
+        let _ = told.lock().unwrap().send(request.text());
+        ok("")
+    });
+    let proxy = start(&calling(&service, AUTH, "config.observe = \"http://auth/\""));
+    assert_eq!(proxy.get("/seen", "").status(), 200);
+    assert_eq!(heard.recv_timeout(crate::support::PATIENCE).unwrap(), "/seen 200");
+    // An observer that fails or waits holds up no exchange.
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let limits = "limits = { waiting-calls = 4, queued-calls = 1, queue-time = \"50ms\" }\non-error = \"skip\"";
+    let limits = format!("config.observe = \"http://auth/\"\n{limits}");
+    let proxy = start(&calling(&silent, AUTH, &limits));
+    (0..20).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
+    proxy.wait_log("limits.waiting-calls of 4 is reached");
+}
+
+/// An origin that counts its requests, and answers with keys.
+fn issuer() -> (String, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked = count.clone();
+    let address = origin(move |_| {
+        asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ok("keys")
+    });
+    (address, count)
+}
+
+const EARLY: &str = "config.early = \"http://auth/keys\"";
+
+fn early(proxy: &Proxy) -> Option<String> {
+    let text = proxy.get("/", "").text();
+    text.lines().find_map(|line| line.strip_prefix("x-early: ").map(String::from))
+}
+
+#[test]
+fn a_plugin_asks_once_while_it_is_configured() {
+    let (issuer, count) = issuer();
+    let asked = || count.load(std::sync::atomic::Ordering::Relaxed);
+    let text = calling(&issuer, AUTH, EARLY);
+    let proxy = start(&text);
+    assert_eq!(asked(), 1);
+    (0..20).for_each(|_| assert_eq!(early(&proxy).as_deref(), Some("keys")));
+    assert_eq!(asked(), 1, "other instances get the same answer");
+    // More calls at a time than there are instances.
+    let slow = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let grants = format!("{AUTH}, \"http://{slow}\"");
+    let busy = start(&calling(&issuer, &grants, EARLY));
+    let held: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = busy.connect();
+            write!(stream, "GET / HTTP/1.1\r\nHost: a\r\nX-Call: http://{slow}/\r\nX-Timeout: 3600000\r\n\r\n")
+                .unwrap();
+            stream
+        })
+        .collect();
+    until("the calls wait", || busy.metric("plugway_plugin_calls_total{plugin=\"caller\"}") >= 8.0);
+    assert_eq!(early(&busy).as_deref(), Some("keys"));
+    held.into_iter().for_each(vanish);
+    assert_eq!(asked(), 2);
+    // A reload asks again.
+    proxy.reload(&format!("{text}# changed\n"));
+    proxy.wait_log("reloaded: generation 2");
+    assert_eq!((early(&proxy).as_deref(), asked()), (Some("keys"), 3));
+}
+
+#[test]
+fn a_check_asks_no_service() {
+    let (issuer, count) = issuer();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plugway.toml");
+    std::fs::write(&file, calling(&issuer, AUTH, "config = { early = \"http://auth/\", strict = true }")).unwrap();
+    let (code, output) = run(&["check", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("which a check doesn't"), "{output}");
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_service_that_fails_while_a_plugin_is_configured_is_a_typed_error() {
+    let nowhere = nowhere();
+    let lenient = calling(&nowhere, AUTH, EARLY).replace("[upstream.auth]", "[upstream.auth]\nretry = false");
+    assert_eq!(early(&start(&lenient)).as_deref(), Some("Refused"));
+    // A plugin that insists is not served, and what serves goes on.
+    let proxy = start(&calling(&nowhere, AUTH, ""));
+    proxy.reload(&lenient.replace(EARLY, "config = { early = \"http://auth/\", strict = true }"));
+    proxy.wait_log("another service refused the connection");
+    assert_eq!(outcome(&proxy, "ftp://", ""), "Invalid");
+}
+
+#[test]
+fn a_service_that_hangs_while_a_plugin_is_configured_holds_up_nothing() {
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let plain = calling(&silent, AUTH, "");
+    let proxy = start(&plain);
+    let hanging = calling(&silent, AUTH, &format!("{EARLY}\nlimits.call-time = \"1s\""));
+    proxy.reload(&hanging);
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/", "").status(), 200);
+    }
+    proxy.wait_log("limits.call-time of 1s exceeded");
+    proxy.wait_log("not reloaded, the old manifest goes on serving");
+    proxy.reload(&format!("{plain}# changed\n"));
+    proxy.wait_log("reloaded: generation 2");
+    // A signal ends the process while a plugin asks.
+    let mut proxy = start(&plain);
+    let asked = format!("{EARLY}\nlimits.call-time = \"1h\"");
+    proxy.reload(&calling(&silent, AUTH, &asked));
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit(), Some(0));
 }

@@ -245,13 +245,15 @@ fn a_hook_that_waits_may_stand_behind_a_cache() {
 }
 
 #[test]
-fn waiting_while_it_is_configured_is_an_error_of_the_manifest() {
+fn passwords_may_be_verified_while_a_plugin_is_configured() {
+    let text = waiting(&echo(), HASH, "config.early = true");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plugway.toml");
-    std::fs::write(&file, waiting("127.0.0.1:1", HASH, "config.early = true")).unwrap();
-    let (code, errors) = crate::support::run(&["check", file.to_str().unwrap()]);
-    assert_eq!(code, Some(1), "{errors}");
-    assert!(errors.contains("it waits, which this call may not"), "{errors}");
+    std::fs::write(&file, &text).unwrap();
+    let (code, output) = crate::support::run(&["check", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{output}");
+    let proxy = start(&text);
+    assert_eq!(verified(&call(&proxy, "verify", "password")).as_deref(), Some("Ok(true)"));
 }
 
 #[test]

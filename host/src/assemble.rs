@@ -115,6 +115,15 @@ pub struct AssembledManifest {
     pub warnings: Vec<Warning>,
     /// The place of the admin listener's address; `None` if the manifest has none.
     pub admin_place: Option<ManifestPlace>,
+    /// The plugins that are not configured yet, because they ask services meanwhile.
+    pub asking: Vec<AskingPlugin>,
+}
+
+/// A plugin that asks services while it is configured.
+pub struct AskingPlugin {
+    pub plugin_id: PluginId,
+    /// The place of the plugin in the manifest.
+    pub place: ManifestPlace,
 }
 
 /// A component that was found good.
@@ -136,6 +145,8 @@ struct Assembly<'a> {
     problems: Diagnostics,
     left_out: LeftOut,
     bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
+    /// The plugins that ask services while they are configured.
+    asking: Vec<AskingPlugin>,
     /// The named plugins; `None` if one has an error.
     named: BTreeMap<String, Option<PluginId>>,
     round_robin: Option<PluginId>,
@@ -227,7 +238,7 @@ impl Assembler {
         draft.once(files);
         draft.warn_of_unused(files);
         draft.warn_of_doubtful(files);
-        let Assembly { problems, bindings, used, reserved, mut certificates, .. } = draft;
+        let Assembly { problems, bindings, asking, used, reserved, mut certificates, .. } = draft;
         certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
         certificates.dedup_by(|one, other| one.chain == other.chain);
         self.keep_accepted();
@@ -259,7 +270,8 @@ impl Assembler {
             certificates,
         };
         let warnings = problems.into_warnings();
-        Ok(AssembledManifest { generation, warnings, admin, admin_place, listeners: addresses, workers, drain })
+        let listeners = addresses;
+        Ok(AssembledManifest { generation, warnings, admin, admin_place, asking, listeners, workers, drain })
     }
 
     /// Drops the state that neither this generation nor one in service uses.
@@ -301,6 +313,7 @@ impl<'a> Assembly<'a> {
             problems,
             left_out,
             bindings: ById::default(),
+            asking: Vec::new(),
             named: BTreeMap::new(),
             round_robin: None,
             examinations: Vec::new(),

@@ -435,6 +435,9 @@ fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<
     let config = PluginConfig::for_examination(plugin, config, PluginLimits::default(), Vec::new());
     let configured = ConfiguredPlugin::new(&versions, config);
     let configured = configured.map_err(|error| error.to_string())?;
+    if configured.asks {
+        return Ok(vec!["inputs: unknown, because the plugin asks a service while it is configured".into()]);
+    }
     Ok(configured.describe_inputs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }
 

@@ -21,7 +21,7 @@ pub mod attempt;
 pub mod balance;
 mod body_hooks;
 pub mod cache;
-mod callouts;
+pub mod callouts;
 pub mod chain;
 mod collect;
 pub mod decoded_body;

@@ -14,6 +14,7 @@ pub mod compiled_cache;
 pub mod configured;
 mod cpu_time;
 pub mod decoder_memory;
+mod early_answers;
 pub mod engine;
 pub mod failure;
 mod function_names;

@@ -5,6 +5,7 @@
 )]
 
 pub mod admin;
+mod asking_plugins;
 pub(crate) mod file_watcher;
 mod maintenance_monitor;
 pub(crate) mod sockets;
@@ -393,7 +394,8 @@ impl LoadResults {
         let assemble = move || {
             let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
             let assembled = assembly.assemble(files).map_err(|problems| problems.to_string());
-            assembled.inspect(|assembled| assemble::log(&assembled.warnings))
+            let assembled = assembled.inspect(|assembled| assemble::log(&assembled.warnings));
+            assembled.and_then(asking_plugins::configure)
         };
         let assembled = background::run(Task::Assemble, assemble).await;
         assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))

@@ -1,5 +1,5 @@
 //! Requests of a plugin to other services, through the host. A plugin that uses this module waits for the response, and its
-//! worker serves other requests meanwhile. Such a plugin may have the hooks `RequestFilter`, `ResponseFilter` and `Timer`.
+//! worker serves other requests meanwhile. Such a plugin may have every hook but `Balancer` and `CachePolicy`.
 //!
 //! The manifest grants the destinations, in `[plugin.NAME.grants]`: `http = [{ upstream = "auth" }]` allows requests to
 //! `http://auth/…`, which go through that upstream; `http = ["https://auth.example"]` those to this server.
@@ -71,6 +71,9 @@ pub enum Error {
     TooLarge,
     /// The TLS handshake failed, or what the destination sent is no HTTP.
     Protocol,
+    /// The request is not among those that the first instance of the plugin has made while it was configured. Only in
+    /// [`Plugin::new`](crate::Plugin::new).
+    NotAvailable,
 }
 
 /// Returns a GET request.
@@ -105,8 +108,8 @@ impl Request {
         Request { timeout: Some(time), ..self }
     }
 
-    /// Sends the request, and waits for the response. Only in hooks: in [`Plugin::new`](crate::Plugin::new), the call
-    /// fails.
+    /// Sends the request, and waits for the response. In [`Plugin::new`](crate::Plugin::new), the request is sent once for
+    /// each start or reload, and all instances of the plugin get the same response.
     pub fn send(self) -> Result<Response, Error> {
         #[cfg(target_family = "wasm")]
         return wasi::send(self);
@@ -127,6 +130,7 @@ impl fmt::Display for Error {
             Error::Busy => "too many requests to other services are under way",
             Error::TooLarge => "the response of another service is too long",
             Error::Protocol => "another service does not speak HTTP or TLS as expected",
+            Error::NotAvailable => "a request was not made when the plugin was first configured",
         })
     }
 }
@@ -247,6 +251,7 @@ mod wasi {
             | ErrorCode::ConnectionWriteTimeout
             | ErrorCode::HttpResponseTimeout => Error::Timeout,
             ErrorCode::ConnectionLimitReached => Error::Busy,
+            ErrorCode::ConfigurationError => Error::NotAvailable,
             ErrorCode::ConnectionTerminated | ErrorCode::HttpResponseIncomplete => Error::Terminated,
             ErrorCode::HttpResponseBodySize(_)
             | ErrorCode::HttpResponseHeaderSectionSize(_)

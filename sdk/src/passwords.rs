@@ -1,6 +1,5 @@
 //! Passwords, verified by the host against their hashes. A plugin that uses this module waits while a password is hashed,
-//! and its worker serves other requests meanwhile. Such a plugin may have the hooks `RequestFilter`, `ResponseFilter` and
-//! `Timer`.
+//! and its worker serves other requests meanwhile. Such a plugin may have every hook but `Balancer` and `CachePolicy`.
 //!
 //! ```
 //! use plugway_sdk::{Response, Verdict, passwords};
@@ -36,7 +35,8 @@ pub enum VerifyError {
 }
 
 /// Returns whether a password is the one that a hash was made from. The hash is one of bcrypt, Argon2 or SHA-crypt, as in
-/// htpasswd files and from `plugway hash-password`. Only in hooks: in [`Plugin::new`](crate::Plugin::new), the call fails.
+/// htpasswd files and from `plugway hash-password`. In [`Plugin::new`](crate::Plugin::new), the password is verified once for
+/// each start or reload, and all instances of the plugin get the same answer.
 pub fn verify(hash: &str, password: &[u8]) -> Result<bool, VerifyError> {
     verify_once_in(Duration::ZERO, hash, password)
 }

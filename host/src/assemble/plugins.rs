@@ -4,9 +4,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::addresses::ManifestPlace;
 use super::plugin_values::{complaint_message, failure_message};
 use super::units::bytes;
-use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
+use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{self, PluginRef};
@@ -160,14 +161,23 @@ impl Assembly<'_> {
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
                 let workers = self.assembly.workers.unwrap_or(1);
-                let of_bodies = if configured.transforms_bodies() { instances::of_bodies(limits, workers) } else { 0 };
+                let of_bodies = if configured.transforms_bodies() && !configured.waits() {
+                    instances::of_bodies(limits, workers)
+                } else {
+                    0
+                };
                 let wanted = of_bodies + if configured.waits() { instances::of_waiting_calls(limits) } else { 0 };
                 let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
                 if let Some(Err(shortage)) = extended {
                     self.problems.at(source, use_span, shortage.to_string());
                     return None;
                 }
-                return Some(self.bindings.push(Arc::new(configured)));
+                let asks = configured.asks;
+                let plugin_id = self.bindings.push(Arc::new(configured));
+                if asks {
+                    self.note_asking(plugin_id, source, use_span);
+                }
+                return Some(plugin_id);
             }
             // It has accepted this before; it may do now and then as it likes.
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
@@ -178,6 +188,16 @@ impl Assembly<'_> {
             Err(error) => self.problems.at(source, use_span, error.to_string()),
         }
         None
+    }
+
+    /// Notes a plugin that asks services while it is configured: who serves the generation lets it ask, and a check doesn't.
+    fn note_asking(&mut self, plugin_id: PluginId, source: &Arc<Source>, use_span: Range<usize>) {
+        if self.assembly.is_check {
+            let message = "the plugin asks a service while it is configured, which a check doesn't: its answer to this \
+                           configuration is not known before the start";
+            self.problems.warn(Doubt::Unchecked, source, use_span.clone(), message);
+        }
+        self.asking.push(AskingPlugin { plugin_id, place: ManifestPlace { source: source.clone(), span: use_span } });
     }
 
     /// The configuration of a plugin in JSON, which has neither dates nor numbers that aren't finite: a manifest with such a

@@ -45,6 +45,8 @@ pub enum Doubt {
     NoEffect,
     /// The part probably means something other than its author intended.
     Meaning,
+    /// The part was not checked.
+    Unchecked,
 }
 
 /// A place in a file as editors count, from 1.
@@ -225,6 +227,7 @@ impl Doubt {
         match self {
             Doubt::NoEffect => "part of the manifest without effect",
             Doubt::Meaning => "part of the manifest in doubt",
+            Doubt::Unchecked => "part of the manifest not checked",
         }
     }
 }

@@ -54,6 +54,16 @@ impl<I: Id, T> ById<I, T> {
         (0..self.items.len()).map(I::new)
     }
 
+    /// Replaces an item.
+    pub fn replace(&mut self, id: I, item: T) {
+        self.items[id.index()] = item;
+    }
+
+    /// Returns the items, to change them in place.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.items.iter_mut()
+    }
+
     /// Adds an item, and returns its id.
     pub fn push(&mut self, item: T) -> I {
         self.items.push(item);

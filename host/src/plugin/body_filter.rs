@@ -73,9 +73,9 @@ pub struct BodyFilter {
 
 /// The instance of a body.
 enum BodyInstance {
-    /// Its calls run to their end on the worker.
+    /// The instance of a plugin whose calls run to their end on the worker.
     AtOnce(Box<Instance>),
-    /// Its calls may wait; each thing that is waited for is limited by the deadline.
+    /// The instance of a plugin whose calls may wait, with the limit of each thing that is waited for.
     Waiting(WaitingInstance, Deadline),
 }
 

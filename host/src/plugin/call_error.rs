@@ -50,6 +50,8 @@ pub enum PluginFailure {
     EndedExchanges(usize),
     #[error("limits.call-time of {0:?} exceeded")]
     CallTime(Duration),
+    #[error("it asks a service, or for a password, while it is configured")]
+    Asks,
     #[error("it waits in a call that may not wait")]
     MayNotWait,
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::access::GrantedAccess;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::types;
+use super::call_error::PluginFailure;
+use super::early_answers::EarlyAnswers;
 use super::engine::Plugin;
 use super::failure::{Backtraces, FailureReporter};
 use super::host::value_name;
 use super::instance::Instance;
 use super::log_lines::PluginLog;
-use super::outgoing_http::HttpDestination;
+use super::outgoing_http::{CalloutSender, HttpDestination};
 use super::settings::{
     self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR,
     content_rules, names,
@@ -58,6 +60,8 @@ pub struct ConfiguredPlugin {
     pub request_body: Option<BodyInputs>,
     /// How the plugin receives response bodies; `None` if it has no hook for them.
     pub response_body: Option<BodyInputs>,
+    /// Whether the plugin asks something while it is configured, and is not configured yet: it has no settings.
+    pub asks: bool,
     /// The plugin's own metrics on each worker, which last as long as the configured plugin; locked when an instance is
     /// made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
@@ -87,6 +91,8 @@ pub enum ConfigureError {
     Config(ConfigErrors),
     #[error("the plugin failed while it was configured: {0}")]
     Failed(String),
+    #[error("{}", PluginFailure::Asks)]
+    Asks,
     #[error("the plugin declared {}", what(.0))]
     Refused(#[from] EditError),
 }
@@ -96,6 +102,32 @@ fn what(refused: &EditError) -> String {
     match refused {
         EditError::Many { .. } => refused.to_string(),
         _ => format!("what can't be: {refused}"),
+    }
+}
+
+/// Returns settings in place of those that a plugin declares once it is answered.
+fn unknown_settings(plugin: &Plugin) -> Settings {
+    let takes = |side| plugin.body_ability(side, 0).map(|_| types::BodyMode::Skipped);
+    Settings {
+        request_values: Vec::new(),
+        response_values: Vec::new(),
+        request_body_values: Vec::new(),
+        response_body_values: Vec::new(),
+        balancer_values: Vec::new(),
+        balancer_key: None,
+        observer_values: Vec::new(),
+        cache_request_values: Vec::new(),
+        cache_response_values: Vec::new(),
+        lookup_plan: None,
+        cache_status: None,
+        edit_plans: Vec::new(),
+        request_plan: None,
+        response_plan: None,
+        request_body: takes(MessageSide::Request),
+        response_body: takes(MessageSide::Response),
+        request_content: None,
+        response_content: None,
+        timer_interval_ms: None,
     }
 }
 
@@ -126,7 +158,10 @@ impl PluginConfig {
 
     /// Returns a configured instance, with the settings that the plugin declared.
     fn first_instance(&self, lines: PluginLog) -> Result<(Settings, Box<Instance>), ConfigureError> {
-        let failed = |failure| ConfigureError::Failed(self.limits.reason(&failure));
+        let failed = |failure| match failure {
+            PluginFailure::Asks => ConfigureError::Asks,
+            failure => ConfigureError::Failed(self.limits.reason(&failure)),
+        };
         let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
         let time = self.limits.making_time();
         let first = Instance::unconfigured(&self.plugin, self.limits, lines, &self.access, time);
@@ -137,17 +172,55 @@ impl PluginConfig {
 }
 
 impl ConfiguredPlugin {
-    /// Configures a first instance, and records the declarations of the plugin.
+    /// Configures a first instance, and records the declarations of the plugin. A plugin that asks a service meanwhile is not
+    /// answered: [`ConfiguredPlugin::ask`] configures it.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
         let PluginConfig { name, plugin, config: text, limits, isolation, access, .. } = &config;
         let supply = versions.of(plugin, name, text, *limits, *isolation, access);
         let lines = supply.recipe.lines.clone();
-        let (settings, mut first) = supply.measure(|| config.first_instance(lines))?;
+        let first = supply.measure(|| match config.first_instance(lines) {
+            Err(ConfigureError::Asks) => Ok(None),
+            first => first.map(Some),
+        });
+        let Some((settings, mut first)) = first? else {
+            let settings = unknown_settings(plugin);
+            return Ok(ConfiguredPlugin { asks: true, ..ConfiguredPlugin::from_settings(config, supply, settings)? });
+        };
         let configured = ConfiguredPlugin::from_settings(config, supply, settings)?;
         let _ = configured.supply.recipe.metrics.set(first.defined_metrics());
         if configured.needs_instance() || configured.is_balancer() || configured.transforms_bodies() {
             configured.supply.keep(first);
         }
+        Ok(configured)
+    }
+
+    /// Configures a first instance of a plugin that asks services meanwhile, by way of `sender`, and keeps the answers for
+    /// the other instances. Waits for `limits.call-time` at most.
+    pub async fn ask(&self, sender: CalloutSender) -> Result<Self, ConfigureError> {
+        let (recipe, limits) = (&self.supply.recipe, self.limits);
+        let failed = |failure: PluginFailure| ConfigureError::Failed(limits.reason(&failure));
+        let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
+        let (time, lines) = (limits.making_time(), recipe.lines.clone());
+        let first = Instance::unconfigured(&recipe.plugin, limits, lines, &recipe.access, time);
+        let (mut first, answers) = (first.map_err(failed)?, Arc::new(EarlyAnswers::default()));
+        first.keep_answers(sender, answers.clone());
+        let call_time = limits.waiting.call_time;
+        let asked = tokio::time::timeout(call_time, first.configure_waiting(&recipe.config, time)).await;
+        let asked = asked.unwrap_or(Err(PluginFailure::CallTime(call_time)));
+        let settings = asked.map_err(failed)?.map_err(refused)?;
+        let config = PluginConfig {
+            name: self.name.clone(),
+            plugin: recipe.plugin.clone(),
+            config: recipe.config.clone(),
+            limits,
+            on_error: self.on_error,
+            isolation: self.isolation,
+            access: recipe.access.clone(),
+        };
+        let configured = ConfiguredPlugin::from_settings(config, self.supply.clone(), settings)?;
+        let _ = recipe.metrics.set(first.defined_metrics());
+        recipe.keep_answers(answers);
+        self.supply.drop_spares();
         Ok(configured)
     }
 
@@ -211,6 +284,7 @@ impl ConfiguredPlugin {
             timer,
             request_body,
             response_body,
+            asks: false,
             figures: Mutex::default(),
         })
     }

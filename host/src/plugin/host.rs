@@ -48,6 +48,8 @@ pub struct HostState {
     pub(super) figures: InstanceMetrics,
     /// The access that the manifest grants.
     pub(super) access: GrantedAccess,
+    /// Whether the call under way has asked a service or for a password, and may not wait.
+    pub(super) has_asked: bool,
 }
 
 /// An exchange that is lent to a call that may wait.
@@ -108,7 +110,23 @@ impl HostState {
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
         let http = HttpState::new(access.http.clone());
         let access = access.clone();
-        HostState { wasi, http, table, limits, cpu, lines, context, lent, members, tried, now, figures, access }
+        let has_asked = false;
+        HostState {
+            wasi,
+            http,
+            table,
+            limits,
+            cpu,
+            lines,
+            context,
+            lent,
+            members,
+            tried,
+            now,
+            figures,
+            access,
+            has_asked,
+        }
     }
 
     /// Reads the exchange at hand; returns `None` if there is none.

@@ -25,6 +25,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         |mut store: StoreContextMut<'_, HostState>, (request, options): HandleParameters| {
             let state = store.data_mut();
             if !state.cpu.has_turns() {
+                state.has_asked = true;
                 return Err(waits());
             }
             let handled = outgoing_handler::Host::handle(&mut state.http(), request, options);

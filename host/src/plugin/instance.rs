@@ -2,7 +2,7 @@
 //! call has returned, so that a trap, a deadline or a refused growth costs exactly this instance.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,13 +12,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::access::GrantedAccess;
 use super::bindings::balancer::exports::plugway::plugin::balancer;
-use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
+use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, Description, Settings};
 use super::bindings::{
     balancer as balancer_hook, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer,
     request_body, request_filter, response_body, response_filter, timer, types,
 };
 use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
+use super::early_answers::EarlyAnswers;
 use super::engine::Plugin;
 use super::host::HostState;
 use super::log_lines::{MAX_LINE_BYTES, PluginLog};
@@ -51,6 +52,8 @@ pub struct InstanceRecipe {
     pub(super) metrics: OnceLock<Vec<PluginMetricDefinition>>,
     /// The number of live instances, over all workers and generations.
     pub(super) live: Arc<AtomicU32>,
+    /// The answers that the first instance got while it was configured; `None` if it has asked nothing.
+    pub(super) answers: Mutex<Option<Arc<EarlyAnswers>>>,
 }
 
 /// The count of a live instance, until dropped.
@@ -61,6 +64,8 @@ pub struct Instance {
     pub(super) store: Store<HostState>,
     /// The CPU time of a call, `limits.cpu`.
     limit: Duration,
+    /// The longest time of a call that may wait, `limits.call-time`.
+    call_time: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
     /// The hook of the last call.
@@ -138,6 +143,16 @@ impl InstanceRecipe {
         self.metrics.get().map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Returns the answers with which further instances are configured; `None` if the plugin has asked nothing.
+    pub(super) fn answers(&self) -> Option<Arc<EarlyAnswers>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the answers of a first instance.
+    pub(super) fn keep_answers(&self, answers: Arc<EarlyAnswers>) {
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(answers);
+    }
+
     /// Counts an instance.
     pub(super) fn count(&self) -> InstanceCount {
         self.live.fetch_add(1, Ordering::Relaxed);
@@ -192,6 +207,7 @@ impl Instance {
         Ok(Instance {
             store,
             limit: limits.cpu,
+            call_time: limits.waiting.call_time,
             budget: limits.cpu,
             hook: HookKind::RequestFilter,
             imports_exchange: plugin.imports_exchange,
@@ -219,7 +235,11 @@ impl Instance {
         let InstanceRecipe { plugin, limits, lines, access, .. } = recipe;
         let mut instance = Instance::unconfigured(plugin, *limits, lines.clone(), access, time)?;
         instance.store.data_mut().figures = InstanceMetrics::known(recipe.loose_figures());
-        match instance.configure(&recipe.config, time)? {
+        let configured = match recipe.answers() {
+            Some(answers) => instance.configure_by(answers, &recipe.config, time)?,
+            None => instance.configure(&recipe.config, time)?,
+        };
+        match configured {
             Ok(_) => {
                 instance.counted = Some(recipe.count());
                 Ok(instance)
@@ -255,13 +275,27 @@ impl Instance {
             None => self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config).map_err(trapped),
         };
         self.store.data_mut().figures.is_configuring = false;
-        let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
-            errors
-                .into_iter()
-                .map(|error| (error.path, one_line(&error.message, MAX_LINE_BYTES).into_owned()))
-                .collect()
-        };
-        Ok(answer.map_err(|failure| self.explained(failure))?.map_err(errors))
+        let has_asked = std::mem::take(&mut self.store.data_mut().has_asked);
+        match answer {
+            Err(_) if has_asked => Err(PluginFailure::Asks),
+            answer => Ok(answer.map_err(|failure| self.explained(failure))?.map_err(config_errors)),
+        }
+    }
+
+    /// Gives the plugin its configuration with the answers that another instance has got. Only off the workers: this thread
+    /// waits.
+    fn configure_by(
+        &mut self,
+        answers: Arc<EarlyAnswers>,
+        config: &str,
+        time: Duration,
+    ) -> Result<Result<Settings, Vec<(String, String)>>, PluginFailure> {
+        let failed = |_| PluginFailure::NoInstance("the system has no descriptor for making one");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        self.answer_by(answers);
+        let limit = self.call_time;
+        let configured = async { tokio::time::timeout(limit, self.configure_waiting(config, time)).await };
+        runtime.block_on(configured).unwrap_or(Err(PluginFailure::CallTime(limit)))
     }
 
     /// Returns the metrics that the instance has defined, if it is the first of its version.
@@ -454,6 +488,12 @@ impl Instance {
             }
         }
     }
+}
+
+/// Returns the errors of a configuration: JSON pointers and messages.
+fn config_errors(errors: Vec<ConfigError>) -> Vec<(String, String)> {
+    let message = |error: &ConfigError| one_line(&error.message, MAX_LINE_BYTES).into_owned();
+    errors.into_iter().map(|error| (error.path.clone(), message(&error))).collect()
 }
 
 /// Starts the measurement of a call that may take `time`: the next tick is the first that the call notices.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
+use super::early_answers::{EarlyAnswer, EarlyAnswers, request_digest};
 use crate::error::FailureKind;
 
 /// A destination that a plugin may send requests to.
@@ -64,8 +65,21 @@ pub(super) struct HttpState {
 #[derive(Default)]
 struct HttpHooks {
     destinations: Arc<[HttpDestination]>,
-    /// The way to the worker; `None` outside of calls that may wait.
-    sender: Option<CalloutSender>,
+    way: CalloutWay,
+}
+
+/// The way of an instance's requests.
+#[derive(Clone, Default)]
+enum CalloutWay {
+    /// Outside of calls that may wait.
+    #[default]
+    Closed,
+    /// A worker sends them.
+    Sent(CalloutSender),
+    /// A worker sends them, and the answers are kept for other instances.
+    Kept(CalloutSender, Arc<EarlyAnswers>),
+    /// The answers are those of another instance.
+    Answered(Arc<EarlyAnswers>),
 }
 
 /// Bytes of one write of a plugin that waits.
@@ -125,12 +139,37 @@ impl HttpState {
     pub(super) fn new(destinations: Arc<[HttpDestination]>) -> Self {
         let mut context = WasiHttpCtx::new();
         context.set_field_size_limit(MAX_FIELD_BYTES);
-        HttpState { context, hooks: HttpHooks { destinations, sender: None } }
+        HttpState { context, hooks: HttpHooks { destinations, way: CalloutWay::Closed } }
     }
 
-    /// Opens the way to the worker for a call, or closes it.
-    pub(super) fn set_sender(&mut self, sender: Option<CalloutSender>) {
-        self.hooks.sender = sender;
+    /// Opens the way to the worker for a call.
+    pub(super) fn open(&mut self, sender: CalloutSender) {
+        self.hooks.way = CalloutWay::Sent(sender);
+    }
+
+    /// Opens the way to a worker, and keeps the answers for other instances.
+    pub(super) fn open_and_keep(&mut self, sender: CalloutSender, answers: Arc<EarlyAnswers>) {
+        self.hooks.way = CalloutWay::Kept(sender, answers);
+    }
+
+    /// Gives the answers of another instance.
+    pub(super) fn answer_by(&mut self, answers: Arc<EarlyAnswers>) {
+        self.hooks.way = CalloutWay::Answered(answers);
+    }
+
+    /// Sends no more requests.
+    pub(super) fn close(&mut self) {
+        self.hooks.way = CalloutWay::Closed;
+    }
+
+    /// The answers of another instance; `None` if this instance asks itself.
+    pub(super) fn given(&self) -> Option<&Arc<EarlyAnswers>> {
+        if let CalloutWay::Answered(answers) = &self.hooks.way { Some(answers) } else { None }
+    }
+
+    /// The answers that are kept for other instances; `None` if none are.
+    pub(super) fn kept(&self) -> Option<&Arc<EarlyAnswers>> {
+        if let CalloutWay::Kept(_, answers) = &self.hooks.way { Some(answers) } else { None }
     }
 
     /// Returns the state as `wasmtime-wasi-http` takes it.
@@ -151,11 +190,10 @@ impl WasiHttpHooks for HttpHooks {
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, ResponseEnd), Error>> + Send> {
         let destination = self.destinations.iter().position(|known| known.is_of(request.uri()));
         let has_user = request.uri().authority().is_some_and(|authority| authority.as_str().contains('@'));
-        let sender = self.sender.clone();
+        let way = self.way.clone();
         Box::new(async move {
             let destination = destination.filter(|_| !has_user).ok_or(Error::HttpRequestDenied)?;
-            let sender = sender.ok_or(Error::ConfigurationError)?;
-            let response = send(sender, destination, request, options.unwrap_or_default()).await?;
+            let response = way.send(destination, request, options.unwrap_or_default()).await?;
             let response = response.map(|content| Full::new(content).map_err(|never| match never {}).boxed_unsync());
             Ok((response, Box::new(std::future::ready(Ok(()))) as ResponseEnd))
         })
@@ -166,14 +204,54 @@ impl WasiHttpHooks for HttpHooks {
     }
 }
 
-/// Sends a request once the plugin has written it, and returns the response as a whole.
-async fn send(
-    sender: CalloutSender,
-    destination: usize,
-    request: Request<WasiBody>,
-    options: RequestOptions,
-) -> Result<Response<Bytes>, Error> {
-    let (head, mut body) = request.into_parts();
+impl CalloutWay {
+    /// Sends a request once the plugin has written it, and returns the response as a whole.
+    async fn send(
+        self,
+        destination: usize,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<Bytes>, Error> {
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, received(body).await?);
+        let times = CalloutTimes { head: options.first_byte_timeout, body: options.between_bytes_timeout };
+        match self {
+            CalloutWay::Closed => Err(Error::ConfigurationError),
+            CalloutWay::Sent(sender) => sender.send(destination, request, times).await?.map_err(error),
+            CalloutWay::Kept(sender, answers) => {
+                if !answers.has_room() {
+                    return Err(Error::ConnectionLimitReached);
+                }
+                let question = request_digest(destination, &request);
+                let answer = sender.send(destination, request, times).await?;
+                answers.keep(question, EarlyAnswer::Response(answer.clone()));
+                answer.map_err(error)
+            }
+            CalloutWay::Answered(answers) => match answers.answer(&request_digest(destination, &request)) {
+                Some(EarlyAnswer::Response(answer)) => answer.map_err(error),
+                Some(EarlyAnswer::Password(_)) | None => Err(Error::ConfigurationError),
+            },
+        }
+    }
+}
+
+impl CalloutSender {
+    /// Has the worker send a request; the outer error is that the worker takes no more, or is gone.
+    async fn send(
+        self,
+        destination: usize,
+        request: Request<Bytes>,
+        times: CalloutTimes,
+    ) -> Result<Result<Response<Bytes>, FailureKind>, Error> {
+        let (reply, response) = oneshot::channel();
+        let callout = Callout { destination, request, times, reply };
+        self.0.try_send(callout).map_err(|_| Error::ConnectionLimitReached)?;
+        response.await.map_err(|_| Error::ConnectionTerminated)
+    }
+}
+
+/// Returns the content of a request once the plugin has written it.
+async fn received(mut body: WasiBody) -> Result<Bytes, Error> {
     let mut content = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
@@ -182,11 +260,7 @@ async fn send(
         }
         content.extend_from_slice(&data);
     }
-    let (reply, response) = oneshot::channel();
-    let times = CalloutTimes { head: options.first_byte_timeout, body: options.between_bytes_timeout };
-    let request = Request::from_parts(head, content.freeze());
-    sender.0.try_send(Callout { destination, request, times, reply }).map_err(|_| Error::ConnectionLimitReached)?;
-    response.await.map_err(|_| Error::ConnectionTerminated)?.map_err(error)
+    Ok(content.freeze())
 }
 
 /// Returns the error of a plugin for a failure of an upstream.

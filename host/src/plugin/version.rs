@@ -126,6 +126,7 @@ impl PluginVersions {
             access: access.clone(),
             metrics: OnceLock::new(),
             live: Arc::default(),
+            answers: Mutex::default(),
         };
         let version = Arc::new(PluginVersion::new(name.clone(), recipe, isolation, self.orders.clone()));
         known.push(Arc::downgrade(&version));
@@ -197,6 +198,16 @@ impl PluginVersion {
         self.is_failing.store(false, Ordering::Relaxed);
     }
 
+    /// Whether the plugin asks something while it is configured, so that its instances are made off the workers.
+    pub fn asks(&self) -> bool {
+        self.recipe.answers().is_some()
+    }
+
+    /// Drops the spare instances, which know the answers to an earlier configuration.
+    pub(super) fn drop_spares(&self) {
+        drop(std::mem::take(&mut *self.spares.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+
     /// Makes an instance, and notes the CPU time that was used.
     pub(super) fn measure<R, E>(&self, make: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
         let began = thread_time();
@@ -262,6 +273,9 @@ impl PluginVersion {
         share: &TimeShare,
         need: InstanceNeed,
     ) -> Result<Box<Instance>, PluginFailure> {
+        if self.asks() {
+            return Err(PluginFailure::NoInstance("the plugin asks while it is configured, and a worker may not wait"));
+        }
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
             return self.make(share, self.recipe.limits.cpu);

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::generation::ids::UpstreamId;
 use crate::generation::{Generation, Upstream};
 use crate::system::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
@@ -70,9 +71,15 @@ impl UpstreamMonitor {
 
     /// Monitors the upstreams of a generation from now on. Tasks of unchanged upstreams are kept.
     pub async fn watch_generation(&mut self, generation: &Generation) {
+        self.watch_upstreams(generation, |_| true).await;
+    }
+
+    /// Monitors some upstreams of a generation from now on. Tasks of unchanged upstreams are kept.
+    pub async fn watch_upstreams(&mut self, generation: &Generation, is_wanted: impl Fn(UpstreamId) -> bool) {
+        let upstreams = || generation.upstreams.with_ids().filter(|(upstream_id, _)| is_wanted(*upstream_id));
         let mut before = std::mem::take(&mut self.monitored);
         let (looking, mut looked) = mpsc::channel::<()>(1);
-        for upstream in generation.upstreams.iter() {
+        for (_, upstream) in upstreams() {
             let known = before.remove(&upstream.name);
             let monitored = match known {
                 Some(monitored) if monitored.fits(upstream, &generation.name_servers) => monitored,
@@ -80,7 +87,7 @@ impl UpstreamMonitor {
             };
             self.monitored.insert(upstream.name.clone(), monitored);
         }
-        *self.live.borrow_mut() = generation.upstreams.iter().map(|upstream| upstream.live.clone()).collect();
+        *self.live.borrow_mut() = upstreams().map(|(_, upstream)| upstream.live.clone()).collect();
         // Each name holds a sender until it has been looked up, so this ends with the last of them.
         drop(looking);
         if timeout(PATIENCE, looked.recv()).await.is_err() {

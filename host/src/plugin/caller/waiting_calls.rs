@@ -19,6 +19,7 @@ use super::super::settings::Isolation;
 use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use super::super::waiting_limit::RESERVED_CALLS;
 use super::{PluginCaller, is_whole};
+use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 
 /// The instances of a worker that no call has at the moment.
@@ -134,9 +135,11 @@ impl PluginCaller {
         let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, step).await?;
         let permit = self.admit()?;
         let idle = self.waiting.take();
-        let mut taken = idle
-            .map_or_else(|| self.fresh_waiting(), Ok)
-            .inspect_err(|failure| self.settle_without_call(permit, failure))?;
+        let taken = match idle {
+            Some(idle) => Ok(idle),
+            None => self.fresh_waiting(step).await,
+        };
+        let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, failure))?;
         let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
         Ok((taken, result))
     }
@@ -179,9 +182,16 @@ impl PluginCaller {
         self.waiting.sweep(now);
     }
 
-    fn fresh_waiting(&self) -> Result<WaitingInstance, PluginFailure> {
+    async fn fresh_waiting(&self, step: &Deadline) -> Result<WaitingInstance, PluginFailure> {
         let place = WaitingPlace::new(self.supply())?;
-        self.fresh(InstanceNeed::Body).map(|instance| WaitingInstance { instance, _place: place })
+        let instance = if self.supply().asks() {
+            let limit = self.configured.limits.waiting.call_time;
+            let made = step.limit(limit, boxed(|| self.make_instance(None))).await;
+            made.unwrap_or_else(|_| Err(PluginFailure::CallTime(limit)))?
+        } else {
+            self.fresh(InstanceNeed::Body)?
+        };
+        Ok(WaitingInstance { instance, _place: place })
     }
 
     /// Runs a call turn by turn, counts and charges it.

@@ -1,9 +1,11 @@
 //! The hooks of a plugin that imports something that waits. A call of such a hook runs on a stack of its own, and leaves
 //! the worker while it waits.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use wasmtime::Store;
 use wasmtime::component::{ComponentNamedList, Lift, Lower, ResourceAny, TypedFunc};
@@ -13,10 +15,13 @@ use super::super::bindings::types::{self, Verdict};
 use super::super::breaker::HookKind;
 use super::super::call_error::{PluginFailure, reported_failure, trapped};
 use super::super::cpu_time::TurnTime;
+use super::super::early_answers::EarlyAnswers;
 use super::super::engine::Plugin;
 use super::super::host::{HostState, Lending, LentContext};
 use super::super::outgoing_http::CalloutSender;
-use super::{BodyVerdict, FilterVerdict, Instance, Summary, WholeBody, checked, checked_body_verdict};
+use super::{
+    BodyVerdict, FilterVerdict, Instance, Summary, WholeBody, begin, checked, checked_body_verdict, config_errors,
+};
 use crate::context::bounds;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
@@ -95,7 +100,7 @@ impl WaitingHooks {
         at_once(self.describe.call_async(store, ())).map(|(description,)| description)
     }
 
-    /// Calls `configure`, which may not wait.
+    /// Calls `configure` where it may not wait.
     pub(super) fn configure(
         &self,
         store: &mut Store<HostState>,
@@ -158,7 +163,43 @@ impl Instance {
 
     /// Opens the way to the worker for the requests of the next call.
     pub fn allow_callouts(&mut self, sender: CalloutSender) {
-        self.store.data_mut().http.set_sender(Some(sender));
+        self.store.data_mut().http.open(sender);
+    }
+
+    /// Opens the way to a worker for the requests of `configure`, and keeps their answers for other instances.
+    pub(in crate::plugin) fn keep_answers(&mut self, sender: CalloutSender, answers: Arc<EarlyAnswers>) {
+        self.store.data_mut().http.open_and_keep(sender, answers);
+    }
+
+    /// Gives the requests of `configure` the answers that another instance has got.
+    pub(in crate::plugin) fn answer_by(&mut self, answers: Arc<EarlyAnswers>) {
+        self.store.data_mut().http.answer_by(answers);
+    }
+
+    /// Gives the plugin its configuration, and waits for what the plugin waits for. The call may use `time` of the CPU.
+    pub(in crate::plugin) async fn configure_waiting(
+        &mut self,
+        config: &str,
+        time: Duration,
+    ) -> Result<Result<Settings, Vec<(String, String)>>, PluginFailure> {
+        begin(&mut self.store, time);
+        let turns = self.store.data_mut().cpu.begin_turns(time);
+        self.store.data_mut().figures.is_configuring = true;
+        let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
+        let answer = {
+            let mut call = pin!(hooks.configure.call_async(&mut self.store, (config.into(),)));
+            let turn = |cx: &mut Context<'_>| {
+                turns.begin_turn();
+                let polled = call.as_mut().poll(cx);
+                turns.end_turn();
+                polled
+            };
+            poll_fn(turn).await
+        };
+        self.store.data_mut().figures.is_configuring = false;
+        self.store.data_mut().http.close();
+        let (answer,) = answer.map_err(trapped).map_err(|failure| self.explained(failure))?;
+        Ok(answer.map_err(config_errors))
     }
 
     /// Calls the filter's hook for one side with the declared values, and waits for what the hook waits for. If the future

@@ -1,19 +1,34 @@
 //! A plugin that makes requests of its own: to the URLs in `x-call`, with spaces between them, one after the other. The
 //! origin gets their outcomes in `x-outcome`.
+//!
+//! With `bodies`, the body hooks of a message with `x-call` make the requests too: a whole body is posted, and answered with
+//! 403 if the response has that status; a streamed body has the outcome before each chunk and at its end.
 
 use std::time::Duration;
 
 use plugway_sdk::metrics::{self, Counter};
-use plugway_sdk::{ConfigError, Input, Plugin, RequestFilter, Setup, Timer, Values, Verdict, export, http};
+use plugway_sdk::{
+    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, ConfigError, Input,
+    Observer, OverLimit, Plugin, RequestBody, RequestFilter, Response, ResponseBody, Setup, Summary, Timer, ValueName,
+    Values, Verdict, export, http,
+};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Whether a request is made while the plugin is configured.
+    /// The URL that is asked while the plugin is configured; the origin gets the outcome in `x-early`.
+    early: Option<String>,
+    /// Whether the plugin rejects a configuration whose early request has failed.
     #[serde(default)]
-    early: bool,
+    strict: bool,
     /// The URL that the timer gets.
     timer: Option<String>,
+    /// The URL that the status of each exchange is posted to.
+    observe: Option<String>,
+    /// How bodies are received: `whole` or `stream`.
+    bodies: Option<String>,
+    /// The longest time of a request of a body hook, in milliseconds; 500 if `None`.
+    body_timeout: Option<u64>,
 }
 
 pub struct Caller {
@@ -21,29 +36,76 @@ pub struct Caller {
     method: Input,
     length: Input,
     timeout: Input,
+    request_body: Input,
+    response_body: Input,
+    path: Input,
+    early: Option<String>,
     timer: Option<String>,
+    observe: Option<String>,
+    body_timeout: Duration,
     ticks: Counter,
+}
+
+/// A body whose chunks have outcomes of requests between them.
+pub struct Asking(Option<http::Request>);
+
+/// Returns the outcome of a request as text.
+fn outcome(call: http::Request) -> String {
+    match call.send() {
+        Ok(answer) if answer.body.len() < 200 => {
+            format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body).replace('\n', "|"))
+        }
+        Ok(answer) => format!("{} {} bytes", answer.status, answer.body.len()),
+        Err(error) => format!("{error:?}"),
+    }
 }
 
 impl Plugin for Caller {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        if config.early {
-            let _ = http::get("http://auth/").send();
-        }
+        let early = config.early.map(|url| http::get(url).timeout(Duration::from_secs(3)).send());
+        let early = match early {
+            Some(Err(error)) if config.strict => return Err(ConfigError::at("/early", error.to_string())),
+            Some(Ok(answer)) => Some(String::from_utf8_lossy(&answer.body).into_owned()),
+            Some(Err(error)) => Some(format!("{error:?}")),
+            None => None,
+        };
         setup.timer_interval = config.timer.as_ref().map(|_| Duration::from_millis(50));
+        let mode = match config.bodies.as_deref() {
+            Some("whole") => BodyMode::Buffered(1000, OverLimit::Reject),
+            Some(_) => BodyMode::Streamed,
+            None => BodyMode::Skipped,
+        };
+        (setup.request_body.mode, setup.response_body.mode) = (mode, mode);
         let ticks = metrics::counter("ticks", "Answers that the timer has had.")?;
         let request = &mut setup.request;
         let (urls, method) = (request.field("x-call"), request.field("x-method"));
         let (length, timeout) = (request.field("x-length"), request.field("x-timeout"));
-        Ok(Caller { urls, method, length, timeout, timer: config.timer, ticks })
+        let request_body = setup.request_body.field("x-body-call");
+        let response_body = setup.response_body.response_field("x-body-call");
+        let path = setup.observer.value(ValueName::Path);
+        let Config { timer, observe, body_timeout, .. } = config;
+        Ok(Caller {
+            urls,
+            method,
+            length,
+            timeout,
+            request_body,
+            response_body,
+            path,
+            early,
+            timer,
+            observe,
+            body_timeout: Duration::from_millis(body_timeout.unwrap_or(500)),
+            ticks,
+        })
     }
 }
 
 impl RequestFilter for Caller {
     fn on_request(&mut self, request: &Values) -> Verdict {
-        let outcome = |url: &str| {
+        let call = |url: &str| {
             let mut call = http::request(request.text(self.method).unwrap_or("GET"), url).header("x-from", "caller");
             if let Some(length) = request.text(self.length).and_then(|length| length.parse().ok()) {
                 call = call.body("text/plain", vec![b'x'; length]);
@@ -51,17 +113,78 @@ impl RequestFilter for Caller {
             if let Some(time) = request.text(self.timeout).and_then(|time| time.parse().ok()) {
                 call = call.timeout(Duration::from_millis(time));
             }
-            match call.send() {
-                Ok(answer) if answer.body.len() < 200 => {
-                    format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body).replace('\n', "|"))
-                }
-                Ok(answer) => format!("{} {} bytes", answer.status, answer.body.len()),
-                Err(error) => format!("{error:?}"),
-            }
+            outcome(call)
         };
         let urls = request.text(self.urls).unwrap_or_default();
-        let outcomes: Vec<String> = urls.split_whitespace().map(outcome).collect();
-        Verdict::proceed().set_field("x-outcome", outcomes.join(", "))
+        let outcomes: Vec<String> = urls.split_whitespace().map(call).collect();
+        let verdict = Verdict::proceed().set_field("x-outcome", outcomes.join(", "));
+        self.early.clone().into_iter().fold(verdict, |verdict, early| verdict.set_field("x-early", early))
+    }
+}
+
+impl Caller {
+    /// Posts a whole body, if there is a URL.
+    fn judge(&self, url: Option<&str>, content: Vec<u8>) -> BodyVerdict {
+        let Some(url) = url else { return BodyVerdict::proceed() };
+        match http::post(url).body("text/plain", content).timeout(self.body_timeout).send() {
+            Ok(answer) if answer.status == 403 => Response::new(403).body("text/plain", answer.body).into(),
+            Ok(answer) => BodyVerdict::proceed().set_field("x-judged", answer.status.to_string()),
+            Err(error) => BodyVerdict::Fail(format!("{error:?}")),
+        }
+    }
+
+    fn asking(&self, url: Option<&str>) -> Asking {
+        Asking(url.map(|url| http::get(url).timeout(self.body_timeout)))
+    }
+}
+
+impl BufferedRequestBody for Caller {
+    fn on_request_body(&mut self, request: &Values, content: Vec<u8>) -> BodyVerdict {
+        self.judge(request.text(self.request_body), content)
+    }
+}
+
+impl BufferedResponseBody for Caller {
+    fn on_response_body(&mut self, response: &Values, content: Vec<u8>) -> BodyVerdict {
+        self.judge(response.text(self.response_body), content)
+    }
+}
+
+impl RequestBody for Caller {
+    type Body = Asking;
+
+    fn request_body(&mut self, request: &Values) -> Asking {
+        self.asking(request.text(self.request_body))
+    }
+}
+
+impl ResponseBody for Caller {
+    type Body = Asking;
+
+    fn response_body(&mut self, response: &Values) -> Asking {
+        self.asking(response.text(self.response_body))
+    }
+}
+
+impl BodyFilter for Asking {
+    fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
+        let Some(call) = &self.0 else { return Ok(chunk) };
+        let told = format!("[{}]", outcome(call.clone()));
+        Ok([told.as_bytes(), &chunk].concat())
+    }
+
+    fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
+        let end = self.0.as_ref().map(|call| format!("[end {}]", outcome(call.clone())));
+        Ok(end.unwrap_or_default().into_bytes())
+    }
+}
+
+impl Observer for Caller {
+    fn on_end(&mut self, values: &Values, summary: &Summary) {
+        if let Some(url) = &self.observe {
+            let told = format!("{} {}", values.text(self.path).unwrap_or_default(), summary.status);
+            let _ = http::post(url).body("text/plain", told).send();
+        }
     }
 }
 
@@ -75,4 +198,6 @@ impl Timer for Caller {
     }
 }
 
-export!(Caller: RequestFilter, Timer);
+export!(
+    Caller: RequestFilter, RequestBody, ResponseBody, BufferedRequestBody, BufferedResponseBody, Observer, Timer
+);
