@@ -214,7 +214,6 @@ fn values_are_literal_in_templates() {
 #[test]
 fn no_part_of_a_value_is_too_short_to_be_left_out() {
     let folder = tempfile::tempdir().unwrap();
-    write(&folder.path().join("list"), "192.0.2.1\nzq7,kx3\n");
     std::fs::copy(plugway_test_guests::LOADING, folder.path().join("loading.wasm")).unwrap();
     let check = |plugin: &str, more: &str| {
         std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", plugin, more)).unwrap();
@@ -223,7 +222,7 @@ fn no_part_of_a_value_is_too_short_to_be_left_out() {
             .env("PLUGWAY_LOG", "trace")
             .env("PLUGWAY_TEST_SHORT", "zq7")
             .env("PLUGWAY_TEST_QUOTED", "zq`7 kx\"3|{wj9}");
-        command.env("PLUGWAY_TEST_ESCAPE", "escape zq7");
+        command.env("PLUGWAY_TEST_ESCAPE", "escape zq7").env("PLUGWAY_TEST_LIST", "192.0.2.1\nzq7,kx3\n");
         let said = output(command.args(["check", "plugway.toml"]).current_dir(folder.path()));
         assert!(said.contains("error: ") && said.contains(" | "), "{said}");
         // The places are those of the manifest, which has none of this.
@@ -254,9 +253,55 @@ fn no_part_of_a_value_is_too_short_to_be_left_out() {
             check("", &more.replace("VALUE", value));
         }
     }
-    let said = check("{ use = \"ip-filter\", config = { allow = [\"${file:list}\"] } }", "");
-    assert!(said.contains("line 2: ") && said.contains("`${file:list}`"), "{said}");
+    let said = check("{ use = \"ip-filter\", config = { allow = [\"${env:PLUGWAY_TEST_LIST}\"] } }", "");
+    assert!(said.contains("line 2: ") && said.contains("`${env:PLUGWAY_TEST_LIST}`"), "{said}");
     // What others say of a value may have any part of it.
     let said = check("{ use = \"./loading.wasm\", config = { do = \"${env:PLUGWAY_TEST_ESCAPE}\" } }", "");
     assert!(said.contains("the plugin refuses `${env:PLUGWAY_TEST_ESCAPE}`") && !said.contains("forged"), "{said}");
+}
+
+/// The values have words that the messages have too.
+#[test]
+fn a_message_keeps_its_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let digits = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8";
+    write(&folder.path().join("keys.txt"), &format!("a:sha256:{digits}\nexpected:zq7topsecretkey\n"));
+    write(&folder.path().join("redirects.map"), "/old /new\n/old/7 bad 301\nhttps://a/ /b\n/old/path\n");
+    write(&folder.path().join("one.map"), "/old bad 301\n");
+    write(&folder.path().join("ips.txt"), "192.0.2.1\n192.0.2.300\n");
+    write(&folder.path().join("origins.txt"), "https://a.example\nhttps://a.example/path\n");
+    let check = |plugin: &str, more: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", plugin, more)).unwrap();
+        let mut command = plugway();
+        command.env("PLUGWAY_TEST_SIZE", "10 parsecs").env("PLUGWAY_TEST_WORD", "expected");
+        output(command.args(["check", "plugway.toml"]).current_dir(folder.path()))
+    };
+    let said = check("{ use = \"auth-key\", config.keys = [\"${file:keys.txt}\"] }", "");
+    let wanted =
+        "line 2: invalid hash; expected `sha256:` and 64 hexadecimal digits, which `printf %s KEY | sha256sum` prints";
+    assert!(said.contains(wanted) && !said.contains("zq7"), "{said}");
+    for (plugin, wanted) in [
+        (
+            "{ use = \"rewrite\", config.map = \"${file:redirects.map}\" }",
+            "line 2: invalid target: `bad`; expected a path such as `/new`",
+        ),
+        (
+            "{ use = \"rewrite\", config.map = \"${file:redirects.map}\" }",
+            "line 4: invalid line: `/old/path`; expected `/old /new` or `/old /new 301`",
+        ),
+        (
+            "{ use = \"rewrite\", config.map = \"${file:one.map}\" }",
+            "invalid target: `bad`; expected a path such as `/new`",
+        ),
+        ("{ use = \"ip-filter\", config.deny = [\"${file:ips.txt}\"] }", "line 2: invalid address: `192.0.2.300`"),
+        ("{ use = \"cors\", config.origins = [\"${file:origins.txt}\"] }", "`https://a.example/path`"),
+    ] {
+        let said = check(plugin, "");
+        assert!(said.contains(wanted), "{wanted}\n{said}");
+    }
+    let said = check("", "max-body = \"${env:PLUGWAY_TEST_SIZE}\"");
+    assert!(said.contains("`${env:PLUGWAY_TEST_SIZE}`") && said.contains("such as `64 KiB`, `16 MiB`"), "{said}");
+    let headers = "{ use = \"headers\", config.request.set.A = \"${env:PLUGWAY_TEST_WORD}\" }";
+    let said = check(headers, "max-body = \"10 parsecs\"");
+    assert!(said.contains("; expected one such as `64 KiB`"), "{said}");
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Assembly;
 use crate::config::diagnostic::{Diagnostics, Source};
-use crate::config::redaction::{without_parts, without_words};
+use crate::config::redaction::{MessageText, without_parts, without_words};
 use crate::config::replaced::Replaced;
 use crate::config::spans::ValueSpans;
 use crate::loading::{Component, ConfigComplaint, LoadFailure, schema_at};
@@ -57,45 +57,81 @@ impl Assembly<'_> {
     }
 }
 
-/// Returns the message about an error in a configuration. A value with a reference is not shown in messages of plugins.
+/// The plugin and the configuration that a message is about.
+pub(super) struct MessageOrigin<'a> {
+    pub source: &'a Arc<Source>,
+    pub config: &'a Value,
+    /// The component, if it is that of a stock plugin: stock plugins quote what they repeat.
+    pub stock: Option<&'static [u8]>,
+    /// The schema of the configuration, or an empty text.
+    pub schema: &'a str,
+    /// The variables that the plugin can read.
+    pub env: &'a [(String, String)],
+}
+
+/// Returns the message about an error in a configuration, with the references in it whose values may be shown. A value
+/// with another reference is not shown in messages of plugins.
 pub(super) fn complaint_message(
     problems: &Diagnostics,
-    source: &Arc<Source>,
-    config: &Value,
+    origin: &MessageOrigin<'_>,
     complaint: &ConfigComplaint,
-    is_stock: bool,
-) -> String {
+) -> (String, HashSet<String>) {
     let ConfigComplaint { pointer, key, message, by_schema } = complaint;
-    let Some(value) = config.pointer(pointer).filter(|_| key.is_none()) else { return message.clone() };
-    let strings = strings_in(problems, source, value);
-    match strings.first() {
-        Some(string) if value.is_string() && !is_stock && !by_schema => format!(
+    let value = origin.config.pointer(pointer).filter(|_| key.is_none());
+    let Some(value) = value else { return (message.clone(), HashSet::new()) };
+    let strings = strings_in(problems, origin.source, value);
+    if strings.iter().all(|string| is_of_files(string)) && origin.is_public(pointer) {
+        let public = strings.iter().flat_map(|string| string.values()).map(|value| value.reference.into());
+        return (message.clone(), public.collect());
+    }
+    let message = match (strings.first(), origin.stock) {
+        (Some(string), None) if value.is_string() && !by_schema => format!(
             "the plugin refuses `{}`; its reason may have a part of the value, so it is not shown: try the plugin with \
              another value in the place of the reference",
             string.written()
         ),
-        _ => without_values(message, &strings, is_stock || *by_schema),
-    }
+        (Some(_), _) if *by_schema => without_parts(message, &strings, MessageText(origin.schema.as_bytes())),
+        (Some(_), Some(stock)) => without_parts(message, &strings, MessageText(stock)),
+        (Some(_), None) => without_words(message, &strings),
+        (None, _) => message.clone(),
+    };
+    (origin.without_variables(&message), HashSet::new())
 }
 
 /// Returns the message about a plugin that can't be used with a configuration. The plugin's own text may contain any
 /// part of the configuration.
-pub(super) fn failure_message(
-    problems: &Diagnostics,
-    source: &Arc<Source>,
-    config: &Value,
-    message: &str,
-    is_stock: bool,
-) -> String {
-    without_values(message, &strings_in(problems, source, config), is_stock)
+pub(super) fn failure_message(problems: &Diagnostics, origin: &MessageOrigin<'_>, message: &str) -> String {
+    let strings = strings_in(problems, origin.source, origin.config);
+    let message = match (strings.as_slice(), origin.stock) {
+        ([], _) => message.into(),
+        (strings, Some(stock)) => without_parts(message, strings, MessageText(stock)),
+        (strings, None) => without_words(message, strings),
+    };
+    origin.without_variables(&message)
 }
 
-fn without_values(message: &str, strings: &[Arc<Replaced>], is_quoting: bool) -> String {
-    match strings {
-        [] => message.into(),
-        strings if is_quoting => without_parts(message, strings),
-        strings => without_words(message, strings),
+impl MessageOrigin<'_> {
+    /// Whether the plugin says that the value at a JSON pointer is no secret.
+    fn is_public(&self, pointer: &str) -> bool {
+        serde_json::from_str(self.schema).is_ok_and(|schema| schema_at::is_public(&schema, pointer))
     }
+
+    /// Returns a message without any word of the variables that the plugin can read.
+    fn without_variables(&self, message: &str) -> String {
+        let string = |(name, value): &(String, String)| {
+            let mut string = Replaced::default();
+            string.push_value(&format!("${{env:{name}}}"), value);
+            Arc::new(string)
+        };
+        let strings: Vec<_> = self.env.iter().map(string).collect();
+        if strings.is_empty() { message.into() } else { without_words(message, &strings) }
+    }
+}
+
+/// Whether all values in a string are texts of files that the manifest names. Lists are kept in files; variables and
+/// credentials are secrets more often, wherever they are named.
+fn is_of_files(string: &Replaced) -> bool {
+    string.values().all(|value| value.reference.starts_with("${file:"))
 }
 
 /// Returns the strings of a configuration in which references were replaced.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::addresses::ManifestPlace;
-use super::plugin_values::{complaint_message, failure_message};
+use super::plugin_values::{MessageOrigin, complaint_message, failure_message};
 use super::units::bytes;
 use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
@@ -54,7 +54,9 @@ struct Concerned<'a> {
     source: &'a Arc<Source>,
     use_span: &'a Range<usize>,
     config: &'a serde_json::Value,
-    is_stock: bool,
+    /// The name of the plugin in the manifest: that of a stock plugin, or a file.
+    name: &'a str,
+    env: &'a [(String, String)],
 }
 
 impl From<LoadFailure> for PluginRejection {
@@ -143,9 +145,10 @@ impl Assembly<'_> {
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
             self.warn_of_moved(source, &use_span);
         }
+        let env = access.env.clone();
         let about =
-            Concerned { source, use_span: &use_span, config: &config, is_stock: is_stock(plugin.r#use.get_ref()) };
-        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits, &access.env);
+            Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
+        let examined = self.accepted(&about, limits);
         let (plugin, config) = match examined {
             Ok(examined) => examined,
             Err(rejection) => {
@@ -185,7 +188,7 @@ impl Assembly<'_> {
                 let complaints = shown.into_iter().map(complaint).collect();
                 self.reject(&about, PluginRejection::Config { complaints, more: more as u64 });
             }
-            Err(error) => self.problems.at(source, use_span, error.to_string()),
+            Err(error) => self.reject(&about, PluginRejection::Component(error.to_string())),
         }
         None
     }
@@ -222,15 +225,13 @@ impl Assembly<'_> {
     fn accepted(
         &mut self,
         about: &Concerned<'_>,
-        name: &str,
         limits: PluginLimits,
-        env: &[(String, String)],
     ) -> Result<(Arc<Plugin>, String), PluginRejection> {
-        let mut component = component(about.source, name).map_err(PluginRejection::Component)?;
+        let mut component = component(about.source, about.name).map_err(PluginRejection::Component)?;
         let mut config = about.config.clone();
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
         let config = config.to_string();
-        self.examine(component, &config, limits, env).map(|plugin| (plugin, config))
+        self.examine(component, &config, limits, about.env).map(|plugin| (plugin, config))
     }
 
     /// A component that is good, and accepts a configuration.
@@ -346,10 +347,13 @@ impl Assembly<'_> {
     }
 
     fn reject(&mut self, about: &Concerned<'_>, rejection: PluginRejection) {
-        let Concerned { source, use_span, config, is_stock } = *about;
+        let Concerned { source, use_span, config, .. } = *about;
+        let schema = self.schema_for_messages(about);
+        let stock = plugway_plugins::STOCK.iter().find(|(name, _)| *name == about.name).map(|(_, bytes)| *bytes);
+        let origin = MessageOrigin { source, config, stock, schema: &schema, env: about.env };
         let (complaints, more) = match rejection {
             PluginRejection::Component(message) | PluginRejection::Broken(message) => {
-                let message = failure_message(&self.problems, source, config, &message, is_stock);
+                let message = failure_message(&self.problems, &origin, &message);
                 return self.problems.at(source, use_span.clone(), message);
             }
             PluginRejection::Config { complaints, more } => (complaints, more),
@@ -361,12 +365,24 @@ impl Assembly<'_> {
                 continue;
             }
             let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, use_span));
-            let message = complaint_message(&self.problems, source, config, &complaint, is_stock);
+            let (message, public) = complaint_message(&self.problems, &origin, &complaint);
             let ConfigComplaint { pointer, key, .. } = complaint;
             let span = key.map_or_else(|| places.value(&pointer), |key| places.key(&pointer, &key));
-            self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
+            let message = format!("config{}: {message}", pointed(&pointer));
+            self.problems.at_redacted(source, span, &message, &public);
         }
         self.problems.and_more(more as usize);
+    }
+
+    /// Returns the schema of a plugin's configuration if a message about the configuration may have the value of a
+    /// reference.
+    fn schema_for_messages(&mut self, about: &Concerned<'_>) -> String {
+        if self.problems.replaced(about.source).next().is_none() {
+            return String::new();
+        }
+        let component = component(about.source, about.name).ok();
+        let schema = component.and_then(|mut component| self.schema(&mut component).ok().flatten());
+        schema.as_deref().unwrap_or_default().into()
     }
 
     pub(super) fn reference(&mut self, source: &Arc<Source>, reference: &Spanned<PluginRef>) -> Option<PluginId> {
@@ -557,11 +573,6 @@ fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_
 /// A JSON pointer as people write keys.
 fn pointed(pointer: &str) -> String {
     pointer.replace('/', ".").replace("~1", "/").replace("~0", "~")
-}
-
-/// Whether a name is that of a stock plugin.
-fn is_stock(name: &str) -> bool {
-    plugway_plugins::STOCK.iter().any(|(stock, _)| *stock == name)
 }
 
 /// The component that `use` names.

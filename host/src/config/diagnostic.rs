@@ -1,12 +1,12 @@
 //! Errors in a manifest, shown with file, line, column and the line itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::redaction::without_parts;
+use super::redaction::{MessageText, without_parts};
 use super::references::{Environment, References};
 use super::replaced::Replaced;
 use crate::system::printable::{cut, one_line, record};
@@ -153,10 +153,23 @@ impl Diagnostics {
 
     /// Returns a message without the values of references; in one about a string that has references, no part of a value
     /// is too short.
-    fn redacted(&mut self, source: &Arc<Source>, span: Option<&Range<usize>>, message: &str) -> String {
+    fn redacted(&self, source: &Arc<Source>, span: Option<&Range<usize>>, message: &str) -> String {
         let string = span.and_then(|span| self.replaced_at(source, span));
-        let message = string.map_or(message.into(), |string| without_parts(message, std::slice::from_ref(string)));
-        self.references.redaction.redact(&message).into_owned()
+        let without = |string| without_parts(message, std::slice::from_ref(string), MessageText::default());
+        let message = string.map_or(message.into(), without);
+        self.references.redaction.redact(&message, &HashSet::new()).into_owned()
+    }
+
+    /// Records an error whose message has no value that must be hidden, except those of references not in `public`.
+    pub fn at_redacted(
+        &mut self,
+        source: &Arc<Source>,
+        span: Range<usize>,
+        message: &str,
+        public: &HashSet<String>,
+    ) {
+        let message = self.references.redaction.redact(message, public).into_owned();
+        self.push_redacted(source, Some(span), message);
     }
 
     /// Records a warning, unless there are too many.
@@ -199,6 +212,11 @@ impl Diagnostics {
     }
 
     pub(super) fn push(&mut self, source: &Arc<Source>, span: Option<Range<usize>>, message: String) {
+        let message = if self.has_room() { self.redacted(source, span.as_ref(), &message) } else { message };
+        self.push_redacted(source, span, message);
+    }
+
+    fn push_redacted(&mut self, source: &Arc<Source>, span: Option<Range<usize>>, message: String) {
         let is_here = |excused: &(Arc<Source>, Range<usize>)| {
             Arc::ptr_eq(&excused.0, source) && span.as_ref() == Some(&excused.1)
         };
@@ -206,7 +224,6 @@ impl Diagnostics {
             return;
         }
         if self.has_room() {
-            let message = self.redacted(source, span.as_ref(), &message);
             self.list.push(Diagnostic { source: source.clone(), span, message });
         } else {
             self.more += 1;

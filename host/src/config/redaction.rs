@@ -1,7 +1,7 @@
 //! Keeps values from outside a manifest, such as tokens, out of messages: their references are shown instead.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::replaced::{ReferencedValue, Replaced};
@@ -10,10 +10,6 @@ use super::replaced::{ReferencedValue, Replaced};
 #[derive(Debug, Default)]
 pub struct Redaction {
     values: Vec<SecretValue>,
-    /// The words of the values, with the index of a value that has the word.
-    words: HashMap<Box<str>, usize>,
-    /// The number of values whose words are known.
-    split: usize,
 }
 
 struct SecretValue {
@@ -26,8 +22,8 @@ struct SecretValue {
 /// it is quoted.
 const MIN_VALUE_BYTES: usize = 4;
 
-/// The shortest word of a value that is replaced by itself: a message may be about one line of a list.
-const MIN_WORD_BYTES: usize = 6;
+/// The shortest word of a value that hides a longer quoted text; shorter ones, such as numbers, are in many examples.
+const MIN_WORD_BYTES: usize = 4;
 
 /// The shortest beginning of a value that is replaced: messages are truncated.
 const MIN_BEGINNING_BYTES: usize = 8;
@@ -51,50 +47,70 @@ impl Redaction {
         }
     }
 
-    /// Returns a message with references in place of their values.
-    pub fn redact<'a>(&mut self, message: &'a str) -> Cow<'a, str> {
-        if self.values.is_empty() {
+    /// Returns a message with references in place of their values. The values of references in `public` are shown.
+    pub fn redact<'a>(&self, message: &'a str, public: &HashSet<String>) -> Cow<'a, str> {
+        // Longer values first: a shorter one may be a part of them.
+        let mut order: Vec<&SecretValue> =
+            self.values.iter().filter(|value| !public.contains(&*value.reference)).collect();
+        if order.is_empty() {
             return Cow::Borrowed(message);
         }
-        self.split_values();
-        let mut redacted = message.to_string();
-        // Longer values first: a shorter one may be a part of them.
-        let mut order: Vec<&SecretValue> = self.values.iter().collect();
         order.sort_by_key(|value| std::cmp::Reverse(value.value.len()));
+        let mut redacted = message.to_string();
         for SecretValue { reference, value } in order {
-            for form in forms(value) {
-                redacted = without(redacted, &form, reference);
-            }
+            redacted = match is_plain_word(value) {
+                // The message may have the word itself.
+                true => within_quotes(&redacted, |quoted| quoted.replace(&**value, reference)),
+                false => forms(value).iter().fold(redacted, |message, form| without(message, form, reference)),
+            };
         }
-        Cow::Owned(self.without_words(&redacted))
-    }
-
-    /// Records the words of values that were added since the last call.
-    fn split_values(&mut self) {
-        for (index, value) in self.values.iter().enumerate().skip(self.split) {
-            for word in value.value.split(is_between_words).filter(|word| word.len() >= MIN_WORD_BYTES) {
-                self.words.entry(word.into()).or_insert(index);
-            }
-        }
-        self.split = self.values.len();
-    }
-
-    fn without_words(&self, message: &str) -> String {
-        let replace = |piece: &str| {
-            let word = piece.trim_end_matches(is_between_words);
-            let trimmed = word.trim_end_matches('.');
-            let index = self.words.get(word).or_else(|| self.words.get(trimmed));
-            match index.and_then(|index| self.values.get(*index)) {
-                Some(value) => format!("{}{}", value.reference, &piece[word.len()..]),
-                None => piece.to_string(),
-            }
-        };
-        message.split_inclusive(is_between_words).map(replace).collect()
+        Cow::Owned(redacted)
     }
 }
 
-/// Returns a message about strings that have references: nothing in quotes is a part of a value, however short.
-pub fn without_parts(message: &str, strings: &[Arc<Replaced>]) -> String {
+/// Whether a value could be an ordinary word of a message.
+fn is_plain_word(value: &str) -> bool {
+    value.len() >= MIN_VALUE_BYTES && value.bytes().all(|byte| byte.is_ascii_lowercase())
+}
+
+/// Returns a message in which each text in quotes is changed by a function.
+fn within_quotes(message: &str, change: impl Fn(&str) -> String) -> String {
+    let (mut changed, mut rest) = (String::with_capacity(message.len()), message);
+    while let Some(at) = rest.find(['`', '"', '\'']) {
+        let (before, quote, after) = (&rest[..at], &rest[at..=at], &rest[at + 1..]);
+        changed.push_str(before);
+        changed.push_str(quote);
+        rest = after;
+        if is_apostrophe(before, quote) {
+            continue;
+        }
+        // Without an end, the quoted text was cut off.
+        let end = after.find(quote).unwrap_or(after.len());
+        changed.push_str(&change(&after[..end]));
+        changed.push_str(after.get(end..=end).unwrap_or_default());
+        rest = after.get(end + 1..).unwrap_or_default();
+    }
+    changed + rest
+}
+
+/// Whether a quote is an apostrophe, by the text before it.
+fn is_apostrophe(before: &str, quote: &str) -> bool {
+    quote == "'" && before.ends_with(char::is_alphanumeric)
+}
+
+/// A text that has the fixed parts of messages, such as the component of a plugin: what is quoted there is no value.
+#[derive(Clone, Copy, Default)]
+pub struct MessageText<'a>(pub &'a [u8]);
+
+impl MessageText<'_> {
+    fn has(self, quoted: &str) -> bool {
+        memchr::memmem::find(self.0, quoted.as_bytes()).is_some()
+    }
+}
+
+/// Returns a message about strings that have references: nothing in quotes is a part of a value, however short, except
+/// what `fixed` quotes too.
+pub fn without_parts(message: &str, strings: &[Arc<Replaced>], fixed: MessageText<'_>) -> String {
     let mut message = message.to_string();
     let mut order: Vec<&Arc<Replaced>> = strings.iter().collect();
     order.sort_by_key(|string| std::cmp::Reverse(string.text.len()));
@@ -113,14 +129,18 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>]) -> String {
         shown.push_str(before);
         shown.push_str(quote);
         rest = after;
-        // An apostrophe.
-        if quote == "'" && before.ends_with(char::is_alphanumeric) {
+        if is_apostrophe(before, quote) {
             continue;
         }
-        if let Some((end, reference)) = quoted_part(after, quote, &parts) {
+        let nearest = after.find(quote);
+        if let Some(end) = nearest.filter(|end| fixed.has(&format!("{quote}{}", &after[..=*end]))) {
+            shown.push_str(&after[..=end]);
+            rest = &after[end + 1..];
+        } else if let Some((end, reference)) = quoted_part(after, quote, &parts) {
             shown.push_str(reference);
-            rest = &after[end..];
-        } else if let Some(end) = after.find(quote) {
+            shown.push_str(quote);
+            rest = &after[end + 1..];
+        } else if let Some(end) = nearest {
             shown.push_str(&after[..=end]);
             rest = &after[end + 1..];
         } else if let Some(part) = parts.iter().find(|part| part.has(after.split('…').next().unwrap_or_default())) {
@@ -135,7 +155,7 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>]) -> String {
 /// Returns a message without any word of a value. For messages of plugins and libraries, which may write values without
 /// quotes.
 pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
-    let message = without_parts(message, strings);
+    let message = without_parts(message, strings, MessageText::default());
     let parts = Parts::of_all(strings);
     let replace = |piece: &str| {
         let word = piece.trim_end_matches(is_between_words);
@@ -163,13 +183,15 @@ impl<'a> Parts<'a> {
         strings.iter().flat_map(|string| string.values()).map(of).collect()
     }
 
-    /// Whether a quoted text is a part of the value, or contains a word of it.
+    /// Whether a quoted text is a part of the value, or contains a word of it that says much of it.
     fn has(&self, quoted: &str) -> bool {
         let plain = quoted.replace("{{", "{").replace("}}", "}").replace("\\\"", "\"").replace("\\n", "\n");
         [quoted, &plain].into_iter().any(|text| {
             let text = text.trim_end_matches(['…', ' ']);
+            let is_telling = |word: &str| word.len() >= MIN_WORD_BYTES || word.len() * 2 >= self.value.len();
+            let mut words = text.split(is_between_words);
             !text.is_empty()
-                && (self.value.contains(text) || text.split(is_between_words).any(|word| self.words.contains(word)))
+                && (self.value.contains(text) || words.any(|word| self.words.contains(word) && is_telling(word)))
         })
     }
 }
@@ -236,7 +258,7 @@ mod tests {
     fn redacted(values: &[&str], message: &str) -> String {
         let mut redaction = Redaction::default();
         values.iter().enumerate().for_each(|(at, value)| redaction.add(&format!("${{env:V{at}}}"), value));
-        redaction.redact(message).into_owned()
+        redaction.redact(message, &HashSet::new()).into_owned()
     }
 
     #[test]
@@ -255,9 +277,21 @@ mod tests {
             ("a|b", "'|' can't stand in a URI", "'${env:V}' can't stand in a URI"),
             ("a`b", "found `a`b`; expected `c`", "found `${env:V}`; expected `c`"),
             ("zz", "the plugin's `x`, `y`", "the plugin's `x`, `y`"),
+            ("10 parsecs", "found `10 parsecs`; expected `10 MiB`", "found `${env:V}`; expected `10 MiB`"),
         ] {
-            let shown = without_parts(message, &string(value));
+            let shown = without_parts(message, &string(value), MessageText::default());
             assert_eq!(shown, wanted, "{value}");
+        }
+        let fixed = MessageText(b"expected `sha256:` and digits, which `printf %s KEY | sha256sum` prints");
+        for (value, wanted) in [
+            (
+                "a:sha256:12\nb:top",
+                "`${env:V}`; expected `sha256:` and digits, which `printf %s KEY | sha256sum` prints",
+            ),
+            ("KEY", "`b:top`; expected `sha256:` and digits, which `printf %s KEY | sha256sum` prints"),
+        ] {
+            let message = "`b:top`; expected `sha256:` and digits, which `printf %s KEY | sha256sum` prints";
+            assert_eq!(without_parts(message, &string(value), fixed), wanted);
         }
         assert_eq!(without_words("begins with ab.", &string("ab/cd")), "begins with ${env:V}");
         assert_eq!(without_words("ends with ab. or", &string("cd/ab.")), "ends with ${env:V} or");
@@ -271,8 +305,13 @@ mod tests {
             (&["a"], "a size: `a`, \"a\"", "a size: `${env:V0}`, \"${env:V0}\""),
             (&["two\nlines"], "found \"two\\nlines\"", "found \"${env:V0}\""),
             (&["quo\"te"], "found \"quo\\\"te\"", "found \"${env:V0}\""),
-            (&["alice:pa55word\nbob:hunter22"], "line 2: bob:hunter22 is odd.", "line 2: bob:${env:V0} is odd."),
-            (&["alice:pa55word"], "no hash: pa55word.", "no hash: ${env:V0}"),
+            (
+                &["alice:pa55word\nexpected by"],
+                "expected a line, pa55word by pa55word",
+                "expected a line, pa55word by pa55word",
+            ),
+            (&["expected"], "found `the expected`; expected a number", "found `the ${env:V0}`; expected a number"),
+            (&["path"], "its paths: 'path', `a path", "its paths: '${env:V0}', `a ${env:V0}"),
             (&["0123456789abcdef0123456789abcdef"], "found `0123456789ab … (40 bytes", "found `${env:V0} … (40 bytes"),
             (&["0123456789abcdef"], "found 0123456789abc of it", "found ${env:V0} of it"),
             (&[""], "nothing", "nothing"),

@@ -5,12 +5,22 @@ use serde_json::Value;
 /// The `format` of strings that a plugin uses as templates.
 const TEMPLATE: &str = "plugway-template";
 
+/// The key by which a schema says that a value, with all values in it, is no secret.
+const PUBLIC: &str = "x-plugway-public";
+
 /// The maximum number of subschemas that are examined for one position: a schema may refer to itself.
 const MAX_SUBSCHEMAS: usize = 10_000;
 
 /// Whether a schema says that the string at a JSON pointer is a template.
 pub fn is_template(schema: &Value, pointer: &str) -> bool {
     at(schema, pointer).iter().any(|part| part.get("format").and_then(Value::as_str) == Some(TEMPLATE))
+}
+
+/// Whether a schema says that the value at a JSON pointer, or one that contains it, is no secret.
+pub fn is_public(schema: &Value, pointer: &str) -> bool {
+    let ends = pointer.match_indices('/').map(|(end, _)| end).chain([pointer.len()]);
+    let mut values = ends.flat_map(|end| at(schema, &pointer[..end]));
+    values.any(|part| part.get(PUBLIC).and_then(Value::as_bool) == Some(true))
 }
 
 /// Returns the keys that a schema knows in the table at a JSON pointer.
@@ -70,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_are_found_through_references_and_alternatives() {
+    fn marks_are_found_through_references_and_alternatives() {
         let schema = serde_json::json!({
             "properties": {
                 "set": { "additionalProperties": { "$ref": "#/$defs/Template" } },
@@ -88,6 +98,19 @@ mod tests {
             assert!(!is_template(&schema, pointer), "{pointer}");
         }
         assert_eq!(known_keys(&schema, "/self"), ["a/b", "list", "plain", "self", "set"]);
+        let schema = serde_json::json!({
+            "properties": {
+                "deny": { "anyOf": [{ "$ref": "#/$defs/List" }, { "type": "null" }] },
+                "keys": { "items": { "type": "string" } },
+            },
+            "$defs": { "List": { "x-plugway-public": true, "items": { "type": "string" } } },
+        });
+        for pointer in ["/deny", "/deny/0"] {
+            assert!(is_public(&schema, pointer), "{pointer}");
+        }
+        for pointer in ["", "/keys", "/keys/0", "/none"] {
+            assert!(!is_public(&schema, pointer), "{pointer}");
+        }
         let endless = serde_json::json!({ "$ref": "#", "anyOf": [{ "$ref": "#" }, { "$ref": "#" }] });
         assert!(!is_template(&endless, "/a/b"));
     }

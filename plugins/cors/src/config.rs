@@ -10,6 +10,7 @@ pub struct Config {
     /// The origins whose pages may read responses: `https://app.example.org`, `https://*.example.org` for all names
     /// below, `https://pr-*.example.org` for a part of one label, `http://localhost:*` for any port, `null` for pages
     /// without an origin, `*` for all. An entry may have many lines.
+    #[schemars(extend("x-plugway-public" = true))]
     pub origins: Vec<String>,
     /// `true`: pages may send cookies and other credentials, and read the responses. Not with `*`.
     pub credentials: bool,

@@ -27,6 +27,7 @@ pub struct Config {
 /// A list of addresses and networks, or one text of many lines.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(extend("x-plugway-public" = true))]
 pub enum List {
     /// A list of several entries.
     Entries(Vec<String>),

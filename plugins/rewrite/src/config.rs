@@ -14,6 +14,7 @@ pub struct Config {
     pub canonical: Canonical,
     /// Lines `/old /new` (the upstream gets the new path) or `/old /new 301` (the client is redirected), such as
     /// `"${file:redirects.map}"`.
+    #[schemars(extend("x-plugway-public" = true))]
     pub map: Option<String>,
     /// Regular expressions for paths that are not in the map; the first that matches is used.
     pub rules: Vec<RuleConfig>,
