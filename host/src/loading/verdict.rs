@@ -1,7 +1,8 @@
 //! The errors that a plugin's schema finds in a configuration, in terms of the manifest.
 
-use jsonschema::error::ValidationErrorKind as Kind;
-use jsonschema::{ValidationError, Validator};
+use jsonschema::error::{TypeKind, ValidationErrorKind as Kind};
+use jsonschema::{JsonType, ValidationError, Validator};
+use serde_json::Value;
 
 use super::messages::{ConfigComplaint, ConfigVerdict, text};
 use super::schema_at;
@@ -11,14 +12,13 @@ use crate::config::serde_messages::meant;
 /// A schema that is valid itself.
 pub(super) struct Schema {
     validator: Validator,
-    schema: serde_json::Value,
+    schema: Value,
 }
 
 impl Schema {
     /// Parses a schema.
     pub fn new(schema: &str) -> Result<Self, String> {
-        let schema: serde_json::Value =
-            serde_json::from_str(schema).map_err(|error| format!("its schema is no JSON: {error}"))?;
+        let schema: Value = serde_json::from_str(schema).map_err(|error| format!("its schema is no JSON: {error}"))?;
         let validator = jsonschema::validator_for(&schema);
         let validator = validator.map_err(|error| text(&format!("its schema is not valid: {error}")))?;
         Ok(Schema { validator, schema })
@@ -38,7 +38,7 @@ impl Schema {
 }
 
 struct Complaints<'a> {
-    schema: &'a serde_json::Value,
+    schema: &'a Value,
     list: Vec<ConfigComplaint>,
     /// The number of errors that are not in the list.
     more: u64,
@@ -61,14 +61,48 @@ impl Complaints<'_> {
                     self.push(&pointer, Some(text(key)), &message);
                 }
             }
-            Kind::AnyOf { context } | Kind::OneOfNotValid { context } => match (words(context), closest(context)) {
-                (Some(words), _) => {
-                    self.push(&pointer, None, &format!("{} is none of {words}", shown(error.instance())))
+            Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
+                let branches = without_null(context, &pointer);
+                match (words(&branches), closest(&branches)) {
+                    (Some(words), _) => self.push(
+                        &pointer,
+                        None,
+                        &format!("{} is none of {}", shown(error.instance()), words.join(", ")),
+                    ),
+                    (None, Some(branch)) => branch.iter().for_each(|error| self.note(error)),
+                    (None, None) => self.push(&pointer, None, &described(error)),
                 }
-                (None, Some(branch)) => branch.iter().for_each(|error| self.note(error)),
-                (None, None) => self.push(&pointer, None, &described(error)),
-            },
+            }
+            Kind::Enum { options } if options.is_array() => {
+                let message = format!("{} is none of {}", shown(error.instance()), listed(options).join(", "));
+                self.push(&pointer, None, &message);
+            }
+            Kind::Type { kind } => self.push(&pointer, None, &self.mistyped(error, kind)),
             _ => self.push(&pointer, None, &described(error)),
+        }
+    }
+
+    /// Returns the message about a value of a wrong type, with an example if the schema has one.
+    fn mistyped(&self, error: &ValidationError<'_>, kind: &TypeKind) -> String {
+        let types = match kind {
+            TypeKind::Single(only) => vec![*only],
+            TypeKind::Multiple(types) => types.iter().collect(),
+        };
+        // A manifest has no `null`.
+        let types: Vec<JsonType> = types.into_iter().filter(|of| *of != JsonType::Null).collect();
+        let names: Vec<String> = types.iter().map(|of| format!("\"{of}\"")).collect();
+        let types_word = if names.len() > 1 { "types" } else { "type" };
+        let value = error.instance();
+        let found = format!("{} is not of {types_word} {}", shown(value), names.join(", "));
+        let schema_path = error.schema_path().to_string();
+        let schema = schema_path.rsplit_once('/').and_then(|(above, _)| self.schema.pointer(above));
+        let example = schema.and_then(|schema| schema.get("examples")?.get(0));
+        match (example, types.as_slice()) {
+            (Some(example), _) => format!("{found}; expected one such as {example}"),
+            (None, [JsonType::Array]) if value.is_string() && shown(value).starts_with('"') => {
+                format!("{found}; write `[{}]`", shown(value))
+            }
+            _ => found,
         }
     }
 
@@ -85,7 +119,7 @@ const MAX_VALUE_BYTES: usize = 200;
 const MAX_KEYS: usize = 40;
 
 /// Returns a value as a message shows it.
-fn shown(value: &serde_json::Value) -> String {
+fn shown(value: &Value) -> String {
     let json = value.to_string();
     if json.len() <= MAX_VALUE_BYTES { json } else { "the value".into() }
 }
@@ -110,20 +144,101 @@ fn unknown(key: &str, known: &[&str]) -> String {
     }
 }
 
+/// The errors of one alternative of a schema.
+type Branch = Vec<ValidationError<'static>>;
+
+/// Returns the alternatives of a schema without the one for an absent value: a manifest has no `null`. All of them if
+/// there is no other.
+fn without_null<'a>(branches: &'a [Branch], pointer: &str) -> Vec<&'a Branch> {
+    let is_null = |branch: &&Branch| match branch.as_slice() {
+        [error] if error.instance_path().to_string() == pointer => match error.kind() {
+            Kind::Type { kind: TypeKind::Single(only) } => *only == JsonType::Null,
+            Kind::Constant { expected_value } => expected_value.is_null(),
+            _ => false,
+        },
+        _ => false,
+    };
+    let others: Vec<&Branch> = branches.iter().filter(|branch| !is_null(branch)).collect();
+    if others.is_empty() { branches.iter().collect() } else { others }
+}
+
 /// The words that would have done, if words were wanted: a documented enum is a choice among constants.
-fn words(branches: &[Vec<ValidationError<'static>>]) -> Option<String> {
-    let word = |branch: &Vec<ValidationError<'static>>| match branch.first()?.kind() {
-        Kind::Constant { expected_value } => Some(expected_value.to_string()),
-        Kind::Enum { options } => {
-            Some(options.as_array()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
-        }
+fn words(branches: &[&Branch]) -> Option<Vec<String>> {
+    let word = |branch: &&Branch| match branch.as_slice() {
+        [error] => words_of(error),
         _ => None,
     };
-    branches.iter().map(word).collect::<Option<Vec<_>>>().map(|words| words.join(", "))
+    branches.iter().map(word).collect::<Option<Vec<_>>>().map(|words| words.concat())
+}
+
+fn words_of(error: &ValidationError<'static>) -> Option<Vec<String>> {
+    match error.kind() {
+        Kind::Constant { expected_value } => Some(vec![expected_value.to_string()]),
+        Kind::Enum { options } => options.is_array().then(|| listed(options)),
+        Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
+            words(&without_null(context, &error.instance_path().to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// Returns the options of an enum as JSON, without `null`.
+fn listed(options: &Value) -> Vec<String> {
+    let options = options.as_array().into_iter().flatten().filter(|option| !option.is_null());
+    options.map(ToString::to_string).collect()
 }
 
 /// Returns the branch that fits furthest, which is most likely the intended one.
-fn closest<'a>(branches: &'a [Vec<ValidationError<'static>>]) -> Option<&'a Vec<ValidationError<'static>>> {
+fn closest<'a>(branches: &[&'a Branch]) -> Option<&'a Branch> {
     let depth = |error: &ValidationError<'_>| error.instance_path().to_string().matches('/').count();
-    branches.iter().max_by_key(|branch| branch.iter().map(depth).max())
+    branches.iter().copied().max_by_key(|branch| branch.iter().map(depth).max())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_optional_value_has_the_message_of_a_required_one() {
+        let schema = json!({
+            "properties": {
+                "plain": { "enum": ["a", "b"] },
+                "optional-plain": { "enum": ["a", "b", null] },
+                "referred": { "anyOf": [{ "$ref": "#/$defs/Word" }, { "type": "null" }] },
+                "documented": { "anyOf": [{ "$ref": "#/$defs/Documented" }, { "type": "null" }] },
+                "text": { "type": ["string", "null"] },
+                "time": { "type": ["null", "string"], "examples": ["1h"] },
+                "number-or-text": { "type": ["integer", "string", "null"] },
+                "list": { "type": ["array", "null"] },
+                "either": { "anyOf": [{ "type": "string" }, { "$ref": "#/$defs/Table" }, { "type": "null" }] },
+                "nothing": { "anyOf": [{ "type": "null" }] },
+            },
+            "$defs": {
+                "Word": { "type": "string", "enum": ["a", "b"] },
+                "Documented": { "oneOf": [{ "const": "a" }, { "const": "b" }, { "enum": ["c", "d"] }] },
+                "Table": { "type": "object", "additionalProperties": { "type": "string" } },
+            },
+        });
+        let schema = Schema::new(&schema.to_string()).unwrap();
+        for (config, wanted) in [
+            (json!({ "plain": "x" }), "\"x\" is none of \"a\", \"b\""),
+            (json!({ "optional-plain": "x" }), "\"x\" is none of \"a\", \"b\""),
+            (json!({ "referred": "x" }), "\"x\" is none of \"a\", \"b\""),
+            (json!({ "documented": "x" }), "\"x\" is none of \"a\", \"b\", \"c\", \"d\""),
+            (json!({ "text": 1 }), "1 is not of type \"string\""),
+            (json!({ "time": 60 }), "60 is not of type \"string\"; expected one such as \"1h\""),
+            (json!({ "number-or-text": true }), "true is not of types \"integer\", \"string\""),
+            (json!({ "list": "x" }), "\"x\" is not of type \"array\"; write `[\"x\"]`"),
+            (json!({ "either": { "k": 2 } }), "2 is not of type \"string\""),
+            (json!({ "nothing": 1 }), "1 is not of type "),
+        ] {
+            let Some(ConfigVerdict::Refused { complaints, .. }) = schema.check(&config.to_string()) else {
+                panic!("{config} is accepted")
+            };
+            let messages: Vec<&str> = complaints.iter().map(|complaint| complaint.message.as_str()).collect();
+            assert_eq!(messages, [wanted], "{config}");
+        }
+    }
 }

@@ -32,9 +32,11 @@ pub struct Config {
     pub lifetimes: Lifetimes,
     /// The time beyond its lifetime in which a response is served while it is revalidated, if the response doesn't set
     /// it (RFC 5861 §3).
+    #[schemars(extend("examples" = ["1m"]))]
     pub stale_while_revalidate: Option<String>,
     /// The time beyond its lifetime in which a response is served when the upstream fails, if the response doesn't set
     /// it (RFC 5861 §4).
+    #[schemars(extend("examples" = ["1h"]))]
     pub stale_if_error: Option<String>,
     /// The name of the cache in `Cache-Status` (RFC 9211), or `false` for no such field; `plugway` by default.
     pub report: Option<Report>,
@@ -65,8 +67,10 @@ pub struct Lifetimes {
     /// lifetime (RFC 9111 §4.2.2); 10 by default, 0 for no heuristic.
     pub heuristic_percent: Option<u64>,
     /// The maximum of the heuristic lifetime; 24h by default.
+    #[schemars(extend("examples" = ["24h"]))]
     pub heuristic_most: Option<String>,
     /// The maximum freshness lifetime of any response.
+    #[schemars(extend("examples" = ["1h"]))]
     pub most: Option<String>,
 }
 

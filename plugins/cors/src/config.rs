@@ -23,6 +23,7 @@ pub struct Config {
     /// `credentials`.
     pub expose: Vec<String>,
     /// The time for which browsers remember the answer to a preflight, such as `"1h"`; without it, five seconds.
+    #[schemars(extend("examples" = ["1h"]))]
     pub max_age: Option<String>,
     /// `true`: pages of public sites may reach this site in a private network (Private Network Access).
     pub private_network: bool,

@@ -63,6 +63,7 @@ impl Default for Hsts {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HstsRules {
     /// The time for which browsers use TLS only; `"365d"` by default, `"0s"` ends it.
+    #[schemars(extend("examples" = ["365d"]))]
     pub max_age: Option<String>,
     /// `true`: for all names below the host too.
     pub include_subdomains: bool,
