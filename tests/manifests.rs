@@ -124,8 +124,7 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     let pages = shown.map(|code| format!("{code} = \"page.html\"\n")).concat() + "\"4xx\" = \"page.html\"\n";
     assert_eq!(check(&pages, ""), "");
     let said = check("404 = \"page.html\"\n403 = \"page.html\"", "");
-    let wanted = "part of the manifest without effect";
-    assert_eq!(said.matches(wanted).count(), 1, "{said}");
+    assert_eq!(said.matches("warning: ").count(), 1, "{said}");
     assert!(said.contains("plugway.toml:11") && said.contains("`403` of `error-page`"), "{said}");
     let named = "[plugin.p]\nuse = \"headers\"\nconfig = { forwarded = {} }\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
     assert_eq!(check("403 = \"page.html\"", named), "");
@@ -172,9 +171,9 @@ fn probable_misunderstanding_is_a_warning() {
     let template = |value: &str| format!("plugins = [{{ use = \"headers\", config.request.set.X-A = \"{value}\" }}]");
     let (port, other) = ("127.0.0.1:8099", "\"127.0.0.1:8000\"");
     let cases = [
-        (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself; write `path = \\\"/a\\\"`"),
+        (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself; write `path = \"/a\"`"),
         (text(port, other, "path = \"/*\""), "remove `path` for a route of any path"),
-        (text(port, other, "path = \"/*.php\""), "regex = '\\\\.php$'"),
+        (text(port, other, "path = \"/*.php\""), "regex = '\\.php$'"),
         (text(port, other, "hosts = [\"_\"]"), "remove `hosts` for a route of any host"),
         (text(port, other, &template("https://$host/")), "write `{host}` for nginx's `$host`"),
         (text(port, other, &template("$remote_addr")), "write `{client.ip}` for nginx's `$remote_addr`"),
@@ -193,11 +192,44 @@ fn probable_misunderstanding_is_a_warning() {
     };
     for (text, why) in cases {
         let (code, said) = said(&text);
-        let lines: Vec<&str> = said.lines().collect();
-        assert!(code == Some(0) && lines.len() == 1 && said.contains(why) && said.contains("WARN"), "{text}\n{said}");
+        assert!(code == Some(0) && said.matches("warning: ").count() == 1 && said.contains(why), "{text}\n{said}");
     }
     assert_eq!(said(&text(port, other, "methods = [\"PURGE\"]\npath = \"/a:b\"")), (Some(0), String::new()));
     let never = "plugins = [{ use = \"headers\", config = { when = { paths = [\"api\"] } } }]";
     let (code, said) = said(&text(port, other, never));
     assert!(code == Some(1) && said.contains("config.when.paths") && said.contains("write `/api`"), "{said}");
+}
+
+/// As errors: with the place, whatever is logged, and beside errors.
+#[test]
+fn warnings_of_a_check_look_like_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("down"), "").unwrap();
+    let check = |route: &str, level: &str| {
+        let text = format!(
+            "maintenance = \"down\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n\
+             [upstream.unused]\nendpoints = [\"127.0.0.1:2\"]\n[[route]]\n{route}\n"
+        );
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let mut command = plugway();
+        command.args(["check", "plugway.toml"]).current_dir(folder.path()).stdout(Stdio::piped());
+        let command = if level.is_empty() { command.env_remove("PLUGWAY_LOG") } else { command.env("PLUGWAY_LOG", level) };
+        let output = command.output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let place = " --> plugway.toml:6:11\n  |\n6 | [upstream.unused]\n  |           ^^^^^^\n";
+    for level in ["", "error", "off"] {
+        let (stdout, stderr) = check("path = \"/a/*\"\nupstream = \"app\"", level);
+        assert_eq!(stdout, "plugway.toml is good: 1 routes, 1 configured plugins, 2 warnings\n");
+        assert!(stderr.starts_with("warning: upstream `unused`: "), "{stderr}");
+        assert!(stderr.contains(place) && stderr.contains("warning: `*` in a path"), "{stderr}");
+        assert!(!stderr.contains("maintenance") && !stderr.contains("WARN"), "{stderr}");
+        let (stdout, stderr) = check("path = \"/a/*\"\nupstream = \"ap\"", level);
+        assert_eq!(stdout, "");
+        assert!(stderr.contains(place) && stderr.contains("warning: `*` in a path"), "{stderr}");
+        // That is what the misspelt name means.
+        assert!(stderr.contains("error: ") && !stderr.contains("upstream `app`: no route"), "{stderr}");
+    }
+    let (stdout, stderr) = check("path = \"/a\"\nupstream = \"app\"\n[[route]]\nupstream = \"unused\"", "");
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("plugway.toml is good: 2 routes, 1 configured plugins\n", ""));
 }

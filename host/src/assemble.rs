@@ -35,7 +35,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::ClientConfig;
 
@@ -44,7 +44,7 @@ use crate::assemble::admin::AdminSettings;
 use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Doubt, Source, Warning};
 use crate::config::load::{Files, ManifestFile};
 use crate::config::spanned::Spanned;
 use crate::config::structure::LeftOut;
@@ -95,8 +95,9 @@ pub struct Assembler {
     fleet_states: FleetStates,
     /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
-    /// Whether the manifest is only checked: then nothing is opened that another process may use.
-    is_check: bool,
+    /// The time of a check that builds nothing that is served; `None` if generations are built. A check opens nothing that
+    /// another process may use.
+    check_time: Option<SystemTime>,
     /// The number of workers, as the first manifest says.
     workers: Option<usize>,
     /// The log of the last generation: kept while the manifest asks for the same.
@@ -184,7 +185,7 @@ impl Assembler {
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let (stores, switches) = (HashMap::new(), HashMap::new());
         let (shared_states, fleet_states) = (SharedStates::default(), FleetStates::default());
-        let (log, is_check, workers) = (None, false, None);
+        let (log, check_time, workers) = (None, None, None);
         Ok(Assembler {
             runtime,
             loader,
@@ -199,15 +200,16 @@ impl Assembler {
             shared_states,
             fleet_states,
             stores,
-            is_check,
+            check_time,
             workers,
             log,
         })
     }
 
-    /// Returns an assembler that only finds errors, and builds nothing that is served.
-    pub fn for_check(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
-        Ok(Assembler { is_check: true, ..Assembler::new(runtime, loader)? })
+    /// Returns an assembler that only finds errors, and builds nothing that is served. Certificates that are not valid now
+    /// are warned of.
+    pub fn for_check(runtime: Runtime, loader: Loader, now: SystemTime) -> anyhow::Result<Self> {
+        Ok(Assembler { check_time: Some(now), ..Assembler::new(runtime, loader)? })
     }
 
     /// Makes a generation of a manifest's files.
@@ -333,6 +335,16 @@ impl<'a> Assembly<'a> {
 }
 
 impl Assembly<'_> {
+    /// Notes the dates of a certificate in a file that a place of the manifest names.
+    fn note_certificate(&mut self, source: &Arc<Source>, span: &Range<usize>, chain: &Path) {
+        let Some(dated) = DatedCertificate::read(chain, source.location(span)) else { return };
+        // A proxy that serves warns of it when the generation is in service.
+        if let Some(doubt) = self.assembly.check_time.and_then(|now| dated.doubt(now)) {
+            self.problems.warn(Doubt::Meaning, source, span.clone(), &doubt);
+        }
+        self.certificates.push(dated);
+    }
+
     /// Returns how long a stop waits for exchanges.
     fn drain(&mut self, files: &[ManifestFile]) -> Duration {
         let named = files.iter().find_map(|file| Some((&file.source, file.manifest.drain_timeout.as_ref()?)));

@@ -192,6 +192,9 @@ struct PurgeWhat {
 /// The default log filter, without `PLUGWAY_LOG`. h2 warns about frames, and so as often as clients like.
 const FILTER: &str = "info,h2=error";
 
+/// The default log filter of `check`, whose report is the whole output: a check is no event in the life of a process.
+const CHECK_FILTER: &str = "warn,h2=error";
+
 /// The commands that serve. Others leave signals at their defaults: a hang-up of the terminal ends them.
 const SERVING: [&str; 3] = ["run", "proxy", "demo"];
 
@@ -203,7 +206,8 @@ pub fn main() -> ExitCode {
     // Before all else: an earlier signal would end the process.
     let serves = std::env::args_os().nth(1).is_some_and(|argument| SERVING.iter().any(|command| argument == *command));
     let control = serves.then(Control::start);
-    start_log();
+    let is_check = std::env::args_os().nth(1).is_some_and(|argument| argument == "check");
+    start_log(if is_check { CHECK_FILTER } else { FILTER });
     let command = Cli::parse().command;
     let control = move || control.unwrap_or_else(Control::start);
     let done = guard(Task::Other, || run(command, control)).unwrap_or_else(|panicked| Err(panicked.into()));
@@ -226,12 +230,12 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// write to a file may take longer than a second.
 const FLUSH_ERROR: Duration = Duration::from_secs(5);
 
-/// Sends log lines and panics to the process log.
-fn start_log() {
+/// Sends log lines and panics to the process log, by a filter if the environment names none.
+fn start_log(default: &str) {
     let found = std::env::var_os("PLUGWAY_LOG").filter(|text| !text.is_empty());
     let filter = found.as_deref().map(log_filter);
     let error = filter.as_ref().and_then(|filter| filter.as_ref().err().cloned());
-    let filter = filter.and_then(Result::ok).unwrap_or_else(|| FILTER.into());
+    let filter = filter.and_then(Result::ok).unwrap_or_else(|| default.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::LogRecord);
     // The layer would print the lines that it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
@@ -239,7 +243,7 @@ fn start_log() {
     // A process that can't start one more thread couldn't serve either, and reports that by its exit code.
     let _ = process_log::start();
     if let Some(error) = error {
-        tracing::warn!(?found, error, default = FILTER, "invalid PLUGWAY_LOG; the default is used");
+        tracing::warn!(?found, error, default, "invalid PLUGWAY_LOG; the default is used");
     }
 }
 

@@ -14,11 +14,8 @@ use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginT
 use crate::config::spans::ValueSpans;
 
 impl Assembly<'_> {
-    /// Warns of parts with a probably different intention, in a manifest without errors.
+    /// Warns of parts with a probably different intention.
     pub(super) fn warn_of_doubtful(&mut self, files: &[ManifestFile]) {
-        if self.problems.count() > 0 {
-            return;
-        }
         let problems = &mut self.problems;
         warn_of_circles(problems, files);
         warn_of_templates(problems, files);

@@ -23,7 +23,6 @@ use crate::system::bind_error;
 use crate::tls;
 use crate::tls::pem::CertificateFiles;
 use crate::tls::server::{ClientAuth, MinimumVersion, ServerFilePlace, ServerFiles};
-use crate::tls::validity::DatedCertificate;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -347,11 +346,9 @@ impl Assembly<'_> {
         let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
             Ok(config) => {
-                let named = wanted.certificates.iter().zip(&tls.certificates);
-                let dated = named.filter_map(|(files, named)| {
-                    DatedCertificate::read(&files.chain, source.location(&named.get_ref().chain.span()))
-                });
-                self.certificates.extend(dated);
+                for (files, named) in wanted.certificates.iter().zip(&tls.certificates) {
+                    self.note_certificate(source, &named.get_ref().chain.span(), &files.chain);
+                }
                 return Some(TlsAcceptor::from(config));
             }
             Err(mistakes) => mistakes,

@@ -115,7 +115,7 @@ impl Assembly<'_> {
         if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
             return store;
         }
-        let is_only_looked_at = self.assembly.is_check || self.problems.count() > 0;
+        let is_only_looked_at = self.assembly.check_time.is_some() || self.problems.count() > 0;
         let opened = match is_only_looked_at {
             true => Store::check(limits).map(|()| Store::new(limits.memory)),
             false => Store::open(limits),
@@ -202,7 +202,7 @@ impl Assembly<'_> {
         {
             return Some(log.clone());
         }
-        let opened = match self.assembly.is_check {
+        let opened = match self.assembly.check_time.is_some() {
             true => AccessLog::check(&wanted_log.1).map(|()| None),
             false => AccessLog::start(wanted_log.0, wanted_log.1.clone()).map(Some),
         };

@@ -9,6 +9,7 @@ use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
+use crate::config::serde_messages::meant;
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
@@ -17,21 +18,25 @@ use crate::plugin::settings::OnError;
 const HEADERS: &str = "headers";
 
 impl Assembly<'_> {
-    /// Warns of parts without effect, in a manifest without errors.
+    /// Warns of parts without effect, except of those that may have none because of an error.
     pub(super) fn warn_of_unused(&mut self, files: &[ManifestFile]) {
-        if self.problems.count() > 0 {
-            return;
+        let left_out = &self.left_out;
+        if !left_out.has_any("route") && !left_out.has_any("upstream") && !left_out.has_any("plugin") {
+            warn_of_plugins(&mut self.problems, files);
+            warn_of_headers(&mut self.problems, files);
+            warn_of_upstreams(&mut self.problems, files);
         }
-        warn_of_plugins(&mut self.problems, files);
-        warn_of_headers(&mut self.problems, files);
-        warn_of_upstreams(&mut self.problems, files);
-        self.warn_of_pages(files);
         warn_of_targets(&mut self.problems, files);
         for (source, upstream) in
             files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
             warn_of_rules(&mut self.problems, source, upstream);
         }
+        // The next ones ask what configured plugins do.
+        if self.problems.count() > 0 {
+            return;
+        }
+        self.warn_of_pages(files);
         let is_cache = self.bindings.iter().any(|configured| configured.cache.is_some());
         for (source, cache) in files.iter().filter_map(|file| Some((&file.source, file.manifest.cache.as_ref()?))) {
             if !is_cache {
@@ -145,12 +150,19 @@ fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
 }
 
+/// Returns the names that are used, and the known names that misspelt ones probably mean: those are not unused.
+fn used_names<'a>(names: impl Iterator<Item = &'a str>, known: &HashSet<&'a str>) -> HashSet<&'a str> {
+    let meant = |name: &'a str| if known.contains(name) { None } else { meant(name, known.iter().copied()) };
+    names.flat_map(|name| [Some(name), meant(name)]).flatten().collect()
+}
+
 fn warn_of_plugins(problems: &mut Diagnostics, files: &[ManifestFile]) {
     let names = references(files).filter_map(|reference| match reference {
         PluginRef::Name(name) => Some(name.as_str()),
         PluginRef::Inline(_) => None,
     });
-    let used: HashSet<&str> = names.collect();
+    let known = files.iter().flat_map(|file| file.manifest.plugin.keys()).map(|name| name.get_ref().as_str());
+    let used = used_names(names, &known.collect());
     for (source, name) in
         files.iter().flat_map(|file| file.manifest.plugin.keys().map(move |name| (&file.source, name)))
     {
@@ -203,8 +215,9 @@ fn warn_of_upstreams(problems: &mut Diagnostics, files: &[ManifestFile]) {
         return;
     }
     let routes = files.iter().flat_map(|file| &file.manifest.route);
-    let used: HashSet<&str> =
-        routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str())).collect();
+    let names = routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str()));
+    let known = files.iter().flat_map(|file| file.manifest.upstream.keys()).map(|name| name.get_ref().as_str());
+    let used = used_names(names, &known.collect());
     for (source, name) in
         files.iter().flat_map(|file| file.manifest.upstream.keys().map(move |name| (&file.source, name)))
     {

@@ -13,7 +13,6 @@ use crate::config::spanned::Spanned;
 use crate::system::files;
 use crate::tls;
 use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, Verify};
-use crate::tls::validity::DatedCertificate;
 use crate::upstream::connect::TlsDialer;
 
 /// The place of an endpoint in a file.
@@ -51,8 +50,7 @@ impl Assembly<'_> {
             http2: tls.http2.unwrap_or(true),
         };
         if let (Some(files), Some(named)) = (&files.certificate, &tls.certificate) {
-            self.certificates
-                .extend(DatedCertificate::read(&files.chain, source.location(&named.get_ref().chain.span())));
+            self.note_certificate(source, &named.get_ref().chain.span(), &files.chain);
         }
         let digest = digest(&files);
         if let Some(config) = self.assembly.dialers.get(&digest) {

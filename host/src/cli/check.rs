@@ -2,18 +2,18 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::print;
-use crate::assemble::{self, AssembledManifest, Assembler};
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Position};
+use crate::assemble::{AssembledManifest, Assembler};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Position, Warning};
 use crate::config::load;
 use crate::config::references::Environment;
 use crate::loading::{Loader, Stop};
 use crate::plugin::engine::Runtime;
-use crate::tls::validity;
+use crate::telemetry::process_log;
 
 /// The form of a report.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub fn check(
     let checked = match load::load(manifest, environment) {
         Ok(files) => {
             let loader = Loader::in_children(Stop::default());
-            Assembler::for_check(Runtime::start(cache)?, loader)?.assemble(files)
+            Assembler::for_check(Runtime::start(cache)?, loader, SystemTime::now())?.assemble(files)
         }
         Err(problems) => Err(problems),
     };
@@ -40,45 +40,41 @@ pub fn check(
         print(&(document(&checked).to_string() + "\n"))?;
         return Ok(if checked.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let AssembledManifest { generation, warnings, .. } = checked?;
-    assemble::log(&warnings);
-    validity::warn_of(&generation.certificates, SystemTime::now());
+    let warnings = warnings(&checked);
+    for warning in warnings {
+        process_log::print(&format!("{warning}\n"), FLUSH_WARNING);
+    }
+    let count = match warnings.len() {
+        0 => String::new(),
+        1 => ", 1 warning".into(),
+        count => format!(", {count} warnings"),
+    };
+    let AssembledManifest { generation, .. } = checked?;
     let (routes, plugins) = (generation.routes.len(), generation.bindings.len());
-    print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))?;
+    print(&format!("{} is good: {routes} routes, {plugins} configured plugins{count}\n", manifest.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The maximum time for a warning: on a busy machine, a write to a file may take longer than a second.
+const FLUSH_WARNING: Duration = Duration::from_secs(5);
+
+fn warnings(checked: &Result<AssembledManifest, Diagnostics>) -> &[Warning] {
+    match checked {
+        Ok(assembled) => &assembled.warnings,
+        Err(problems) => problems.warnings(),
+    }
 }
 
 /// Returns the report for programs, whose form is documented.
 fn document(checked: &Result<AssembledManifest, Diagnostics>) -> Value {
-    let (errors, count, warnings): (&[_], _, _) = match checked {
-        Ok(assembled) => (&[], 0, assembled.warnings.as_slice()),
-        Err(problems) => (problems.errors(), problems.count(), problems.warnings()),
+    let (errors, count): (&[_], _) = match checked {
+        Ok(_) => (&[], 0),
+        Err(problems) => (problems.errors(), problems.count()),
     };
-    let warnings = warnings.iter().map(|warning| entry("warning", &warning.diagnostic));
-    let mut entries: Vec<Value> = errors.iter().map(|error| entry("error", error)).chain(warnings).collect();
-    if let Ok(assembled) = checked {
-        entries.extend(expired(assembled));
-    }
+    let warnings = warnings(checked).iter().map(|warning| entry("warning", &warning.diagnostic));
+    let entries: Vec<Value> = errors.iter().map(|error| entry("error", error)).chain(warnings).collect();
     let shown = entries.len() - errors.len();
     json!({ "version": 1, "ok": checked.is_ok(), "errors": count, "warnings": shown, "diagnostics": entries })
-}
-
-/// Returns warnings of certificates that are not valid now.
-fn expired(assembled: &AssembledManifest) -> impl Iterator<Item = Value> {
-    let now = SystemTime::now();
-    let invalid = assembled.generation.certificates.iter().filter(move |dated| dated.validity.invalid(now).is_some());
-    invalid.map(|dated| {
-        let (file, line) = dated.place.rsplit_once(':').unwrap_or((&dated.place, ""));
-        json!({
-            "severity": "warning",
-            "message": format!("certificate that is not valid now: `{}`", dated.chain.display()),
-            "help": "renew it, or set the clock of this machine",
-            "file": file,
-            "line": line.parse::<usize>().ok(),
-            "column": null,
-            "end": null,
-        })
-    })
 }
 
 fn entry(severity: &str, diagnostic: &Diagnostic) -> Value {

@@ -161,20 +161,18 @@ impl Diagnostics {
     }
 
     /// Records an error whose message has no value that must be hidden, except those of references not in `public`.
-    pub fn at_redacted(
-        &mut self,
-        source: &Arc<Source>,
-        span: Range<usize>,
-        message: &str,
-        public: &HashSet<String>,
-    ) {
+    pub fn at_redacted(&mut self, source: &Arc<Source>, span: Range<usize>, message: &str, public: &HashSet<String>) {
         let message = self.references.redaction.redact(message, public).into_owned();
         self.push_redacted(source, Some(span), message);
     }
 
-    /// Records a warning, unless there are too many.
+    /// Records a warning, unless there are too many, or an error at the same position.
     pub fn warn(&mut self, doubt: Doubt, source: &Arc<Source>, span: Range<usize>, message: &str) {
-        if self.warnings.len() < MAX_WARNINGS {
+        let is_here = |error: &Diagnostic| {
+            let touches = |other: &Range<usize>| other.start < span.end && span.start < other.end;
+            Arc::ptr_eq(&error.source, source) && error.span.as_ref().is_some_and(touches)
+        };
+        if self.warnings.len() < MAX_WARNINGS && !self.list.iter().any(is_here) {
             let message = self.redacted(source, Some(&span), message);
             let diagnostic = Diagnostic { source: source.clone(), span: Some(span), message };
             self.warnings.push(Warning { doubt, diagnostic });
@@ -249,17 +247,40 @@ impl Doubt {
     }
 }
 
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// The weight of a diagnostic, as it is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    Error,
+    Warning,
+}
+
+impl Diagnostic {
+    fn write(&self, severity: Severity, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
         let path = self.source.path.display().to_string();
         let (path, message) = (one_line(&path, usize::MAX), self.shown_message());
-        let Some(span) = &self.span else { return write!(f, "error: {message}\n --> {path}") };
+        let Some(span) = &self.span else { return write!(f, "{severity}: {message}\n --> {path}") };
         let Line { number, column, text, before, marked } = self.source.line(span);
         let (margin, marks) = (" ".repeat(number.to_string().len()), "^".repeat(marked.max(1)));
-        writeln!(f, "error: {message}")?;
+        writeln!(f, "{severity}: {message}")?;
         writeln!(f, "{margin}--> {path}:{number}:{}", column + 1)?;
         writeln!(f, "{margin} |\n{number} | {text}")?;
         write!(f, "{margin} | {}{marks}", " ".repeat(before))
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(Severity::Error, f)
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.diagnostic.write(Severity::Warning, f)
     }
 }
 

@@ -56,6 +56,22 @@ impl DatedCertificate {
         Some(DatedCertificate { chain: chain.into(), place, validity: Validity::of(certificates.first()?)? })
     }
 
+    /// Returns a message if the certificate is not valid at a time.
+    pub fn doubt(&self, now: SystemTime) -> Option<String> {
+        let (Validity { from, until }, chain) = (self.validity, self.chain.display());
+        Some(match self.validity.invalid(now)? {
+            Invalid::Expired => {
+                format!(
+                    "certificate has expired: `{chain}` was valid until {}; renew it, or set the clock",
+                    Date(until)
+                )
+            }
+            Invalid::NotYetValid => {
+                format!("certificate is not yet valid: `{chain}` is valid from {}; set the clock, or wait", Date(from))
+            }
+        })
+    }
+
     /// Warns if the certificate is not valid at a time.
     pub fn warn(&self, now: SystemTime) {
         let Validity { from, until } = self.validity;
