@@ -233,3 +233,32 @@ fn warnings_of_a_check_look_like_errors() {
     let (stdout, stderr) = check("path = \"/a\"\nupstream = \"app\"\n[[route]]\nupstream = \"unused\"", "");
     assert_eq!((stdout.as_str(), stderr.as_str()), ("plugway.toml is good: 2 routes, 1 configured plugins\n", ""));
 }
+
+/// The plugins that decide which clients get a response say so in their schemas.
+#[test]
+fn a_guard_that_guards_nothing_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |plugins: &str, more: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", plugins, more)).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    let hash = "0".repeat(64);
+    let guards = [
+        ("auth-key", format!("{{ keys = [\"a:sha256:{hash}\"] }}")),
+        ("auth-basic", "{ users = [\"bob:$2y$10$abcdefghijklmnopqrstuuIEWhtOyyVw3ZpYhbFTGlVlxrQsLz1ya\"] }".into()),
+        ("ip-filter", "{ allow = [\"10.0.0.0/8\"] }".into()),
+    ];
+    for (guard, config) in &guards {
+        let inline = format!("{{ use = \"{guard}\", config = {config} }}");
+        let said = check(&format!("\"cache\", {inline}"), "");
+        assert!(said.contains(&format!("warning: `{guard}` protects nothing that is stored")), "{said}");
+        assert_eq!(check(&format!("{inline}, \"cache\""), ""), "");
+        let table = |on_error: &str| format!("[plugin.g]\nuse = \"{guard}\"\nconfig = {config}\non-error = {on_error}\n");
+        let said = check("\"g\"", &table("\"skip\""));
+        assert!(said.contains("warning: the plugin protects a route") && said.contains("on-error = \"skip\""), "{said}");
+        assert_eq!(check("\"g\"", &table("503")), "");
+    }
+    assert_eq!(check("\"cache\", { use = \"request-id\", on-error = \"skip\" }", ""), "");
+}

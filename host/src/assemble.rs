@@ -151,6 +151,8 @@ struct Assembly<'a> {
     /// The named plugins; `None` if one has an error.
     named: BTreeMap<String, Option<PluginId>>,
     round_robin: Option<PluginId>,
+    /// The plugins that decide which clients get the responses behind them.
+    guards: HashSet<PluginId>,
     /// Components in child processes, the last used at the end.
     examinations: Vec<Examination>,
     /// Components whose loading ended at a limit, or in a crash, with the error: they are not tried again.
@@ -318,6 +320,7 @@ impl<'a> Assembly<'a> {
             asking: Vec::new(),
             named: BTreeMap::new(),
             round_robin: None,
+            guards: HashSet::new(),
             examinations: Vec::new(),
             broken: HashMap::new(),
             regexes: 0,

@@ -14,6 +14,7 @@ use crate::answers::{Answers, Question};
 /// Where the service is, and what goes there and back.
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-plugway-guard" = true))]
 pub struct Config {
     /// The URL of the service, which `grants.http` allows.
     url: String,

@@ -11,7 +11,9 @@ use super::route_conditions::meant_method;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginTable, RouteTable};
+use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
+use crate::plugin::settings::OnError;
 
 impl Assembly<'_> {
     /// Warns of parts with a probably different intention.
@@ -39,6 +41,35 @@ impl Assembly<'_> {
                     "all endpoints of the upstream are draining: they get no requests",
                 );
             }
+        }
+    }
+}
+
+impl Assembly<'_> {
+    /// Warns of a plugin behind a cache that decides which clients get a response.
+    pub(super) fn warn_of_cached_guard(&mut self, source: &Arc<Source>, plugin: &Spanned<PluginRef>) {
+        let name = match plugin.get_ref() {
+            PluginRef::Name(name) => name,
+            PluginRef::Inline(table) => table.r#use.get_ref(),
+        };
+        let why = format!(
+            "`{name}` protects nothing that is stored: the cache before it answers any client without it; name it \
+             before the cache"
+        );
+        warn(&mut self.problems, source, &plugin.span(), &why);
+    }
+
+    /// Warns of a plugin that decides which clients get a response if the host skips it when it fails.
+    pub(super) fn warn_of_skipped_guard(
+        &mut self,
+        source: &Arc<Source>,
+        on_error: OnError,
+        place: Option<Range<usize>>,
+    ) {
+        if let (OnError::Skip, Some(span)) = (on_error, place) {
+            let why = "the plugin protects a route, and `skip` opens the route to all clients if the plugin fails; write \
+                       \"fail\", or a status such as 503";
+            warn(&mut self.problems, source, &span, why);
         }
     }
 }

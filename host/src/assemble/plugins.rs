@@ -15,7 +15,7 @@ use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
-use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
+use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure, schema_at};
 use crate::plugin::access::WantedAccess;
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
@@ -57,6 +57,15 @@ struct Concerned<'a> {
     /// The name of the plugin in the manifest: that of a stock plugin, or a file.
     name: &'a str,
     env: &'a [(String, String)],
+}
+
+/// A component that accepts a configuration.
+struct AcceptedPlugin {
+    plugin: Arc<Plugin>,
+    /// The configuration in JSON.
+    config: String,
+    /// Whether the plugin decides which clients get the responses behind it.
+    is_guard: bool,
 }
 
 impl From<LoadFailure> for PluginRejection {
@@ -133,6 +142,7 @@ impl Assembly<'_> {
         self.reserved.as_ref()?;
         let before = self.problems.count();
         let limits = self.limits(source, &plugin.limits);
+        let on_error_place = plugin.on_error.as_ref().map(Spanned::span);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
         let access = self.access(source, name, plugin);
@@ -149,7 +159,7 @@ impl Assembly<'_> {
         let about =
             Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
         let examined = self.accepted(&about, limits);
-        let (plugin, config) = match examined {
+        let AcceptedPlugin { plugin, config, is_guard } = match examined {
             Ok(examined) => examined,
             Err(rejection) => {
                 self.reject(&about, rejection);
@@ -179,6 +189,10 @@ impl Assembly<'_> {
                 let plugin_id = self.bindings.push(Arc::new(configured));
                 if asks {
                     self.note_asking(plugin_id, source, use_span);
+                }
+                if is_guard {
+                    self.guards.insert(plugin_id);
+                    self.warn_of_skipped_guard(source, on_error, on_error_place);
                 }
                 return Some(plugin_id);
             }
@@ -221,17 +235,19 @@ impl Assembly<'_> {
         table.unwrap_or_else(|| serde_json::json!({}))
     }
 
-    /// Returns the component of a name, and the configuration as the component gets and accepts it.
+    /// Returns the component of a name with its configuration as the component gets and accepts it.
     fn accepted(
         &mut self,
         about: &Concerned<'_>,
         limits: PluginLimits,
-    ) -> Result<(Arc<Plugin>, String), PluginRejection> {
+    ) -> Result<AcceptedPlugin, PluginRejection> {
         let mut component = component(about.source, about.name).map_err(PluginRejection::Component)?;
         let mut config = about.config.clone();
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
-        let config = config.to_string();
-        self.examine(component, &config, limits, about.env).map(|plugin| (plugin, config))
+        let (config, digest) = (config.to_string(), component.digest);
+        let plugin = self.examine(component, &config, limits, about.env)?;
+        let schema = self.assembly.plugins.get(&digest).and_then(|loaded| loaded.schema.as_deref());
+        Ok(AcceptedPlugin { plugin, config, is_guard: schema.is_some_and(schema_at::is_guard) })
     }
 
     /// A component that is good, and accepts a configuration.

@@ -105,6 +105,9 @@ impl Assembly<'_> {
                 let message = "second cache in a chain: expected one at most; remove one of them";
                 self.problems.at(source, plugin.span(), message);
             }
+            if self.guards.contains(&binding) && chain.iter().any(is_cache) {
+                self.warn_of_cached_guard(source, plugin);
+            }
             let is_balancer_alone = self.bindings[binding].is_balancer() && !self.bindings[binding].is_in_chains();
             if is_balancer_alone {
                 let message = "balancer in a chain: it has no effect there; name it in the upstream, such as `balancer = \"balance\"`";

@@ -8,6 +8,9 @@ const TEMPLATE: &str = "plugway-template";
 /// The key by which a schema says that a value, with all values in it, is no secret.
 const PUBLIC: &str = "x-plugway-public";
 
+/// The key by which a schema says that the plugin protects what is behind it from clients.
+const GUARD: &str = "x-plugway-guard";
+
 /// The maximum number of subschemas that are examined for one position: a schema may refer to itself.
 const MAX_SUBSCHEMAS: usize = 10_000;
 
@@ -21,6 +24,13 @@ pub fn is_public(schema: &Value, pointer: &str) -> bool {
     let ends = pointer.match_indices('/').map(|(end, _)| end).chain([pointer.len()]);
     let mut values = ends.flat_map(|end| at(schema, &pointer[..end]));
     values.any(|part| part.get(PUBLIC).and_then(Value::as_bool) == Some(true))
+}
+
+/// Whether the text of a schema says that the plugin decides which clients get the responses behind it.
+pub fn is_guard(schema: &str) -> bool {
+    let is_guard = |schema: Value| schema.get(GUARD).and_then(Value::as_bool) == Some(true);
+    // Most schemas need not be parsed.
+    schema.contains(GUARD) && serde_json::from_str(schema).is_ok_and(is_guard)
 }
 
 /// Returns the keys that a schema knows in the table at a JSON pointer.
@@ -111,6 +121,8 @@ mod tests {
         for pointer in ["", "/keys", "/keys/0", "/none"] {
             assert!(!is_public(&schema, pointer), "{pointer}");
         }
+        assert!(is_guard(r#"{ "x-plugway-guard": true }"#));
+        assert!(!is_guard(r#"{ "properties": { "x-plugway-guard": true } }"#) && !is_guard("{}"));
         let endless = serde_json::json!({ "$ref": "#", "anyOf": [{ "$ref": "#" }, { "$ref": "#" }] });
         assert!(!is_template(&endless, "/a/b"));
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 /// The users whose requests are allowed, by name and password (HTTP Basic, RFC 7617).
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(extend("x-plugway-guard" = true))]
 pub struct Config {
     /// The users: tables, or texts of many lines `NAME:HASH`, such as `"${file:htpasswd}"`; a list, or one text.
     pub users: List,

@@ -11,6 +11,7 @@ use serde::Deserialize;
 /// them that a request has decides: field, then query, then cookie.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(extend("x-plugway-guard" = true))]
 pub struct Config {
     /// The keys: tables, or texts of many lines `NAME:sha256:DIGITS`, such as `"${file:keys.txt}"`; a list, or one text.
     pub keys: List,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 /// of these in each: `"${file:blocklist.txt}"`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(extend("x-plugway-guard" = true))]
 pub struct Config {
     /// The addresses and networks that are allowed.
     pub allow: Option<List>,
