@@ -77,6 +77,15 @@ fn a_redirect_is_made_of_the_request() {
     assert!(got.contains("content-length: 48\r\n") && got.ends_with("\r\n\r\n"), "{got}");
 }
 
+/// As nginx redirects from `/ui` to a location `/ui/`.
+#[test]
+fn a_redirect_to_a_fixed_path_can_keep_the_query() {
+    let proxy = start("[[route]]\npath = { exact = \"/ui\" }\nredirect = \"/ui/{?query}\"\nstatus = 301\n");
+    for (target, wanted) in [("/ui?x=1&y", "/ui/?x=1&y"), ("/ui", "/ui/"), ("/ui?", "/ui/")] {
+        assert_eq!(proxy.get(target, "").field("location"), Some(wanted), "{target}");
+    }
+}
+
 #[test]
 fn no_request_leads_a_redirect_to_another_host_or_adds_a_field() {
     let proxy = start(

@@ -18,7 +18,12 @@ pub struct UriTemplate(Vec<UriPart>);
 enum UriPart {
     Text(String),
     Value(ValueName),
+    /// The query with the `?` before it; nothing if there is no query.
+    MarkedQuery,
 }
+
+/// The name of the query with the `?` before it.
+const MARKED_QUERY: &str = "?query";
 
 /// The reason why a template makes no URI for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +63,14 @@ impl UriTemplate {
             if !plain.is_empty() {
                 parts.push(UriPart::Text(std::mem::take(&mut plain)));
             }
-            parts.push(UriPart::Value(value_name(name)?));
+            if name == MARKED_QUERY {
+                if plain_text(&parts).any(|text| text.contains('?')) {
+                    return Err("`{?query}` after a `?`, which begins the query already; write `&{query}`".into());
+                }
+                parts.push(UriPart::MarkedQuery);
+            } else {
+                parts.push(UriPart::Value(value_name(name)?));
+            }
             rest = after;
         }
         plain.push_str(rest);
@@ -78,6 +90,16 @@ impl UriTemplate {
         self.build(|name, uri| put(name, context, uri))
     }
 
+    /// Returns the URI for a request with a path and no query; `None` if it is none. Of other values, examples are taken.
+    pub fn fill_path(&self, path: &str) -> Option<HeaderValue> {
+        let put = |name: &ValueName, uri: &mut Vec<u8>| match name {
+            ValueName::Path | ValueName::Uri => uri.extend_from_slice(path.as_bytes()),
+            ValueName::Query => {}
+            name => uri.extend_from_slice(sample(name)),
+        };
+        self.build(put).ok()
+    }
+
     /// Builds a URI, with the value that `put` writes for each name.
     fn build(&self, put: impl Fn(&ValueName, &mut Vec<u8>)) -> Result<HeaderValue, TemplateError> {
         let mut uri = Vec::new();
@@ -85,6 +107,12 @@ impl UriTemplate {
             match part {
                 UriPart::Text(text) => uri.extend_from_slice(text.as_bytes()),
                 UriPart::Value(name) => put(name, &mut uri),
+                UriPart::MarkedQuery => {
+                    uri.push(b'?');
+                    let start = uri.len();
+                    put(&ValueName::Query, &mut uri);
+                    uri.truncate(if uri.len() == start { start - 1 } else { uri.len() });
+                }
             }
             if uri.len() > MAX_URI_BYTES {
                 return Err(TemplateError::TooLong);
@@ -115,7 +143,7 @@ fn sample(name: &ValueName) -> &'static [u8] {
 fn plain_text(parts: &[UriPart]) -> impl Iterator<Item = &str> {
     parts.iter().filter_map(|part| match part {
         UriPart::Text(text) => Some(text.as_str()),
-        UriPart::Value(_) => None,
+        UriPart::Value(_) | UriPart::MarkedQuery => None,
     })
 }
 
@@ -219,7 +247,7 @@ fn value_name(name: &str) -> Result<ValueName, String> {
         let known: Vec<String> = PLAIN.iter().map(ValueName::to_string).collect();
         let known = known.join(", ");
         format!(
-            "there is no value `{{{name}}}` here; known: {known}, request.header.NAME, cookie.NAME, query.NAME, note.NAME"
+            "there is no value `{{{name}}}` here; known: {known}, ?query, request.header.NAME, cookie.NAME, query.NAME, note.NAME"
         )
     })
 }
@@ -275,6 +303,10 @@ mod tests {
             ("mailto:{query.a}@example.org", "/?a=b", "", "mailto:b@example.org"),
             ("//e{uri}", "/a", "", "//e/a"),
             ("/{uri}", "/a.example", "", "/a.example"),
+            ("/ui/{?query}", "/ui?x=1&y=%26", "", "/ui/?x=1&y=%26"),
+            ("/ui/{?query}", "/ui", "", "/ui/"),
+            ("/ui/{?query}#a", "/ui?", "", "/ui/#a"),
+            ("/a?b=1&{query}", "/ui?x=1", "", "/a?b=1&x=1"),
         ];
         for (template, target, host, wanted) in cases {
             assert_eq!(filled(template, target, host).as_deref(), Ok(wanted), "{template} of {target}");
@@ -295,6 +327,11 @@ mod tests {
         for (template, target, host, wanted) in cases {
             assert_eq!(filled(template, target, host), Err(wanted), "{template}");
         }
+    }
+
+    #[test]
+    fn a_location_has_one_query() {
+        assert!(UriTemplate::parse("/a?b={host}{?query}").unwrap_err().contains("write `&{query}`"));
     }
 
     #[test]
