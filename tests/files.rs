@@ -583,3 +583,28 @@ fn a_folder_is_redirected_to_by_the_path_that_the_client_knows() {
     }
     assert_eq!(site.get("/docs/", "").text(), "the index");
 }
+
+/// A build may make the file later, but a misspelt name would make every path of an application 404 in silence.
+#[test]
+fn a_fallback_that_is_missing_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("public/app")).unwrap();
+    std::fs::write(folder.path().join("public/app/index.html"), "").unwrap();
+    let check = |fallback: &str| {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nfiles = {{ root = \"public\", fallback = \"{fallback}\" }}\n"
+        );
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        output(plugway().args(["check", "plugway.toml"]).current_dir(folder.path()))
+    };
+    for missing in ["index.htm", "app/indx.html", "app"] {
+        let said = check(missing);
+        assert!(
+            said.contains("warning: no file for `fallback`") && said.contains("plugway.toml:4:"),
+            "{missing}: {said}"
+        );
+    }
+    for good in ["app/index.html", "/app/index.html"] {
+        assert!(!check(good).contains("warning"), "{good}");
+    }
+}

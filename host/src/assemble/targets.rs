@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::spanned::Spanned;
@@ -10,7 +11,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
 
 use super::{Assembly, beside, idioms, some_of};
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::hint;
 use crate::context::edit_check;
@@ -208,10 +209,14 @@ impl Assembly<'_> {
             }
         }
         let index = table.index.as_ref().map(|names| names.iter().map(|name| name.get_ref().clone()).collect());
+        let fallback = table.fallback.as_ref().and_then(|path| self.fallback_file(source, path));
+        if let (Some(path), true) = (&table.fallback, fallback.is_some() && root.is_dir()) {
+            self.warn_of_no_fallback(source, path, &root);
+        }
         FileSite {
             root,
             index: index.unwrap_or_else(|| vec!["index.html".into()]),
-            fallback: table.fallback.as_ref().and_then(|path| self.fallback_file(source, path)),
+            fallback,
             precompressed: self.codings(source, &table.precompressed),
             browse: table.browse,
         }
@@ -228,6 +233,18 @@ impl Assembly<'_> {
             self.problems.at(source, path.span(), message);
         }
         parsed
+    }
+
+    /// Warns if the file of a fallback is missing. This is no error, as a build may make it later.
+    fn warn_of_no_fallback(&mut self, source: &Arc<Source>, path: &Spanned<String>, root: &Path) {
+        let file = root.join(path.get_ref().trim_start_matches('/'));
+        if !file.is_file() {
+            let why = format!(
+                "no file for `fallback`: there is no file `{}`, so paths without a file get 404; correct it, or make the file",
+                file.display()
+            );
+            self.problems.warn(Doubt::Meaning, source, path.span(), &why);
+        }
     }
 
     fn codings(&mut self, source: &Arc<Source>, names: &[Spanned<String>]) -> Vec<ContentCoding> {
