@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use plugway_test_guests::API_KEY;
 
-use crate::support::{Message, Proxy, echo, manifest, origin, output, raw_origin, read_message, until};
+use crate::support::{Message, Proxy, echo, manifest, origin, output, plugway, raw_origin, read_message, until};
 
 /// Starts a proxy in a folder with pages: `site.html`, `route.html` and `sorry.html`, each with its name and the status.
 fn start(folder: &Path, manifest: &str) -> Proxy {
@@ -58,6 +58,54 @@ fn the_pages_of_a_route_precede_those_of_the_manifest() {
     // The page is one of the files that the proxy watches.
     std::fs::write(folder.path().join("route.html"), "<p>changed").unwrap();
     until("the new page is sent", || of("/own", "").1 == "changed");
+}
+
+/// As nginx shows its own page, or that of `error_page`, for `return 404;`.
+#[test]
+fn a_fixed_response_without_content_gets_the_page_of_its_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let routes = "[error-page]\n410 = \"site.html\"\n\
+                  [[route]]\npath = \"/gone\"\nrespond = { status = 410, fields = { X-A = \"b\" } }\n\
+                  [[route]]\npath = \"/own\"\nerror-page = { 410 = \"route.html\" }\nrespond = { status = 410 }\n\
+                  [[route]]\npath = \"/none\"\nrespond = { status = 404 }\n\
+                  [[route]]\npath = \"/empty\"\nrespond = { status = 410, body = \"\" }\n\
+                  [[route]]\npath = \"/typed\"\nrespond = { status = 410, fields = { Content-Type = \"text/css\" } }\n\
+                  [[route]]\npath = \"/fine\"\nrespond = { status = 204 }\n";
+    let proxy = start(folder.path(), &manifest("127.0.0.1:1", "", routes));
+    for (path, wanted) in [("/gone", "site"), ("/own", "route"), ("/none", "404")] {
+        let got = proxy.get(path, "");
+        assert_eq!(page(&got), wanted, "{path}");
+        assert_eq!(got.field("x-a"), (path == "/gone").then_some("b"));
+    }
+    for path in ["/empty", "/typed", "/fine"] {
+        assert_eq!(proxy.get(path, "").text(), "", "{path}");
+    }
+    assert!(over_http2(&proxy, "/gone", &["--head"]).contains("x-a: b"));
+}
+
+/// What stands there is sent as it stands.
+#[test]
+fn values_in_a_fixed_response_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("page.html"), "<p>{status} {request-id}").unwrap();
+    std::fs::write(folder.path().join("plain.html"), "<script>const {status} = a</script>").unwrap();
+    let check = |respond: &str| {
+        let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nrespond = {{ {respond} }}\n");
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        output(plugway().args(["check", "plugway.toml"]).current_dir(folder.path()))
+    };
+    for (respond, wanted) in [
+        ("body = \"at {host}\"", "`{host}` stands for itself"),
+        ("body = \"at $host\"", "`at $host` stands for itself"),
+        ("fields = { X-A = \"{request-id}\" }", "`{request-id}` stands for itself"),
+        ("file = \"page.html\"", "the file is an error page"),
+    ] {
+        let said = check(respond);
+        assert!(said.contains("warning: ") && said.contains(wanted), "{respond}: {said}");
+    }
+    for plain in ["body = \"{\\\"ok\\\": {}}\"", "file = \"plain.html\"", "body = \"5 US$\""] {
+        assert!(!check(plain).contains("warning"), "{plain}");
+    }
 }
 
 // === Errors of the upstream ===

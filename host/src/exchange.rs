@@ -302,7 +302,7 @@ impl Descending<'_> {
                     let sending = self.outgoing(request, context)?;
                     Passed::Forward(ResponseSource::Upstream(upstream_id, sending, bypassed.take()))
                 }
-                None => match respond_at_once(&route.target, context) {
+                None => match respond_at_once(worker, self.route_id, context) {
                     Some(response) => {
                         let bottom = ChainPosition::bottom(route);
                         let response = response.map_err(|error| ChainFailure::new(error, bottom))?;

@@ -15,7 +15,7 @@ use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::hint;
 use crate::context::edit_check;
-use crate::context::template::UriTemplate;
+use crate::context::template::{self, UriTemplate};
 use crate::generation::ids::{Id, UpstreamId};
 use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::protocol::content_coding::ContentCoding;
@@ -29,6 +29,9 @@ const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 
 /// The statuses that have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
 const WITHOUT_CONTENT: [u16; 3] = [204, 205, 304];
+
+/// The value of error pages that is not written in other pages; `{status}` may be JavaScript.
+const PAGE_VALUE: &[u8] = b"{request-id}";
 
 impl Assembly<'_> {
     /// Returns the target of a route, or any target if the route has an error there.
@@ -160,15 +163,40 @@ impl Assembly<'_> {
             let name = table.file.as_ref().map_or("body.txt", |file| file.get_ref().as_str());
             fields.insert(header::CONTENT_TYPE, media_type::of_file(name));
         }
-        FixedResponse { status, fields, body }
+        self.warn_of_values_in_content(source, table);
+        let is_error = status.is_client_error() || status.is_server_error();
+        let has_page = is_error && content.is_none() && !fields.contains_key(header::CONTENT_TYPE);
+        FixedResponse { status, fields, body, has_page }
     }
 
+    /// Warns of values in braces, and of variables of nginx, in a response that is the same for all requests.
+    fn warn_of_values_in_content(&mut self, source: &Arc<Source>, table: &RespondTable) {
+        let texts = table.body.iter().chain(table.fields.iter().map(|(_, value)| value));
+        for text in texts {
+            let named = template::first_value(text.get_ref());
+            if let Some(value) = named.or_else(|| idioms::template(text.get_ref()).map(|_| text.get_ref().clone())) {
+                let why = format!(
+                    "value in a response that is the same for all requests: `{value}` stands for itself; remove it, or use a \
+                     plugin"
+                );
+                self.problems.warn(Doubt::Meaning, source, text.span(), &why);
+            }
+        }
+    }
+
+    /// Returns the content of a file, and warns if the file is an error page.
     fn body_of_file(&mut self, source: &Arc<Source>, file: &Spanned<String>) -> Bytes {
         let path = beside(source, file.get_ref());
-        files::read(&path, files::RESPONSE).map(Bytes::from).unwrap_or_else(|error| {
+        let body = files::read(&path, files::RESPONSE).map(Bytes::from).unwrap_or_else(|error| {
             self.problems.at(source, file.span(), files::unreadable(&path, &error));
             Bytes::new()
-        })
+        });
+        if memchr::memmem::find(&body, PAGE_VALUE).is_some() {
+            let why = "the file is an error page: `{request-id}` stands for itself in `respond`; name the file in `error-page`, \
+                       and leave it out here";
+            self.problems.warn(Doubt::Meaning, source, file.span(), why);
+        }
+        body
     }
 
     /// Returns the fields of a response, which have to follow the rules for fields that plugins set.

@@ -62,6 +62,7 @@ impl Assembly<'_> {
             // A plugin may respond with any status, without content.
             !route.plugins.is_empty()
                 || intercepts(route, code)
+                || responds(route, code)
                 || route.files.is_some() && error_pages::occurs_with_files(code)
         };
         let problems = &mut self.problems;
@@ -137,6 +138,15 @@ fn warn_of_targets(problems: &mut Diagnostics, files: &[ManifestFile]) {
 /// Whether a route intercepts a status code.
 fn intercepts(route: &RouteTable, code: u16) -> bool {
     route.intercept.iter().any(|word| codes_of_word(word.get_ref()).is_some_and(|codes| codes.contains(&code)))
+}
+
+/// Whether a route answers with a status code, without content.
+fn responds(route: &RouteTable, code: u16) -> bool {
+    let respond = route.respond.as_ref().map(Spanned::get_ref);
+    respond.is_some_and(|respond| {
+        let is_code = respond.status.as_ref().is_some_and(|status| *status.get_ref() == code);
+        is_code && respond.body.is_none() && respond.file.is_none()
+    })
 }
 
 fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, part: &str) {

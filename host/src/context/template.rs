@@ -230,6 +230,13 @@ fn is_of_uri(byte: u8) -> bool {
     is_unreserved(byte) || b"%/?!$&'()*+,;=:@".contains(&byte)
 }
 
+/// Returns the first value in braces of a text that is no template; `None` if it has none.
+pub fn first_value(text: &str) -> Option<String> {
+    let mut names = text.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0));
+    let is_value = |name: &&str| value_name(name).is_ok() || [MARKED_QUERY, "status"].contains(name);
+    names.find(is_value).map(|name| format!("{{{name}}}"))
+}
+
 /// Parses the name of a value that a request has; the error lists all names.
 fn value_name(name: &str) -> Result<ValueName, String> {
     let of = |prefix| name.strip_prefix(prefix).filter(|rest: &&str| !rest.is_empty());

@@ -10,15 +10,21 @@ use super::serve_files::serve_files;
 use super::{Destination, error_response};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
+use crate::generation::ids::RouteId;
 use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::generation::{Route, WorkerState};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 
 /// Returns the response of a target that needs neither an endpoint nor a file; `None` for the other targets.
-pub fn respond_at_once(target: &Target, context: &ExchangeContext) -> Option<Result<Response<ResponseBody>, Error>> {
-    match target {
+pub fn respond_at_once(
+    worker: &WorkerState,
+    route_id: RouteId,
+    context: &ExchangeContext,
+) -> Option<Result<Response<ResponseBody>, Error>> {
+    match &worker.generation.routes[route_id].target {
         Target::Redirect(to) => Some(redirect(to, context)),
+        Target::Respond(fixed) if fixed.has_page => Some(Ok(fixed_page(fixed, worker, route_id, context))),
         Target::Respond(fixed) => Some(Ok(fixed_response(fixed))),
         Target::Upstream(_) | Target::Files(_) => None,
     }
@@ -44,7 +50,7 @@ pub async fn ask_target(
     if let Some(upstream_id) = destination.upstream {
         return forward(worker, upstream_id, context, sending, step).await;
     }
-    let response = match respond_at_once(&route.target, context) {
+    let response = match respond_at_once(worker, destination.route, context) {
         Some(response) => response,
         None => boxed(|| serve_files(worker, destination.route, context, step)).await,
     };
@@ -62,6 +68,19 @@ fn redirect(to: &Redirect, context: &ExchangeContext) -> Result<Response<Respons
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     *response.body_mut() = ResponseBody::Full(Bytes::from(text));
     Ok(response)
+}
+
+/// Returns the response of a route with the error page of its status.
+fn fixed_page(
+    fixed: &FixedResponse,
+    worker: &WorkerState,
+    route_id: RouteId,
+    context: &ExchangeContext,
+) -> Response<ResponseBody> {
+    let page = worker.generation.error_page(Some(route_id), fixed.status);
+    let mut response = error_response::status_page(fixed.status, context, page);
+    response.headers_mut().extend(fixed.fields.clone());
+    response
 }
 
 fn fixed_response(fixed: &FixedResponse) -> Response<ResponseBody> {

@@ -34,6 +34,8 @@ pub struct FixedResponse {
     pub fields: HeaderMap,
     /// The body; empty if the status has none.
     pub body: Bytes,
+    /// Whether the content is the error page of the status.
+    pub has_page: bool,
 }
 
 impl Target {
