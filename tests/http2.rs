@@ -175,6 +175,54 @@ fn grpc_passes_in_all_its_kinds() {
     assert_eq!(python::run(CLIENT, &[&proxy.address]).trim(), "all kinds");
 }
 
+/// A client that prints the status and the details of failed calls, with the metadata that it got.
+const FAILING_CLIENT: &str = r#"
+import grpc, sys
+channel = grpc.insecure_channel(sys.argv[1])
+for service in sys.argv[2:]:
+    try:
+        channel.unary_unary(f"/{service}/Unary")(b"abc", timeout=20)
+        assert False
+    except grpc.RpcError as error:
+        metadata = dict(list(error.initial_metadata() or ()) + list(error.trailing_metadata() or ()))
+        print(service, error.code().name, error.details(), metadata.get("proxy-status"))
+"#;
+
+/// A client of gRPC shows no content, and no reason of an HTTP status.
+#[test]
+fn errors_reach_grpc_clients_with_a_status_and_a_reason() {
+    let denied = "plugins = [{ use = \"ip-filter\", config = { deny = [\"127.0.0.0/8\"] } }]";
+    let text = manifest("h2c://127.0.0.1:1", "", "").replacen("[[route]]", "[[route]]\npath = \"/dead.T\"", 1)
+        + &format!(
+            "\n[[route]]\npath = \"/denied.T\"\nupstream = \"app\"\n{denied}\n\
+                   [[route]]\npath = \"/fixed.T\"\nrespond = {{ status = 503 }}\n"
+        );
+    let proxy = Proxy::start(&text);
+    let got = python::run(FAILING_CLIENT, &[&proxy.address, "dead.T", "denied.T", "fixed.T", "none.T"]);
+    let lines: Vec<&str> = got.lines().collect();
+    for (line, start, end) in [
+        (0, "dead.T UNAVAILABLE 502 Bad Gateway: connection_refused (request ", "plugway; error=connection_refused"),
+        (1, "denied.T PERMISSION_DENIED 403 Forbidden (request ", "None"),
+        (2, "fixed.T UNAVAILABLE 503 Service Unavailable (request ", "None"),
+        (3, "none.T UNIMPLEMENTED 404 Not Found: ", ""),
+    ] {
+        let found = lines.get(line).copied().unwrap_or_default();
+        assert!(found.starts_with(start) && found.ends_with(end), "{got}");
+    }
+    // The head ends the stream.
+    let head = output(
+        Command::new("curl")
+            .args(["-si", "--http2-prior-knowledge", "-H", "Content-Type: application/grpc+proto"])
+            .args(["-X", "POST", &format!("http://{}/dead.T/Unary", proxy.address)]),
+    );
+    assert!(
+        head.starts_with("HTTP/2 200")
+            && head.contains("grpc-status: 14")
+            && head.contains("content-type: application/grpc+proto"),
+        "{head}"
+    );
+}
+
 // === Raw frames ===
 
 pub const DATA: u8 = 0;

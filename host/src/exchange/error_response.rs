@@ -9,6 +9,7 @@ use http::{Response, StatusCode};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::response_body::ResponseBody;
+use crate::protocol::conversation::is_grpc;
 use crate::protocol::weighted::weighted;
 
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -42,7 +43,10 @@ pub fn error_response(
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let mut response = page_response(status, error_page(Some(error), status, context, page));
+    let mut response = match is_grpc(&context.request.headers) {
+        true => grpc_response(status, Some(error.kind), context),
+        false => page_response(status, error_page(Some(error), status, context, page)),
+    };
     let fields = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", error.kind.token())) {
         fields.insert(PROXY_STATUS, value);
@@ -57,7 +61,55 @@ pub fn error_response(
 /// Returns the response with a status that is no failure of the exchange, such as 404 for a file that does not exist. `page`
 /// is the manifest's page for the status; `None` if it has none.
 pub fn status_page(status: StatusCode, context: &ExchangeContext, page: Option<&str>) -> Response<ResponseBody> {
+    if is_grpc(&context.request.headers) {
+        return grpc_response(status, None, context);
+    }
     page_response(status, error_page(None, status, context, page))
+}
+
+/// Returns the response to a gRPC request that has failed: without content, with the status in the fields, which are the
+/// trailers too. Clients ignore the content of other responses.
+fn grpc_response(status: StatusCode, kind: Option<FailureKind>, context: &ExchangeContext) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Full(Bytes::new()));
+    make_grpc(&mut response, status, kind, context);
+    response
+}
+
+/// Makes a response one of gRPC without content, for an HTTP status.
+pub fn make_grpc(
+    response: &mut Response<ResponseBody>,
+    status: StatusCode,
+    kind: Option<FailureKind>,
+    context: &ExchangeContext,
+) {
+    let kind = kind.map_or(String::new(), |kind| format!(": {}", kind.token()));
+    let message = format!("{status}{kind} (request {})", context.request_id());
+    *response.status_mut() = StatusCode::OK;
+    let fields = response.headers_mut();
+    let media = context.request.headers.get(header::CONTENT_TYPE).cloned();
+    fields.insert(header::CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static("application/grpc")));
+    fields.insert(GRPC_STATUS, grpc_code(status).into());
+    // A message is escaped as a URI is; request IDs are of letters and digits, but plugins may set them.
+    let is_plain = |byte: &u8| (b' '..=b'~').contains(byte) && *byte != b'%';
+    let message: Vec<u8> = message.bytes().filter(is_plain).collect();
+    if let Ok(message) = HeaderValue::from_bytes(&message) {
+        fields.insert(GRPC_MESSAGE, message);
+    }
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Returns the status of gRPC for an HTTP status, as clients map it (gRPC, "HTTP to gRPC Status Code Mapping").
+fn grpc_code(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
 }
 
 fn page_response(status: StatusCode, ErrorPage { content, media }: ErrorPage) -> Response<ResponseBody> {

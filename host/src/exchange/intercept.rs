@@ -32,14 +32,18 @@ pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteI
     Received { response: Response::from_parts(parts, ResponseBody::Full(page.content)), edits }
 }
 
-/// Adds the error page of its status to an error response that a plugin has made without content. The fields stay.
+/// Adds the error page of its status to an error response that a plugin has made without content, or makes the response
+/// one of gRPC if the request is. The fields stay.
 pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
     let Received { mut response, edits } = received;
     let status = response.status();
     let is_empty = matches!(response.body(), ResponseBody::Full(content) if content.is_empty());
     let is_error = status.is_client_error() || status.is_server_error();
     let has_type = response.headers().contains_key(header::CONTENT_TYPE);
-    if is_error && is_empty && !has_type && !is_grpc(&context.request.headers) {
+    if is_error && is_empty && !has_type && is_grpc(&context.request.headers) {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        error_response::make_grpc(&mut response, status, None, context);
+    } else if is_error && is_empty && !has_type {
         let page = worker.generation.error_page(Some(route_id), status);
         let page = error_response::error_page(None, status, context, page);
         response.headers_mut().remove(header::CONTENT_LENGTH);

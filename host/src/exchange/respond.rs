@@ -471,7 +471,8 @@ pub fn fail(
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     record::log(error, Some(context), "exchange failed", record.client_state());
-    (record.status, record.error) = (status.as_u16(), Some(error.kind));
     let page = worker.generation.error_page(record.route(), status);
-    error_response::error_response(error, status, context, page)
+    let response = error_response::error_response(error, status, context, page);
+    (record.status, record.error) = (response.status().as_u16(), Some(error.kind));
+    response
 }
