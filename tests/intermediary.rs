@@ -36,7 +36,8 @@ fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
 
 #[test]
 fn max_forwards_is_counted_down_and_obeyed() {
-    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let trace = "[[route]]\nmethods = [\"TRACE\"]\nupstream = \"app\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", trace));
     let send =
         |method: &str, most: &str| proxy.exchange(&format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {most}"));
     for (method, most, left) in
@@ -49,6 +50,17 @@ fn max_forwards_is_counted_down_and_obeyed() {
     assert_eq!((options.status(), options.field("x-origin"), options.text().as_str()), (200, None, ""));
     let trace = send("TRACE", "0");
     assert_eq!((trace.status(), trace.field("x-origin")), (501, None));
+}
+
+/// As in nginx. A reflected request would show its credentials, and the fields that proxies have added.
+#[test]
+fn trace_is_forwarded_only_by_a_route_that_names_it() {
+    let proxy =
+        Proxy::start(&manifest(&echo(), "", "[[route]]\npath = \"/t\"\nmethods = [\"TRACE\"]\nupstream = \"app\"\n"));
+    let refused = proxy.exchange("TRACE / HTTP/1.1\r\nHost: a");
+    assert_eq!((refused.status(), refused.field("x-origin")), (405, None));
+    assert!(refused.field("allow").is_some_and(|allow| allow.starts_with("GET, ")), "{refused:?}");
+    assert!(proxy.exchange("TRACE /t HTTP/1.1\r\nHost: a").text().starts_with("TRACE /t "));
 }
 
 #[test]

@@ -104,6 +104,8 @@ pub struct Route {
     pub cache_scope: Arc<str>,
     /// The plugins, outermost first.
     pub chain: Vec<PluginId>,
+    /// Whether TRACE requests are forwarded, because the route names the method.
+    pub forwards_trace: bool,
     /// The longest content of a request, in bytes.
     pub max_body: u64,
     /// The maximum duration of an exchange; `None` for no limit.

@@ -53,7 +53,8 @@ impl Assembly<'_> {
             let matching = self.matching(source, route.get_ref(), &listeners);
             are_sound &= self.problems.count() == before;
             let made = self.route(source, route, upstreams);
-            routes.push(Route { maintenance: made.maintenance.or_else(|| common.clone()), ..made });
+            let forwards_trace = matching.methods.contains(&http::Method::TRACE);
+            routes.push(Route { maintenance: made.maintenance.or_else(|| common.clone()), forwards_trace, ..made });
             matches.push(matching);
             places.push((source, route.span()));
         }
@@ -129,6 +130,7 @@ impl Assembly<'_> {
             name,
             target,
             chain,
+            forwards_trace: false,
         }
     }
 

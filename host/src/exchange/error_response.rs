@@ -27,6 +27,9 @@ pub struct ErrorPage {
 /// The key of the manifest that limits the content of a request.
 const MAX_BODY: &str = "max-body";
 
+/// The usual methods, except for the one that shows a client what proxies have added to its request.
+const ALL_BUT_TRACE: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// The format of an error page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageFormat {
@@ -50,6 +53,10 @@ pub fn error_response(
     let fields = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", error.kind.token())) {
         fields.insert(PROXY_STATUS, value);
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        // Only TRACE is answered so, and a response with this status has the field (RFC 9110 §15.5.6).
+        fields.insert(header::ALLOW, HeaderValue::from_static(ALL_BUT_TRACE));
     }
     let of_kind = (error.kind == FailureKind::LimitReached).then_some(RETRY_AFTER);
     if let Some(seconds) = error.retry_after.or(of_kind) {

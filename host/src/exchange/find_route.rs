@@ -93,6 +93,10 @@ pub fn find_route(
         _ => Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"),
     };
     let route_id = router.route(request, &listener.address).ok_or_else(|| failed(none()))?;
+    if request.method == Method::TRACE && !worker.generation.routes[route_id].forwards_trace {
+        let error = Error::new(FailureKind::RequestError, "a TRACE request for a route that does not name the method");
+        return Err(NoRoute::Failed { error, status: StatusCode::METHOD_NOT_ALLOWED });
+    }
     let sent = settle_sent_path(worker, request, accepted, route_id, &listener.address).map_err(failed)?;
     Ok(FoundRoute { route_id, sent })
 }

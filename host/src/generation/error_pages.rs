@@ -14,18 +14,17 @@ use crate::protocol::framing::FramingError;
 pub struct ErrorPages(HashMap<u16, Arc<str>>);
 
 /// The statuses of errors that differ from those of their kind: a request for another scheme, content that can't be
-/// transformed, a client with too many requests, and TRACE that ends here.
-const OF_SINGLE_ERRORS: [StatusCode; 4] = [
+/// transformed, a client with too many requests, TRACE that ends here, and TRACE for routes that don't name it.
+const OF_SINGLE_ERRORS: [StatusCode; 5] = [
     StatusCode::MISDIRECTED_REQUEST,
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
     StatusCode::TOO_MANY_REQUESTS,
     StatusCode::NOT_IMPLEMENTED,
+    StatusCode::METHOD_NOT_ALLOWED,
 ];
 
-/// The statuses of routes with `files`: of a file that may not be read, of another method than GET, and of conditions that
-/// are not met.
-const OF_FILES: [StatusCode; 3] =
-    [StatusCode::FORBIDDEN, StatusCode::METHOD_NOT_ALLOWED, StatusCode::PRECONDITION_FAILED];
+/// The statuses of routes with `files` alone: of a file that may not be read, and of conditions that are not met.
+const OF_FILES: [StatusCode; 2] = [StatusCode::FORBIDDEN, StatusCode::PRECONDITION_FAILED];
 
 /// Whether the proxy itself ever responds with a status code for a route with `files`.
 pub fn occurs_with_files(code: u16) -> bool {
