@@ -191,6 +191,23 @@ fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
     assert!(lines(&path, 1)[0].contains("GET /after"));
 }
 
+/// As nginx logs the user of `auth_basic`: in one word, which can't be mistaken for others.
+#[test]
+fn the_combined_log_has_the_user() {
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let plugin = "{ use = \"log-fields\", config.log.user = \"request.header.x-user\" }";
+    let proxy = Proxy::start(&manifest(&echo(), plugin, log));
+    let path = proxy.folder.path().join("access.log");
+    for (count, (user, wanted)) in
+        [("bob", "bob"), ("Bob \"the\" Builder", "Bob\\x20\\x22the\\x22\\x20Builder"), ("", "-")].into_iter().enumerate()
+    {
+        let field = if user.is_empty() { String::new() } else { format!("\r\nX-User: {user}") };
+        proxy.get("/", &field);
+        let line = &lines(&path, count + 1)[count];
+        assert!(line.starts_with(&format!("127.0.0.1 - {wanted} [")), "{line}");
+    }
+}
+
 #[test]
 fn the_request_line_of_http2_is_logged_as_that_of_http1() {
     for (format, wanted) in [("json", "\"target\":\"/a/b?c=d\""), ("combined", "] \"GET /a/b?c=d HTTP/2.0\" 200 ")] {

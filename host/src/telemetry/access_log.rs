@@ -92,6 +92,9 @@ const REPORT: Duration = Duration::from_secs(60);
 /// The maximum length of a request target in a line, in bytes: the longest that most servers accept.
 const MAX_TARGET_BYTES: usize = 8 << 10;
 
+/// The note that names the user in the format `combined`; the plugin `auth-basic` sets it.
+const USER_NOTE: &str = "user";
+
 /// The maximum length of any other text in a line, and of all notes together, in bytes.
 const MAX_TEXT_BYTES: usize = 1 << 10;
 const MAX_NOTES_BYTES: usize = 8 << 10;
@@ -258,7 +261,10 @@ fn appending(path: &Path) -> OpenOptions {
 fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
     quoted(&mut line, context.client_address().map_or(b"-", |address| address.as_bytes()), MAX_TEXT_BYTES);
-    line.extend_from_slice(b" - - [");
+    line.extend_from_slice(b" - ");
+    let user = context.note(USER_NOTE).map_or(&b"-"[..], |user| user.as_bytes());
+    word(&mut line, user);
+    line.extend_from_slice(b" [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
     match &context.received {
@@ -280,6 +286,16 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
         line.extend_from_slice(end);
     }
     line
+}
+
+/// Appends a text that is one word of a line: readers of the format split lines at spaces.
+fn word(line: &mut Vec<u8>, bytes: &[u8]) {
+    let mut pieces = bytes.split(|byte| *byte == b' ');
+    quoted(line, pieces.next().unwrap_or_default(), MAX_TEXT_BYTES);
+    for piece in pieces {
+        line.extend_from_slice(b"\\x20");
+        quoted(line, piece, MAX_TEXT_BYTES);
+    }
 }
 
 /// Returns the request target as a request line of HTTP/1 has it.
