@@ -199,7 +199,9 @@ fn the_combined_log_has_the_user() {
     let proxy = Proxy::start(&manifest(&echo(), plugin, log));
     let path = proxy.folder.path().join("access.log");
     for (count, (user, wanted)) in
-        [("bob", "bob"), ("Bob \"the\" Builder", "Bob\\x20\\x22the\\x22\\x20Builder"), ("", "-")].into_iter().enumerate()
+        [("bob", "bob"), ("Bob \"the\" Builder", "Bob\\x20\\x22the\\x22\\x20Builder"), ("", "-")]
+            .into_iter()
+            .enumerate()
     {
         let field = if user.is_empty() { String::new() } else { format!("\r\nX-User: {user}") };
         proxy.get("/", &field);
@@ -263,9 +265,11 @@ fn the_line_of_a_rejected_request_is_logged_though_it_came_before_the_rest() {
     // The proxy has read the beginning by the time that it has served another client on each worker.
     (0..20).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
     slow.write_all(b"Host: a\r\nHost: b\r\n\r\n").unwrap();
-    until("the line is logged", || {
-        std::fs::read_to_string(&path).unwrap().contains("] \"GET /two-reads HTTP/1.1\" 400 ")
-    });
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    let content = answer.split_once("\r\n\r\n").unwrap().1;
+    let wanted = format!("] \"GET /two-reads HTTP/1.1\" 400 {} ", content.len());
+    until("the line is logged", || std::fs::read_to_string(&path).unwrap().contains(&wanted));
 }
 
 #[test]
@@ -285,7 +289,7 @@ fn http_at_a_port_of_tls_is_logged_with_its_own_line() {
     let folder = tempfile::tempdir().unwrap();
     Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
     for (format, wanted) in [
-        ("combined", ["] \"GET /a?b HTTP/1.1\" 400 ", "] \"PRI * HTTP/2.0\" 400 "]),
+        ("combined", ["] \"GET /a?b HTTP/1.1\" 400 82 ", "] \"PRI * HTTP/2.0\" 400 82 "]),
         ("json", ["\"target\":\"/a?b\"", "\"protocol\":\"HTTP/2.0\""]),
     ] {
         let log = format!("[access-log]\nformat = \"{format}\"\nfile = \"{format}.log\"\n");

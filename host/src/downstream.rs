@@ -255,6 +255,15 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
 // === Outgoing ===
 
+impl ResponseStream {
+    /// Counts content that is sent without this body being read.
+    fn count(&mut self, bytes: usize) {
+        if let Some(record) = &mut self.record {
+            record.response_bytes += bytes as u64;
+        }
+    }
+}
+
 impl Body for ResponseStream {
     type Data = Bytes;
     type Error = BodyError;

@@ -270,11 +270,12 @@ fn error_response_bytes(session: &Session, refused: RejectedRequest) -> Bytes {
     let error = Error { limit, ..Error::new(kind, cause) };
     let received = ReceivedRequest::Unparsed(session.rejected_line.take());
     let response = session.client.refuse(Rejection { error, status, received });
-    let (parts, outgoing) = response.into_parts();
+    let (parts, mut outgoing) = response.into_parts();
     let content = match &outgoing.body {
         ResponseBody::Full(content) => content.clone(),
         _ => Bytes::new(),
     };
+    outgoing.count(content.len());
     written(&parts, &content)
 }
 
@@ -317,7 +318,9 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
     }
     let error = Error::new(FailureKind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
     let (status, received) = (StatusCode::BAD_REQUEST, ReceivedRequest::Unparsed(first_line(&line)));
-    let (mut parts, _) = session.client.refuse(Rejection { error, status, received }).into_parts();
+    let (mut parts, mut outgoing) = session.client.refuse(Rejection { error, status, received }).into_parts();
+    outgoing.count(MISPLACED.len());
+    drop(outgoing);
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let farewell = written(&parts, MISPLACED.as_bytes());
     session.leave();
