@@ -940,7 +940,8 @@ pub struct RouteTable {
     ///
     /// Type: size or `false`. Default: `"1 GiB"`.
     pub response_buffer: Option<Spanned<SizeOrOff>>,
-    /// The time for the whole exchange, from the request head to the last byte of the response; beyond it 504.
+    /// The time for the whole exchange, from the request head to the last byte of the response; beyond it 504. A
+    /// connection that has switched protocols, such as WebSocket, may last longer.
     ///
     /// Type: duration. Default: no limit. Example: `"30s"`.
     pub timeout: Option<Spanned<String>>,
