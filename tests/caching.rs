@@ -553,6 +553,13 @@ fn purges_take_what_they_name() {
     assert_eq!(purge("all&soft"), "3 purged\n");
     assert_eq!(proxy.get("/a", "").text(), "8", "it is stale, and served while it is validated");
     until("the new one is there", || proxy.get("/a", "").text() != "8");
+    for incomplete in ["uri=/a", "uri=example.org/a", "prefix=/a", "prefix=example.org"] {
+        let refused = proxy.ask_admin(&format!("POST /purge?{incomplete}"));
+        assert_eq!(refused.status(), 400, "{incomplete}");
+        assert!(refused.text().contains("expected scheme and host too"), "{refused:?}");
+    }
+    assert_eq!(purge("prefix=htt"), "3 purged\n");
+    assert_eq!(texts().len(), 3);
     let refused = proxy.ask_admin("POST /purge?uri=a&tag=b");
     assert_eq!(refused.status(), 400, "{refused:?}");
     let path = proxy.folder.path().join("plugway.toml");

@@ -17,6 +17,7 @@ use crate::store::Store;
 use crate::store::disk::{Disk, DiskCounters};
 use crate::store::purge_log::{Purge, PurgeTarget};
 use crate::store::variant::PurgeKind;
+use crate::system::printable::one_line;
 use crate::telemetry::metrics::{CacheMetrics, REFUSALS};
 
 /// A count of files on disk: its name in both documents, and how to read it.
@@ -128,6 +129,8 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
     };
     let strength = if parameter(query, "soft").is_some() { PurgeKind::Soft } else { PurgeKind::Hard };
+    let incomplete_uri = parameter(query, "uri").filter(|uri| normal_uri(uri).is_none());
+    let incomplete_prefix = parameter(query, "prefix").filter(|prefix| !begins_as_uri(prefix));
     let purge = Purge { what, strength };
     let permit = purges.clone().acquire_owned().await;
     // A purge of a large store takes long, so it runs on another thread. It continues if its client disconnects.
@@ -135,10 +138,29 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
         let _permit = permit;
         store.purge(&purge)
     });
-    match purged.await {
-        Ok(purged) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+    match (purged.await, incomplete_uri.or(incomplete_prefix)) {
+        (Ok(0), Some(found)) => incomplete(&found),
+        (Ok(purged), _) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
+        (Err(error), _) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
     }
+}
+
+/// Returns the response to a purge of a text that is no URI, and no key of a plugin: most keys are URIs with scheme and
+/// host.
+fn incomplete(found: &str) -> Response<ResponseBody> {
+    let found = one_line(found, MAX_FOUND_BYTES);
+    let message =
+        format!("0 purged: incomplete URI `{found}`; expected scheme and host too, such as http://example.org/a\n");
+    text(StatusCode::BAD_REQUEST, "text/plain", message)
+}
+
+/// The maximum number of bytes of a URI that an error repeats.
+const MAX_FOUND_BYTES: usize = 200;
+
+/// Whether a text can be the beginning of a stored response's URI.
+fn begins_as_uri(prefix: &str) -> bool {
+    let prefix = prefix.to_ascii_lowercase();
+    ["http://", "https://"].iter().any(|start| prefix.starts_with(start) || start.starts_with(&prefix))
 }
 
 /// Returns a URI in the normal form in which responses are stored; `None` if the text is no such URI.
