@@ -114,7 +114,10 @@ fn descriptors_are_counted_as_far_as_connections_need_them() {
     let both = format!("{}{redirecting}", listener("limits = { connections = 60 }"));
     assert!(!warns(&begin(&both, "")), "a redirect needs no endpoint");
     let one = listener("limits = { connections = 120 }");
-    assert!(warns(&begin(&one, "")), "each client may need an endpoint");
+    let lines = begin(&one, "");
+    assert!(warns(&lines) && lines.iter().any(|line| line.contains(" WARN ")), "each client may need an endpoint");
+    let default = begin(&listener(""), "");
+    assert!(warns(&default) && !default.iter().any(|line| line.contains(" WARN ")), "no one has set it: {default:?}");
     assert!(!warns(&begin(&one, "limits = { connections = 10 }")), "the upstream has ten connections");
 }
 

@@ -236,6 +236,7 @@ impl Assembly<'_> {
             requests: self.count(source, limits.requests.as_ref(), REQUESTS, u32::MAX as usize),
             connections,
             connections_per_client,
+            has_own_connections: limits.connections.is_some(),
             streams: streams as u32,
             body_timeout: self.duration(source, limits.body_timeout.as_ref(), BODY_TIMEOUT),
             body_rate: self.rate(source, limits.body_rate.as_ref(), BODY_RATE),

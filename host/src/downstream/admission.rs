@@ -359,20 +359,35 @@ impl Admission {
     }
 }
 
-/// Warns if a generation allows more connections than there are descriptors.
+/// Warns if a generation allows more connections than there are descriptors. If no listener names a number of connections,
+/// the default is more than can be had, which is no error of anyone.
 pub fn warn_of_limits(generation: &Generation, descriptors: Descriptors) {
     let demand = demand(generation);
     let ConnectionDemand { clients: connections, endpoints } = demand;
     let (needed, limit, served) = (descriptors.needed(demand), descriptors.limit, descriptors.clients(endpoints));
-    if needed > limit {
+    if needed <= limit {
+        return;
+    }
+    let endpoint_connections = endpoints;
+    if generation.listeners.values().any(|listener| listener.limits.has_own_connections) {
         tracing::warn!(
             connections,
-            endpoints,
+            endpoint_connections,
             needed,
             limit,
             served,
             remedy = REMEDY,
             "too few descriptors for limits.connections"
+        );
+    } else {
+        tracing::info!(
+            connections,
+            endpoint_connections,
+            needed,
+            limit,
+            served,
+            remedy = REMEDY,
+            "too few descriptors for the default of limits.connections"
         );
     }
 }

@@ -39,6 +39,8 @@ pub struct ClientLimits {
     pub requests: usize,
     pub connections: usize,
     pub connections_per_client: Option<usize>,
+    /// Whether the manifest names the number of connections.
+    pub has_own_connections: bool,
     /// Requests at a time on a connection with HTTP/2.
     pub streams: u32,
     /// The maximum pause between two pieces of a request's content.
