@@ -95,7 +95,8 @@ impl Assembly<'_> {
         route: &Spanned<manifest::RouteTable>,
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> Route {
-        let target = self.target(source, route, upstreams);
+        let uri = self.uri_rules(source, route.get_ref());
+        let target = self.target(source, route, upstreams, uri.prefix.as_deref());
         let route = route.get_ref();
         self.warn_of_twice(source, &route.plugins);
         let mut chain: Vec<PluginId> = Vec::new();
@@ -118,7 +119,7 @@ impl Assembly<'_> {
         }
         let name: Arc<str> = route.name.clone().unwrap_or_else(|| derived_name(route)).into();
         Route {
-            uri: self.uri_rules(source, route),
+            uri,
             cache_scope: cache_scope(&name, route, &target),
             max_body: self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64,
             timeout: route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX)),

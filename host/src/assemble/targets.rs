@@ -34,12 +34,14 @@ const WITHOUT_CONTENT: [u16; 3] = [204, 205, 304];
 const PAGE_VALUE: &[u8] = b"{request-id}";
 
 impl Assembly<'_> {
-    /// Returns the target of a route, or any target if the route has an error there.
+    /// Returns the target of a route, or any target if the route has an error there. `prefix` has the segments that the
+    /// route strips from paths.
     pub(super) fn target(
         &mut self,
         source: &Arc<Source>,
         route: &Spanned<RouteTable>,
         upstreams: &HashMap<Arc<str>, UpstreamId>,
+        prefix: Option<&[String]>,
     ) -> Target {
         let table = route.get_ref();
         let targets = [
@@ -73,7 +75,8 @@ impl Assembly<'_> {
             return Target::Respond(self.fixed_response(source, respond.get_ref()));
         }
         if let Some(files) = &table.files {
-            return Target::Files(Arc::new(self.files_target(source, files.get_ref())));
+            let prefix = prefix.unwrap_or_default().iter().map(|segment| format!("/{segment}")).collect();
+            return Target::Files(Arc::new(FileSite { prefix, ..self.files_target(source, files.get_ref()) }));
         }
         let upstream_id = table.upstream.as_ref().and_then(|name| self.upstream_of(source, name, upstreams));
         Target::Upstream(upstream_id.unwrap_or_else(|| UpstreamId::new(0)))
@@ -245,6 +248,7 @@ impl Assembly<'_> {
             root,
             index: index.unwrap_or_else(|| vec!["index.html".into()]),
             fallback,
+            prefix: String::new(),
             precompressed: self.codings(source, &table.precompressed),
             browse: table.browse,
         }

@@ -23,6 +23,8 @@ pub struct FileSite {
     pub index: Vec<String>,
     /// The file that answers for paths without a file; `None` if these have no answer.
     pub fallback: Option<SitePath>,
+    /// The path of the site's root for clients, such as `/files`, in the titles of lists; empty if they agree.
+    pub prefix: String,
     /// The codings of copies beside a file, in the order of preference.
     pub precompressed: Vec<ContentCoding>,
     /// Whether the response for a folder without an index file is a list of its files.
@@ -197,7 +199,7 @@ impl SiteSearch<'_> {
         match self.wait {
             Wait::Never => Err(OpenFailure::WouldWait),
             Wait::Allowed => match self.open(path)? {
-                Some(Opened::Folder(folder)) => Ok(Some(listing(self.root, path, &folder)?)),
+                Some(Opened::Folder(folder)) => Ok(Some(listing(self.root, path, &folder, &self.site.prefix)?)),
                 _ => Ok(None),
             },
         }

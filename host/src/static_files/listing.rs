@@ -45,8 +45,9 @@ enum Extent {
     Some,
 }
 
-/// Returns the page with the list of an open folder, given with its path. Only what is served is listed.
-pub fn listing(root: &Root, path: &SitePath, folder: &File) -> Result<Vec<u8>, OpenFailure> {
+/// Returns the page with the list of an open folder, given with its path, to which clients add a prefix. Only what is
+/// served is listed.
+pub fn listing(root: &Root, path: &SitePath, folder: &File, prefix: &str) -> Result<Vec<u8>, OpenFailure> {
     let failed = |error: rustix::io::Errno| OpenFailure::Failed(io::Error::from(error));
     let (mut entries, mut extent) = (Vec::new(), Extent::All);
     let level = if path.is_root() { PathLevel::Top } else { PathLevel::Below };
@@ -63,7 +64,7 @@ pub fn listing(root: &Root, path: &SitePath, folder: &File) -> Result<Vec<u8>, O
         entries.extend(entry(root, path, folder, name));
     }
     entries.sort();
-    Ok(page(path, &entries, extent).into_bytes())
+    Ok(page(path, prefix, &entries, extent).into_bytes())
 }
 
 /// Returns the entry of a list for a name; `None` if the name is of nothing that is served.
@@ -85,8 +86,8 @@ fn entry(root: &Root, path: &SitePath, folder: &File, name: &[u8]) -> Option<Ent
     }
 }
 
-fn page(path: &SitePath, entries: &[Entry], extent: Extent) -> String {
-    let title = escape(&format!("/{}", path.to_text()));
+fn page(path: &SitePath, prefix: &str, entries: &[Entry], extent: Extent) -> String {
+    let title = escape(&format!("{prefix}/{}", path.to_text()));
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n<h1>{title}</h1>\n<table>\n"
@@ -146,9 +147,10 @@ mod tests {
     fn names_are_text_in_a_page_and_paths_in_a_link() {
         let entry = |name: &[u8]| Entry { kind: EntryKind::File, name: name.to_vec(), length: 5, modified: 0 };
         let path = SitePath::parse("/%3Cscript%3E/").unwrap();
-        let page = page(&path, &[entry(b"<img src=x onerror='a'>"), entry(b"a:b?\"#%"), entry(b"\xff")], Extent::Some);
+        let page =
+            page(&path, "/dl", &[entry(b"<img src=x onerror='a'>"), entry(b"a:b?\"#%"), entry(b"\xff")], Extent::Some);
         for part in [
-            "<title>/&lt;script&gt;/</title>",
+            "<title>/dl/&lt;script&gt;/</title>",
             "<a href=\"./%3Cimg%20src%3Dx%20onerror%3D%27a%27%3E\">&lt;img src=x onerror=&#39;a&#39;&gt;</a>",
             "<a href=\"./a%3Ab%3F%22%23%25\">a:b?&quot;#%</a>",
             "<a href=\"./%FF\">\u{fffd}</a>",
@@ -174,7 +176,7 @@ mod tests {
         let root = Root::open(site.path()).unwrap();
         let path = SitePath::parse("/").unwrap();
         let Ok(Opened::Folder(folder)) = root.find(&path, Wait::Allowed) else { panic!("the root is a folder") };
-        let page = String::from_utf8(listing(&root, &path, &folder).unwrap()).unwrap();
+        let page = String::from_utf8(listing(&root, &path, &folder, "").unwrap()).unwrap();
         let links: Vec<&str> = page.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert_eq!(links, ["z/", "a.txt", "b.txt", "link"]);
     }
