@@ -385,9 +385,21 @@ impl std::str::FromStr for ValueName {
             "tls.client.names" => ValueName::ClientCertificateNames,
             "tls.client.fingerprint" => ValueName::ClientCertificateFingerprint,
             "content-length" => ValueName::ContentLength,
+            braced if is_braced(braced) => {
+                return Err(format!(
+                    "a value without braces is expected here; write `{}`",
+                    &braced[1..braced.len() - 1]
+                ));
+            }
             unknown => return Err(format!("there is no value `{{{unknown}}}`; known: {NAMES}")),
         })
     }
+}
+
+/// Whether a text is the name of a value in braces, as templates have it.
+fn is_braced(name: &str) -> bool {
+    let inner = name.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
+    inner.is_some_and(|inner| inner.parse::<ValueName>().is_ok())
 }
 
 const NAMES: &str = "method, scheme, host, authority, path, query, uri, protocol, client.ip, client.port, listener.address, \

@@ -78,11 +78,26 @@ pub fn template(text: &str) -> Option<String> {
     if let Some(remedy) = variable(text) {
         return Some(remedy);
     }
-    text.split('$').skip(1).find_map(|rest| {
+    let mut pieces = text.split('$');
+    let (mut written, mut names) = (pieces.next().unwrap_or_default().to_string(), Vec::new());
+    for rest in pieces {
         let end = rest.find(|letter: char| !letter.is_ascii_lowercase() && !letter.is_ascii_digit() && letter != '_');
-        let name = &rest[..end.unwrap_or(rest.len())];
-        Some(format!("write `{}` for nginx's `${name}`", value(name)?))
-    })
+        let (name, after) = rest.split_at(end.unwrap_or(rest.len()));
+        match value(name) {
+            Some(value) => {
+                written += &value;
+                written += after;
+                names.push((name, value));
+            }
+            None => written = written + "$" + rest,
+        }
+    }
+    match names.as_slice() {
+        [] => None,
+        [(name, value)] => Some(format!("write `{value}` for nginx's `${name}`")),
+        // All at once, since each would be an error of its own.
+        _ => Some(format!("write `{}`", written.trim_matches('"'))),
+    }
 }
 
 /// Returns what to write instead of a variable of the environment in the form of Caddy.
@@ -163,6 +178,8 @@ mod tests {
         for (text, wanted) in [
             ("https://$host/", "write `{host}` for nginx's `$host`"),
             ("$remote_addr", "write `{client.ip}`"),
+            ("https://$host$request_uri", "write `https://{host}{path}?{query}`"),
+            ("$unknown $host/$scheme", "write `$unknown {host}/{scheme}`"),
             ("$http_x_user", "write `{request.header.x-user}`"),
             ("{$TOKEN}", "write `${env:TOKEN}`"),
         ] {

@@ -9,6 +9,7 @@ use super::plugin_values::{MessageOrigin, complaint_message, failure_message};
 use super::units::bytes;
 use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
+use crate::config::foreign_keys;
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::hint;
@@ -156,8 +157,7 @@ impl Assembly<'_> {
             self.warn_of_moved(source, &use_span);
         }
         let env = access.env.clone();
-        let about =
-            Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
+        let about = Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
         let examined = self.accepted(&about, limits);
         let AcceptedPlugin { plugin, config, is_guard } = match examined {
             Ok(examined) => examined,
@@ -236,11 +236,7 @@ impl Assembly<'_> {
     }
 
     /// Returns the component of a name with its configuration as the component gets and accepts it.
-    fn accepted(
-        &mut self,
-        about: &Concerned<'_>,
-        limits: PluginLimits,
-    ) -> Result<AcceptedPlugin, PluginRejection> {
+    fn accepted(&mut self, about: &Concerned<'_>, limits: PluginLimits) -> Result<AcceptedPlugin, PluginRejection> {
         let mut component = component(about.source, about.name).map_err(PluginRejection::Component)?;
         let mut config = about.config.clone();
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
@@ -427,6 +423,11 @@ impl Assembly<'_> {
                     self.problems.and_more(1);
                     return None;
                 }
+                if let Some(remedy) = foreign_keys::missing_plugin(name) {
+                    let message = format!("unknown plugin `{name}`; {remedy}");
+                    self.problems.at(source, reference.span(), message);
+                    return None;
+                }
                 let known: Vec<&str> = self.named.keys().map(String::as_str).chain(stock).collect();
                 let hint = hint(name, &known);
                 let known = some_of(&known);
@@ -597,6 +598,9 @@ fn component(source: &Source, name: &str) -> Result<Component, String> {
         return Ok(Component::stock(bytes));
     }
     let stock: Vec<&str> = plugway_plugins::STOCK.iter().map(|(name, _)| *name).collect();
+    if let Some(remedy) = foreign_keys::missing_plugin(name) {
+        return Err(format!("unknown plugin `{name}`; {remedy}"));
+    }
     if !name.ends_with(".wasm") {
         let hint = hint(name, &stock);
         return Err(format!(

@@ -41,9 +41,23 @@ pub fn found_size(text: &str) -> String {
         }
         "" => " has no unit",
         "B" | "KiB" | "MiB" | "GiB" => " is more than 1024 TiB",
-        _ => " has an unknown unit",
+        unit => {
+            let remedy = binary_unit(unit).map_or(String::new(), |unit| format!(": write `{number} {unit}`"));
+            return format!("`{text}` has an unknown unit{remedy}");
+        }
     };
     format!("`{text}`{reason}")
+}
+
+/// Returns the unit that another spelling of a unit probably means; nearly as much, if it is one of ten's powers.
+fn binary_unit(unit: &str) -> Option<&'static str> {
+    match unit.to_ascii_lowercase().as_str() {
+        "b" | "byte" | "bytes" => Some("B"),
+        "k" | "kb" | "kib" => Some("KiB"),
+        "m" | "mb" | "mib" => Some("MiB"),
+        "g" | "gb" | "gib" => Some("GiB"),
+        _ => None,
+    }
 }
 
 /// The maximum duration. Users who write more mean no limit, and a longer one might not fit when added to a time.
@@ -93,8 +107,14 @@ mod tests {
         {
             assert!(found_duration(text).contains(what), "{text}");
         }
-        for (text, what) in [("5", "no unit"), ("1.5 MiB", "whole number"), ("9999999 GiB", "TiB"), ("1 MB", "unknown")]
-        {
+        for (text, what) in [
+            ("5", "no unit"),
+            ("1.5 MiB", "whole number"),
+            ("9999999 GiB", "TiB"),
+            ("1 parsec", "unknown unit"),
+            ("20 MB", "unknown unit: write `20 MiB`"),
+            ("20m", "unknown unit: write `20 MiB`"),
+        ] {
             assert!(found_size(text).contains(what), "{text}");
         }
         assert_eq!(

@@ -10,7 +10,12 @@ pub fn kind(text: &str) -> Option<&'static str> {
     let has_braces = first.ends_with('{') && !first.contains('=');
     let has_statements = || std::iter::once(first).chain(lines.clone()).filter(|line| line.ends_with(';')).count() > 0;
     let is_mapping = |line: &str| (line.ends_with(':') || line.contains(": ")) && !line.contains('=');
+    let opens_block = |line: &str| {
+        let name = line.split_once('{').map(|(before, _)| before.trim());
+        name.is_some_and(|name| !name.is_empty() && !name.contains(['=', '"', '\'', '[', '#'])) && line.ends_with('}')
+    };
     match first {
+        _ if opens_block(first) && first.contains(';') => Some("a configuration of nginx"),
         _ if first.starts_with('{') || first.starts_with("[{") => Some("JSON"),
         _ if first.starts_with('<') => Some("XML or HTML"),
         _ if first.starts_with("-----BEGIN") => Some("a certificate or a key"),
@@ -47,6 +52,7 @@ mod tests {
             ("{\n  \"listener\": []\n}", "JSON"),
             ("# old\nserver {\n  listen 80;\n}", "a configuration of nginx"),
             ("user www;\nhttp {\n}", "a configuration of nginx"),
+            ("server { listen 80; location / { proxy_pass http://a; } }", "a configuration of nginx"),
             ("example.org {\n  reverse_proxy a:80\n}", "a configuration of another program, such as Caddy"),
             ("listener:\n  - address: a", "YAML"),
             ("---\na: 1", "YAML"),

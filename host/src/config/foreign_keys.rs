@@ -5,6 +5,56 @@ pub fn remedy(key: &str) -> Option<ForeignKey> {
     KEYS.iter().find(|known| known.name == key).copied()
 }
 
+/// Returns what to write instead of a key in a table whose known keys are given: words that are not of one program alone.
+pub fn remedy_among(key: &str, known: &[&str]) -> Option<&'static str> {
+    let is_here = |(of, names, _): &&(&str, &[&str], &str)| known.contains(of) && names.contains(&key);
+    GUESSES.iter().find(is_here).map(|(_, _, remedy)| *remedy)
+}
+
+/// A key that only one kind of table has, the keys that newcomers guess in such a table, and what to write.
+const GUESSES: [(&str, &[&str], &str); 7] = [
+    (
+        "certificates",
+        &["cert", "key", "certificate", "chain", "cert-file", "key-file", "cert_file", "key_file"],
+        "write `certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]`",
+    ),
+    (
+        "endpoints",
+        &["servers", "server", "backends", "backend", "hosts", "targets", "address"],
+        "write `endpoints = [\"127.0.0.1:8000\"]`",
+    ),
+    (
+        "strip-prefix",
+        &["headers", "header", "request-headers", "response-headers"],
+        "write `plugins = [{ use = \"headers\", config = { request = { set = { X-A = \"1\" } } } }]`",
+    ),
+    (
+        "strip-prefix",
+        &["auth", "basic-auth", "auth-basic", "auth-key", "api-key"],
+        "write `plugins = [\"auth\"]` and `[plugin.auth]` with `use = \"auth-basic\"` or `use = \"auth-key\"`",
+    ),
+    ("strip-prefix", &["prefix", "paths"], "write `path = \"/api\"`, and `strip-prefix = true` to remove it"),
+    ("strip-prefix", &["to", "target", "backend", "proxy", "service"], "write `upstream = \"app\"`"),
+    ("strip-prefix", &["host", "domain", "domains"], "write `hosts = [\"example.org\"]`"),
+];
+
+/// Returns why there is no stock plugin for a purpose, by the names under which other programs have it; `None` if the name
+/// is none of these.
+pub fn missing_plugin(name: &str) -> Option<&'static str> {
+    match name.to_ascii_lowercase().replace('_', "-").as_str() {
+        "gzip" | "brotli" | "zstd" | "compress" | "compression" | "encode" => Some(
+            "responses are not compressed yet: the endpoint's own compression passes, and `files` has `precompressed`",
+        ),
+        "ratelimit" | "rate-limit" | "rate-limiting" | "limit-req" | "throttle" | "quota" => {
+            Some("no stock plugin limits rates yet: build the filter of `examples/quota`, and name its file")
+        }
+        "auth-request" | "forward-auth" => Some(
+            "no stock plugin asks another service yet: build the filter of `examples/forward-auth`, and name its file",
+        ),
+        _ => None,
+    }
+}
+
 /// A directive of another program.
 #[derive(Clone, Copy)]
 pub struct ForeignKey {

@@ -13,7 +13,14 @@ pub fn worded(message: &str, key: Option<&str>, found: Option<&str>) -> String {
 /// Returns the known word that is most like a misspelt one, if any is.
 pub fn meant<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |word: &str| word.to_lowercase().replace('_', "-");
-    let closest = known.map(|word| (strsim::damerau_levenshtein(&plain(found), &plain(word)), word)).min();
+    // `basic-auth` and `basicauth` mean `auth-basic`.
+    let turned = |word: &str| plain(word).split('-').rev().collect::<String>();
+    let is_turned = |word: &str| word.contains('-') && turned(word) == plain(found).replace('-', "");
+    let distance = |word: &str| match is_turned(word) {
+        true => 0,
+        false => strsim::damerau_levenshtein(&plain(found), &plain(word)),
+    };
+    let closest = known.map(|word| (distance(word), word)).min();
     // At least one letter: the shortest names may have one that is wrong.
     closest.filter(|(distance, _)| *distance <= (found.chars().count() / 3).max(1)).map(|(_, word)| word)
 }
@@ -45,13 +52,13 @@ fn mistyped(message: &str, key: &str, found_instead: Option<&str>) -> Option<Str
         "a string" => format!("a string in quotes, such as {}", example(key)),
         "a boolean" => "`true` or `false`, without quotes".into(),
         "a sequence" => format!("a list, such as {}", list_example(key)),
-        "a map" => "a table".into(),
+        "a map" => table_example(key),
         "usize" | "u64" | "u32" | "u16" | "u8" => match digits {
             Some(digits) => format!("a whole number without quotes, such as {digits}"),
             None => "a whole number from 0 on, such as 2".into(),
         },
         "i64" | "i32" => "a whole number, such as 2".into(),
-        other if other.starts_with("struct ") => "a table".into(),
+        other if other.starts_with("struct ") => table_example(key),
         other => other.into(),
     };
     Some(format!("wrong type: found {shown}; expected {expected}"))
@@ -94,6 +101,16 @@ fn example(key: &str) -> &'static str {
     }
 }
 
+/// Returns the word for a table, with an example of the value of some keys that newcomers give another type.
+fn table_example(key: &str) -> String {
+    match key {
+        "respond" => "a table, such as { body = \"hello\" }".into(),
+        "files" => "a table, such as { root = \"public\" }".into(),
+        "rewrite" => "a table, such as { regex = \"^/old/(.*)$\", to = \"/new/$1\" }".into(),
+        _ => "a table".into(),
+    }
+}
+
 /// Returns an example of a list, by the key whose value it is.
 fn list_example(key: &str) -> &'static str {
     match key {
@@ -126,6 +143,11 @@ fn unknown(message: &str) -> Option<String> {
     let is_near = || words().any(|word| strsim::damerau_levenshtein(found, word) <= 1);
     if let Some(foreign) = foreign_keys::remedy(found).filter(|_| what == "key" && !is_near()) {
         return Some(format!("unknown key `{found}`, a directive of {}; {}", foreign.program, foreign.remedy));
+    }
+    if let Some(remedy) =
+        foreign_keys::remedy_among(found, &words().collect::<Vec<_>>()).filter(|_| what == "key" && !is_near())
+    {
+        return Some(format!("unknown key `{found}`; {remedy}"));
     }
     let meant = meant(found, words()).map_or(String::new(), |word| format!("; did you mean `{word}`?"));
     let separator = if meant.is_empty() { "; " } else { " " };
@@ -161,7 +183,27 @@ mod tests {
     use super::*;
 
     /// A key, the parser's message about its value, and our own message.
-    const REWORDED: [(&str, &str, &str); 14] = [
+    const REWORDED: [(&str, &str, &str); 18] = [
+        (
+            "respond",
+            "invalid type: string \"hello\", expected struct RespondTable",
+            "wrong type: found the string \"hello\"; expected a table, such as { body = \"hello\" }",
+        ),
+        (
+            "",
+            "unknown field `cert`, expected one of `certificates`, `client-ca`",
+            "unknown key `cert`; write `certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]`",
+        ),
+        (
+            "",
+            "unknown field `servers`, expected one of `endpoints`, `balancer`",
+            "unknown key `servers`; write `endpoints = [\"127.0.0.1:8000\"]`",
+        ),
+        (
+            "",
+            "unknown field `prefix`, expected one of `hosts`, `path`, `strip-prefix`",
+            "unknown key `prefix`; write `path = \"/api\"`, and `strip-prefix = true` to remove it",
+        ),
         (
             "health",
             "invalid type: boolean `true`, expected struct HealthChecks",
@@ -232,5 +274,9 @@ mod tests {
         assert_eq!(meant("Cache", known()), Some("cache"));
         assert_eq!(meant("max_body", ["max-body"].into_iter()), Some("max-body"));
         assert_eq!(meant("nothing", known()), None);
+        let plugins = || ["auth-basic", "auth-key", "cache"].into_iter();
+        assert_eq!(meant("basic-auth", plugins()), Some("auth-basic"));
+        assert_eq!(meant("basicauth", plugins()), Some("auth-basic"));
+        assert_eq!(meant("basicauth", ["cache", "auth"].into_iter()), None);
     }
 }

@@ -106,6 +106,14 @@ impl Rewrite {
 impl Replacement {
     /// Parses a replacement for an expression; the error says what is wrong and what is expected.
     pub fn parse(text: &str, regex: &Regex) -> Result<Self, String> {
+        if text.contains("://") {
+            return Err("it has a host; write `redirect` for clients to go there, or name another upstream".into());
+        }
+        if text.is_empty() {
+            return Err("it is empty; write the rest of the path as a group, such as `{ regex = \"^/v1/(.*)$\", to = \"/$1\" }`, \
+                        or `/` for the root alone"
+                .into());
+        }
         if !text.starts_with('/') {
             return Err(format!("it does not begin with `/`; write `/{text}`"));
         }

@@ -4,6 +4,10 @@ use plugway_sdk::Part;
 
 /// Parses a template. The error says what is wrong and what is expected.
 pub fn parse(text: &str) -> Result<Vec<Part>, String> {
+    if let Some(control) = text.chars().find(|letter| letter.is_control() && *letter != '\t') {
+        let found = if matches!(control, '\n' | '\r') { "a line break" } else { "a control character" };
+        return Err(format!("no field can have {found}; remove it"));
+    }
     let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
     while let Some(at) = rest.find(['{', '}']) {
         plain.push_str(&rest[..at]);

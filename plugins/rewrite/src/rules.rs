@@ -67,7 +67,7 @@ impl Rule {
             .size_limit(REGEX_SIZE)
             .dfa_size_limit(DFA_SIZE)
             .build()
-            .map_err(|error| ("regex", format!("invalid regular expression: {error}")))?;
+            .map_err(|error| ("regex", format!("invalid regular expression: {}", reason(&error))))?;
         if let Some(status) = rule.redirect {
             check_status(status).map_err(|message| ("redirect", message))?;
         }
@@ -75,6 +75,13 @@ impl Rule {
         let target = Target::parse(&rule.to, Some(&regex), purpose).map_err(|message| ("to", message))?;
         Ok(Rule { index, regex, target, status: rule.redirect })
     }
+}
+
+/// Returns the last line of a parser's message: those before it draw the expression with a caret.
+fn reason(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).into()
 }
 
 /// Rejects a status that is none of a redirect.

@@ -127,6 +127,11 @@ fn pieces(text: &str, regex: Option<&Regex>) -> Result<Vec<Piece>, String> {
         let digits = after.bytes().take_while(u8::is_ascii_digit).count();
         let (name, after) = match after.strip_prefix('{') {
             Some(named) => named.split_once('}').ok_or("a `${` that is not closed; expected one such as `${name}`")?,
+            None if digits == 0 && after.starts_with(|letter: char| letter.is_ascii_lowercase()) => {
+                return Err("a `$` without a group; the path is in groups such as `$1`, the client's query stays by itself, and \
+                            `$$` is a dollar sign: a target has no variables as in nginx"
+                    .into());
+            }
             None if digits == 0 => {
                 return Err("a `$` without a group; expected `$1` or `${name}`, or `$$` for a dollar sign".into());
             }
