@@ -200,6 +200,35 @@ fn probable_misunderstanding_is_a_warning() {
     assert!(code == Some(1) && said.contains("config.when.paths") && said.contains("write `/api`"), "{said}");
 }
 
+#[test]
+fn a_redirect_to_itself_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |routes: &str| {
+        let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{routes}\n");
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    for route in [
+        "path = \"/loop\"\nredirect = \"/loop\"",
+        "path = \"/loop\"\nredirect = \"/loop/deeper?{query}\"",
+        "path = { exact = \"/loop\" }\nredirect = \"{uri}\"",
+        "hosts = [\"*.example.org\"]\nredirect = \"/new{uri}\"",
+    ] {
+        let said = check(&format!("[[route]]\n{route}"));
+        assert!(said.contains("warning: redirect to itself") && said.contains("| redirect = "), "{route}: {said}");
+    }
+    for routes in [
+        "[[route]]\npath = { exact = \"/a\" }\nredirect = \"/a/\"",
+        "[[route]]\nredirect = \"https://{host}{uri}\"",
+        "[[route]]\npath = \"/a\"\nredirect = \"/a\"\n[[route]]\npath = { exact = \"/a\" }\nrespond = {}",
+        "[[route]]\nredirect = \"/login\"\n[[route]]\npath = \"/login\"\nrespond = {}",
+    ] {
+        assert_eq!(check(routes), "", "{routes}");
+    }
+}
+
 /// As errors: with the place, whatever is logged, and beside errors.
 #[test]
 fn warnings_of_a_check_look_like_errors() {
@@ -213,7 +242,8 @@ fn warnings_of_a_check_look_like_errors() {
         std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
         let mut command = plugway();
         command.args(["check", "plugway.toml"]).current_dir(folder.path()).stdout(Stdio::piped());
-        let command = if level.is_empty() { command.env_remove("PLUGWAY_LOG") } else { command.env("PLUGWAY_LOG", level) };
+        let command =
+            if level.is_empty() { command.env_remove("PLUGWAY_LOG") } else { command.env("PLUGWAY_LOG", level) };
         let output = command.output().unwrap();
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
@@ -255,10 +285,70 @@ fn a_guard_that_guards_nothing_is_warned_of() {
         let said = check(&format!("\"cache\", {inline}"), "");
         assert!(said.contains(&format!("warning: `{guard}` protects nothing that is stored")), "{said}");
         assert_eq!(check(&format!("{inline}, \"cache\""), ""), "");
-        let table = |on_error: &str| format!("[plugin.g]\nuse = \"{guard}\"\nconfig = {config}\non-error = {on_error}\n");
+        let table =
+            |on_error: &str| format!("[plugin.g]\nuse = \"{guard}\"\nconfig = {config}\non-error = {on_error}\n");
         let said = check("\"g\"", &table("\"skip\""));
-        assert!(said.contains("warning: the plugin protects a route") && said.contains("on-error = \"skip\""), "{said}");
+        assert!(
+            said.contains("warning: the plugin protects a route") && said.contains("on-error = \"skip\""),
+            "{said}"
+        );
         assert_eq!(check("\"g\"", &table("503")), "");
     }
     assert_eq!(check("\"cache\", { use = \"request-id\", on-error = \"skip\" }", ""), "");
+}
+
+/// What newcomers write first, and the words that tell them what to write instead.
+#[test]
+fn likely_guesses_are_answered_with_what_to_write() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("two"), "one\nother\n").unwrap();
+    let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    let upstream = "[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n";
+    let route = |keys: &str| format!("{listener}{upstream}[[route]]\nupstream = \"app\"\n{keys}\n");
+    let target = |keys: &str| format!("{listener}[[route]]\n{keys}\n");
+    let plugin = |name: &str, config: &str| route(&format!("plugins = [{{ use = \"{name}\", config.{config} }}]"));
+    for (text, wanted) in [
+        (route("plugins = [\"basic-auth\"]"), "did you mean `auth-basic`?"),
+        (route("plugins = [\"basicauth\"]"), "did you mean `auth-basic`?"),
+        (route("plugins = [\"gzip\"]"), "responses are not compressed yet"),
+        (route("plugins = [{ use = \"ratelimit\" }]"), "build the filter of `examples/quota`"),
+        (
+            route("").replace("[upstream", "tls = { cert = \"c\", key = \"k\" }\n[upstream"),
+            "write `certificates = [{ chain = ",
+        ),
+        (route("").replace("endpoints =", "servers ="), "write `endpoints = ["),
+        (route("headers = {}"), "write `plugins = [{ use = \"headers\""),
+        (route("prefix = \"/api\""), "write `path = \"/api\"`"),
+        (target("respond = \"hello\""), "such as { body = \"hello\" }"),
+        (target("files = \"www\""), "such as { root = \"public\" }"),
+        (route("max-body = \"20 MB\""), "write `20 MiB`"),
+        (route("max-body = \"20m\""), "write `20 MiB`"),
+        (target("redirect = \"https://$host$request_uri\""), "write `https://{host}{uri}`"),
+        (route("rewrite = { regex = \"^/a(.*)\", to = \"http://other/$1\" }"), "it has a host; write `redirect`"),
+        (route("rewrite = { regex = \"^/v[0-9]+\", to = \"\" }"), "write the rest of the path as a group"),
+        (plugin("rewrite", "rules = [{ regex = \"(\", to = \"/\" }]"), "invalid regular expression: unclosed group\n"),
+        (plugin("rewrite", "rules = [{ regex = \"^/a\", to = \"/x/$request_uri\" }]"), "no variables as in nginx"),
+        (plugin("log-fields", "log = { c = \"{host}\" }"), "write `host`"),
+        (
+            plugin("headers", "request.set = { X-T = \"${file:two}\" }"),
+            "config.request.set.X-T: no field can have a line break",
+        ),
+        ("server { listen 80; location / { return 404; } }".into(), "this looks like a configuration of nginx"),
+    ] {
+        std::fs::write(folder.path().join("plugway.toml"), &text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(1), "{text}");
+        assert!(said.contains(wanted), "{text}\n{wanted}\n{said}");
+    }
+}
+
+/// The option of `plugway proxy` is the key of its route.
+#[test]
+fn the_proxy_command_passes_the_request_buffer_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = plugway();
+    command.args(["proxy", "--to", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--request-buffer", "10 parsecs"]);
+    let output = command.current_dir(folder.path()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("| request-buffer = \"10 parsecs\""), "{said}");
 }

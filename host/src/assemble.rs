@@ -22,6 +22,7 @@ mod plugin_values;
 mod plugins;
 mod process;
 mod reach;
+mod redirect_loops;
 mod route_conditions;
 mod routes;
 mod targets;

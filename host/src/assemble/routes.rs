@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::path_regex::Paths;
+use super::redirect_loops::RedirectSample;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::load::ManifestFile;
@@ -42,6 +43,7 @@ impl Assembly<'_> {
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut redirects = Vec::new();
         let common = self.common_maintenance(files);
         let mut are_sound = !self.left_out.has_any("route");
         let listeners: Vec<&str> =
@@ -53,6 +55,8 @@ impl Assembly<'_> {
             let matching = self.matching(source, route.get_ref(), &listeners);
             are_sound &= self.problems.count() == before;
             let made = self.route(source, route, upstreams);
+            let place = route.get_ref().redirect.as_ref().map_or(route.span(), Spanned::span);
+            redirects.push((RedirectSample::of(&matching, &made.target), source, place));
             let forwards_trace = matching.methods.contains(&http::Method::TRACE);
             routes.push(Route { maintenance: made.maintenance.or_else(|| common.clone()), forwards_trace, ..made });
             matches.push(matching);
@@ -72,6 +76,9 @@ impl Assembly<'_> {
                 other.location(at)
             );
             self.problems.at(source, head_of(span), message);
+        }
+        if let (Ok(router), true) = (&router, are_sound) {
+            self.warn_of_redirect_loops(router, &routes, redirects);
         }
         (routes, router.ok())
     }
