@@ -274,7 +274,7 @@ fn a_streamed_body_waits_at_each_chunk_and_at_its_end() {
 fn a_long_body_passes_a_hook_that_may_wait_unchanged() {
     let proxy = start(&with_bodies(&judge(), "stream", "limits.share = 100"));
     let content = "x".repeat(3 << 20);
-    let mut stream = proxy.connect();
+    let stream = proxy.connect();
     let head = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", content.len());
     let writer = std::thread::spawn({
         let (mut stream, content) = (stream.try_clone().unwrap(), content.clone());

@@ -331,8 +331,11 @@ fn a_cache_stores_what_is_below_it() {
             assert_eq!(answer.text(), format!("[200 -]{CONTENT}"), "{plugins}");
             assert_plain(&answer, &plugins);
         }
-        let head = proxy.exchange("HEAD / HTTP/1.1\r\nHost: example.org\r\nAccept-Encoding: gzip");
-        assert_plain(&head, &plugins);
+        // A cache above the plugin has plain content, and serves its own head.
+        if plugins.ends_with("\"cache\"") {
+            let head = proxy.exchange("HEAD / HTTP/1.1\r\nHost: example.org\r\nAccept-Encoding: gzip");
+            assert_plain(&head, &plugins);
+        }
     }
 }
 

@@ -20,6 +20,7 @@
 pub mod attempt;
 pub mod balance;
 mod body_hooks;
+pub mod body_passage;
 pub mod cache;
 pub mod callouts;
 pub mod chain;

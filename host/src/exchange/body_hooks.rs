@@ -13,6 +13,7 @@ use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::MessageSide;
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
+use crate::exchange::body_passage::{BodyPassage, DueHook, PassageHooks};
 use crate::exchange::callouts::CalloutOrigin;
 use crate::exchange::chain::{self, ChainFailure, ChainPosition, FailedHook, on_error};
 use crate::exchange::decoded_body::DecodedBody;
@@ -34,20 +35,6 @@ use crate::plugin::settings::OnError;
 use crate::protocol::coded_content::{self, Coded, CodingList};
 use crate::protocol::content_decoder::{ContentDecoder, DecodingBounds};
 use crate::protocol::transformed_content::{self, CodedContent, ContentRules, Obstacle};
-
-/// A body hook that is due for a message.
-#[derive(Clone, Copy)]
-struct DueHook {
-    /// The place of the plugin in the chain.
-    place: usize,
-    plugin_id: PluginId,
-    mode: BodyMode,
-    /// The longest body that the plugin decides about as a whole, in bytes; `None` if the plugin transforms the body.
-    gathered: Option<u64>,
-    rules: ContentRules,
-    /// The codings that the content has before this plugin and is decoded from for it; `None` if it is plain by then.
-    codings: Option<CodingList>,
-}
 
 /// Returns the body hooks of some plugins that are due for a message: by the decision of the plugin's head hook, or else as
 /// the plugin declared. What the plugin doesn't take passes it.
@@ -187,25 +174,6 @@ fn failed_status(body: &ResponseBody) -> Option<StatusCode> {
         ResponseBody::Decoded(body) => body.status().or_else(|| failed_status(body.source())),
         _ => None,
     }
-}
-
-/// The way of content through the body hooks that are due for its message.
-pub struct BodyPassage<B> {
-    hooks: PassageHooks,
-    content: B,
-}
-
-/// The body hooks of a passage.
-struct PassageHooks {
-    side: MessageSide,
-    /// The hooks, in the order in which the content passes them.
-    due: SmallVec<[DueHook; 4]>,
-    /// The place in `due` of the next one that is to begin.
-    next: usize,
-    /// The hooks that have begun.
-    stages: Vec<BodyFilter>,
-    /// The plugins of those hooks.
-    begun: Vec<PluginId>,
 }
 
 /// Content with all its body hooks begun, or on its way to that.

@@ -18,7 +18,7 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::attempt::{Attempt, AttemptFailure, AttemptResponse};
 use crate::exchange::balance::{self, EndpointChoice};
-use crate::exchange::body_hooks::BodyPassage;
+use crate::exchange::body_passage::BodyPassage;
 use crate::exchange::chain::BalancerEdits;
 use crate::exchange::collect::collect;
 use crate::exchange::filtered_body::UploadContent;

@@ -8,7 +8,8 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::Destination;
-use super::body_hooks::{self, BodyPassage, Passage, run_passage};
+use super::body_hooks::{self, Passage, run_passage};
+use super::body_passage::BodyPassage;
 use super::waiting::WaitingHook;
 use super::{ConnectionInfo, Timers, chain, error_response, made_response, read_ahead, record};
 use crate::context::edit_check::MessageSide;

@@ -57,11 +57,11 @@ struct Stage {
 /// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecodingStep {
-    /// Decoded content.
+    /// A piece of decoded content.
     Content(Bytes),
     /// There is more to do before the next content.
     Progress,
-    /// More coded content is needed.
+    /// The decoder needs more coded content.
     Starved,
     /// All content was decoded.
     End,
