@@ -431,8 +431,8 @@ fn a_service_that_hangs_while_a_plugin_is_configured_holds_up_nothing() {
     for _ in 0..20 {
         assert_eq!(proxy.get("/", "").status(), 200);
     }
-    proxy.wait_log("limits.call-time of 1s exceeded");
     proxy.wait_log("not reloaded, the old manifest goes on serving");
+    proxy.wait_log("limits.call-time of 1s exceeded");
     proxy.reload(&format!("{plain}# changed\n"));
     proxy.wait_log("reloaded: generation 2");
     // A signal ends the process while a plugin asks.
