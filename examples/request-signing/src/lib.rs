@@ -6,8 +6,8 @@ mod signature;
 use std::time::{Duration, UNIX_EPOCH};
 
 use plugway_sdk::{
-    BodyMode, BodyVerdict, BufferedRequestBody, ConfigError, Edit, Input, Inputs, OverLimit, Plugin, RequestFilter,
-    Response, Setup, ValueName, Values, Verdict, clock, export, units,
+    BodyMode, BodyVerdict, BufferedRequestBody, CodedContent, ConfigError, Edit, Input, Inputs, OverLimit, Plugin,
+    RequestFilter, Response, Setup, ValueName, Values, Verdict, clock, export, units,
 };
 
 use crate::signature::{Key, Message, Signature};
@@ -84,7 +84,7 @@ impl Plugin for Signing {
         let max_age = units::duration(&max_age).map_err(|error| ConfigError::at("/max-age", error))?;
         setup.request_body.mode = BodyMode::Buffered(max_body, OverLimit::Reject);
         // The body is signed as it is sent, and stays as it is.
-        setup.request_body.content.take_coded = true;
+        setup.request_body.content.coded = CodedContent::AsIs;
         let head = Signed::declare(&mut setup.request, &fields);
         let body = Signed::declare(&mut setup.request_body, &fields);
         let content = setup.request.value(ValueName::ContentLength);
