@@ -247,7 +247,7 @@ fn make_files(folder: &Path) {
     for plugin in ["guard.wasm", "target/wasm32-wasip2/release/guard.wasm"] {
         std::fs::copy(plugway_test_guests::MISBEHAVE, folder.join(plugin)).unwrap();
     }
-    for page in ["lost", "sorry", "shop", "closed"] {
+    for page in ["moved", "lost", "sorry", "shop", "closed"] {
         std::fs::write(folder.join(format!("pages/{page}.html")), "{status}").unwrap();
     }
     let key = format!("shop:sha256:{}", "0a".repeat(32));

@@ -250,7 +250,7 @@ fn warnings_of_a_check_look_like_errors() {
     let place = " --> plugway.toml:6:11\n  |\n6 | [upstream.unused]\n  |           ^^^^^^\n";
     for level in ["", "error", "off"] {
         let (stdout, stderr) = check("path = \"/a/*\"\nupstream = \"app\"", level);
-        assert_eq!(stdout, "plugway.toml is good: 1 routes, 1 configured plugins, 2 warnings\n");
+        assert_eq!(stdout, "plugway.toml is good: 1 routes, 0 configured plugins, 2 warnings\n");
         assert!(stderr.starts_with("warning: upstream `unused`: "), "{stderr}");
         assert!(stderr.contains(place) && stderr.contains("warning: `*` in a path"), "{stderr}");
         assert!(!stderr.contains("maintenance") && !stderr.contains("WARN"), "{stderr}");

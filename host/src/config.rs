@@ -2,7 +2,7 @@
 
 pub mod diagnostic;
 mod foreign;
-mod foreign_keys;
+pub mod foreign_keys;
 pub mod load;
 pub mod manifest;
 pub mod plugin_grants;

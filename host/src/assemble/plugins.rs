@@ -209,7 +209,7 @@ impl Assembly<'_> {
 
     /// Notes a plugin that asks services while it is configured: who serves the generation lets it ask, and a check doesn't.
     fn note_asking(&mut self, plugin_id: PluginId, source: &Arc<Source>, use_span: Range<usize>) {
-        if self.assembly.is_check {
+        if self.assembly.check_time.is_some() {
             let message = "the plugin asks a service while it is configured, which a check doesn't: its answer to this \
                            configuration is not known before the start";
             self.problems.warn(Doubt::Unchecked, source, use_span.clone(), message);

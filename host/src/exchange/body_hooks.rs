@@ -32,9 +32,9 @@ use crate::plugin::decoder_memory::DecoderMemory;
 use crate::plugin::instance::{BodyVerdict, Instance, WholeBody};
 use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::settings::OnError;
-use crate::protocol::coded_content::{self, Coded, CodingList};
+use crate::protocol::coded_content::{self, Coded};
 use crate::protocol::content_decoder::{ContentDecoder, DecodingBounds};
-use crate::protocol::transformed_content::{self, CodedContent, ContentRules, Obstacle};
+use crate::protocol::transformed_content::{self, CodedContent, Obstacle};
 
 /// Returns the body hooks of some plugins that are due for a message: by the decision of the plugin's head hook, or else as
 /// the plugin declared. What the plugin doesn't take passes it.
@@ -220,7 +220,7 @@ impl<B: PassingContent> BodyPassage<B> {
 
     /// Begins the hooks, if none of them has to be waited for.
     fn begin(mut self, worker: &WorkerState, context: &mut ExchangeContext) -> Result<Passage<B>, ChainFailure> {
-        self.content = self.hooks.advance(worker, self.content, context)?;
+        self.content = self.hooks.advance(worker, self.content, context, None)?;
         if self.hooks.next().is_some() {
             return Ok(Passage::Waits(Box::new(self)));
         }
@@ -239,7 +239,7 @@ impl<B: PassingContent> BodyPassage<B> {
         let BodyPassage { mut hooks, mut content } = self;
         let calls = WaitingCalls { worker, clock };
         loop {
-            content = hooks.advance(worker, content, context)?;
+            content = hooks.advance(worker, content, context, Some(&calls))?;
             let Some(hook) = hooks.next() else {
                 return Ok(PassageEnd::Content(hooks.close(content, context, Some(&calls))));
             };
@@ -305,17 +305,16 @@ impl PassageHooks {
     }
 
     /// Begins the hooks up to the first one that has to be waited for. Returns the content, which is plain where hooks want
-    /// that.
+    /// that. `calls` is `None` if no hook that may wait has begun.
     fn advance<B: PassingContent>(
         &mut self,
         worker: &WorkerState,
         mut content: B,
         context: &mut ExchangeContext,
+        calls: Option<&WaitingCalls<'_>>,
     ) -> Result<B, ChainFailure> {
         while let Some(hook) = self.next() {
-            if let Some(codings) = hook.codings {
-                content = self.decode(worker, hook, codings, content, context);
-            }
+            content = self.decode(worker, hook, content, context, calls);
             if let Some(length) = content.size_hint().exact().filter(|_| self.stages.is_empty())
                 && let BodyMode::Buffered(max, _) = hook.mode
                 && length > max
@@ -336,19 +335,21 @@ impl PassageHooks {
         Ok(content)
     }
 
-    /// Returns the content decoded for a hook and for those behind it, within the lowest bounds of their plugins.
+    /// Returns the content decoded for a hook and for those behind it, within the lowest bounds of their plugins; or as it is,
+    /// if the hook takes it so.
     fn decode<B: PassingContent>(
         &mut self,
         worker: &WorkerState,
         hook: DueHook,
-        codings: CodingList,
         content: B,
         context: &mut ExchangeContext,
+        calls: Option<&WaitingCalls<'_>>,
     ) -> B {
+        let Some(codings) = hook.codings else { return content };
         if let Some(due) = self.due.get_mut(self.next) {
             due.codings = None;
         }
-        let content = self.close(content, context);
+        let content = self.close(content, context, calls);
         self.forget_content(context);
         let fields = match (self.side, &mut context.response) {
             (MessageSide::Response, Some(response)) => &mut response.headers,
