@@ -52,6 +52,22 @@ fn a_plugin_asks_an_upstream_that_it_is_granted() {
 }
 
 #[test]
+fn a_plugin_sends_no_request_that_no_client_could_send() {
+    let auth = origin(|request: &Message| ok(&format!("{} {:?}", request.start, request.field("te"))));
+    let proxy = start(&calling(&auth, AUTH, ""));
+    for (url, fields) in [
+        ("http://auth/x", "X-Method: CONNECT"),
+        ("http://auth/x", "X-Method: TRACE\r\nX-Length: 3"),
+        ("http://auth/x/../y", "X-Method: GET"),
+        ("http://auth/x%zz", "X-Method: GET"),
+    ] {
+        let outcome = outcome(&proxy, url, &format!("\r\n{fields}"));
+        assert!(outcome.starts_with("Invalid"), "{url} {fields}: {outcome}");
+    }
+    assert_eq!(outcome(&proxy, "http://auth/x", "\r\nX-Method: TRACE"), "200 TRACE /x HTTP/1.1 None");
+}
+
+#[test]
 fn a_server_is_granted_by_scheme_host_and_port() {
     let server = origin(|request: &Message| ok(request.field("host").unwrap_or_default()));
     let proxy = start(&calling("127.0.0.1:1", &format!("\"http://{server}\""), ""));

@@ -137,7 +137,8 @@ pub fn host(value: HeaderValue) -> Result<HeaderValue, EditError> {
 /// Returns a method; an error if it is malformed, too long or not served.
 pub fn method(method: &str) -> Result<Method, EditError> {
     name(method)?;
-    let is_served = |method: &Method| *method != Method::CONNECT;
+    // PRI begins a connection of HTTP/2 (RFC 9113 §11.7).
+    let is_served = |method: &Method| *method != Method::CONNECT && method.as_str() != "PRI";
     Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| EditError::Method(shown(method)))
 }
 

@@ -4,15 +4,18 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::uri::Scheme;
-use http::{Request, Response, Uri};
+use http::uri::{PathAndQuery, Scheme};
+use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
 use super::early_answers::{EarlyAnswer, EarlyAnswers, request_digest};
+use super::held_responses::HeldResponses;
+use crate::context::edit_check;
 use crate::error::FailureKind;
+use crate::protocol::{hop_by_hop, path};
 
 /// A destination that a plugin may send requests to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -139,7 +142,7 @@ impl HttpState {
     pub(super) fn new(destinations: Arc<[HttpDestination]>) -> Self {
         let mut context = WasiHttpCtx::new();
         context.set_field_size_limit(MAX_FIELD_BYTES);
-        HttpState { context, hooks: HttpHooks { destinations, way: CalloutWay::Closed } }
+        HttpState { context, hooks: HttpHooks { destinations, ..HttpHooks::default() } }
     }
 
     /// Opens the way to the worker for a call.
@@ -190,11 +193,17 @@ impl WasiHttpHooks for HttpHooks {
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, ResponseEnd), Error>> + Send> {
         let destination = self.destinations.iter().position(|known| known.is_of(request.uri()));
         let has_user = request.uri().authority().is_some_and(|authority| authority.as_str().contains('@'));
-        let way = self.way.clone();
+        let (way, held, fault) = (self.way.clone(), self.held.clone(), fault(&request));
         Box::new(async move {
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
             let destination = destination.filter(|_| !has_user).ok_or(Error::HttpRequestDenied)?;
             let response = way.send(destination, request, options.unwrap_or_default()).await?;
-            let response = response.map(|content| Full::new(content).map_err(|never| match never {}).boxed_unsync());
+            let (head, content) = response.into_parts();
+            let content = held.hold(&head.headers, content).ok_or(Error::HttpResponseBodySize(None))?;
+            let content = Full::new(content).map_err(|never| match never {}).boxed_unsync();
+            let response = Response::from_parts(head, content);
             Ok((response, Box::new(std::future::ready(Ok(()))) as ResponseEnd))
         })
     }
@@ -212,8 +221,13 @@ impl CalloutWay {
         request: Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Response<Bytes>, Error> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        hop_by_hop::own_request(&mut head.headers);
         let request = Request::from_parts(head, received(body).await?);
+        // RFC 9110 §9.3.8.
+        if request.method() == Method::TRACE && !request.body().is_empty() {
+            return Err(Error::HttpRequestMethodInvalid);
+        }
         let times = CalloutTimes { head: options.first_byte_timeout, body: options.between_bytes_timeout };
         match self {
             CalloutWay::Closed => Err(Error::ConfigurationError),
@@ -248,6 +262,18 @@ impl CalloutSender {
         self.0.try_send(callout).map_err(|_| Error::ConnectionLimitReached)?;
         response.await.map_err(|_| Error::ConnectionTerminated)
     }
+}
+
+/// Returns the error for a head that no client could send either.
+fn fault(request: &Request<WasiBody>) -> Option<Error> {
+    if edit_check::method(request.method().as_str()).is_err() {
+        return Some(Error::HttpRequestMethodInvalid);
+    }
+    let target = request.uri().path_and_query();
+    let is_normal = |target: &PathAndQuery| {
+        target.as_str().starts_with('/') && path::normal(target.path()).is_ok_and(|normal| normal == target.path())
+    };
+    (!target.is_some_and(is_normal)).then_some(Error::HttpRequestUriInvalid)
 }
 
 /// Returns the content of a request once the plugin has written it.

@@ -38,6 +38,12 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> HopOptions {
     hop
 }
 
+/// Removes the fields that concern one hop from a request that begins here.
+pub fn own_request(fields: &mut HeaderMap) {
+    remove_hop_by_hop(Present::among(fields), fields);
+    fields.remove(header::EXPECT);
+}
+
 /// Counts a forward of a request with `Max-Forwards` (RFC 9110 §7.6.2); returns `false` if there may be none. The field
 /// has a meaning for OPTIONS and TRACE alone; what is no number has none.
 pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
