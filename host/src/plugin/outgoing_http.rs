@@ -69,6 +69,7 @@ pub(super) struct HttpState {
 struct HttpHooks {
     destinations: Arc<[HttpDestination]>,
     way: CalloutWay,
+    held: HeldResponses,
 }
 
 /// The way of an instance's requests.
@@ -173,6 +174,11 @@ impl HttpState {
     /// The answers that are kept for other instances; `None` if none are.
     pub(super) fn kept(&self) -> Option<&Arc<EarlyAnswers>> {
         if let CalloutWay::Kept(_, answers) = &self.hooks.way { Some(answers) } else { None }
+    }
+
+    /// Whether the plugin still holds responses.
+    pub(super) fn holds_responses(&self) -> bool {
+        !self.hooks.held.is_empty()
     }
 
     /// Returns the state as `wasmtime-wasi-http` takes it.

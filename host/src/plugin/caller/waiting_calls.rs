@@ -162,7 +162,8 @@ impl PluginCaller {
 
     /// Keeps an instance whose last call has returned, if other calls may have it.
     pub(in crate::plugin) fn return_waiting(&self, taken: WaitingInstance) {
-        if self.configured.isolation == Isolation::Worker && !self.is_released() {
+        let may_serve = self.configured.isolation == Isolation::Worker && !self.is_released();
+        if may_serve && !taken.instance.holds_responses() {
             self.waiting.keep(taken);
         } else {
             self.discard(taken.instance);

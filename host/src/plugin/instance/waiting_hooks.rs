@@ -161,6 +161,11 @@ impl Instance {
         self.store.data_mut().cpu.begin_turns(budget)
     }
 
+    /// Whether the plugin still holds responses to its requests.
+    pub fn holds_responses(&self) -> bool {
+        self.store.data().http.holds_responses()
+    }
+
     /// Opens the way to the worker for the requests of the next call.
     pub fn allow_callouts(&mut self, sender: CalloutSender) {
         self.store.data_mut().http.open(sender);
