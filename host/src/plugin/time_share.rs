@@ -121,6 +121,9 @@ const WATCH: Duration = Duration::from_secs(60);
 /// rest of the call. The cost of a call therefore grows with the square of the time beyond this length.
 const SHORT: Duration = Duration::from_millis(1);
 
+/// The least cost of a turn of a call that waits: the worker's own work for it.
+const MIN_TURN: Duration = Duration::from_micros(20);
+
 /// The length up to which a call delays others no more than a request without plugins does.
 const FAST: Duration = Duration::from_micros(100);
 
@@ -229,6 +232,15 @@ impl TimeShare {
     pub fn charge_time(&self, time: Duration, now: Instant) {
         let long = if time > SHORT { cost(time) } else { 0 };
         self.charge(Cost { time: micros(time), of_kinds: [long, slow_cost(time)] }, now);
+    }
+
+    /// Charges a turn of a call that waits between its turns, of which earlier turns took `before`. The turns of a call are
+    /// slow together, and hold others up one by one.
+    pub fn charge_turn(&self, before: Duration, turn: Duration, now: Instant) {
+        let turn = turn.max(MIN_TURN);
+        let long = if turn > SHORT { cost(turn) } else { 0 };
+        let slow = slow_cost(before + turn) - slow_cost(before);
+        self.charge(Cost { time: micros(turn), of_kinds: [long, slow] }, now);
     }
 
     /// Charges the cost of calls to all buckets.
@@ -451,6 +463,22 @@ mod tests {
         fn passed(&self) -> Duration {
             self.now - self.began
         }
+    }
+
+    #[test]
+    fn turns_of_a_call_are_slow_together() {
+        let (turn, begin) = (FAST * 9 / 10, Instant::now());
+        let spent_after = |turns_of_a_call: u32| {
+            let share = TimeShare::of(0, 50, CPU, &Shares::new(begin), begin);
+            let mut now = begin;
+            (0..100_000_u32).find(|number| {
+                now += turn;
+                share.charge_turn(turn * (number % turns_of_a_call), turn, now);
+                share.is_spent()
+            })
+        };
+        let (one, many) = (spent_after(1), spent_after(100));
+        assert!(many.is_some_and(|many| one.is_none_or(|one| one > 2 * many)), "{one:?} {many:?}");
     }
 
     /// The calls of a length that a share admits in a time, when calls come as fast as they can.
