@@ -33,7 +33,7 @@ struct Verification {
     password: Vec<u8>,
 }
 
-/// What all workers know of passwords, and the threads that verify them.
+/// The passwords that all workers know, and the threads that verify them.
 struct Verifier {
     key: [u8; 32],
     known: Mutex<KnownPasswords>,
@@ -129,15 +129,20 @@ impl Host for HostState {
             }
             let question = password_digest(&hash, &password);
             let answers = answers.clone();
-            let verified = verify(hash, password).await;
+            let verified = verify(self.lines.plugin(), hash, password, Duration::ZERO).await;
             answers.keep(question, EarlyAnswer::Password(verified));
             return Ok(verified);
         }
         let time = Duration::from_millis(remember_ms).min(MAX_MEMORY_TIME);
-        Ok(match Verifier::get() {
-            Some(verifier) => verifier.verify(self.lines.plugin(), hash, password, time).await,
-            None => Err(VerifyError::Busy),
-        })
+        Ok(verify(self.lines.plugin(), hash, password, time).await)
+    }
+}
+
+/// Verifies a password on another thread, unless it was right within its time of memory.
+async fn verify(plugin: &Arc<str>, hash: String, password: Vec<u8>, time: Duration) -> Verified {
+    match Verifier::get() {
+        Some(verifier) => verifier.verify(plugin, hash, password, time).await,
+        None => Err(VerifyError::Busy),
     }
 }
 
