@@ -260,6 +260,10 @@ where
     }
 }
 
+/// Marks a response in place of one that `limits.buffer` has no room for.
+#[derive(Clone, Copy)]
+struct Overflowing;
+
 impl Streams {
     fn new(client: ClientConnection, idle: Deadline, now: Instant) -> Self {
         let buffer = client.arrival.listener.limits.buffer;
@@ -321,9 +325,11 @@ impl Streams {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
             };
-            let response = match response.extensions().get::<CountedLength>() {
-                Some(_) => boxed(|| open.streams.count_received(response, &timers)).await,
-                None => response,
+            let extensions = response.extensions();
+            let is_settled = extensions.get::<CountedLength>().is_none() && extensions.get::<Overflowing>().is_none();
+            let response = match is_settled {
+                true => response,
+                false => boxed(|| open.streams.count_received(response, &timers)).await,
             };
             let (response, open) = match tunnel {
                 Some(client) => boxed(|| connect(response, client, open, &timers)).await,
@@ -357,12 +363,15 @@ impl Streams {
         many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
-    /// Counts a response that is whole in memory against `limits.buffer`. One that there is no room for is left to
-    /// [`Streams::count_received`].
+    /// Counts a response that is whole in memory against `limits.buffer`. One that there is no room for is dropped at once,
+    /// and marked as [`Overflowing`] for [`Streams::count_received`].
     fn count_made(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
-        let Some(CountedLength(length)) = response.extensions().get() else { return response };
-        let Some(share) = self.backlog.count_made(*length) else { return response };
-        response.extensions_mut().remove::<CountedLength>();
+        let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
+        let Some(share) = self.backlog.count_made(length) else {
+            let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
+            empty.extensions_mut().insert(Overflowing);
+            return empty;
+        };
         let (mut parts, mut body) = response.into_parts();
         made_response::attach(share, &mut parts.headers, &mut body);
         Response::from_parts(parts, body)
@@ -374,8 +383,7 @@ impl Streams {
         let response = Response::from_parts(parts, body);
         let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
         let mut response = self.count_made(response);
-        if response.extensions().get::<CountedLength>().is_some() {
-            drop(response);
+        if response.extensions_mut().remove::<Overflowing>().is_some() {
             let cause = "the client leaves too many bytes of responses unread that plugins made";
             let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
             response = respond::replace_with_error(error, timers, &mut record).await;
