@@ -1,6 +1,6 @@
 //! Requests of plugins: to granted destinations alone, through upstreams, with typed errors, and no longer than the call.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 
@@ -29,6 +29,44 @@ fn outcome(proxy: &Proxy, urls: &str, fields: &str) -> String {
     assert_eq!(response.status(), 200, "{response:?}");
     let line = response.text().lines().find_map(|line| line.strip_prefix("x-outcome: ").map(String::from));
     line.unwrap_or_else(|| panic!("{}", response.text()))
+}
+
+#[test]
+fn a_request_of_a_plugin_is_sent_for_the_client_of_its_exchange() {
+    let auth = raw_origin(|stream| {
+        let (mut reader, mut line) = (BufReader::new(stream.try_clone().unwrap()), String::new());
+        reader.read_line(&mut line).unwrap();
+        read_message(&mut reader);
+        let _ = (&stream).write_all(&ok(line.trim()));
+    });
+    let text = calling(&auth, AUTH, "").replace("[upstream.auth]", "[upstream.auth]\nproxy-protocol = \"v1\"");
+    let proxy = start(&text.replacen("[upstream", "trusted-proxies = [\"127.0.0.1\"]\n[upstream", 1));
+    let said = outcome(&proxy, "http://auth/", "\r\nX-Forwarded-For: 203.0.113.9");
+    assert!(said.starts_with("200 PROXY TCP4 203.0.113.9 "), "{said}");
+}
+
+#[test]
+fn the_log_of_a_failed_request_of_a_plugin_names_its_exchange() {
+    let text = calling(&nowhere(), AUTH, "").replace("[upstream.auth]", "[upstream.auth]\nretry = false");
+    let proxy = start(&text.replace("[[route]]", "[[route]]\nname = \"site\""));
+    assert_eq!(outcome(&proxy, "http://auth/", ""), "Refused");
+    let line = proxy.wait_log("request of a plugin failed");
+    assert!(line.contains("route=\"site\"") && line.contains("plugin=\"caller\""), "{line}");
+}
+
+#[test]
+fn a_response_that_arrives_steadily_is_waited_for() {
+    let steady = raw_origin(|mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for _ in 0..8 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let _ = stream.write_all(b"1\r\nx\r\n");
+        }
+        let _ = stream.write_all(b"0\r\n\r\n");
+    });
+    let proxy = start(&calling(&steady, AUTH, ""));
+    assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 600"), "200 xxxxxxxx");
 }
 
 /// An address at which nothing listens.

@@ -89,6 +89,17 @@ pub struct ExchangeContext {
     id: OnceCell<[u8; 32]>,
 }
 
+/// The exchange that a request of a plugin's own is sent for: its client, and its names for the log.
+#[derive(Clone, Debug)]
+pub struct CalloutCause {
+    pub peer: Arc<ClientInfo>,
+    /// The client that trusted proxies name; `None` if it is the peer.
+    client: Option<Box<ClientAddress>>,
+    route: Arc<str>,
+    /// The request ID; `None` if there is no exchange.
+    id: Option<[u8; 32]>,
+}
+
 /// A path in the spelling of the client.
 #[derive(Clone, Debug)]
 pub struct SentPath {
@@ -424,6 +435,24 @@ impl ExchangeContext {
         ExchangeContext::new(received, request, Arc::new(ClientInfo::unix("")), "".into(), "".into())
     }
 
+    /// Returns the exchange as the cause of requests that its plugins send.
+    pub fn callout_cause(&self) -> CalloutCause {
+        self.request_id();
+        let (peer, client, route) = (self.peer.clone(), self.client.clone(), self.route.clone());
+        CalloutCause { peer, client, route, id: self.id.get().copied() }
+    }
+
+    /// Returns the head of a request that a plugin sends.
+    pub fn of_callout(cause: &CalloutCause, request: http::request::Parts, upstream: Arc<str>) -> Self {
+        let received = RequestLine::of(&request, Words::Unneeded);
+        let mut context = ExchangeContext::new(received, request, cause.peer.clone(), cause.route.clone(), upstream);
+        context.client.clone_from(&cause.client);
+        if let Some(id) = cause.id {
+            context.id = OnceCell::from(id);
+        }
+        context
+    }
+
     /// Returns a copy of the context for another exchange of the same request.
     pub fn copy(&self) -> Self {
         let received = RequestLine::of(&self.request, Words::Unneeded);
@@ -627,6 +656,13 @@ impl ExchangeContext {
             (Some(chain), None) => chain,
             (None, peer) => Value::Field(peer?),
         })
+    }
+}
+
+impl CalloutCause {
+    /// Returns a cause that is no exchange, such as a timer.
+    pub fn without_exchange(name: &str) -> Self {
+        CalloutCause { peer: Arc::new(ClientInfo::unix(name)), client: None, route: "-".into(), id: None }
     }
 }
 

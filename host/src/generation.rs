@@ -24,7 +24,7 @@ use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use crate::body::buffer_space::{BufferLimits, BufferSpace};
-use crate::context::{ClientInfo, ExchangeContext};
+use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
@@ -212,7 +212,7 @@ pub struct EndedExchange {
     /// The name of the exchange for the log.
     pub name: ExchangeName,
     /// The client of the exchange.
-    pub peer: Arc<ClientInfo>,
+    pub cause: CalloutCause,
     pub alive: Option<mpsc::Sender<()>>,
 }
 
@@ -388,8 +388,8 @@ impl WorkerState {
         summary: Summary,
         context: &ExchangeContext,
     ) {
-        let (worker, name, peer) = (self.clone(), ExchangeName::of(context), context.peer.clone());
-        let ended = EndedExchange { worker, plugin_id, values, summary, name, peer, alive: self.alive.upgrade() };
+        let (worker, name, cause) = (self.clone(), ExchangeName::of(context), context.callout_cause());
+        let ended = EndedExchange { worker, plugin_id, values, summary, name, cause, alive: self.alive.upgrade() };
         if self.ended.try_send(ended).is_err() {
             let full = PluginFailure::EndedExchanges(ENDED_EXCHANGES);
             self.record_plugin_failure(plugin_id, "observer", &full, Some(context));

@@ -103,7 +103,8 @@ impl Request {
         Request { body: content.into(), ..self.header("content-type", media_type) }
     }
 
-    /// Limits the time until the response has begun, and again until it is complete.
+    /// Limits the time until the response has begun, and each time after that until more of it arrives. All of the call is
+    /// limited by `limits.call-time`.
     pub fn timeout(self, time: Duration) -> Self {
         Request { timeout: Some(time), ..self }
     }

@@ -145,3 +145,9 @@ pub const SHARED_KEY: usize = NAME;
 
 /// Bytes of a value of shared state: as many as of a field.
 pub const SHARED_VALUE: usize = VALUE;
+
+/// The maximum length of the content of a request that a plugin sends to another service, in bytes.
+pub const CALLOUT_REQUEST: usize = 256 << 10;
+
+/// The maximum length of the content of the response to such a request, in bytes.
+pub const CALLOUT_RESPONSE: usize = 1 << 20;

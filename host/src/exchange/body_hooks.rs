@@ -209,7 +209,7 @@ impl<'a> WaitingCalls<'a> {
     /// Returns the origin of the requests that a plugin makes for an exchange.
     fn origin(&self, plugin_id: PluginId, context: &ExchangeContext) -> CalloutOrigin<'a> {
         let WaitingCalls { worker, clock } = *self;
-        CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: clock.clone() }
+        CalloutOrigin { worker, plugin_id, cause: context.callout_cause(), clock: clock.clone() }
     }
 }
 
@@ -519,8 +519,8 @@ impl PassageHooks {
         self.forget_content(context);
         let calls = calls.filter(|_| stages.iter().any(BodyFilter::waits));
         let pass = calls.map(|calls| {
-            let (worker, peer, clock) = (calls.worker.clone(), context.peer.clone(), calls.clock.clone());
-            WaitingBodies { worker, plugins, peer, clock }.pass()
+            let (worker, cause, clock) = (calls.worker.clone(), context.callout_cause(), calls.clock.clone());
+            WaitingBodies { worker, plugins, cause, clock }.pass()
         });
         B::filtered(FilteredBody::new(content, stages, pass))
     }

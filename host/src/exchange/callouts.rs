@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,10 +12,9 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::forward::{OutgoingRequest, forward};
-use super::record::{self, ClientState};
 use super::response_body::ResponseBody;
 use crate::body::upload::RequestBody;
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::context::{CalloutCause, ExchangeContext, bounds};
 use crate::error::{Error, FailureKind};
 use crate::generation::WorkerState;
 use crate::generation::ids::PluginId;
@@ -26,18 +24,15 @@ use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutSender, CalloutTimes, MAX_CALLOUTS};
 use crate::protocol::hop_by_hop;
+use crate::telemetry::failure_log::{self, Topic};
 
 /// The exchange that a plugin sends requests for.
 pub struct CalloutOrigin<'a> {
     pub worker: &'a WorkerState,
     pub plugin_id: PluginId,
-    /// The client of the exchange.
-    pub peer: Arc<ClientInfo>,
+    pub cause: CalloutCause,
     pub clock: Rc<Clock>,
 }
-
-/// The bytes of the content of a response.
-const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
 /// The time until a response is there, head and content each, if the plugin names none.
 const TIME: Duration = Duration::from_secs(10);
@@ -122,10 +117,8 @@ impl CalloutOrigin<'_> {
         if !content.is_empty() {
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.len()));
         }
-        let received = RequestLine::of(&parts, Words::Unneeded);
-        let plugin = worker.generation.bindings[self.plugin_id].name.clone();
         let upstream = worker.upstream_name(Some(upstream_id));
-        let mut context = ExchangeContext::new(received, parts, self.peer.clone(), plugin, upstream);
+        let mut context = ExchangeContext::of_callout(&self.cause, parts, upstream);
         let body = if content.is_empty() { RequestBody::Empty } else { RequestBody::Whole(content) };
         let mut sending = OutgoingRequest { body, ..OutgoingRequest::empty() };
         let forwarded = forward(worker, upstream_id, &mut context, &mut sending, &step);
@@ -134,31 +127,50 @@ impl CalloutOrigin<'_> {
         let received = forwarded.unwrap_or_else(|_| Err(late("response")));
         let collected = match received {
             Ok(received) => {
-                let collected = total.limit(times.body.unwrap_or(TIME), collect(received.response)).await;
-                collected.unwrap_or_else(|_| Err(late("end of a response")))
+                let late = || late("further content");
+                collect(received.response, &total, times.body.unwrap_or(TIME), late).await
             }
             Err(error) => Err(error),
         };
         collected.map_err(|error| {
-            record::log(&error, Some(&context), "request of a plugin failed", ClientState::Present);
+            self.log(&error, &context);
             error.kind
         })
     }
+
+    /// Logs a request that has failed, with the exchange that it was sent for.
+    fn log(&self, error: &Error, context: &ExchangeContext) {
+        let plugin = &*self.worker.generation.bindings[self.plugin_id].name;
+        if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), plugin) {
+            return;
+        }
+        let (kind, cause, limit) = (error.kind.token(), error.causes(), error.limit);
+        let (request_id, route, upstream) = (context.request_id(), &*context.route, &*context.upstream);
+        let endpoint = context.endpoint.as_deref();
+        tracing::warn!(kind, request_id, route, plugin, upstream, endpoint, cause, limit, "request of a plugin failed");
+    }
 }
 
-/// Receives the content of a response.
-async fn collect(response: Response<ResponseBody>) -> Result<Response<Bytes>, Error> {
+/// Receives the content of a response, whose parts arrive within a time of each other.
+async fn collect(
+    response: Response<ResponseBody>,
+    total: &Deadline,
+    between: Duration,
+    late: impl Fn() -> Error,
+) -> Result<Response<Bytes>, Error> {
     let (mut parts, mut body) = response.into_parts();
     hop_by_hop::response(&mut parts);
     let mut content = BytesMut::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    loop {
+        let next = total.limit(between, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        let Some(frame) = next.await.map_err(|_| late())? else { break };
         let frame = frame.map_err(|error| match error.downcast::<Error>() {
             Ok(error) => *error,
             Err(error) => Error::new(FailureKind::ConnectionTerminated, error),
         })?;
         let Ok(data) = frame.into_data() else { continue };
-        if content.len() + data.len() > MAX_RESPONSE_BYTES {
-            let cause = format!("a plugin gets at most {MAX_RESPONSE_BYTES} bytes of content");
+        if content.len() + data.len() > bounds::CALLOUT_RESPONSE {
+            let cause = format!("a plugin gets at most {} bytes of content", bounds::CALLOUT_RESPONSE);
             return Err(Error::new(FailureKind::ResponseBodySize, cause));
         }
         content.extend_from_slice(&data);

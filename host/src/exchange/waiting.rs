@@ -3,12 +3,11 @@
 
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::callouts::CalloutOrigin;
 use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks};
 use crate::context::edit_check::MessageSide;
-use crate::context::{ClientInfo, ExchangeContext};
+use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{EndedExchange, Route, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
@@ -36,7 +35,7 @@ impl WaitingHook<'_> {
         let configured = &worker.generation.bindings[plugin_id];
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
-        let origin = CalloutOrigin { worker, plugin_id, peer: context.peer.clone(), clock: step.clock().clone() };
+        let origin = CalloutOrigin { worker, plugin_id, cause: context.callout_cause(), clock: step.clock().clone() };
         let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
         origin.call(step, call).await
     }
@@ -46,8 +45,8 @@ impl WaitingHook<'_> {
 pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let worker = timer.worker().clone();
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
-    let peer = Arc::new(ClientInfo::unix("timer"));
-    let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock: clock.clone() };
+    let cause = CalloutCause::without_exchange("timer");
+    let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
     let called = origin.call(&step, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, clock.now());
 }
@@ -55,9 +54,9 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
 /// Passes an exchange that has ended to an observer that may wait. The limits of such calls bound how many are under way and
 /// queued.
 pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
-    let EndedExchange { worker, plugin_id, values, summary, name, peer, alive: _alive } = ended;
+    let EndedExchange { worker, plugin_id, values, summary, name, cause, alive: _alive } = ended;
     let [step] = clock.deadlines();
-    let origin = CalloutOrigin { worker: &worker, plugin_id, peer, clock };
+    let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock };
     let observe = async |instance: &mut Instance| instance.observe_waiting(values, summary).await;
     if let Err(failure) = origin.call(&step, observe).await {
         worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));

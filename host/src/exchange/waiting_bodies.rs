@@ -2,14 +2,13 @@
 //! content, and a call whose content is dropped ends.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body::Frame;
 
 use super::callouts::CalloutOrigin;
 use super::filtered_body::{FilterFailure, FilterState, PassedFrame, WaitingPass};
-use crate::context::ClientInfo;
+use crate::context::CalloutCause;
 use crate::generation::WorkerState;
 use crate::generation::ids::PluginId;
 use crate::net::boxed::boxed;
@@ -23,7 +22,7 @@ pub struct WaitingBodies {
     /// The plugins, in the order in which the content passes them.
     pub plugins: Vec<PluginId>,
     /// The client of the exchange.
-    pub peer: Arc<ClientInfo>,
+    pub cause: CalloutCause,
     pub clock: Rc<Clock>,
 }
 
@@ -100,8 +99,8 @@ impl WaitingBodies {
         plugin_id: PluginId,
         call: impl AsyncFnOnce(&mut BodyFilter, &CalloutSender) -> Result<R, BodyFilterError>,
     ) -> Result<R, FilterFailure> {
-        let WaitingBodies { worker, peer, clock, .. } = self;
-        let origin = CalloutOrigin { worker, plugin_id, peer: peer.clone(), clock: clock.clone() };
+        let WaitingBodies { worker, cause, clock, .. } = self;
+        let origin = CalloutOrigin { worker, plugin_id, cause: cause.clone(), clock: clock.clone() };
         let (sender, callouts) = CalloutSender::channel();
         let called = origin.drive(call(&mut *stage, &sender), callouts).await;
         called.map_err(|error| FilterFailure::of(stage, error))

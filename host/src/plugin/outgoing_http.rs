@@ -13,7 +13,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpC
 
 use super::early_answers::{EarlyAnswer, EarlyAnswers, request_digest};
 use super::held_responses::HeldResponses;
-use crate::context::edit_check;
+use crate::context::{bounds, edit_check};
 use crate::error::FailureKind;
 use crate::protocol::{hop_by_hop, path};
 
@@ -91,9 +91,6 @@ pub(super) const MAX_WAITING_WRITE: u64 = 64 << 10;
 
 /// Requests of one call at a time that are not sent yet, and as many that are.
 pub const MAX_CALLOUTS: usize = 4;
-
-/// The bytes of the content of a request.
-const MAX_REQUEST_BYTES: usize = 256 << 10;
 
 /// The bytes of the fields of a head that a plugin makes, as the host keeps them.
 const MAX_FIELD_BYTES: usize = 64 << 10;
@@ -287,7 +284,7 @@ async fn received(mut body: WasiBody) -> Result<Bytes, Error> {
     let mut content = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        if content.len() + data.len() > MAX_REQUEST_BYTES {
+        if content.len() + data.len() > bounds::CALLOUT_REQUEST {
             return Err(Error::HttpRequestBodySize(None));
         }
         content.extend_from_slice(&data);

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::upstream_monitor::UpstreamMonitor;
 use crate::assemble::{AskingPlugin, AssembledManifest};
-use crate::context::ClientInfo;
+use crate::context::CalloutCause;
 use crate::exchange::callouts::CalloutOrigin;
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Generation, WorkerState};
@@ -99,8 +99,8 @@ async fn ask_all(generation: &Arc<Generation>, asking: &[AskingPlugin]) -> Vec<A
 
 /// Lets a plugin ask while it is configured.
 async fn ask(worker: &WorkerState, plugin_id: PluginId, clock: &Rc<Clock>) -> Asked {
-    let peer = Arc::new(ClientInfo::unix("configure"));
-    let origin = CalloutOrigin { worker, plugin_id, peer, clock: clock.clone() };
+    let cause = CalloutCause::without_exchange("configure");
+    let origin = CalloutOrigin { worker, plugin_id, cause, clock: clock.clone() };
     let (sender, callouts) = CalloutSender::channel();
     let configured = origin.drive(worker.generation.bindings[plugin_id].ask(sender), callouts).await;
     Asked { plugin_id, configured }
