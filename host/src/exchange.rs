@@ -538,7 +538,7 @@ async fn pass_body_hooks(
         let passed = timers.total.until_met(passage.run(worker, context, &mut upstream, timers.idle.clock())).await;
         match passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), bottom))).map_err(failed)? {
             PassageEnd::Content(content) => sending.body = content.into_body(sending.upload.clone(), &worker.buffers),
-            PassageEnd::Respond(response) => {
+            PassageEnd::Respond { response, .. } => {
                 let response = response.map(|content| ResponseBody::Full(content.into()));
                 return Err(Box::new(Reply::new(Ok(response.into()), bottom).of_plugin()));
             }

@@ -189,7 +189,11 @@ pub enum PassageEnd<B> {
     /// The content goes its way.
     Content(B),
     /// A plugin has responded.
-    Respond(Response<Vec<u8>>),
+    Respond {
+        response: Response<Vec<u8>>,
+        /// The position above the plugin.
+        above: ChainPosition,
+    },
 }
 
 /// The decision of a plugin that has received a whole body.
@@ -273,7 +277,9 @@ impl<B: PassingContent> BodyPassage<B> {
             let (sent, trailers) = match hooks.decide(&calls, hook, &received, context, upstream).await? {
                 Decision::Keep => (received, trailers),
                 Decision::Replace(content) => (content, trailers.map(transformed_content::trailers)),
-                Decision::Respond(response) => return Ok(PassageEnd::Respond(response)),
+                Decision::Respond(response) => {
+                    return Ok(PassageEnd::Respond { response, above: ChainPosition::above(hook.place) });
+                }
             };
             content = B::gathered(WholeContent { content: sent, trailers, permit }.into());
         }
@@ -588,21 +594,4 @@ pub fn filter_body(
         }
     }
     Ok(Passage::Done(body))
-}
-
-/// Has the content of a response pass body hooks that have to be waited for. A plugin may put another response in place.
-pub async fn run_passage(
-    passage: BodyPassage<ResponseBody>,
-    worker: &Rc<WorkerState>,
-    context: &mut Box<ExchangeContext>,
-    clock: &Rc<Clock>,
-) -> Result<ResponseBody, ChainFailure> {
-    match passage.run(worker, context, &mut None, clock).await? {
-        PassageEnd::Content(content) => Ok(content),
-        PassageEnd::Respond(response) => {
-            let (parts, content) = response.into_parts();
-            context.response = Some(parts);
-            Ok(ResponseBody::Full(content.into()))
-        }
-    }
 }

@@ -8,7 +8,7 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::Destination;
-use super::body_hooks::{self, Passage, run_passage};
+use super::body_hooks::{self, Passage, PassageEnd};
 use super::body_passage::BodyPassage;
 use super::waiting::WaitingHook;
 use super::{ConnectionInfo, Timers, chain, error_response, made_response, read_ahead, record};
@@ -229,13 +229,19 @@ impl LateResponse {
     ) -> Response<ResponseBody> {
         let LateResponse { route_id, passage, depth, came } = *self;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let passed = timers.total.until_met(run_passage(passage, worker, context, timers.idle.clock())).await;
+        let passed = timers.total.until_met(passage.run(worker, context, &mut None, timers.idle.clock())).await;
         let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
         let mut context = record.take_context();
         let responding = match passed {
-            Ok(body) => {
+            Ok(PassageEnd::Content(body)) => {
                 let response = complete_head(&mut context, body, came);
                 Responding::Ready(response).recorded(worker, route_id, context, record)
+            }
+            // The plugins above see it as any response of a plugin, and run again for it.
+            Ok(PassageEnd::Respond { response, above }) => {
+                let response = response.map(|content| ResponseBody::Full(content.into()));
+                let reply = Reply::new(Ok(response.into()), above).of_plugin();
+                respond(worker, route_id, context, reply, record)
             }
             Err(failed) => respond(worker, route_id, context, Reply::new(Err(failed), depth), record),
         };

@@ -13,7 +13,7 @@ use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GO
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
-use crate::exchange::body_hooks::{self, Passage, run_passage};
+use crate::exchange::body_hooks::{self, Passage, PassageEnd};
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks, ResponseHooks};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
@@ -21,7 +21,7 @@ use crate::exchange::target::ask_target;
 use crate::exchange::waiting;
 use crate::generation::WorkerState;
 use crate::net::boxed::boxed;
-use crate::net::deadline::Clock;
+use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
 use crate::protocol::conditions;
 use crate::protocol::hop_by_hop;
@@ -212,9 +212,34 @@ impl Fetch<'_> {
         };
         let body = match body_hooks::filter_body(worker, route, plugins, context, body)? {
             Passage::Done(body) => body,
-            Passage::Waits(passage) => boxed(|| run_passage(*passage, worker, context, self.clock)).await?,
+            Passage::Waits(passage) => {
+                let mut chosen = None;
+                match boxed(|| passage.run(worker, context, &mut chosen, self.clock)).await? {
+                    PassageEnd::Content(body) => body,
+                    PassageEnd::Respond { response, above } => self.take_up(response, above, context, &step).await?,
+                }
+            }
         };
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
+    }
+
+    /// Takes the response of a plugin, in place of the one that it received, up to the cache; returns its content.
+    async fn take_up(
+        &self,
+        response: Response<Vec<u8>>,
+        from: ChainPosition,
+        context: &mut Box<ExchangeContext>,
+        step: &Deadline,
+    ) -> Result<ResponseBody, ChainFailure> {
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
+        let (parts, content) = response.into_parts();
+        context.response = Some(parts);
+        let plugins = from.range_below(self.miss.stage.at.next());
+        let replaced = match chain::up(worker, route, plugins.clone(), context)? {
+            ResponseHooks::Done(replaced) => replaced,
+            hooks => boxed(|| waiting::up(worker, route, plugins, hooks, context, step)).await?,
+        };
+        Ok(ResponseBody::Full(replaced.unwrap_or(content).into()))
     }
 }
 
