@@ -115,6 +115,45 @@ fn a_response_may_get_another_head_or_be_replaced() {
 }
 
 #[test]
+fn a_response_in_place_of_another_passes_the_plugins_above() {
+    let above = "\"security-headers\", { use = \"headers\", config.response.append = { X-Seen = \"{status}\" } }";
+    for chain in [format!("{above}, \"bodies\""), format!("{above}, \"cache\", \"bodies\"")] {
+        let proxy = Proxy::start(&manifest(&mirror(), &chain, &plugin("")));
+        let denied = post(&proxy, "r:deny");
+        assert_eq!((denied.status(), denied.text().as_str()), (403, "denied"), "{chain}");
+        assert_eq!(denied.field("x-content-type-options"), Some("nosniff"), "{chain}");
+        assert!(denied.fields.iter().any(|(name, value)| name == "x-seen" && value == "403"), "{chain}: {denied:?}");
+    }
+    // Between a cache and the hook, too.
+    let chain = "\"cache\", { use = \"headers\", config.response.set = { X-Seen = \"{status}\" } }, \"bodies\"";
+    let denying = origin(|_| ok("r:deny"));
+    let proxy = Proxy::start(&manifest(&denying, chain, &plugin("")));
+    let denied = proxy.get("/", "");
+    assert_eq!((denied.status(), denied.field("x-seen")), (403, Some("403")), "{denied:?}");
+}
+
+#[test]
+fn a_body_that_a_plugin_may_keep_keeps_its_validators_without_content_too() {
+    let origin = origin(|request| match request.start.split(' ').next() {
+        Some("HEAD") => b"HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 2\r\n\r\n".to_vec(),
+        _ if request.field("if-none-match").is_some() => b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec(),
+        _ => b"HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 2\r\n\r\nok".to_vec(),
+    });
+    let proxy = Proxy::start(&manifest(&origin, "\"bodies\"", &plugin("")));
+    let condition = "\r\nIf-None-Match: \"a\"";
+    for (method, fields, status) in [("GET", "", 200), ("HEAD", "", 200), ("GET", condition, 304)] {
+        let mut stream = proxy.connect();
+        write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\nConnection: close{fields}\r\n\r\n").unwrap();
+        let mut head = String::new();
+        stream.read_to_string(&mut head).unwrap();
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")) && head.contains("etag: \"a\"\r\n"),
+            "{method}: {head}"
+        );
+    }
+}
+
+#[test]
 fn a_request_may_get_another_path_and_upstream() {
     let other = mirror();
     let more = format!("{}[upstream.other]\nendpoints = [{other:?}]\n", plugin(""));

@@ -586,9 +586,13 @@ pub fn filter_body(
     }
     let is_decoded = hooks.iter().any(|hook| hook.rules.coded == CodedContent::Decode)
         && matches!(coded(side, context), Coded::Known(_));
+    let is_transformed = is_decoded || hooks.iter().any(|hook| hook.gathered.is_none());
     if let Some(response) = &mut context.response {
-        // As the response to GET would.
-        transformed_content::response(&mut response.headers);
+        // As the response to GET would. A plugin that decides about whole bodies may keep this one.
+        match is_transformed {
+            true => transformed_content::response(&mut response.headers),
+            false => transformed_content::undecided_response(&mut response.headers),
+        }
         if is_decoded {
             transformed_content::decoded(&mut response.headers);
         }

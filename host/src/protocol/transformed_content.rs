@@ -141,6 +141,13 @@ pub fn response(fields: &mut HeaderMap) {
     trim_announcement(fields);
 }
 
+/// Removes the fields of a response without content that its body would make untrue if a plugin replaced it, where the
+/// response need not have them: validators stay, which HEAD and 304 have in common with GET (RFC 9110 §9.3.2, §15.4.5).
+pub fn undecided_response(fields: &mut HeaderMap) {
+    fields.remove(header::CONTENT_LENGTH);
+    remove_digests(fields);
+}
+
 /// Makes the fields of a message say that its content has no coding. The tag of the content and the like are a matter of
 /// [`request`] and [`response`].
 pub fn decoded(fields: &mut HeaderMap) {
