@@ -163,7 +163,8 @@ fn a_call_is_not_queued_for_longer_than_its_time() {
     let proxy = start(&waiting(&echo(), HASH, limits));
     let first = send(&proxy, "forever");
     until("the call waits", || metric(&proxy, "plugway_plugin_calls_total{plugin=\"waiting\"}") >= 1.0);
-    assert_eq!(call(&proxy, "verify", "password").status(), 502);
+    let rejected = call(&proxy, "verify", "password");
+    assert_eq!((rejected.status(), rejected.field("retry-after")), (503, Some("1")));
     proxy.wait_log("no call ended within limits.queue-time of 100ms");
     drop(first);
 }

@@ -100,7 +100,7 @@ fn able(
             continue;
         };
         let failing = FailedHook { hook: hook.name(side), context };
-        let failure = PluginFailure::Reported(cause);
+        let failure = PluginFailure::Unfit(cause);
         on_error(worker, plugin_id, failure, ChainPosition::above(place), failing).map_err(|failed| {
             match worker.generation.bindings[plugin_id].on_error {
                 // It is the client that can do otherwise.

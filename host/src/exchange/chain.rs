@@ -382,18 +382,18 @@ pub fn on_error(
     failing: FailedHook<'_>,
 ) -> Result<(), ChainFailure> {
     worker.record_plugin_failure(plugin_id, failing.hook, &failure, Some(failing.context));
-    let is_busy = failure.is_of_bodies();
+    let busy_limit = failure.busy_limit();
     let status = match worker.generation.bindings[plugin_id].on_error {
         OnError::Skip => return Ok(()),
-        OnError::Fail if is_busy => StatusCode::SERVICE_UNAVAILABLE,
+        OnError::Fail if busy_limit.is_some() => StatusCode::SERVICE_UNAVAILABLE,
         OnError::Fail => FailureKind::PluginError.status(),
         OnError::Respond(status) => status,
     };
     // Of calls that were not made, the log has one line a minute, which names no exchange.
     let is_logged = failure.rejection().is_none();
     let mut error = Error { is_logged, ..Error::new(FailureKind::PluginError, failure) };
-    if is_busy {
-        (error.limit, error.retry_after) = (Some("limits.bodies"), Some(NonZero::<u32>::MIN));
+    if busy_limit.is_some() {
+        (error.limit, error.retry_after) = (busy_limit, Some(NonZero::<u32>::MIN));
     }
     Err(ChainFailure { error, status, depth })
 }

@@ -25,6 +25,9 @@ pub enum PluginFailure {
     Refused(#[from] EditError),
     #[error("it gave up: {}", one_line(.0, MAX_LINE_BYTES))]
     Reported(String),
+    /// The body is none that the plugin takes; the plugin was not called.
+    #[error("it can't take the body: {}", one_line(.0, MAX_LINE_BYTES))]
+    Unfit(String),
     /// The call returned an invalid result.
     #[error("it returned what can't be done: {0}")]
     Senseless(String),
@@ -67,13 +70,18 @@ impl PluginFailure {
             PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } | PluginFailure::EndedExchanges(_) => {
                 Some(CallRejection::Waiting)
             }
+            PluginFailure::Unfit(_) => Some(CallRejection::Content),
             _ => None,
         }
     }
 
-    /// Whether the plugin is no worse than before, and had too many bodies at a time.
-    pub fn is_of_bodies(&self) -> bool {
-        matches!(self, PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_))
+    /// Returns the limit of calls or bodies at a time that was met: the plugin is no worse than before. `None` if none was.
+    pub fn busy_limit(&self) -> Option<&'static str> {
+        match self {
+            PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some("limits.bodies"),
+            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some("limits.waiting-calls"),
+            _ => None,
+        }
     }
 
     /// The error of wasm, where the guest has met one.

@@ -122,6 +122,8 @@ pub enum CallRejection {
     Bodies,
     /// The plugin has reached `limits.waiting-calls`, and its queue is full or too slow.
     Waiting,
+    /// The body is none that the plugin takes.
+    Content,
 }
 
 /// A worker's metrics of a cache, by the outcome of requests.
@@ -186,12 +188,13 @@ impl Registry {
 
 impl CallRejection {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [CallRejection; 5] = [
+    pub const ALL: [CallRejection; 6] = [
         CallRejection::Share,
         CallRejection::Breaker,
         CallRejection::Instance,
         CallRejection::Bodies,
         CallRejection::Waiting,
+        CallRejection::Content,
     ];
 
     /// Returns the word for the reason.
@@ -202,6 +205,7 @@ impl CallRejection {
             CallRejection::Instance => "instance",
             CallRejection::Bodies => "bodies",
             CallRejection::Waiting => "waiting",
+            CallRejection::Content => "content",
         }
     }
 }
