@@ -114,12 +114,18 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>], fixed: MessageTex
     let mut message = message.to_string();
     let mut order: Vec<&Arc<Replaced>> = strings.iter().collect();
     order.sort_by_key(|string| std::cmp::Reverse(string.text.len()));
-    for string in order {
-        for text in [string.as_template(), string.text.clone()].iter().filter(|text| !text.is_empty()) {
-            for form in forms(text) {
-                message = without(message, &form, &string.written());
-            }
-        }
+    let texts: Vec<(String, String)> = order
+        .iter()
+        .flat_map(|string| [string.as_template(), string.text.clone()].map(|text| (text, string.written())))
+        .filter(|(text, _)| !text.is_empty())
+        .flat_map(|(text, written)| forms(&text).into_iter().map(move |form| (form, written.clone())))
+        .collect();
+    // Whole texts before beginnings, which a text may have in common with another form of it.
+    for (form, written) in texts.iter().filter(|(form, _)| form.len() >= MIN_VALUE_BYTES) {
+        message = message.replace(form, written);
+    }
+    for (form, written) in &texts {
+        message = without(message, form, written);
     }
     let parts = Parts::of_all(strings);
     let (mut shown, mut rest) = (String::with_capacity(message.len()), message.as_str());
