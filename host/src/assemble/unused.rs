@@ -225,6 +225,15 @@ fn warn_of_upstreams(problems: &mut Diagnostics, files: &[ManifestFile]) {
         return;
     }
     let routes = files.iter().flat_map(|file| &file.manifest.route);
+    let has_target = |route: &RouteTable| {
+        let RouteTable { upstream, redirect, respond, files, .. } = route;
+        let is_resolved = upstream.as_ref().is_some_and(|name| !name.get_ref().contains("${"));
+        is_resolved || redirect.is_some() || respond.is_some() || files.is_some()
+    };
+    // A route without a target, or with a reference that has no value, may be the one that should lead there.
+    if routes.clone().count() == 0 || !routes.clone().all(|route| has_target(route.get_ref())) {
+        return;
+    }
     let names = routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str()));
     let known = files.iter().flat_map(|file| file.manifest.upstream.keys()).map(|name| name.get_ref().as_str());
     let used = used_names(names, &known.collect());
