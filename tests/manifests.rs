@@ -261,7 +261,7 @@ fn warnings_of_a_check_look_like_errors() {
         assert!(stderr.contains("error: ") && !stderr.contains("upstream `app`: no route"), "{stderr}");
     }
     let (stdout, stderr) = check("path = \"/a\"\nupstream = \"app\"\n[[route]]\nupstream = \"unused\"", "");
-    assert_eq!((stdout.as_str(), stderr.as_str()), ("plugway.toml is good: 2 routes, 1 configured plugins\n", ""));
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("plugway.toml is good: 2 routes, 0 configured plugins\n", ""));
 }
 
 /// The plugins that decide which clients get a response say so in their schemas.
