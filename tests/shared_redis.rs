@@ -8,7 +8,7 @@ use plugway_test_guests::{COUNTED, SHARED};
 
 use crate::support::client::load;
 use crate::support::redis::Redis;
-use crate::support::{Proxy, echo, manifest, plugway, read_message, run, until};
+use crate::support::{Proxy, echo, manifest, plugway, read_message, until};
 
 /// Returns a manifest with the plugin that does what requests say, and with more keys of `[shared]`.
 fn with(shared: &str) -> String {
@@ -332,26 +332,23 @@ fn a_server_with_tls_is_verified() {
 }
 
 #[test]
-fn a_hook_that_may_not_wait_is_refused_beside_a_server() {
+fn a_hook_for_bodies_counts_on_a_server_too() {
     let text = manifest(
         &echo(),
         r#""it""#,
         &format!("[plugin.it]\nuse = {COUNTED:?}\ngrants.shared = true\n[shared]\nentries = 2000\n"),
     );
-    // In one process, a hook for bodies counts as others do.
-    let proxy = Proxy::start(&text);
-    let post = |_| {
+    let redis = Redis::start();
+    let post = |proxy: &Proxy| {
         let mut stream = proxy.connect();
         stream.write_all(b"POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 1\r\n\r\nx").unwrap();
         read_message(&mut BufReader::new(stream)).unwrap().status()
     };
-    assert_eq!((0..3).map(post).collect::<Vec<_>>(), [200; 3]);
-    assert_eq!(proxy.metric("plugway_shared_entries{plugin=\"it\"}"), 1.0);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("plugway.toml");
-    std::fs::write(&path, text.replace("entries = 2000", "redis = \"redis://127.0.0.1:9\"")).unwrap();
-    let (code, error) = run(&["check", path.to_str().unwrap()]);
-    assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains("`[shared] redis` makes calls of the shared state wait"), "{error}");
-    assert!(error.contains("exports `buffered-request-body`, which may not wait"), "{error}");
+    let on_server = text.replace("entries = 2000", &format!("redis = {:?}", redis.url()));
+    for (manifest, entries) in [(&text, 1.0), (&on_server, 0.0)] {
+        let proxy = Proxy::start(manifest);
+        assert_eq!([post(&proxy), post(&proxy), post(&proxy)], [200; 3]);
+        assert_eq!(proxy.metric("plugway_shared_entries{plugin=\"it\"}"), entries);
+    }
+    drop(redis);
 }

@@ -174,7 +174,7 @@ impl Assembly<'_> {
 
     /// Warns of values in braces, and of variables of nginx, in a response that is the same for all requests.
     fn warn_of_values_in_content(&mut self, source: &Arc<Source>, table: &RespondTable) {
-        let texts = table.body.iter().chain(table.fields.iter().map(|(_, value)| value));
+        let texts = table.body.iter().chain(table.fields.values());
         for text in texts {
             let named = template::first_value(text.get_ref());
             if let Some(value) = named.or_else(|| idioms::template(text.get_ref()).map(|_| text.get_ref().clone())) {

@@ -39,7 +39,10 @@ pub struct FilteredBody<B> {
 }
 
 /// The way of each frame through plugins that may wait.
-pub struct WaitingPass(pub Box<dyn Fn(Vec<BodyFilter>, Option<Frame<Bytes>>) -> PassFuture>);
+pub struct WaitingPass(pub Box<PassFrame>);
+
+/// Takes a frame, or the end of the content, through plugins.
+type PassFrame = dyn Fn(Vec<BodyFilter>, Option<Frame<Bytes>>) -> PassFuture;
 
 /// A frame on its way through plugins that may wait, with the plugins.
 type PassFuture = Pin<Box<dyn Future<Output = PassedFrame>>>;

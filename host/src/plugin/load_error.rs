@@ -39,8 +39,7 @@ pub enum LoadError {
     WaitingHook(&'static str),
     #[error(
         "import and export that can't go together: `[shared] redis` makes calls of the shared state wait, and the component \
-         exports `{0}`, which may not wait; expected `request-filter`, `response-filter` and `timer` alone, so make two \
-         components of it, or remove `redis`"
+         exports `{0}`, whose answer the host can't wait for; make two components of it, or remove `redis`"
     )]
     SharedHook(&'static str),
     #[error("wrong export `{0}`: {1:#}; build it with the SDK of this version of plugway")]

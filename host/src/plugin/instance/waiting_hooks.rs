@@ -53,10 +53,13 @@ struct WholeBodyHook(TypedFunc<(Vec<DeclaredValue>, Vec<u8>), (types::BodyVerdic
 #[derive(Clone, Copy)]
 struct Transform {
     begin: TypedFunc<(Vec<DeclaredValue>,), (ResourceAny,)>,
-    push: TypedFunc<(ResourceAny, Vec<u8>), (Transformed<Vec<u8>>,)>,
-    finish: TypedFunc<(ResourceAny,), (Transformed<Vec<u8>>,)>,
+    push: TypedFunc<(ResourceAny, Vec<u8>), TransformedData>,
+    finish: TypedFunc<(ResourceAny,), TransformedData>,
     trailers: TypedFunc<(ResourceAny, Fields), (Transformed<Fields>,)>,
 }
+
+/// The result of a function of a transform that returns data.
+type TransformedData = (Transformed<Vec<u8>>,);
 
 /// The result of a function of a transform.
 type Transformed<T> = Result<T, String>;
