@@ -517,6 +517,7 @@ mod tests {
         let mut pieces = Vec::new();
         for spool in &mut spools[..3] {
             pieces.push(fill(spool, 0).await);
+            poll_fn(|cx| spool.poll_settled(cx)).await;
         }
         assert!(usage.files() <= 16 << 20 && usage.files() > 15 << 20, "{}", usage.files());
         assert_eq!((usage.memory(), usage.refusals()), (0, 1));
@@ -544,6 +545,7 @@ mod tests {
         spool.push(piece(0));
         others.add((16 << 20) - usage.memory() as usize - 64);
         let few = fill(&mut spool, 1).await;
+        poll_fn(|cx| spool.poll_settled(cx)).await;
         drop(others);
         assert_eq!((usage.memory(), spool.bytes()), (0, (1 + few) * PIECE as u64));
         let more = fill(&mut spool, 1 + few).await;
