@@ -333,6 +333,13 @@ fn likely_guesses_are_answered_with_what_to_write() {
             plugin("headers", "request.set = { X-T = \"${file:two}\" }"),
             "config.request.set.X-T: no field can have a line break",
         ),
+        (
+            plugin("security-headers", "frames = \"DENY\""),
+            "\"DENY\" is none of \"none\", \"same-origin\", \"any\", nor of type \"array\"",
+        ),
+        (plugin("security-headers", "referrer-policy = \"none\""), "\"none\" is none of \"no-referrer\", "),
+        (plugin("security-headers", "hsts.max-age = 31536000"), "expected one such as \"365d\""),
+        (plugin("cors", "origins = \"https://a.example\""), "write `[\"https://a.example\"]`"),
         ("server { listen 80; location / { return 404; } }".into(), "this looks like a configuration of nginx"),
     ] {
         std::fs::write(folder.path().join("plugway.toml"), &text).unwrap();

@@ -63,12 +63,8 @@ impl Complaints<'_> {
             }
             Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
                 let branches = without_null(context, &pointer);
-                match (words(&branches), closest(&branches)) {
-                    (Some(words), _) => self.push(
-                        &pointer,
-                        None,
-                        &format!("{} is none of {}", shown(error.instance()), words.join(", ")),
-                    ),
+                match (choice(&branches, &pointer), closest(&branches)) {
+                    (Some(choice), _) => self.push(&pointer, None, &format!("{} {choice}", shown(error.instance()))),
                     (None, Some(branch)) => branch.iter().for_each(|error| self.note(error)),
                     (None, None) => self.push(&pointer, None, &described(error)),
                 }
@@ -162,6 +158,23 @@ fn without_null<'a>(branches: &'a [Branch], pointer: &str) -> Vec<&'a Branch> {
     if others.is_empty() { branches.iter().collect() } else { others }
 }
 
+/// Returns what a value is none of, if one of some words is expected, or a value of another type; `None` if the value may
+/// be wrong in its parts.
+fn choice(branches: &[&Branch], pointer: &str) -> Option<String> {
+    let (mut accepted, mut types) = (Vec::new(), Vec::new());
+    for branch in branches {
+        let [error] = branch.as_slice() else { return None };
+        match (words_of(error), error.kind()) {
+            (Some(words), _) => accepted.extend(words),
+            (None, Kind::Type { kind: TypeKind::Single(only) }) if error.instance_path().to_string() == pointer => {
+                types.push(format!(", nor of type \"{only}\""));
+            }
+            _ => return None,
+        }
+    }
+    (!accepted.is_empty()).then(|| format!("is none of {}{}", accepted.join(", "), types.concat()))
+}
+
 /// The words that would have done, if words were wanted: a documented enum is a choice among constants.
 fn words(branches: &[&Branch]) -> Option<Vec<String>> {
     let word = |branch: &&Branch| match branch.as_slice() {
@@ -213,9 +226,11 @@ mod tests {
                 "number-or-text": { "type": ["integer", "string", "null"] },
                 "list": { "type": ["array", "null"] },
                 "either": { "anyOf": [{ "type": "string" }, { "$ref": "#/$defs/Table" }, { "type": "null" }] },
+                "word-or-list": { "anyOf": [{ "$ref": "#/$defs/WordOrList" }, { "type": "null" }] },
                 "nothing": { "anyOf": [{ "type": "null" }] },
             },
             "$defs": {
+                "WordOrList": { "anyOf": [{ "$ref": "#/$defs/Documented" }, { "type": "array" }] },
                 "Word": { "type": "string", "enum": ["a", "b"] },
                 "Documented": { "oneOf": [{ "const": "a" }, { "const": "b" }, { "enum": ["c", "d"] }] },
                 "Table": { "type": "object", "additionalProperties": { "type": "string" } },
@@ -232,6 +247,7 @@ mod tests {
             (json!({ "number-or-text": true }), "true is not of types \"integer\", \"string\""),
             (json!({ "list": "x" }), "\"x\" is not of type \"array\"; write `[\"x\"]`"),
             (json!({ "either": { "k": 2 } }), "2 is not of type \"string\""),
+            (json!({ "word-or-list": "x" }), "\"x\" is none of \"a\", \"b\", \"c\", \"d\", nor of type \"array\""),
             (json!({ "nothing": 1 }), "1 is not of type "),
         ] {
             let Some(ConfigVerdict::Refused { complaints, .. }) = schema.check(&config.to_string()) else {
