@@ -6,7 +6,9 @@ use std::sync::mpsc;
 
 use plugway_test_guests::{CALLER, FORWARD_AUTH};
 
-use crate::support::{Message, Proxy, echo, manifest, ok, origin, raw_origin, read_message, run, until, vanish};
+use crate::support::{
+    Message, PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, run, until, vanish,
+};
 
 /// Returns a manifest with the plugin `caller` in the route, and the upstream `auth` at an address.
 fn calling(auth: &str, grants: &str, more: &str) -> String {
@@ -177,16 +179,20 @@ fn failures_have_names() {
 #[test]
 fn the_limits_of_the_upstream_hold() {
     let (release, held) = mpsc::channel::<()>();
-    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let (arrive, arrived) = mpsc::channel::<()>();
+    let gate = std::sync::Arc::new(std::sync::Mutex::new((arrive, held)));
     let auth = origin(move |_| {
-        let _ = held.lock().unwrap().recv();
+        let gate = gate.lock().unwrap();
+        let _ = gate.0.send(());
+        let _ = gate.1.recv();
         ok("late")
     });
     let text = calling(&auth, AUTH, "") + "[upstream.auth.limits]\nrequests = 1\n";
     let proxy = start(&text);
     let mut first = proxy.connect();
     write!(first, "GET / HTTP/1.1\r\nHost: a\r\nX-Call: http://auth/\r\n\r\n").unwrap();
-    until("the first call is in flight", || outcome(&proxy, "http://auth/", "\r\nX-Timeout: 100") == "Busy");
+    arrived.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 100"), "Busy");
     release.send(()).unwrap();
     let response = read_message(&mut BufReader::new(first)).unwrap();
     assert!(response.text().contains("x-outcome: 200 late"), "{}", response.text());
