@@ -215,7 +215,7 @@ fn a_client_that_leaves_ends_the_calls_of_its_plugin() {
         metrics.contains("plugway_plugin_calls_total{plugin=\"caller\"} 1")
     });
     vanish(client);
-    let request = closed.recv_timeout(crate::support::PATIENCE).unwrap();
+    let request = closed.recv_timeout(PATIENCE).unwrap();
     assert!(request.starts_with(b"GET /wait"), "{request:?}");
 }
 
@@ -362,10 +362,10 @@ fn a_client_that_leaves_ends_the_call_of_its_body() {
         let mut client = proxy.connect();
         let head = "POST / HTTP/1.1\r\nHost: a\r\nX-Body-Call: http://auth/wait\r\nContent-Length: 4";
         write!(client, "{head}\r\n\r\nsome").unwrap();
-        let request = closed.recv_timeout(crate::support::PATIENCE).unwrap();
+        let request = closed.recv_timeout(PATIENCE).unwrap();
         assert!(request.windows(5).any(|bytes| bytes == b"/wait"), "{how}: {request:?}");
         vanish(client);
-        assert_eq!(closed.recv_timeout(crate::support::PATIENCE).unwrap(), b"", "{how}");
+        assert_eq!(closed.recv_timeout(PATIENCE).unwrap(), b"", "{how}");
         // The only place for a body is free again.
         until("another body passes", || post(&proxy, "ftp://", "some").status() != 503);
     }
@@ -398,7 +398,7 @@ fn an_observer_may_make_requests_in_the_background() {
     });
     let proxy = start(&calling(&service, AUTH, "config.observe = \"http://auth/\""));
     assert_eq!(proxy.get("/seen", "").status(), 200);
-    assert_eq!(heard.recv_timeout(crate::support::PATIENCE).unwrap(), "/seen 200");
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), "/seen 200");
     // An observer that fails or waits holds up no exchange.
     let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let limits = "limits = { waiting-calls = 4, queued-calls = 1, queue-time = \"50ms\" }\non-error = \"skip\"";
