@@ -4,6 +4,7 @@
 pub mod backlog;
 pub mod buffer_space;
 pub mod collected;
+pub mod content_end;
 pub mod replay;
 pub mod spill_file;
 pub mod spool;

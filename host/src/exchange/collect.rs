@@ -14,6 +14,7 @@ use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
+use crate::body::content_end::ContentEnd;
 use crate::body::replay::ReplayBuffer;
 use crate::body::spool::{Overflow, Room, Spool};
 use crate::body::upload::{RequestBody, UploadProgress};
@@ -34,13 +35,6 @@ pub struct BegunBody {
     rest: RequestBody,
     /// The end of the content behind the beginning; `None` if it was not read yet.
     end: Option<ContentEnd>,
-}
-
-/// The end of content that was read before an endpoint takes it.
-enum ContentEnd {
-    Whole,
-    Trailers(HeaderMap),
-    Failed(BodyError),
 }
 
 /// The room that a piece needs, in bytes: as much as hyper reads at once of a client that sends slowly.
@@ -184,14 +178,12 @@ impl Body for BegunBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         match ready!(self.beginning.poll_next(cx)) {
             Some(piece) => Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).map_err(Into::into))),
-            None => match self.end.replace(ContentEnd::Whole) {
-                Some(ContentEnd::Whole) => Poll::Ready(None),
-                Some(ContentEnd::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                Some(ContentEnd::Failed(error)) => Poll::Ready(Some(Err(error))),
-                None => {
-                    self.end = None;
-                    Pin::new(&mut self.rest).poll_frame(cx)
+            None => match self.end.take() {
+                Some(end) => {
+                    self.end = Some(ContentEnd::Whole);
+                    Poll::Ready(end.into_frame())
                 }
+                None => Pin::new(&mut self.rest).poll_frame(cx),
             },
         }
     }

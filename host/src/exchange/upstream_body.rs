@@ -9,12 +9,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Version};
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::coop::poll_proceed;
 
 use crate::body::BodyError;
 use crate::body::buffer_space::BufferSpace;
+use crate::body::content_end::ContentEnd;
 use crate::body::spool::{Overflow, Room, Spool};
 use crate::body::upload::{IdleTime, UploadProgress};
 use crate::error::{Error, FailureKind};
@@ -67,13 +68,6 @@ struct ReadContent {
     spool: Spool,
     /// The end behind the content that waits; `None` while the endpoint has not sent all.
     end: Option<ContentEnd>,
-}
-
-/// The end of content that was read ahead.
-enum ContentEnd {
-    Whole,
-    Trailers(HeaderMap),
-    Failed(BodyError),
 }
 
 /// The use of a connection until the body of a response is over.
@@ -268,12 +262,8 @@ impl UpstreamReading {
                 }
                 None => {}
             }
-            let end = self.ahead.take().and_then(|ahead| ahead.end);
-            match end {
-                Some(ContentEnd::Whole) => return Poll::Ready(None),
-                Some(ContentEnd::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                Some(ContentEnd::Failed(error)) => return Poll::Ready(Some(Err(error))),
-                None => {}
+            if let Some(end) = self.ahead.take().and_then(|ahead| ahead.end) {
+                return Poll::Ready(end.into_frame());
             }
         }
         self.poll_endpoint(self.piece, cx)
