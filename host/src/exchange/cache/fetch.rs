@@ -1,5 +1,6 @@
 //! Fetches a response from below the cache, and stores it if the policy says so.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -202,10 +203,7 @@ impl Fetch<'_> {
         hop_by_hop::response(&mut parts);
         context.response = Some(parts);
         let plugins = depth.range_below(top);
-        let replaced = match chain::up(worker, route, plugins.clone(), context)? {
-            ResponseHooks::Done(content) => content,
-            hooks => boxed(|| waiting::up(worker, route, plugins.clone(), hooks, context, &step)).await?,
-        };
+        let replaced = self.take_up(plugins.clone(), context, &step).await?;
         let body = match replaced {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
@@ -216,30 +214,30 @@ impl Fetch<'_> {
                 let mut chosen = None;
                 match boxed(|| passage.run(worker, context, &mut chosen, self.clock)).await? {
                     PassageEnd::Content(body) => body,
-                    PassageEnd::Respond { response, above } => self.take_up(response, above, context, &step).await?,
+                    PassageEnd::Respond { response, above } => {
+                        let (parts, content) = response.into_parts();
+                        context.response = Some(parts);
+                        let replaced = self.take_up(above.range_below(top), context, &step).await?;
+                        ResponseBody::Full(replaced.unwrap_or(content).into())
+                    }
                 }
             }
         };
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }
 
-    /// Takes the response of a plugin, in place of the one that it received, up to the cache; returns its content.
+    /// Runs the response hooks of plugins below the cache; returns the content that they put in place of the response's.
     async fn take_up(
         &self,
-        response: Response<Vec<u8>>,
-        from: ChainPosition,
+        plugins: Range<usize>,
         context: &mut Box<ExchangeContext>,
         step: &Deadline,
-    ) -> Result<ResponseBody, ChainFailure> {
+    ) -> Result<Option<Vec<u8>>, ChainFailure> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
-        let (parts, content) = response.into_parts();
-        context.response = Some(parts);
-        let plugins = from.range_below(self.miss.stage.at.next());
-        let replaced = match chain::up(worker, route, plugins.clone(), context)? {
-            ResponseHooks::Done(replaced) => replaced,
-            hooks => boxed(|| waiting::up(worker, route, plugins, hooks, context, step)).await?,
-        };
-        Ok(ResponseBody::Full(replaced.unwrap_or(content).into()))
+        match chain::up(worker, route, plugins.clone(), context)? {
+            ResponseHooks::Done(content) => Ok(content),
+            hooks => boxed(|| waiting::up(worker, route, plugins, hooks, context, step)).await,
+        }
     }
 }
 
