@@ -230,17 +230,20 @@ impl TimeShare {
 
     /// Charges work whose CPU time is known.
     pub fn charge_time(&self, time: Duration, now: Instant) {
-        let long = if time > SHORT { cost(time) } else { 0 };
-        self.charge(Cost { time: micros(time), of_kinds: [long, slow_cost(time)] }, now);
+        self.charge_part(Duration::ZERO, time, now);
     }
 
     /// Charges a turn of a call that waits between its turns, of which earlier turns took `before`. The turns of a call are
     /// slow together, and hold others up one by one.
     pub fn charge_turn(&self, before: Duration, turn: Duration, now: Instant) {
-        let turn = turn.max(MIN_TURN);
-        let long = if turn > SHORT { cost(turn) } else { 0 };
-        let slow = slow_cost(before + turn) - slow_cost(before);
-        self.charge(Cost { time: micros(turn), of_kinds: [long, slow] }, now);
+        self.charge_part(before, turn.max(MIN_TURN), now);
+    }
+
+    /// Charges an uninterrupted part of a call, of which earlier parts took `before`.
+    fn charge_part(&self, before: Duration, part: Duration, now: Instant) {
+        let long = if part > SHORT { cost(part) } else { 0 };
+        let slow = slow_cost(before + part) - slow_cost(before);
+        self.charge(Cost { time: micros(part), of_kinds: [long, slow] }, now);
     }
 
     /// Charges the cost of calls to all buckets.
