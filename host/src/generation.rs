@@ -212,7 +212,7 @@ pub struct EndedExchange {
     /// The name of the exchange for the log.
     pub name: ExchangeName,
     /// The client of the exchange.
-    pub cause: CalloutCause,
+    pub cause: Option<CalloutCause>,
     pub alive: Option<mpsc::Sender<()>>,
 }
 
@@ -380,6 +380,12 @@ impl WorkerState {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
     }
 
+    /// Returns an exchange as the cause of requests that a plugin sends; `None` if it has no destination for one.
+    pub fn callout_cause(&self, plugin_id: PluginId, context: &ExchangeContext) -> Option<CalloutCause> {
+        let has_none = self.generation.bindings[plugin_id].http_destinations().is_empty();
+        (!has_none).then(|| context.callout_cause())
+    }
+
     /// Queues an exchange that has ended for an observer that may wait.
     pub fn observe_later(
         self: &Rc<Self>,
@@ -388,7 +394,7 @@ impl WorkerState {
         summary: Summary,
         context: &ExchangeContext,
     ) {
-        let (worker, name, cause) = (self.clone(), ExchangeName::of(context), context.callout_cause());
+        let (worker, name, cause) = (self.clone(), ExchangeName::of(context), self.callout_cause(plugin_id, context));
         let ended = EndedExchange { worker, plugin_id, values, summary, name, cause, alive: self.alive.upgrade() };
         if self.ended.try_send(ended).is_err() {
             let full = PluginFailure::EndedExchanges(ENDED_EXCHANGES);

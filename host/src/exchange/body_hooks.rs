@@ -213,7 +213,7 @@ impl<'a> WaitingCalls<'a> {
     /// Returns the origin of the requests that a plugin makes for an exchange.
     fn origin(&self, plugin_id: PluginId, context: &ExchangeContext) -> CalloutOrigin<'a> {
         let WaitingCalls { worker, clock } = *self;
-        CalloutOrigin { worker, plugin_id, cause: context.callout_cause(), clock: clock.clone() }
+        CalloutOrigin { worker, plugin_id, cause: worker.callout_cause(plugin_id, context), clock: clock.clone() }
     }
 }
 
@@ -525,7 +525,8 @@ impl PassageHooks {
         self.forget_content(context);
         let calls = calls.filter(|_| stages.iter().any(BodyFilter::waits));
         let pass = calls.map(|calls| {
-            let (worker, cause, clock) = (calls.worker.clone(), context.callout_cause(), calls.clock.clone());
+            let (worker, clock) = (calls.worker.clone(), calls.clock.clone());
+            let cause = plugins.iter().find_map(|plugin_id| worker.callout_cause(*plugin_id, context));
             WaitingBodies { worker, plugins, cause, clock }.pass()
         });
         B::filtered(FilteredBody::new(content, stages, pass))

@@ -30,7 +30,8 @@ use crate::telemetry::failure_log::{self, Topic};
 pub struct CalloutOrigin<'a> {
     pub worker: &'a WorkerState,
     pub plugin_id: PluginId,
-    pub cause: CalloutCause,
+    /// The cause of the requests; `None` if the plugin has no destination for one.
+    pub cause: Option<CalloutCause>,
     pub clock: Rc<Clock>,
 }
 
@@ -53,8 +54,7 @@ impl CalloutOrigin<'_> {
             call(instance).await
         };
         let call = self.worker.guards[self.plugin_id].call_waiting(step, call);
-        let has_none = self.worker.generation.bindings[self.plugin_id].http_destinations().is_empty();
-        if has_none { call.await } else { self.drive(call, callouts).await }
+        if self.cause.is_none() { call.await } else { self.drive(call, callouts).await }
     }
 
     /// Runs a call of a plugin, and sends the requests that the call makes. Requests that are under way when the call ends
@@ -112,13 +112,14 @@ impl CalloutOrigin<'_> {
         let worker = self.worker;
         let targets = &worker.generation.callout_targets[self.plugin_id];
         let upstream_id = *targets.get(destination).ok_or(FailureKind::DestinationUnavailable)?;
+        let cause = self.cause.as_ref().ok_or(FailureKind::DestinationUnavailable)?;
         let [step, total] = self.clock.deadlines();
         let (mut parts, content) = request.into_parts();
         if !content.is_empty() {
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.len()));
         }
         let upstream = worker.upstream_name(Some(upstream_id));
-        let mut context = ExchangeContext::of_callout(&self.cause, parts, upstream);
+        let mut context = ExchangeContext::of_callout(cause, parts, upstream);
         let body = if content.is_empty() { RequestBody::Empty } else { RequestBody::Whole(content) };
         let mut sending = OutgoingRequest { body, ..OutgoingRequest::empty() };
         let forwarded = forward(worker, upstream_id, &mut context, &mut sending, &step);

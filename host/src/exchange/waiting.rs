@@ -35,7 +35,8 @@ impl WaitingHook<'_> {
         let configured = &worker.generation.bindings[plugin_id];
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
-        let origin = CalloutOrigin { worker, plugin_id, cause: context.callout_cause(), clock: step.clock().clone() };
+        let cause = worker.callout_cause(plugin_id, context);
+        let origin = CalloutOrigin { worker, plugin_id, cause, clock: step.clock().clone() };
         let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
         origin.call(step, call).await
     }
@@ -45,7 +46,7 @@ impl WaitingHook<'_> {
 pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let worker = timer.worker().clone();
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
-    let cause = CalloutCause::without_exchange("timer");
+    let cause = Some(CalloutCause::without_exchange("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
     let called = origin.call(&step, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, clock.now());

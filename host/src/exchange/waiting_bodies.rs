@@ -22,7 +22,7 @@ pub struct WaitingBodies {
     /// The plugins, in the order in which the content passes them.
     pub plugins: Vec<PluginId>,
     /// The client of the exchange.
-    pub cause: CalloutCause,
+    pub cause: Option<CalloutCause>,
     pub clock: Rc<Clock>,
 }
 

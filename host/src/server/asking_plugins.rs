@@ -99,7 +99,7 @@ async fn ask_all(generation: &Arc<Generation>, asking: &[AskingPlugin]) -> Vec<A
 
 /// Lets a plugin ask while it is configured.
 async fn ask(worker: &WorkerState, plugin_id: PluginId, clock: &Rc<Clock>) -> Asked {
-    let cause = CalloutCause::without_exchange("configure");
+    let cause = Some(CalloutCause::without_exchange("configure"));
     let origin = CalloutOrigin { worker, plugin_id, cause, clock: clock.clone() };
     let (sender, callouts) = CalloutSender::channel();
     let configured = origin.drive(worker.generation.bindings[plugin_id].ask(sender), callouts).await;
