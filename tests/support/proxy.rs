@@ -70,19 +70,22 @@ impl Proxy {
             }
         });
         let folder = tempfile::tempdir().unwrap();
-        let mut proxy = Proxy {
-            child,
-            address: String::new(),
-            folder,
-            noted: String::new(),
-            log,
-            early: RefCell::default(),
-            sockets,
-        };
+        let mut proxy = Proxy::unread(child, folder, log, sockets);
         let (line, early) = proxy.lines_up_to("listening at http");
         proxy.early = RefCell::new(early.into());
         proxy.address = address_in(&line);
         proxy
+    }
+
+    /// Returns a proxy of whose log nothing was read yet.
+    fn unread(
+        child: Child,
+        folder: tempfile::TempDir,
+        log: mpsc::Receiver<String>,
+        sockets: tempfile::TempDir,
+    ) -> Self {
+        let (address, noted, early) = (String::new(), String::new(), RefCell::default());
+        Proxy { child, address, folder, noted, log, early, sockets }
     }
 
     /// Starts the proxy, and reads its log only until both its listener and its admin listener are known. The rest is
@@ -96,22 +99,13 @@ impl Proxy {
         let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let (_, log) = mpsc::channel();
-        let mut proxy = Proxy {
-            child,
-            address: String::new(),
-            folder,
-            noted: String::new(),
-            log,
-            early: RefCell::default(),
-            sockets,
-        };
+        let mut proxy = Proxy::unread(child, folder, log, sockets);
         while proxy.address.is_empty() || proxy.noted.is_empty() {
             let mut line = String::new();
             assert!(stderr.read_line(&mut line).unwrap() > 0, "the proxy ended");
-            let address = line.rsplit("http://").next().unwrap().trim();
             match line.contains("admin at http://") {
-                true => proxy.noted = address.into(),
-                false if line.contains("listening at http://") => proxy.address = address.into(),
+                true => proxy.noted = address_in(&line),
+                false if line.contains("listening at http://") => proxy.address = address_in(&line),
                 false => {}
             }
         }
