@@ -104,6 +104,25 @@ fn replaced_content_may_be_as_long_as_the_memory_of_the_plugin() {
 }
 
 #[test]
+fn the_memory_of_bodies_is_returned_to_the_system_once_they_have_ended() {
+    const BYTES: usize = 14 << 20;
+    let table = plugin("").replace("whole:64", "whole:16000000");
+    let proxy = Proxy::start(&manifest(&mirror(), "\"bodies\"", &table));
+    proxy.get("/", "");
+    let (before, content) = (proxy.memory_kib(), vec![b'x'; BYTES]);
+    let send = || {
+        let mut stream = proxy.connect();
+        write!(stream, "POST /in HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", BYTES + 1).unwrap();
+        stream.write_all(&content).unwrap();
+        stream
+    };
+    let clients: Vec<_> = (0..16).map(|_| send()).collect();
+    until("the bodies are held", || proxy.memory_kib() > before + (150 << 10));
+    drop(clients);
+    until("their memory is returned", || proxy.memory_kib() < before + (40 << 10));
+}
+
+#[test]
 fn a_response_may_get_another_head_or_be_replaced() {
     let proxy = whole("");
     let signed = post(&proxy, "r:sign");

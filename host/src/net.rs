@@ -1,5 +1,6 @@
-//! Sockets and time, in the forms that tokio and hyper need.
+//! Sockets, time and memory, in the forms that tokio and hyper need.
 
+pub mod allocator;
 pub mod boxed;
 pub mod byte_counter;
 pub mod deadline;

@@ -21,6 +21,7 @@ use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
 use crate::exchange::waiting::{self, call_timer};
 use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, WorkerState};
+use crate::net::allocator;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
@@ -204,6 +205,7 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>) {
             let worker = current.borrow().clone();
             let idle_times = worker.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
             pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP_INTERVAL));
+            allocator::return_free_memory();
         });
     }
 }
