@@ -81,6 +81,7 @@ fn a_failing_plugin_harms_its_own_request_only() {
         "malformed-name",
         "malformed-value",
         "framing",
+        "framing-alias",
         "wrong-side",
         "hoard",
         "unknown-plan",

@@ -7,6 +7,7 @@ use http::{Method, StatusCode};
 
 use crate::context::bounds;
 use crate::protocol::authority;
+use crate::protocol::field_alias;
 use crate::protocol::framing::is_forbidden_trailer;
 
 /// The message that an edit of a field concerns.
@@ -79,7 +80,13 @@ const FRAMING: [HeaderName; 10] = [
 /// A field name that plugins may edit.
 pub fn field_name(name: &str) -> Result<HeaderName, EditError> {
     let name = any_field_name(name)?;
-    if FRAMING.contains(&name) { Err(EditError::Framing(name)) } else { Ok(name) }
+    if is_framing(&name) { Err(EditError::Framing(name)) } else { Ok(name) }
+}
+
+/// Whether a field belongs to the framing of a message or to one hop, or an origin may take it for such a field.
+pub fn is_framing(name: &HeaderName) -> bool {
+    let is_alias = |framing: &HeaderName| field_alias::are_alike(framing.as_str(), name.as_str());
+    FRAMING.contains(name) || (!field_alias::is_plain(name.as_str()) && FRAMING.iter().any(is_alias))
 }
 
 /// A field name that plugins may append to, or give to other fields.

@@ -33,6 +33,7 @@ impl RequestFilter for Misbehave {
             Some("malformed-name") => Verdict::proceed().set_field("x bad", "1"),
             Some("malformed-value") => Verdict::proceed().set_field("x-split", "1\r\nx-injected: 1"),
             Some("framing") => Verdict::proceed().set_field("transfer-encoding", "chunked"),
+            Some("framing-alias") => Verdict::proceed().set_field("content_length", "3"),
             Some("wrong-side") => Verdict::proceed().edit(Edit::SetStatus(200)),
             Some("half") => Verdict::proceed().set_field("x-half", "1").set_upstream("nowhere"),
             Some("give-up") => Verdict::Fail("told to give up".into()),
