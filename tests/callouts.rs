@@ -108,6 +108,14 @@ fn a_plugin_sends_no_request_that_no_client_could_send() {
 }
 
 #[test]
+fn a_request_of_a_plugin_names_the_proxies_that_its_cause_has_passed() {
+    let auth = origin(|request: &Message| ok(request.field("via").unwrap_or_default()));
+    let proxy = start(&calling(&auth, AUTH, ""));
+    assert_eq!(outcome(&proxy, "http://auth/", ""), "200 1.1 plugway");
+    assert_eq!(outcome(&proxy, "http://auth/", "\r\nVia: 1.0 other, 1.1 plugway"), "200 1.1 plugway, 1.1 plugway");
+}
+
+#[test]
 fn a_server_is_granted_by_scheme_host_and_port() {
     let server = origin(|request: &Message| ok(request.field("host").unwrap_or_default()));
     let proxy = start(&calling("127.0.0.1:1", &format!("\"http://{server}\""), ""));

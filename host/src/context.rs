@@ -34,6 +34,7 @@ use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
+use crate::protocol::hop_by_hop;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
 
 /// The heads of both messages, and the state of the exchange.
@@ -98,6 +99,8 @@ pub struct CalloutCause {
     route: Arc<str>,
     /// The request ID; `None` if there is no exchange.
     id: Option<[u8; 32]>,
+    /// The number of proxies named `plugway` that the exchange's request has passed, with this one.
+    passages: usize,
 }
 
 /// A path in the spelling of the client.
@@ -439,11 +442,13 @@ impl ExchangeContext {
     pub fn callout_cause(&self) -> CalloutCause {
         self.request_id();
         let (peer, client, route) = (self.peer.clone(), self.client.clone(), self.route.clone());
-        CalloutCause { peer, client, route, id: self.id.get().copied() }
+        let passages = hop_by_hop::passages(&self.request.headers);
+        CalloutCause { peer, client, route, id: self.id.get().copied(), passages }
     }
 
     /// Returns the head of a request that a plugin sends.
-    pub fn of_callout(cause: &CalloutCause, request: http::request::Parts, upstream: Arc<str>) -> Self {
+    pub fn of_callout(cause: &CalloutCause, mut request: http::request::Parts, upstream: Arc<str>) -> Self {
+        hop_by_hop::put_passages(cause.passages, &mut request.headers);
         let received = RequestLine::of(&request, Words::Unneeded);
         let mut context = ExchangeContext::new(received, request, cause.peer.clone(), cause.route.clone(), upstream);
         context.client.clone_from(&cause.client);
@@ -662,7 +667,8 @@ impl ExchangeContext {
 impl CalloutCause {
     /// Returns a cause that is no exchange, such as a timer.
     pub fn without_exchange(name: &str) -> Self {
-        CalloutCause { peer: Arc::new(ClientInfo::unix(name)), client: None, route: "-".into(), id: None }
+        let peer = Arc::new(ClientInfo::unix(name));
+        CalloutCause { peer, client: None, route: "-".into(), id: None, passages: 0 }
     }
 }
 

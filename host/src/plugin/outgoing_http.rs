@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::{PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri};
+use http::{HeaderName, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::ResourceTable;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
+    WasiHttpHooks,
+};
 
 use super::early_answers::{EarlyAnswer, EarlyAnswers, request_digest};
 use super::held_responses::HeldResponses;
 use crate::context::{bounds, edit_check};
 use crate::error::FailureKind;
+use crate::protocol::field_alias::is_plain;
 use crate::protocol::{hop_by_hop, path};
 
 /// A destination that a plugin may send requests to.
@@ -188,6 +192,11 @@ impl HttpState {
 type ResponseEnd = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl WasiHttpHooks for HttpHooks {
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        let is_alias = |name: &HeaderName| !is_plain(name.as_str()) && edit_check::is_framing(name);
+        Arc::new(move |name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || is_alias(name))
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,

@@ -44,6 +44,15 @@ pub fn own_request(fields: &mut HeaderMap) {
     fields.remove(header::EXPECT);
 }
 
+/// Marks a request that begins here as one that has passed proxies named `plugway`, because it is sent for a request that
+/// has.
+pub fn put_passages(passages: usize, fields: &mut HeaderMap) {
+    let line = vec![via(Version::HTTP_11); passages].join(", ");
+    if let Some(line) = HeaderValue::try_from(line).ok().filter(|line| !line.is_empty()) {
+        fields.append(header::VIA, line);
+    }
+}
+
 /// Counts a forward of a request with `Max-Forwards` (RFC 9110 §7.6.2); returns `false` if there may be none. The field
 /// has a meaning for OPTIONS and TRACE alone; what is no number has none.
 pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
@@ -64,8 +73,12 @@ pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
 /// Whether a request has passed [`MAX_PASSAGES`] proxies named `plugway`, so that it must be in a loop (RFC 9110
 /// §7.6.3). All these proxies have one name, so that one passage does not distinguish a chain of them from a loop.
 pub fn is_looping(fields: &HeaderMap) -> bool {
-    let passages = members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway"));
-    passages.count() >= MAX_PASSAGES
+    passages(fields) >= MAX_PASSAGES
+}
+
+/// Returns the number of proxies named `plugway` that a request has passed.
+pub fn passages(fields: &HeaderMap) -> usize {
+    members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway")).count()
 }
 
 /// The number of passages that means a loop: more than any chain of proxies has, and few enough that a loop costs little.
