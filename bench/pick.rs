@@ -10,8 +10,8 @@ use plugway::assemble::Assembler;
 use plugway::config::load;
 use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
-use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, UpstreamId};
+use plugway::generation::{LastingState, WorkerState};
 use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
 use plugway::plugin::time_share::Shares;
@@ -107,9 +107,10 @@ fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerSt
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
     let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
-    let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let (shares, (ended, _)) = (Shares::new(Instant::now()), tokio::sync::mpsc::channel(1));
-    let running = WorkerState::new(Arc::new(generation), &pools, &shares, place, alive, ended, Instant::now());
+    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
+    let (ended, _) = tokio::sync::mpsc::channel(1);
+    let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
+    let running = WorkerState::new(Arc::new(generation), lasting, place, Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(running.warm()).expect("it starts");
     running

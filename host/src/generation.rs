@@ -253,6 +253,17 @@ enum TimerOwner {
     Balancer(UpstreamId),
 }
 
+/// The parts of a worker that the views of all its generations share.
+#[derive(Clone)]
+pub struct LastingState {
+    pub pools: Rc<Pools>,
+    pub shares: Rc<Shares>,
+    /// The worker ends with the last holder.
+    pub alive: mpsc::WeakSender<()>,
+    /// The queue of observers that may wait.
+    pub ended: mpsc::Sender<EndedExchange>,
+}
+
 /// A worker's view of an upstream.
 pub struct UpstreamState {
     pub name: Arc<str>,
@@ -274,31 +285,36 @@ struct BalancerReplacement {
     instance: OrderedInstance,
 }
 
-impl WorkerState {
-    /// Makes the worker's view, which has no instances yet.
-    pub fn new(
-        generation: Arc<Generation>,
-        pools: &Rc<Pools>,
-        shares: &Rc<Shares>,
-        worker_metrics: WorkerMetrics,
-        alive: mpsc::WeakSender<()>,
-        ended: mpsc::Sender<EndedExchange>,
-        now: Instant,
-    ) -> Self {
-        let view = |upstream: &Upstream| UpstreamState {
+impl UpstreamState {
+    /// Returns the view of a worker, which has no balancer yet.
+    fn new(upstream: &Upstream, pools: &Rc<Pools>, worker: usize, now: Instant) -> Self {
+        UpstreamState {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
-            endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker_metrics.worker))),
+            endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker))),
             balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
             failures: Cell::new(0),
             retry_at: Cell::new(None),
-        };
+        }
+    }
+}
+
+impl WorkerState {
+    /// Makes the worker's view, which has no instances yet.
+    pub fn new(
+        generation: Arc<Generation>,
+        lasting: LastingState,
+        worker_metrics: WorkerMetrics,
+        now: Instant,
+    ) -> Self {
+        let LastingState { pools, shares, alive, ended } = lasting;
+        let view = |upstream: &Upstream| UpstreamState::new(upstream, &pools, worker_metrics.worker, now);
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| InstanceSlot::default()).collect();
         let guard = |configured: &Arc<ConfiguredPlugin>| {
-            Rc::new(PluginCaller::new(configured.clone(), worker_metrics.clone(), shares, now))
+            Rc::new(PluginCaller::new(configured.clone(), worker_metrics.clone(), &shares, now))
         };
         let guards: ById<PluginId, Rc<PluginCaller>> = generation.bindings.iter().map(guard).collect();
         let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
@@ -312,7 +328,6 @@ impl WorkerState {
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
         let caches = generation.bindings.iter().map(|configured| cache_metrics(configured, &worker_metrics)).collect();
         let unrouted = worker_metrics.registry.route(&UNROUTED.into(), worker_metrics.worker);
-        let pools = pools.clone();
         let buffers = BufferSpace::new(worker_metrics.registry.buffers.clone(), generation.buffer_limits.clone());
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {

@@ -19,7 +19,7 @@ use crate::assemble::{AskingPlugin, AssembledManifest};
 use crate::context::CalloutCause;
 use crate::exchange::callouts::CalloutOrigin;
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{Generation, WorkerState};
+use crate::generation::{Generation, LastingState, WorkerState};
 use crate::net::deadline::{Clock, TICK};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin};
 use crate::plugin::outgoing_http::CalloutSender;
@@ -79,9 +79,9 @@ async fn ask_all(generation: &Arc<Generation>, asking: &[AskingPlugin]) -> Vec<A
     let (alive, _ended) = mpsc::channel(1);
     let (ended, _endings) = mpsc::channel(1);
     let worker_metrics = WorkerMetrics { registry: Arc::new(Registry::default()), worker: 0 };
-    let (shares, now) = (Shares::new(Instant::now()), Instant::now());
-    let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let worker = WorkerState::new(generation.clone(), &pools, &shares, worker_metrics, alive, ended, now);
+    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
+    let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
+    let worker = WorkerState::new(generation.clone(), lasting, worker_metrics, Instant::now());
     let mut under_way: Vec<_> = asking.iter().map(|plugin| Box::pin(ask(&worker, plugin.plugin_id, &clock))).collect();
     let mut asked: Vec<Option<Asked>> = asking.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {

@@ -20,7 +20,7 @@ use crate::downstream::admission::{Admission, Entrance};
 use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
 use crate::exchange::waiting::{self, call_timer};
-use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, WorkerState};
+use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, LastingState, WorkerState};
 use crate::net::allocator;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
@@ -56,17 +56,6 @@ pub struct WorkerChannels {
     pub worker_metrics: WorkerMetrics,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
-}
-
-/// The parts of a worker that all its generations share.
-#[derive(Clone)]
-struct Lasting {
-    pools: Rc<Pools>,
-    shares: Rc<Shares>,
-    /// The worker ends with the last holder.
-    alive: mpsc::WeakSender<()>,
-    /// The queue of observers that may wait.
-    ended: mpsc::Sender<EndedExchange>,
 }
 
 /// The interval in which pools are searched for idle connections, which live longer than their limit by at most this
@@ -110,7 +99,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let (ended, endings) = mpsc::channel(ENDED_EXCHANGES);
     let shares = Shares::new(Instant::now());
-    let lasting = Lasting { pools: pools.clone(), shares, alive: alive.downgrade(), ended };
+    let lasting = LastingState { pools: pools.clone(), shares, alive: alive.downgrade(), ended };
     let prepared = match prepare(first, &lasting, &worker_metrics).await {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -139,7 +128,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
     worker_metrics: WorkerMetrics,
-    lasting: Lasting,
+    lasting: LastingState,
     current: Rc<RefCell<Rc<WorkerState>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
@@ -156,12 +145,10 @@ async fn swap(
 /// for the worker would wait for ever.
 async fn prepare(
     generation: Arc<Generation>,
-    lasting: &Lasting,
+    lasting: &LastingState,
     worker_metrics: &WorkerMetrics,
 ) -> Result<WorkerState, String> {
-    let Lasting { pools, shares, alive, ended } = lasting;
-    let (alive, ended) = (alive.clone(), ended.clone());
-    let made = || WorkerState::new(generation, pools, shares, worker_metrics.clone(), alive, ended, Instant::now());
+    let made = || WorkerState::new(generation, lasting.clone(), worker_metrics.clone(), Instant::now());
     let worker = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
     worker.warm().await.map_err(|failure| failure.to_string())?;
     Ok(worker)
