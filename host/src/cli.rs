@@ -27,8 +27,9 @@ use crate::server::admin::client::{self, RunningProxyAddress};
 
 use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
 use crate::plugin::access::WantedAccess;
-use crate::plugin::configured::{ConfiguredPlugin, PluginConfig};
+use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
+use crate::plugin::plugin_config::PluginConfig;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::PluginVersions;
 use crate::server::{self, Control};

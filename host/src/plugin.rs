@@ -33,6 +33,7 @@ mod memory_limit;
 mod metrics;
 pub mod outgoing_http;
 mod passwords;
+pub mod plugin_config;
 mod proposals;
 pub mod settings;
 mod shared;

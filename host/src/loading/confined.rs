@@ -11,8 +11,9 @@ use super::messages::{self, About, ConfigComplaint, ConfigVerdict, FileForm, Loa
 use super::verdict::Schema;
 use crate::config::diagnostic::MAX_SHOWN;
 use crate::plugin::compiled_cache::{MAX_SEALED_BYTES, Seal};
-use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin, PluginConfig};
+use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin};
 use crate::plugin::engine::{Plugin, Runtime};
+use crate::plugin::plugin_config::PluginConfig;
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::PluginVersions;

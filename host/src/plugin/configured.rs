@@ -15,9 +15,9 @@ use super::host::value_name;
 use super::instance::Instance;
 use super::log_lines::PluginLog;
 use super::outgoing_http::{CalloutSender, HttpDestination};
+use super::plugin_config::PluginConfig;
 use super::settings::{
-    self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR,
-    content_rules, names,
+    self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
 };
 use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
@@ -70,20 +70,6 @@ pub struct ConfiguredPlugin {
 /// A shorter interval would be called no more often.
 const MIN_TIMER_INTERVAL: Duration = crate::net::deadline::TICK;
 
-/// A plugin table of the manifest: a component with the configuration, limits and rules for it.
-pub struct PluginConfig {
-    /// The name in the manifest.
-    pub name: Arc<str>,
-    pub plugin: Arc<Plugin>,
-    /// The configuration as JSON.
-    pub config: String,
-    pub limits: PluginLimits,
-    pub on_error: OnError,
-    pub isolation: Isolation,
-    /// The access that the manifest grants.
-    pub access: GrantedAccess,
-}
-
 /// A configuration that the plugin or the host rejects.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
@@ -103,6 +89,32 @@ fn what(refused: &EditError) -> String {
         EditError::Many { .. } => refused.to_string(),
         _ => format!("what can't be: {refused}"),
     }
+}
+
+/// Returns a configured instance, with the settings that the plugin declared.
+fn first_instance(config: &PluginConfig, lines: PluginLog) -> Result<(Settings, Box<Instance>), ConfigureError> {
+    let failed = |failure| match failure {
+        PluginFailure::Asks => ConfigureError::Asks,
+        failure => ConfigureError::Failed(config.limits.reason(&failure)),
+    };
+    let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
+    let time = config.limits.making_time();
+    let first = Instance::unconfigured(&config.plugin, config.limits, lines, &config.access, time);
+    let mut first = first.map_err(failed)?;
+    let settings = first.configure(&config.config, time).map_err(failed)?.map_err(refused)?;
+    Ok((settings, Box::new(first)))
+}
+
+/// Returns the inputs of a cache policy, which are taken out of the settings.
+fn cache_inputs(settings: &mut Settings) -> Result<CacheInputs, EditError> {
+    let status = settings.cache_status.take();
+    Ok(CacheInputs {
+        request: names(std::mem::take(&mut settings.cache_request_values))?,
+        response: names(std::mem::take(&mut settings.cache_response_values))?,
+        plan: settings.lookup_plan.take().map(settings::lookup_plan).transpose()?,
+        tells_key: status.as_ref().is_some_and(|status| status.key),
+        name: status.map(|status| settings::token(status.name)).transpose()?,
+    })
 }
 
 /// Returns settings in place of those that a plugin declares once it is answered.
@@ -143,47 +155,18 @@ pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
     Ok(description)
 }
 
-impl PluginConfig {
-    /// Returns the table of a plugin that is only examined, and sees variables of the environment.
-    pub fn for_examination(
-        plugin: Arc<Plugin>,
-        config: String,
-        limits: PluginLimits,
-        env: Vec<(String, String)>,
-    ) -> Self {
-        let (name, on_error, isolation) = ("examined".into(), OnError::Fail, Isolation::Worker);
-        let access = GrantedAccess { env: env.into(), ..GrantedAccess::default() };
-        PluginConfig { name, plugin, config, limits, on_error, isolation, access }
-    }
-
-    /// Returns a configured instance, with the settings that the plugin declared.
-    fn first_instance(&self, lines: PluginLog) -> Result<(Settings, Box<Instance>), ConfigureError> {
-        let failed = |failure| match failure {
-            PluginFailure::Asks => ConfigureError::Asks,
-            failure => ConfigureError::Failed(self.limits.reason(&failure)),
-        };
-        let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
-        let time = self.limits.making_time();
-        let first = Instance::unconfigured(&self.plugin, self.limits, lines, &self.access, time);
-        let mut first = first.map_err(failed)?;
-        let settings = first.configure(&self.config, time).map_err(failed)?.map_err(refused)?;
-        Ok((settings, Box::new(first)))
-    }
-}
-
 impl ConfiguredPlugin {
     /// Configures a first instance, and records the declarations of the plugin. A plugin that asks a service meanwhile is not
     /// answered: [`ConfiguredPlugin::ask`] configures it.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
-        let PluginConfig { name, plugin, config: text, limits, isolation, access, .. } = &config;
-        let supply = versions.of(plugin, name, text, *limits, *isolation, access);
+        let supply = versions.of(&config);
         let lines = supply.recipe.lines.clone();
-        let first = supply.measure(|| match config.first_instance(lines) {
+        let first = supply.measure(|| match first_instance(&config, lines) {
             Err(ConfigureError::Asks) => Ok(None),
             first => first.map(Some),
         });
         let Some((settings, mut first)) = first? else {
-            let settings = unknown_settings(plugin);
+            let settings = unknown_settings(&config.plugin);
             return Ok(ConfiguredPlugin { asks: true, ..ConfiguredPlugin::from_settings(config, supply, settings)? });
         };
         let configured = ConfiguredPlugin::from_settings(config, supply, settings)?;
@@ -228,11 +211,12 @@ impl ConfiguredPlugin {
     fn from_settings(
         config: PluginConfig,
         supply: Arc<PluginVersion>,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Result<Self, ConfigureError> {
         let PluginConfig { name, plugin, limits, on_error, isolation, .. } = config;
         let request_ability = plugin.body_ability(MessageSide::Request, limits.memory);
         let response_ability = plugin.body_ability(MessageSide::Response, limits.memory);
+        let cache = plugin.cache_policy.as_ref().map(|_| cache_inputs(&mut settings)).transpose()?;
         let plans = settings::plans(settings.edit_plans, request_ability.or(response_ability))?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
@@ -240,28 +224,16 @@ impl ConfiguredPlugin {
         settings::check_response_plan(&plans, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
         let balancer_key = settings.balancer_key.map(value_name).transpose()?;
-        let cache = match &plugin.cache_policy {
-            Some(_) => Some(CacheInputs {
-                request: names(settings.cache_request_values)?,
-                response: names(settings.cache_response_values)?,
-                plan: settings.lookup_plan.map(settings::lookup_plan).transpose()?,
-                tells_key: settings.cache_status.as_ref().is_some_and(|status| status.key),
-                name: settings.cache_status.map(|status| settings::token(status.name)).transpose()?,
-            }),
-            None => None,
-        };
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
-        let body = |mode: Option<types::BodyMode>, values, rules, ability| {
-            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), Some(ability))?;
-            Ok::<_, EditError>(BodyInputs { mode, values: names(values)?, ability, rules: content_rules(rules) })
-        };
         let request_body = request_ability.map(|ability| {
-            body(settings.request_body, settings.request_body_values, settings.request_content, ability)
+            let (mode, values) = (settings.request_body, settings.request_body_values);
+            settings::body_inputs(mode, values, settings.request_content, ability)
         });
         let response_body = response_ability.map(|ability| {
-            body(settings.response_body, settings.response_body_values, settings.response_content, ability)
+            let (mode, values) = (settings.response_body, settings.response_body_values);
+            settings::body_inputs(mode, values, settings.response_content, ability)
         });
         let (request_body, response_body) = (request_body.transpose()?, response_body.transpose()?);
         let (lines, version) = (supply.recipe.lines.clone(), plugin.version());

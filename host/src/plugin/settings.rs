@@ -291,8 +291,19 @@ pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, EditError>
     values.into_iter().map(value_name).collect()
 }
 
+/// Returns the inputs of a body hook, which receives bodies as a stream unless its plugin declares another way.
+pub fn body_inputs(
+    mode: Option<types::BodyMode>,
+    values: Vec<types::ValueName>,
+    rules: Option<types::ContentRules>,
+    ability: BodyAbility,
+) -> Result<BodyInputs, EditError> {
+    let mode = body_mode(mode.unwrap_or(types::BodyMode::Streamed), Some(ability))?;
+    Ok(BodyInputs { mode, values: names(values)?, ability, rules: content_rules(rules) })
+}
+
 /// Returns the rules for content that a plugin departs from.
-pub fn content_rules(rules: Option<types::ContentRules>) -> ContentRules {
+fn content_rules(rules: Option<types::ContentRules>) -> ContentRules {
     rules.map_or_else(ContentRules::default, |rules| {
         let types::ContentRules { ignore_no_transform, skip_parts, coded } = rules;
         let coded = match coded {

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::access::GrantedAccess;
 use super::body_counts::BodyCounts;
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
@@ -21,7 +20,8 @@ use super::engine::Plugin;
 use super::instance::{Instance, InstanceRecipe};
 use super::instance_orders::{InstanceOrders, OrderedInstance};
 use super::log_lines::PluginLog;
-use super::settings::{Isolation, PluginLimits};
+use super::plugin_config::PluginConfig;
+use super::settings::Isolation;
 use super::time_share::TimeShare;
 use super::waiting_limit::WaitingLimit;
 use crate::telemetry::metrics::CallRejection;
@@ -99,36 +99,29 @@ impl PluginVersions {
     }
 
     /// Returns the shared part of a version, which may be in use already.
-    pub(super) fn of(
-        &self,
-        plugin: &Arc<Plugin>,
-        name: &Arc<str>,
-        config: &str,
-        limits: PluginLimits,
-        isolation: Isolation,
-        access: &GrantedAccess,
-    ) -> Arc<PluginVersion> {
+    pub(super) fn of(&self, wanted: &PluginConfig) -> Arc<PluginVersion> {
+        let PluginConfig { name, plugin, config, limits, isolation, access, .. } = wanted;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|version| version.strong_count() > 0);
         let is_it = |version: &Arc<PluginVersion>| {
             let recipe = &version.recipe;
-            let is_alike = Arc::ptr_eq(&recipe.plugin, plugin) && recipe.limits == limits && recipe.config == config;
-            is_alike && recipe.access.is_same(access) && version.isolation == isolation && version.name == *name
+            let is_alike = Arc::ptr_eq(&recipe.plugin, plugin) && recipe.limits == *limits && recipe.config == *config;
+            is_alike && recipe.access.is_same(access) && version.isolation == *isolation && version.name == *name
         };
         if let Some(version) = known.iter().filter_map(Weak::upgrade).find(is_it) {
             return version;
         }
         let recipe = InstanceRecipe {
             plugin: plugin.clone(),
-            config: config.into(),
-            limits,
+            config: config.clone(),
+            limits: *limits,
             lines: PluginLog::new(name.clone()),
             access: access.clone(),
             metrics: OnceLock::new(),
             live: Arc::default(),
             answers: Mutex::default(),
         };
-        let version = Arc::new(PluginVersion::new(name.clone(), recipe, isolation, self.orders.clone()));
+        let version = Arc::new(PluginVersion::new(name.clone(), recipe, *isolation, self.orders.clone()));
         known.push(Arc::downgrade(&version));
         version
     }
