@@ -222,12 +222,8 @@ impl Assembler {
         // The switches of a rejected manifest belong to no generation.
         self.switches.retain(|_, switch| Arc::strong_count(switch) > 1);
         let mut draft = Assembly::new(self, files, problems, left_out);
-        draft.assembly.loader.limits = draft.load_limits(files);
-        draft.reserve(files);
-        draft.shared = draft.shared_limits(files);
-        draft.fleet = draft.fleet(files);
+        draft.bind_plugins(files);
         let (shared_limits, fleet) = (draft.shared, draft.fleet.clone());
-        draft.bind_all(files);
         let (mut upstreams, upstream_ids) = draft.upstreams(files);
         let (routes, router) = draft.routes(files, &upstream_ids);
         let callout_targets = draft.callout_targets(&mut upstreams, &upstream_ids);
@@ -243,9 +239,8 @@ impl Assembler {
         draft.once(files);
         draft.warn_of_unused(files);
         draft.warn_of_doubtful(files);
-        let Assembly { problems, bindings, asking, used, reserved, mut certificates, .. } = draft;
-        certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
-        certificates.dedup_by(|one, other| one.chain == other.chain);
+        let certificates = draft.take_certificates();
+        let Assembly { problems, bindings, asking, used, reserved, .. } = draft;
         self.keep_accepted();
         let (router, reserved) = match (router, reserved) {
             (Some(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
@@ -339,6 +334,23 @@ impl<'a> Assembly<'a> {
 }
 
 impl Assembly<'_> {
+    /// Settles what all plugins share, and configures each.
+    fn bind_plugins(&mut self, files: &[ManifestFile]) {
+        self.assembly.loader.limits = self.load_limits(files);
+        self.reserve(files);
+        self.shared = self.shared_limits(files);
+        self.fleet = self.fleet(files);
+        self.bind_all(files);
+    }
+
+    /// Returns each certificate of the manifest once, in the order of their files.
+    fn take_certificates(&mut self) -> Vec<DatedCertificate> {
+        let mut certificates = std::mem::take(&mut self.certificates);
+        certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
+        certificates.dedup_by(|one, other| one.chain == other.chain);
+        certificates
+    }
+
     /// Notes the dates of a certificate in a file that a place of the manifest names.
     fn note_certificate(&mut self, source: &Arc<Source>, span: &Range<usize>, chain: &Path) {
         let Some(dated) = DatedCertificate::read(chain, source.location(span)) else { return };

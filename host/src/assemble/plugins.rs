@@ -174,23 +174,7 @@ impl Assembly<'_> {
         let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation, access };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
-                let workers = self.assembly.workers.unwrap_or(1);
-                let of_bodies = if configured.transforms_bodies() && !configured.waits() {
-                    instances::of_bodies(limits, workers)
-                } else {
-                    0
-                };
-                let wanted = of_bodies + if configured.waits() { instances::of_waiting_calls(limits) } else { 0 };
-                let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
-                if let Some(Err(shortage)) = extended {
-                    self.problems.at(source, use_span, shortage.to_string());
-                    return None;
-                }
-                let asks = configured.asks;
-                let plugin_id = self.bindings.push(Arc::new(configured));
-                if asks {
-                    self.note_asking(plugin_id, source, use_span);
-                }
+                let plugin_id = self.add_binding(&about, configured, limits)?;
                 if is_guard {
                     self.guards.insert(plugin_id);
                     self.warn_of_skipped_guard(source, on_error, on_error_place);
@@ -206,6 +190,32 @@ impl Assembly<'_> {
             Err(error) => self.reject(&about, PluginRejection::Component(error.to_string())),
         }
         None
+    }
+
+    /// Adds a configured plugin, for whose instances there must be room.
+    fn add_binding(
+        &mut self,
+        about: &Concerned<'_>,
+        configured: ConfiguredPlugin,
+        limits: PluginLimits,
+    ) -> Option<PluginId> {
+        let workers = self.assembly.workers.unwrap_or(1);
+        let wanted = match (configured.waits(), configured.transforms_bodies()) {
+            (true, _) => instances::of_waiting_calls(limits),
+            (false, true) => instances::of_bodies(limits, workers),
+            (false, false) => 0,
+        };
+        let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
+        if let Some(Err(shortage)) = extended {
+            self.problems.at(about.source, about.use_span.clone(), shortage.to_string());
+            return None;
+        }
+        let asks = configured.asks;
+        let plugin_id = self.bindings.push(Arc::new(configured));
+        if asks {
+            self.note_asking(plugin_id, about.source, about.use_span.clone());
+        }
+        Some(plugin_id)
     }
 
     /// Notes a plugin that asks services while it is configured: who serves the generation lets it ask, and a check doesn't.
