@@ -215,6 +215,8 @@ class Nginx(Peer):
     conf = "nginx.conf"
     variants = {"cache1k": [""], "cache64k": [""], "cachedisk1m": [""], "reload": [""], "script": ["lua", "njs", "map"],
                 "files1k": [""], "files64k": [""], "files10m": [""],
+                "platform": ["lua", "lua-shared", "auth-request", "lua-capture"], "bodies1k": ["lua", "lua-body"],
+                "bodies1m": ["lua", "lua-body"],
                 **{s: ["", "tuned"] for s in ("big1m", "big100m", "upload")},
                 **{f"chain{n}": ["lua", "njs"] for n in (0, 1, 3)}}
 
@@ -291,7 +293,8 @@ class Plugway(Peer):
     conf = "plugway.toml"
     base = "plain plain-c1 rewrite lb lc cache1k cache64k cachedisk1m tls handshake h2 big1m big100m upload idle idle-tls reload files1k files64k files10m".split()
     stock = "none ip-filter auth-key cors body-limit security-headers request-id".split()
-    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"stock": stock} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
+    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"stock": stock} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]} | {
+        "platform": ["none", "shared", "callout"], "bodies1k": ["none", "body"], "bodies1m": ["none", "body"]}
 
     def argv(self, scenario, flags):
         return [os.environ.get("PLUGWAY", ROOT / "target/dist/plugway"), "run", self.file]
@@ -314,12 +317,13 @@ SCENARIOS = {
     "files1k": dict(path="/files/1k", flags="files"), "files64k": dict(path="/files/64k", flags="files"),
     "files10m": dict(path="/files/10m", conns=8, flags="files big"),
     "chain0": {}, "chain1": {}, "chain3": {},
+    "platform": {}, "bodies1k": {}, "bodies1m": dict(path="/big/1m", conns=16, flags="big"),
     "big1m": dict(path="/big/1m", conns=16, flags="big"), "big100m": dict(path="/big/100m", conns=4, flags="big"),
     "upload": dict(path="/upload", conns=4, body=10 << 20, flags="big"),
     "idle": dict(tool="idle"), "idle-tls": dict(tool="idle", flags="tls"),
     "reload": dict(tool="reload"),
 }
-ALIASES = {"cache": "cache1k,cache64k", "chain": "chain0+chain1+chain3", "big": "big1m,big100m,upload"}
+ALIASES = {"cache": "cache1k,cache64k", "chain": "chain0+chain1+chain3", "big": "big1m,big100m,upload", "bodies": "bodies1k,bodies1m"}
 FILES = {"1k": 1 << 10, "64k": 64 << 10, "10m": 10 << 20}
 CLIENT = {"User-Agent": "bench/1.0", "Accept": "*/*", "Accept-Language": "en"}
 

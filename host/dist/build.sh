@@ -23,7 +23,7 @@ build_by_profile() {
   tools=$(rustc --print sysroot)/lib/rustlib/$triple/bin
   profile=$PWD/target/profile
   cargo build --profile guest --target wasm32-wasip2 --target-dir target/guests \
-    --package bench-apikey --package bench-addheader
+    --package bench-apikey --package bench-addheader --package bench-callout --package bench-shared --package bench-body
   rm -rf "$profile"
   build "-Cprofile-generate=$profile"
   rm -rf "$profile" # What the build itself may have left there.
