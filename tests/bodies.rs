@@ -36,6 +36,18 @@ fn a_body_hook_gets_the_values_that_it_declared() {
 }
 
 #[test]
+fn isolation_gives_each_body_a_fresh_instance() {
+    for (isolation, last) in [("worker", "5"), ("request", "1")] {
+        let plugin = format!("{{ use = {BODIES:?}, isolation = {isolation:?}, config.bodies = \"skip\" }}");
+        let text = manifest(&origin(|request| ok(&request.text())), &plugin, "");
+        let proxy = Proxy::start(&text.replace("workers = 2", "workers = 1"));
+        let count = || post(&proxy, "\r\nX-Body: stream", "count").text();
+        let counts: Vec<String> = (0..5).map(|_| count()).collect();
+        assert_eq!(counts[4], format!("[POST -]{last}"), "{isolation}: {counts:?}");
+    }
+}
+
+#[test]
 fn values_of_a_body_hook_are_those_after_the_edits_of_all_plugins() {
     let edits = "{ use = \"headers\", config = { request.set = { Content-Type = \"b\" }, response.set = { Content-Type = \"c\" } } }";
     // Above and below: edits of either are seen.

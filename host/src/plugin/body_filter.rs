@@ -22,7 +22,7 @@ use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::instance::waiting_hooks::declared;
 use super::outgoing_http::CalloutSender;
-use super::settings::OnError;
+use super::settings::{Isolation, OnError};
 use super::version::InstanceNeed;
 use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::bounds;
@@ -494,8 +494,10 @@ impl Drop for BodyFilter {
         let body = self.body;
         match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
             Ok(()) => {
-                if let Some(BodyInstance::AtOnce(instance)) = self.instance.take() {
-                    self.bodies.keep(instance);
+                let Some(BodyInstance::AtOnce(instance)) = self.instance.take() else { return };
+                match self.guard.configured.isolation {
+                    Isolation::Worker => self.bodies.keep(instance),
+                    Isolation::Request => self.guard.discard(instance),
                 }
             }
             // The content has left by then, and nothing is lost but the instance.

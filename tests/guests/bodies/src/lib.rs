@@ -29,10 +29,12 @@ pub struct Bodies {
     answered: Input,
     /// A plan that asks for the body chunk by chunk.
     streams: EditPlanId,
+    /// The number of bodies that this instance has received in chunks.
+    begun: usize,
 }
 
-/// A body whose output begins with a text.
-pub struct Headed(Vec<u8>);
+/// A body whose output begins with a text. The chunk `count` becomes the number of bodies of the instance.
+pub struct Headed(Vec<u8>, usize);
 
 /// Returns the mode that a text names.
 fn mode(text: &str) -> BodyMode {
@@ -70,6 +72,7 @@ impl Plugin for Bodies {
             asked: setup.request.field("x-body"),
             answered: setup.response.response_field("x-body"),
             streams: setup.plan(EditPlan::default().body(BodyMode::Streamed)),
+            begun: 0,
         })
     }
 }
@@ -147,7 +150,8 @@ impl RequestBody for Bodies {
     type Body = Headed;
 
     fn request_body(&mut self, request: &Values) -> Headed {
-        Headed(told(request, &self.request).into_bytes())
+        self.begun += 1;
+        Headed(told(request, &self.request).into_bytes(), self.begun)
     }
 }
 
@@ -155,14 +159,18 @@ impl ResponseBody for Bodies {
     type Body = Headed;
 
     fn response_body(&mut self, response: &Values) -> Headed {
-        Headed(told(response, &self.response).into_bytes())
+        self.begun += 1;
+        Headed(told(response, &self.response).into_bytes(), self.begun)
     }
 }
 
 impl BodyFilter for Headed {
     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
         let mut out = std::mem::take(&mut self.0);
-        out.extend_from_slice(&chunk);
+        match &*chunk {
+            b"count" => out.extend_from_slice(self.1.to_string().as_bytes()),
+            chunk => out.extend_from_slice(chunk),
+        }
         Ok(out)
     }
 
