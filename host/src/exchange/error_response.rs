@@ -58,6 +58,11 @@ pub fn error_response(
         // Only TRACE is answered so, and a response with this status has the field (RFC 9110 §15.5.6).
         fields.insert(header::ALLOW, HeaderValue::from_static(ALL_BUT_TRACE));
     }
+    if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        // A plugin could not take coded content: the client learns that it may send the content without a coding (RFC 9110
+        // §12.5.3).
+        fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     let of_kind = (error.kind == FailureKind::LimitReached).then_some(RETRY_AFTER);
     if let Some(seconds) = error.retry_after.or(of_kind) {
         fields.insert(header::RETRY_AFTER, seconds.get().into());
