@@ -116,6 +116,24 @@ fn a_request_of_a_plugin_names_the_proxies_that_its_cause_has_passed() {
 }
 
 #[test]
+fn what_a_plugin_never_sends_is_bounded_in_the_host() {
+    let auth = origin(|_: &Message| ok(""));
+    let proxy =
+        start(&calling(&auth, AUTH, "limits = { share = 100, cpu = \"5s\" }").replace("workers = 2", "workers = 1"));
+    outcome(&proxy, "http://auth/", "");
+    let before = proxy.memory_kib();
+    for what in ["authority", "method", "target", "content"] {
+        for _ in 0..3 {
+            let made: usize = outcome(&proxy, &format!("hoard {what}"), "").parse().unwrap();
+            assert!(made < 60, "{what}: {made}");
+        }
+        let grown = proxy.memory_kib().saturating_sub(before);
+        assert!(grown < 24 << 10, "{what}: {grown} KiB");
+    }
+    assert_eq!(outcome(&proxy, "http://auth/", ""), "200");
+}
+
+#[test]
 fn a_server_is_granted_by_scheme_host_and_port() {
     let server = origin(|request: &Message| ok(request.field("host").unwrap_or_default()));
     let proxy = start(&calling("127.0.0.1:1", &format!("\"http://{server}\""), ""));
@@ -180,7 +198,7 @@ fn failures_have_names() {
     ] {
         let text = calling(&address, AUTH, "").replace("[upstream.auth]", "[upstream.auth]\nretry = false");
         let proxy = start(&text);
-        assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 300"), wanted);
+        assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 1000"), wanted);
     }
 }
 

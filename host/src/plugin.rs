@@ -18,7 +18,7 @@ mod early_answers;
 pub mod engine;
 pub mod failure;
 mod function_names;
-mod held_responses;
+mod held_bytes;
 mod host;
 mod http_linker;
 pub mod instance;

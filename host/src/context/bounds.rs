@@ -146,6 +146,9 @@ pub const SHARED_KEY: usize = NAME;
 /// Bytes of a value of shared state: as many as of a field.
 pub const SHARED_VALUE: usize = VALUE;
 
+/// The maximum length of the path and query of a request that a plugin sends to another service, in bytes.
+pub const CALLOUT_TARGET: usize = 16 << 10;
+
 /// The maximum length of the content of a request that a plugin sends to another service, in bytes.
 pub const CALLOUT_REQUEST: usize = 256 << 10;
 

@@ -3,11 +3,13 @@
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_http::p2::bindings::http::outgoing_handler;
+use wasmtime_wasi_http::p2::bindings::http::types::{HostOutgoingRequest as _, Method};
 use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
 use wasmtime_wasi_http::{RequestOptions, WasiHttpCtxView, WasiHttpView};
 
 use super::host::HostState;
 use super::wasi::waits;
+use crate::context::bounds;
 
 impl WasiHttpView for HostState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
@@ -15,7 +17,8 @@ impl WasiHttpView for HostState {
     }
 }
 
-/// Adds the interfaces for outgoing requests. A call that may not wait traps when it sends one.
+/// Adds the interfaces for outgoing requests. A call that may not wait traps when it sends one. The texts of a request have
+/// bounds, because the host keeps those of requests that are never sent.
 pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     linker.allow_shadowing(true);
@@ -35,9 +38,39 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
             }
         },
     )?;
+    let mut types = linker.instance("wasi:http/types@0.2.12")?;
+    types.func_wrap(
+        "[method]outgoing-request.set-authority",
+        |mut store: StoreContextMut<'_, HostState>, (request, authority): (OutgoingRequest, Option<String>)| {
+            if authority.as_ref().is_some_and(|authority| authority.len() > bounds::NAME) {
+                return Ok((Err(()),));
+            }
+            Ok((store.data_mut().http().set_authority(request, authority)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-request.set-method",
+        |mut store: StoreContextMut<'_, HostState>, (request, method): (OutgoingRequest, Method)| {
+            if matches!(&method, Method::Other(name) if name.len() > bounds::NAME) {
+                return Ok((Err(()),));
+            }
+            Ok((store.data_mut().http().set_method(request, method)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-request.set-path-with-query",
+        |mut store: StoreContextMut<'_, HostState>, (request, target): (OutgoingRequest, Option<String>)| {
+            if target.as_ref().is_some_and(|target| target.len() > bounds::CALLOUT_TARGET) {
+                return Ok((Err(()),));
+            }
+            Ok((store.data_mut().http().set_path_with_query(request, target)?,))
+        },
+    )?;
     linker.allow_shadowing(false);
     Ok(())
 }
+
+type OutgoingRequest = Resource<HostOutgoingRequest>;
 
 /// The parameters of `handle`.
 type HandleParameters = (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>);

@@ -15,7 +15,7 @@ use wasmtime_wasi_http::{
 };
 
 use super::early_answers::{EarlyAnswer, EarlyAnswers, request_digest};
-use super::held_responses::HeldResponses;
+use super::held_bytes::{CountedBytes, HeldBytes};
 use crate::context::{bounds, edit_check};
 use crate::error::FailureKind;
 use crate::protocol::field_alias::is_plain;
@@ -73,7 +73,7 @@ pub(super) struct HttpState {
 struct HttpHooks {
     destinations: Arc<[HttpDestination]>,
     way: CalloutWay,
-    held: HeldResponses,
+    held: HeldBytes,
 }
 
 /// The way of an instance's requests.
@@ -177,8 +177,8 @@ impl HttpState {
         if let CalloutWay::Kept(_, answers) = &self.hooks.way { Some(answers) } else { None }
     }
 
-    /// Whether the plugin still holds responses.
-    pub(super) fn holds_responses(&self) -> bool {
+    /// Whether the host keeps bytes of requests or responses.
+    pub(super) fn holds_bytes(&self) -> bool {
         !self.hooks.held.is_empty()
     }
 
@@ -211,6 +211,7 @@ impl WasiHttpHooks for HttpHooks {
                 return Err(fault);
             }
             let destination = destination.filter(|_| !has_user).ok_or(Error::HttpRequestDenied)?;
+            let request = received(request, held.count()).await?;
             let response = way.send(destination, request, options.unwrap_or_default()).await?;
             let (head, content) = response.into_parts();
             let content = held.hold(&head.headers, content).ok_or(Error::HttpResponseBodySize(None))?;
@@ -226,20 +227,13 @@ impl WasiHttpHooks for HttpHooks {
 }
 
 impl CalloutWay {
-    /// Sends a request once the plugin has written it, and returns the response as a whole.
+    /// Sends a request, and returns the response as a whole.
     async fn send(
         self,
         destination: usize,
-        request: Request<WasiBody>,
+        request: Request<Bytes>,
         options: RequestOptions,
     ) -> Result<Response<Bytes>, Error> {
-        let (mut head, body) = request.into_parts();
-        hop_by_hop::own_request(&mut head.headers);
-        let request = Request::from_parts(head, received(body).await?);
-        // RFC 9110 §9.3.8.
-        if request.method() == Method::TRACE && !request.body().is_empty() {
-            return Err(Error::HttpRequestMethodInvalid);
-        }
         let times = CalloutTimes { head: options.first_byte_timeout, body: options.between_bytes_timeout };
         match self {
             CalloutWay::Closed => Err(Error::ConfigurationError),
@@ -288,17 +282,24 @@ fn fault(request: &Request<WasiBody>) -> Option<Error> {
     (!target.is_some_and(is_normal)).then_some(Error::HttpRequestUriInvalid)
 }
 
-/// Returns the content of a request once the plugin has written it.
-async fn received(mut body: WasiBody) -> Result<Bytes, Error> {
+/// Returns a request once the plugin has written its content, which counts among the bytes that the host keeps.
+async fn received(request: Request<WasiBody>, mut counted: CountedBytes) -> Result<Request<Bytes>, Error> {
+    let (mut head, mut body) = request.into_parts();
+    hop_by_hop::own_request(&mut head.headers);
     let mut content = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        if content.len() + data.len() > bounds::CALLOUT_REQUEST {
+        if content.len() + data.len() > bounds::CALLOUT_REQUEST || !counted.add(data.len()) {
             return Err(Error::HttpRequestBodySize(None));
         }
         content.extend_from_slice(&data);
     }
-    Ok(content.freeze())
+    // RFC 9110 §9.3.8.
+    if head.method == Method::TRACE && !content.is_empty() {
+        return Err(Error::HttpRequestMethodInvalid);
+    }
+    let content = if content.is_empty() { Bytes::new() } else { counted.of(content.freeze()) };
+    Ok(Request::from_parts(head, content))
 }
 
 /// Returns the error of a plugin for a failure of an upstream.

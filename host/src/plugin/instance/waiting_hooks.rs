@@ -26,6 +26,9 @@ use crate::context::bounds;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
 
+/// The resources that an instance may have between its calls: standard streams, and some that a plugin keeps.
+const KEPT_RESOURCES: usize = 16;
+
 /// The exported functions of an instance whose calls may wait.
 pub(super) struct WaitingHooks {
     describe: TypedFunc<(), (Description,)>,
@@ -164,9 +167,11 @@ impl Instance {
         self.store.data_mut().cpu.begin_turns(budget)
     }
 
-    /// Whether the plugin still holds responses to its requests.
-    pub fn holds_responses(&self) -> bool {
-        self.store.data().http.holds_responses()
+    /// Whether the plugin has left more in the host than calls leave that end well: bytes of requests and responses, or
+    /// resources.
+    pub fn holds_much(&mut self) -> bool {
+        let state = self.store.data_mut();
+        state.http.holds_bytes() || state.table.iter_mut().count() > KEPT_RESOURCES
     }
 
     /// Opens the way to the worker for the requests of the next call.

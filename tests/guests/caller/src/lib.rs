@@ -1,8 +1,10 @@
 //! A plugin that makes requests of its own: to the URLs in `x-call`, with spaces between them, one after the other. The
-//! origin gets their outcomes in `x-outcome`.
+//! origin gets their outcomes in `x-outcome`. After `hoard`, a word says what requests are made and never sent.
 //!
 //! With `bodies`, the body hooks of a message with `x-call` make the requests too: a whole body is posted, and answered with
 //! 403 if the response has that status; a streamed body has the outcome before each chunk and at its end.
+
+mod hoard;
 
 use std::time::Duration;
 
@@ -116,6 +118,9 @@ impl RequestFilter for Caller {
             outcome(call)
         };
         let urls = request.text(self.urls).unwrap_or_default();
+        if let Some(what) = urls.strip_prefix("hoard ") {
+            return Verdict::proceed().set_field("x-outcome", hoard::hoard(what).to_string());
+        }
         let outcomes: Vec<String> = urls.split_whitespace().map(call).collect();
         let verdict = Verdict::proceed().set_field("x-outcome", outcomes.join(", "));
         self.early.clone().into_iter().fold(verdict, |verdict, early| verdict.set_field("x-early", early))

@@ -1,0 +1,70 @@
+//! Requests that are made and never sent, by the interfaces of WASI: the host keeps what is in them.
+
+/// Makes sixty requests with much in them and drops none of them; returns how many the host has accepted.
+#[cfg(target_family = "wasm")]
+pub fn hoard(what: &str) -> usize {
+    let made = match what {
+        "authority" => authority,
+        "method" => method,
+        "content" => content,
+        _ => target,
+    };
+    (0..60).filter(|_| made().is_some()).count()
+}
+
+/// Makes nothing: only components have an interface to the host.
+#[cfg(not(target_family = "wasm"))]
+pub fn hoard(_: &str) -> usize {
+    0
+}
+
+#[cfg(target_family = "wasm")]
+use wasm::{authority, content, method, target};
+
+#[cfg(target_family = "wasm")]
+mod wasm {
+    use wasip2::http::outgoing_handler::handle;
+    use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
+
+    const MUCH: usize = 1 << 20;
+
+    fn forget<T>(kept: T) {
+        std::mem::forget(kept);
+    }
+
+    pub fn authority() -> Option<()> {
+        let request = OutgoingRequest::new(Fields::new());
+        let set = request.set_authority(Some(&"a".repeat(MUCH)));
+        forget(request);
+        set.ok()
+    }
+
+    pub fn method() -> Option<()> {
+        let request = OutgoingRequest::new(Fields::new());
+        let set = request.set_method(&Method::Other("A".repeat(MUCH)));
+        forget(request);
+        set.ok()
+    }
+
+    pub fn target() -> Option<()> {
+        let request = OutgoingRequest::new(Fields::new());
+        let set = request.set_path_with_query(Some(&format!("/{}", "a".repeat(60_000))));
+        forget(request);
+        set.ok()
+    }
+
+    /// Writes content without its end, which the host receives meanwhile.
+    pub fn content() -> Option<()> {
+        let request = OutgoingRequest::new(Fields::new());
+        request.set_scheme(Some(&Scheme::Http)).ok()?;
+        request.set_authority(Some("auth")).ok()?;
+        request.set_path_with_query(Some("/")).ok()?;
+        let body = request.body().ok()?;
+        let stream = body.write().ok()?;
+        forget(handle(request, None).ok()?);
+        let written = (0..60).all(|_| stream.blocking_write_and_flush(&[b'x'; 4096]).is_ok());
+        forget(stream);
+        forget(body);
+        written.then_some(())
+    }
+}
