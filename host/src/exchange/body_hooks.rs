@@ -28,7 +28,6 @@ use crate::net::deadline::Clock;
 use crate::plugin::body_filter::{BodyFilter, BodyStart, WaitingBody};
 use crate::plugin::body_permit::{BodyPermit, BodyResource};
 use crate::plugin::call_error::PluginFailure;
-use crate::plugin::decoder_memory::DecoderMemory;
 use crate::plugin::instance::{BodyVerdict, Instance, WholeBody};
 use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::settings::OnError;
@@ -366,9 +365,8 @@ impl PassageHooks {
         let bounds_of = |due: &DueHook| bindings[due.plugin_id].decoding_bounds();
         let behind = self.due.iter().skip(self.next).filter(|due| due.rules.coded == CodedContent::Decode);
         let bounds = behind.map(bounds_of).fold(bounds_of(&hook), DecodingBounds::lowest);
-        let configured = &bindings[hook.plugin_id];
-        let memory = DecoderMemory::new(&configured.supply);
-        B::decoded(DecodedBody::new(content, ContentDecoder::new(codings, bounds), memory, configured.on_error))
+        let guard = worker.guards[hook.plugin_id].clone();
+        B::decoded(DecodedBody::new(content, ContentDecoder::new(codings, bounds), guard))
     }
 
     /// Rejects content that is longer than the plugin takes, if the plugin wants that.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderValue};
@@ -20,7 +20,9 @@ use crate::generation::WorkerState;
 use crate::generation::ids::PluginId;
 use crate::net::boxed::boxed;
 use crate::net::deadline::{Clock, Deadline};
+use crate::net::turn::TurnClaim;
 use crate::plugin::call_error::PluginFailure;
+use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::instance::Instance;
 use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutSender, CalloutTimes, MAX_CALLOUTS};
 use crate::protocol::hop_by_hop;
@@ -37,6 +39,14 @@ pub struct CalloutOrigin<'a> {
 
 /// The time until a response is there, head and content each, if the plugin names none.
 const TIME: Duration = Duration::from_secs(10);
+
+/// The requests of a call that are under way.
+#[derive(Default)]
+struct UnderWay<'a> {
+    sent: Vec<SentCallout<'a>>,
+    pause: SharePause,
+    claim: TurnClaim,
+}
 
 type SentCallout<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -61,7 +71,7 @@ impl CalloutOrigin<'_> {
     /// are dropped.
     pub async fn drive<R>(&self, call: impl Future<Output = R>, mut callouts: CalloutReceiver) -> R {
         let mut call = pin!(call);
-        let mut under_way: Vec<SentCallout<'_>> = Vec::new();
+        let mut under_way = UnderWay::default();
         poll_fn(|cx| {
             let polled = call.as_mut().poll(cx);
             // A response wakes the call.
@@ -75,19 +85,26 @@ impl CalloutOrigin<'_> {
     fn advance<'a>(
         &'a self,
         callouts: &mut CalloutReceiver,
-        under_way: &mut Vec<SentCallout<'a>>,
+        under_way: &mut UnderWay<'a>,
         cx: &mut Context<'_>,
     ) -> bool {
+        let UnderWay { sent, pause, claim } = under_way;
         let mut has_advanced = false;
-        while under_way.len() < MAX_CALLOUTS
+        while sent.len() < MAX_CALLOUTS
             && let Poll::Ready(Some(callout)) = callouts.poll(cx)
         {
-            under_way.push(boxed(|| self.send(callout)));
+            sent.push(boxed(|| self.send(callout)));
             has_advanced = true;
         }
-        let before = under_way.len();
-        under_way.retain_mut(|callout| callout.as_mut().poll(cx).is_pending());
-        has_advanced || under_way.len() < before
+        let guard = &self.worker.guards[self.plugin_id];
+        // Responses are received at the expense of the plugin, and no faster than its share.
+        if sent.is_empty() || pause.poll(guard, cx).is_pending() || claim.poll(cx).is_pending() {
+            return false;
+        }
+        let (before, began) = (sent.len(), Instant::now());
+        sent.retain_mut(|callout| callout.as_mut().poll(cx).is_pending());
+        guard.charge_elapsed(began.elapsed());
+        has_advanced || sent.len() < before
     }
 
     /// Sends a request, and passes the response to the plugin, unless the plugin no longer waits.

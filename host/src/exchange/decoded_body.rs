@@ -2,8 +2,9 @@
 #![expect(clippy::disallowed_methods, reason = "the time of a turn is measured exactly")]
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -11,7 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::error::FailureKind;
-use crate::net::turn;
+use crate::net::turn::TurnClaim;
+use crate::plugin::caller::PluginCaller;
+use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::decoder_memory::{DecoderMemory, DecoderMemoryFull};
 use crate::plugin::settings::OnError;
 use crate::protocol::content_decoder::{ContentDecoder, DecodingError, DecodingStep};
@@ -27,12 +30,11 @@ pub struct DecodedBody<B> {
     on_error: OnError,
     /// The status in the plugin's `on-error`, after an error; `None` if it has none.
     status: Option<StatusCode>,
-    /// The time of decoding since the task last let others have a turn.
-    in_turn: Duration,
+    /// The plugin that wants the content plain, whose share of the worker's time decoding takes.
+    guard: Rc<PluginCaller>,
+    pause: SharePause,
+    claim: TurnClaim,
 }
-
-/// The time of decoding after which other tasks have a turn.
-const TURN: Duration = Duration::from_millis(1);
 
 /// The error of content that can't be decoded.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +78,11 @@ impl DecodedBodyError {
 }
 
 impl<B> DecodedBody<B> {
-    /// Returns content that a decoder decodes, with the `on-error` of the plugin that wants it plain.
-    pub fn new(source: B, decoder: ContentDecoder, memory: DecoderMemory, on_error: OnError) -> Self {
-        let (decoder, in_turn) = (Some(Box::new(decoder)), Duration::ZERO);
-        DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, in_turn }
+    /// Returns content that a decoder decodes at the expense of the plugin that wants it plain.
+    pub fn new(source: B, decoder: ContentDecoder, guard: Rc<PluginCaller>) -> Self {
+        let (decoder, memory) = (Some(Box::new(decoder)), DecoderMemory::new(guard.supply()));
+        let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), TurnClaim::default());
+        DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, guard, pause, claim }
     }
 
     /// Returns the status in the plugin's `on-error` after an error.
@@ -92,14 +95,10 @@ impl<B> DecodedBody<B> {
         &self.source
     }
 
-    /// Lets other tasks of the worker have a turn after [`TURN`]: a few bytes that have arrived may decode to very many.
+    /// Waits until the worker has time for decoding, and the plugin a share of it: a few bytes may decode to very many.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.in_turn < TURN {
-            return Poll::Ready(());
-        }
-        self.in_turn = Duration::ZERO;
-        turn::give_way(cx);
-        Poll::Pending
+        ready!(self.pause.poll(&self.guard, cx));
+        self.claim.poll(cx)
     }
 
     /// Decodes one piece.
@@ -108,7 +107,7 @@ impl<B> DecodedBody<B> {
         let began = Instant::now();
         let step = decoder.step();
         let memory = decoder.memory() as u64;
-        self.in_turn += began.elapsed();
+        self.guard.charge_elapsed(began.elapsed());
         let step = step?;
         self.memory.set(memory)?;
         Ok(step)

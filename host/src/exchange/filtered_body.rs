@@ -20,7 +20,7 @@ use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
-use crate::net::turn;
+use crate::net::turn::{self, TurnClaim};
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -30,8 +30,7 @@ pub struct FilteredBody<B> {
     state: FilterState,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
-    /// The time of calls since the task last let others have a turn.
-    in_turn: Duration,
+    claim: TurnClaim,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
     /// The way through the plugins if one of them may wait; `None` if none may.
@@ -69,9 +68,6 @@ struct Pause {
 /// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// The time of calls after which other tasks have a turn.
-const TURN: Duration = Duration::from_millis(1);
-
 /// The shortest step of a wait, which is what timers can measure.
 const MIN_STEP: Duration = Duration::from_millis(1);
 
@@ -86,9 +82,9 @@ pub enum FilterState {
 impl<B> FilteredBody<B> {
     /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
     pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
-        let (state, pause, in_turn, status) = (FilterState::Passing, None, Duration::ZERO, None);
+        let (state, pause, claim, status) = (FilterState::Passing, None, TurnClaim::default(), None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
-        FilteredBody { source, stages, state, pause, in_turn, status, waiting }
+        FilteredBody { source, stages, state, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -119,24 +115,13 @@ impl<B> FilteredBody<B> {
         }
     }
 
-    /// Lets other tasks of the worker have a turn after calls of [`TURN`]: a source that has much data, and a client that
-    /// takes it, would have them wait for as many calls as there are chunks.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.in_turn < TURN {
-            return Poll::Ready(());
-        }
-        self.in_turn = Duration::ZERO;
-        turn::give_way(cx);
-        Poll::Pending
-    }
-
     /// Takes what the source gave through all stages; `Pending` if one of them waits, and [`Self::poll_passed`] has the
     /// result.
     fn poll_pass(&mut self, frame: Option<Frame<Bytes>>, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let Some(waiting) = &mut self.waiting else {
             let began = Instant::now();
             let passed = pass(&mut self.stages, frame, &mut self.state);
-            self.in_turn += began.elapsed();
+            turn::spend(began.elapsed());
             return Poll::Ready(self.settle(passed));
         };
         waiting.under_way = Some((waiting.pass.0)(std::mem::take(&mut self.stages), frame));
@@ -147,10 +132,7 @@ impl<B> FilteredBody<B> {
     fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         let under_way = self.waiting.as_mut().and_then(|waiting| waiting.under_way.as_mut());
         let Some(under_way) = under_way else { return Poll::Ready(None) };
-        let began = Instant::now();
-        let polled = under_way.as_mut().poll(cx);
-        self.in_turn += began.elapsed();
-        let PassedFrame { stages, state, passed } = ready!(polled);
+        let PassedFrame { stages, state, passed } = ready!(under_way.as_mut().poll(cx));
         (self.stages, self.state) = (stages, state);
         self.waiting.iter_mut().for_each(|waiting| waiting.under_way = None);
         Poll::Ready(Some(self.settle(passed)))
@@ -193,7 +175,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
                 }
                 FilterState::Passing => {}
             }
-            ready!(this.poll_turn(cx));
+            ready!(this.claim.poll(cx));
             let passed = match ready!(this.poll_passed(cx)) {
                 Some(passed) => passed,
                 None => match ready!(this.poll_share(cx)) {
@@ -425,49 +407,5 @@ impl FilterFailure {
     pub fn of(stage: &BodyFilter, error: BodyFilterError) -> Self {
         stage.record_failure(&error);
         FilterFailure { status: stage.status(), error }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::task::{Wake, Waker};
-
-    use super::*;
-
-    struct Endless;
-
-    impl Body for Endless {
-        type Data = Bytes;
-        type Error = BodyError;
-
-        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
-        }
-    }
-
-    #[derive(Default)]
-    struct Turns(AtomicU32);
-
-    impl Wake for Turns {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn others_have_a_turn_after_calls_of_a_millisecond() {
-        let (mut body, turns) = (FilteredBody::new(Endless, Vec::new(), None), Arc::new(Turns::default()));
-        let waker = Waker::from(turns.clone());
-        let poll = |body: &mut FilteredBody<Endless>| {
-            let is_ready = Pin::new(body).poll_frame(&mut Context::from_waker(&waker)).is_ready();
-            (is_ready, turns.0.load(Ordering::Relaxed))
-        };
-        body.in_turn = TURN / 2;
-        assert_eq!(poll(&mut body), (true, 0));
-        body.in_turn = TURN;
-        assert_eq!(poll(&mut body), (false, 1), "the task is woken at once");
-        assert_eq!(poll(&mut body), (true, 1));
     }
 }

@@ -20,14 +20,16 @@ use super::cpu_time::{CallStart, TICK};
 use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::instance_orders::OrderedInstance;
-use super::settings::Isolation;
+use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use crate::net::turn::spend;
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
 use waiting_calls::WaitingInstances;
 
+pub mod share_pause;
 pub(super) mod waiting_calls;
 
 /// The minimum of work that is charged, in time. Plans of usual length take far less, and cost no clock reading.
@@ -137,6 +139,17 @@ impl PluginCaller {
         if work >= MIN_CHARGED_WORK {
             self.share.charge_time(work, Instant::now());
         }
+    }
+
+    /// Returns the handling of failures that the manifest asks for.
+    pub fn on_error(&self) -> OnError {
+        self.configured.on_error
+    }
+
+    /// Charges the host's work for a call or a body that is under way, as long as it has taken.
+    pub fn charge_elapsed(&self, time: Duration) {
+        spend(time);
+        self.charge_work(time / SLOWNESS);
     }
 
     /// Keeps no instances from now on.
@@ -252,7 +265,7 @@ impl PluginCaller {
         }
     }
 
-    pub(super) fn supply(&self) -> &Arc<PluginVersion> {
+    pub fn supply(&self) -> &Arc<PluginVersion> {
         &self.configured.supply
     }
 

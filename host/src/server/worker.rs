@@ -25,6 +25,7 @@ use crate::net::allocator;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
+use crate::net::turn::pace;
 use crate::plugin::time_share::Shares;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
@@ -112,6 +113,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
+    let pacing = spawn_turns(Task::Tick, pace());
     let observing = spawn_turns(Task::Observer, observe(endings, clock.clone()));
     let swapping = spawn_turns(Task::Swap, swap(generation, worker_metrics, lasting, current.clone(), swapped));
     listen(sockets, WorkerShared { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
@@ -119,6 +121,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     // Every connection holds a sender, so this ends with the last connection.
     let _ = all_ended.recv().await;
     sweeping.abort();
+    pacing.abort();
     ticking.abort();
     swapping.abort();
     observing.abort();

@@ -6,13 +6,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::ready;
 use std::time::{Duration, Instant};
-
-use tokio::time::{Sleep, sleep};
 
 use super::super::breaker::{CallOutcome, CallPermit, HookKind};
 use super::super::call_error::PluginFailure;
@@ -21,9 +19,11 @@ use super::super::instance_limit::ReservedInstances;
 use super::super::settings::Isolation;
 use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use super::super::waiting_limit::RESERVED_CALLS;
+use super::share_pause::SharePause;
 use super::{PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::net::turn::{TurnClaim, spend};
 
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
@@ -52,9 +52,6 @@ const MAX_IDLE_INSTANCES: usize = 64;
 
 /// Instances that were not needed for so long are dropped, except for the last one.
 const SWEEP: Duration = Duration::from_secs(10);
-
-/// The least pause of a call whose plugin has used its share: what timers can measure.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
 
 impl WaitingPlace {
     fn new(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
@@ -167,9 +164,9 @@ impl PluginCaller {
     }
 
     /// Keeps an instance whose last call has returned, if other calls may have it.
-    pub(in crate::plugin) fn return_waiting(&self, taken: WaitingInstance) {
+    pub(in crate::plugin) fn return_waiting(&self, mut taken: WaitingInstance) {
         let may_serve = self.configured.isolation == Isolation::Worker && !self.is_released();
-        if may_serve && !taken.instance.holds_responses() {
+        if may_serve && !taken.instance.holds_much() {
             self.waiting.keep(taken);
         } else {
             self.discard(taken.instance);
@@ -213,15 +210,20 @@ impl PluginCaller {
             instance.set_budget(time);
         }
         let turns = instance.begin_turns();
-        let (mut longest, mut total, mut pause) = (Duration::ZERO, Duration::ZERO, None);
+        let (mut longest, mut total) = (Duration::ZERO, Duration::ZERO);
+        let (mut pause, mut claim) = (SharePause::default(), TurnClaim::default());
         let result = {
             let mut call = pin!(call(&mut *instance));
             poll_fn(|cx| {
                 // A call that is under way goes no faster than its plugin's share.
-                ready!(self.poll_share(&mut pause, total, cx));
+                if !total.is_zero() {
+                    ready!(pause.poll(self, cx));
+                }
+                ready!(claim.poll(cx));
                 turns.begin_turn();
                 let polled = call.as_mut().poll(cx);
                 let turn = turns.end_turn();
+                spend(turn);
                 self.figures.nanoseconds.add(turn.as_nanos() as u64);
                 self.share.charge_turn(total / SLOWNESS, turn / SLOWNESS, Instant::now());
                 (longest, total) = (longest.max(turn), total + turn);
@@ -239,18 +241,6 @@ impl PluginCaller {
         instance.set_budget(Duration::MAX);
         self.settle_waiting(permit, instance.hook(), outcome);
         result
-    }
-
-    /// Waits until the plugin may use the worker's time again, before a turn of a call whose turns took `total` so far.
-    fn poll_share(&self, pause: &mut Option<Pin<Box<Sleep>>>, total: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if let Some(sleep) = pause {
-                ready!(sleep.as_mut().poll(cx));
-                *pause = None;
-            }
-            let Some(wait) = self.wait().filter(|_| !total.is_zero()) else { return Poll::Ready(()) };
-            *pause = Some(Box::pin(sleep(wait.max(MIN_PAUSE))));
-        }
     }
 
     fn settle_waiting(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome) {
