@@ -124,7 +124,9 @@ pub fn down(
                 .admit_work()
                 .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Request, context))
                 .map(|()| None),
-            Hook::Call(_) if configured.waits() => return Ok(RequestHooks::Wait(ChainPosition(depth))),
+            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn() => {
+                return Ok(RequestHooks::Wait(ChainPosition(depth)));
+            }
             Hook::Call(needs) => {
                 let verdict = call(worker, *plugin_id, MessageSide::Request, needs, context);
                 apply_request_verdict(worker, *plugin_id, verdict, context, upstream)
@@ -213,7 +215,7 @@ pub fn up(
                 .admit_work()
                 .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Response, context))
                 .map(|()| None),
-            Hook::Call(_) if configured.waits() => {
+            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn() => {
                 return Ok(ResponseHooks::Wait { at: ChainPosition(depth), content });
             }
             Hook::Call(needs) => {
@@ -292,7 +294,8 @@ pub fn apply_balancer_edits(
 }
 
 /// Calls a head hook.
-fn call(
+/// Calls a head hook that does not wait.
+pub fn call(
     worker: &WorkerState,
     plugin_id: PluginId,
     side: MessageSide,

@@ -1,6 +1,7 @@
-//! Head hooks, timers and observers of plugins that may wait. The way through a chain is suspended at such a head hook, and
-//! taken up again behind it.
+//! Head hooks, timers and observers of plugins that may wait, and head hooks that wait for their turn on a busy worker. The
+//! way through a chain is suspended at such a head hook, and taken up again behind it.
 
+use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -11,11 +12,12 @@ use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{EndedExchange, Route, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
+use crate::net::turn::TurnClaim;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
 use crate::plugin::settings::Hook;
 
-/// The head hook of a plugin that may wait.
+/// The head hook of a plugin that may wait, or whose call waits for its turn.
 pub struct WaitingHook<'a> {
     pub worker: &'a WorkerState,
     pub plugin_id: PluginId,
@@ -35,6 +37,11 @@ impl WaitingHook<'_> {
         let configured = &worker.generation.bindings[plugin_id];
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
+        if !configured.waits() {
+            let mut claim = TurnClaim::default();
+            poll_fn(|cx| claim.poll(cx)).await;
+            return chain::call(worker, plugin_id, side, needs, context);
+        }
         let cause = worker.callout_cause(plugin_id, context);
         let origin = CalloutOrigin { worker, plugin_id, cause, clock: step.clock().clone() };
         let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;

@@ -112,6 +112,11 @@ impl Turns {
     }
 }
 
+/// Whether a computation would have to wait for its turn.
+pub fn is_contended() -> bool {
+    TURNS.with_borrow(|turns| !turns.has_time() || !turns.is_empty())
+}
+
 /// Counts the time of a computation whose claim was granted.
 pub fn spend(time: Duration) {
     TURNS.with_borrow_mut(|turns| {

@@ -23,7 +23,7 @@ use super::instance_orders::OrderedInstance;
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use crate::net::turn::spend;
+use crate::net::turn::{is_contended, spend};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -144,6 +144,11 @@ impl PluginCaller {
     /// Returns the handling of failures that the manifest asks for.
     pub fn on_error(&self) -> OnError {
         self.configured.on_error
+    }
+
+    /// Whether the next call of a hook waits for its turn, because the calls of late were long, and others of this worker are.
+    pub fn waits_for_turn(&self) -> bool {
+        self.share.is_watched() && is_contended()
     }
 
     /// Charges the host's work for a call or a body that is under way, as long as it has taken.
@@ -313,7 +318,10 @@ impl PluginCaller {
             self.share.watch();
         }
         match (measured, since_tick) {
-            (Some(time), _) => self.share.charge_measured(time, now),
+            (Some(time), _) => {
+                spend(time);
+                self.share.charge_measured(time, now);
+            }
             (None, Some(since_tick)) => self.share.charge_ticks(since_tick, now),
             // A tick that the call didn't notice is as likely as any other.
             (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, now),
