@@ -5,6 +5,7 @@ pub mod backlog;
 pub mod buffer_space;
 pub mod collected;
 pub mod content_end;
+pub mod early_content;
 pub mod replay;
 pub mod spill_file;
 pub mod spool;

@@ -204,6 +204,13 @@ impl From<Bytes> for Piece {
     }
 }
 
+impl From<Piece> for Bytes {
+    /// Returns the content alone, which counts as held by no stream.
+    fn from(piece: Piece) -> Self {
+        piece.content.clone()
+    }
+}
+
 impl Buf for Piece {
     fn remaining(&self) -> usize {
         self.content.len()

@@ -6,42 +6,24 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
-use crate::body::content_end::ContentEnd;
+use crate::body::early_content::{self, EarlyContent, NextContent, longer, poll_next_content};
 use crate::body::replay::ReplayBuffer;
-use crate::body::spool::{Overflow, Room, Spool};
+use crate::body::spool::{Overflow, Spool};
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
 use crate::generation::{BufferedContent, RequestBuffer};
 
-/// The content that arrives next.
-enum NextContent {
-    Piece(Bytes),
-    End(Option<HeaderMap>),
-    /// The spool has no room for another piece.
-    Full,
-}
-
 /// Content of which the beginning was read before an endpoint takes it, and the rest.
 pub struct BegunBody {
-    beginning: Spool,
+    beginning: EarlyContent,
     rest: RequestBody,
-    /// The end of the content behind the beginning; `None` if it was not read yet.
-    end: Option<ContentEnd>,
 }
-
-/// The room that a piece needs, in bytes: as much as hyper reads at once of a client that sends slowly.
-const PIECE: usize = 16 << 10;
-
-/// The maximum number of bytes that are read of a request while it waits for a connection to an endpoint.
-const MAX_READ_WHILE_WAITING: u64 = 64 << 20;
 
 /// Returns the rule for the content of a request; `None` if it is sent as it arrives. `length` is declared by the
 /// head.
@@ -76,7 +58,7 @@ pub async fn collect(
                 }
             }
             Ok(NextContent::End(trailers)) => break trailers,
-            Ok(NextContent::Full) => return Ok(BegunBody::new(spool, body).into_body(upload)),
+            Ok(NextContent::Full) => return Ok(BegunBody { beginning: spool.into(), rest: body }.into_body(upload)),
             Err(error) => return Err(failure(upload, &error)),
         }
     };
@@ -90,44 +72,21 @@ pub async fn collect(
 /// Waits for a future, and reads the content of a request meanwhile, if its connection has other streams: content that
 /// nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
 pub async fn read_while<T>(
-    mut future: Pin<Box<dyn Future<Output = T> + '_>>,
+    future: Pin<Box<dyn Future<Output = T> + '_>>,
     content: &RefCell<ReplayBuffer>,
     upload: &UploadProgress,
     space: &Rc<BufferSpace>,
 ) -> T {
     let unread = if upload.shares_connection() { content.borrow_mut().take_unread() } else { None };
     let Some(unread) = unread else { return future.await };
-    let spool = Spool::new(space, MAX_READ_WHILE_WAITING, Overflow::File);
-    let mut begun = Box::new(BegunBody::new(spool, unread));
-    let output = poll_fn(|cx| {
-        let output = future.as_mut().poll(cx);
-        if output.is_pending() {
-            begun.read(cx);
-        }
-        output
+    let mut begun = Box::new(BegunBody { beginning: EarlyContent::new(space, u64::MAX), rest: unread });
+    let output = early_content::read_while(future, |cx| {
+        let BegunBody { beginning, rest } = &mut *begun;
+        beginning.read(rest, cx);
     });
     let output = output.await;
     content.borrow_mut().put_back(begun.into_body(upload));
     output
-}
-
-fn poll_next_content(
-    body: &mut RequestBody,
-    spool: &mut Spool,
-    cx: &mut Context<'_>,
-) -> Poll<Result<NextContent, BodyError>> {
-    match spool.room(PIECE, cx) {
-        Room::Free => {}
-        Room::Awaited => return Poll::Pending,
-        Room::Full => return Poll::Ready(Ok(NextContent::Full)),
-    }
-    let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
-    Poll::Ready(Ok(match frame.map(Frame::into_data) {
-        None => NextContent::End(None),
-        // The piece itself counts as held by the client's connection, which would have no room for the next one.
-        Some(Ok(piece)) => NextContent::Piece(Piece::content(&piece).clone()),
-        Some(Err(frame)) => NextContent::End(frame.into_trailers().ok()),
-    }))
 }
 
 /// Returns the error of the exchange for content that has failed.
@@ -140,34 +99,12 @@ fn failure(upload: &UploadProgress, error: &BodyError) -> Error {
 }
 
 impl BegunBody {
-    fn new(beginning: Spool, rest: RequestBody) -> Self {
-        BegunBody { beginning, rest, end: None }
-    }
-
     /// Returns the content as the body of a request, from the pieces of the beginning on.
     fn into_body(self, upload: &UploadProgress) -> RequestBody {
-        match self.end {
+        match self.beginning.end() {
             None if self.beginning.bytes() == 0 => self.rest,
             _ => RequestBody::Stream(Box::pin(self), Some(upload.clone())),
         }
-    }
-
-    /// Reads what has arrived of the rest, as far as there is room.
-    fn read(&mut self, cx: &mut Context<'_>) {
-        while self.end.is_none() {
-            match poll_next_content(&mut self.rest, &mut self.beginning, cx) {
-                Poll::Pending | Poll::Ready(Ok(NextContent::Full)) => return,
-                Poll::Ready(Ok(NextContent::Piece(piece))) => {
-                    self.beginning.push(piece);
-                    self.end = self.rest.is_end_stream().then_some(ContentEnd::Whole);
-                }
-                Poll::Ready(Ok(NextContent::End(trailers))) => {
-                    self.end = Some(trailers.map_or(ContentEnd::Whole, ContentEnd::Trailers));
-                }
-                Poll::Ready(Err(error)) => self.end = Some(ContentEnd::Failed(error)),
-            }
-        }
-        self.beginning.finish();
     }
 }
 
@@ -176,34 +113,18 @@ impl Body for BegunBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
-        match ready!(self.beginning.poll_next(cx)) {
-            Some(piece) => Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).map_err(Into::into))),
-            None => match self.end.take() {
-                Some(end) => {
-                    self.end = Some(ContentEnd::Whole);
-                    Poll::Ready(end.into_frame())
-                }
-                None => Pin::new(&mut self.rest).poll_frame(cx),
-            },
+        match ready!(self.beginning.poll_frame(cx)) {
+            None if self.beginning.end().is_none() => Pin::new(&mut self.rest).poll_frame(cx),
+            frame => Poll::Ready(frame),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        let is_over = match &self.end {
-            Some(end) => matches!(end, ContentEnd::Whole),
-            None => self.rest.is_end_stream(),
-        };
-        self.beginning.bytes() == 0 && is_over
+        self.beginning.is_taken() && (self.beginning.end().is_some() || self.rest.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (waiting, rest) = (self.beginning.bytes(), self.rest.size_hint());
-        let mut hint = SizeHint::new();
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(waiting));
-        }
-        hint.set_lower(rest.lower().saturating_add(waiting));
-        hint
+        longer(self.rest.size_hint(), self.beginning.bytes())
     }
 }
 
