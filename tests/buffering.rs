@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use plugway_test_guests::{BODIES, CALLER};
 use socket2::{Domain, Socket, Type};
 
 use crate::http2::frame;
@@ -595,27 +596,102 @@ fn uploads_over_http2_that_wait_for_a_connection_reach_it_one_after_the_other() 
     assert!(report.contains("status codes: 9 2xx"), "{report}");
 }
 
-#[test]
-fn uploads_over_http2_that_wait_hold_up_no_upload_to_another_upstream() {
+/// Sends uploads with fields to `/stuck` on one HTTP/2 connection, and one to `/free`, which has to end while the others
+/// wait. Then calls `release` and returns all responses, or the response of `/free` alone if nothing releases the others.
+fn beside_waiting(proxy: &Proxy, fields: [&str; 2], release: Option<&dyn Fn()>) -> Vec<String> {
     use http_body_util::{BodyExt, Full};
-    let silent = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
-    let text = one_at_a_time(&silent, &measuring());
-    let proxy = Proxy::start(&text.replace("[upstream.app]\n", "[upstream.app]\nconnect-timeout = \"10m\"\n"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let got = runtime.block_on(async {
+    runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(&proxy.address).await.unwrap();
         let (executor, socket) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
         let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, socket).await.unwrap();
         tokio::spawn(connection);
         let mut upload = |path: &str| {
-            let request = http::Request::post(format!("http://{}/{path}", proxy.address));
-            sender.send_request(request.body(Full::new(bytes::Bytes::from(content(3 * MIB / 2)))).unwrap())
+            let request = http::Request::post(format!("http://{}/{path}", proxy.address)).header(fields[0], fields[1]);
+            let content = Full::new(bytes::Bytes::from(content(3 * MIB / 2)));
+            let sent = sender.send_request(request.body(content).unwrap());
+            async { sent.await.unwrap().into_body().collect().await.unwrap().to_bytes() }
         };
         let waiting: Vec<_> = (0..8).map(|_| tokio::spawn(upload("stuck"))).collect();
-        let response = tokio::time::timeout(PATIENCE, upload("free")).await.expect("the upload stands still").unwrap();
-        let got = response.into_body().collect().await.unwrap().to_bytes();
+        let free = tokio::time::timeout(PATIENCE, upload("free")).await.expect("the upload stands still");
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        got
+        let mut received = vec![free];
+        if let Some(release) = release {
+            release();
+            for waiting in waiting {
+                received.push(waiting.await.unwrap());
+            }
+        }
+        received.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+    })
+}
+
+#[test]
+fn uploads_over_http2_that_wait_hold_up_no_upload_to_another_upstream() {
+    let silent = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let text = one_at_a_time(&silent, &measuring());
+    let proxy = Proxy::start(&text.replace("[upstream.app]\n", "[upstream.app]\nconnect-timeout = \"10m\"\n"));
+    assert_eq!(beside_waiting(&proxy, ["accept", "*/*"], None), [(3 * MIB / 2).to_string()]);
+}
+
+/// Returns an origin that answers with the length of a request's content, which is that of [`content`].
+fn comparing() -> String {
+    origin(|request| {
+        assert_eq!(request.body, content(request.body.len()), "content is out of order");
+        ok(&request.body.len().to_string())
+    })
+}
+
+/// Starts an origin that answers once it is released, and returns its address and the release.
+fn held_until_released() -> (String, impl Fn()) {
+    let (release, released) = mpsc::channel::<()>();
+    let (release, released) = (Mutex::new(Some(release)), Arc::new(Mutex::new(released)));
+    let address = origin(move |_| {
+        let _ = released.lock().unwrap().recv();
+        ok("")
     });
-    assert_eq!(got, (3 * MIB / 2).to_string());
+    (address, move || drop(release.lock().unwrap().take()))
+}
+
+/// Returns a manifest whose plugin `caller` asks an upstream, with a route `/free` that has no plugins.
+fn asking(origin: &str, asked: &str, more: &str) -> String {
+    let more = format!(
+        "[upstream.auth]\nendpoints = [{asked:?}]\nread-timeout = \"10m\"\n\
+         [plugin.caller]\nuse = {CALLER:?}\ngrants.http = [{{ upstream = \"auth\" }}]\n{more}\n\
+         [[route]]\npath = \"/free\"\nupstream = \"app\"\n"
+    );
+    manifest(origin, "\"caller\"", &more)
+}
+
+#[test]
+fn uploads_over_http2_that_wait_for_a_head_hook_hold_up_no_other_upload() {
+    let (asked, release) = held_until_released();
+    let proxy = Proxy::start(&asking(&comparing(), &asked, "limits.call-time = \"60s\""));
+    let received = beside_waiting(&proxy, ["x-call", "http://auth/"], Some(&release));
+    assert_eq!(received, vec![(3 * MIB / 2).to_string(); 9]);
+}
+
+#[test]
+fn uploads_over_http2_that_wait_for_a_body_hook_hold_up_no_other_upload() {
+    let (asked, release) = held_until_released();
+    let more = "config.bodies = \"stream\"\nconfig.body-timeout = 60000\nlimits.call-time = \"60s\"";
+    let proxy = Proxy::start(&asking(&measuring(), &asked, more));
+    let received = beside_waiting(&proxy, ["x-body-call", "http://auth/"], Some(&release));
+    assert_eq!(received[0], (3 * MIB / 2).to_string());
+    assert!(received.iter().all(|length| length.parse::<usize>().unwrap() >= 3 * MIB / 2), "{received:?}");
+}
+
+#[test]
+fn uploads_over_http2_that_wait_for_room_in_a_plugin_pass_it_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("content");
+    std::fs::write(&file, content(300_000)).unwrap();
+    let more = format!("[plugin.bodies]\nuse = {BODIES:?}\nconfig.bodies = \"skip\"\n");
+    let more = format!("{more}limits = {{ bodies = 8, body-wait = \"20s\" }}\n");
+    let proxy = Proxy::start(&manifest(&measuring(), "\"bodies\"", &more));
+    let uri = format!("http://{}/", proxy.address);
+    let mut load = Command::new("h2load");
+    let report =
+        output(load.args(["-n", "16", "-c", "1", "-m", "16", "-H", "x-body: stream", "-d"]).arg(&file).arg(uri));
+    assert!(report.contains("status codes: 16 2xx"), "{report}");
 }

@@ -52,6 +52,7 @@ use http::{Method, Request, Response, Version};
 use http_body::Body;
 use hyper::ext::Protocol;
 
+use crate::body::early_content::read_while;
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
 use crate::context::edit_check::MessageSide;
 use crate::context::informational::InformationalQueue;
@@ -323,8 +324,7 @@ impl Descending<'_> {
     ) -> Result<OutgoingRequest, ChainFailure> {
         let (route, listener) = (&self.worker.generation.routes[self.route_id], &self.arrival.listener);
         let version = context.request.version;
-        let receiving =
-            |body, upload, max| client_body(body, upload, upload_limits(max, listener, version), self.timers);
+        let receiving = |body, max| client_body(body, upload_limits(max, listener, version), self.worker, self.timers);
         let UnsentRequest { body, hop } = request;
         outgoing_body(self.worker, route, context, body, hop, self.upload.clone(), receiving)
     }
@@ -391,10 +391,10 @@ fn respond_without_route(
 }
 
 /// Returns the client's content within its limits.
-fn client_body(body: ClientContent, upload: UploadProgress, limits: UploadLimits, timers: &Timers) -> ClientBody {
+fn client_body(body: ClientContent, limits: UploadLimits, worker: &WorkerState, timers: &Timers) -> ClientBody {
     // It may be read by another task than the client's.
     let [deadline] = timers.idle.clock().deadlines();
-    ClientBody::new(body, upload, limits, deadline)
+    ClientBody::new(body, limits, worker.buffers.clone(), deadline)
 }
 
 /// Returns the length of a client's content, as far as it is known.
@@ -504,12 +504,16 @@ impl Descent {
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Next {
-        let Descent { at, request, arrival, bypassed } = self;
+        let Descent { at, mut request, arrival, bypassed } = self;
         let (route_id, mut way) = (destination.route, Way { upstream: destination.upstream, bypassed });
-        let plugin_id = at.plugin(&worker.generation.routes[route_id]);
-        let hook = WaitingHook { worker, plugin_id, side: MessageSide::Request };
+        let route = &worker.generation.routes[route_id];
+        let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Request };
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let verdict = timers.total.until_met(hook.call(context, &timers.idle)).await;
+        // One byte more shows that the content is too long.
+        let max = route.max_body.saturating_add(1);
+        let called =
+            read_while(hook.call(context, &timers.idle), |cx| request.body.read_early(&worker.buffers, max, cx));
+        let verdict = timers.total.until_met(called).await;
         let mut context = record.take_context();
         let descending = Descending { worker, route_id, arrival: &arrival, timers, upload: record.upload.clone() };
         let passed = match verdict {

@@ -14,7 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::body::backlog::{Piece, StreamBacklog};
+use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::CollectedBody;
+use crate::body::early_content::{EarlyContent, ReadEarly, longer};
 use crate::body::{BodyError, BoxBody};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
@@ -42,12 +44,16 @@ pub struct ClientContent {
     incoming: Option<Incoming>,
     /// A first frame that was read to find out whether there is content.
     first: Option<Result<Frame<Bytes>, hyper::Error>>,
+    /// The content behind `first` that was read early; `None` if none was.
+    early: Option<Box<EarlyContent>>,
     upload: UploadProgress,
 }
 
 /// The client's content, which fails if it is too long or too slow.
 pub struct ClientBody {
     content: ClientContent,
+    /// The room for content that is read early.
+    space: Rc<BufferSpace>,
     upload: UploadProgress,
     limits: UploadLimits,
     pace: UploadRate,
@@ -315,7 +321,7 @@ impl IdleTime {
 
 impl ClientContent {
     pub fn new(incoming: Incoming, upload: UploadProgress) -> Self {
-        ClientContent { incoming: Some(incoming), first: None, upload }
+        ClientContent { incoming: Some(incoming), first: None, early: None, upload }
     }
 
     /// Reads the first frame if it has arrived, so that the end of empty content is known. Content may end with an
@@ -334,6 +340,15 @@ impl ClientContent {
             }
         }
     }
+
+    /// Reads what has arrived before the exchange wants it, up to `max` bytes, if the connection has other streams: content
+    /// that nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
+    pub fn read_early(&mut self, space: &Rc<BufferSpace>, max: u64, cx: &mut Context<'_>) {
+        let Some(incoming) = self.incoming.as_mut().filter(|_| self.upload.shares_connection()) else { return };
+        if self.early.is_some() || !incoming.is_end_stream() {
+            self.early.get_or_insert_with(|| Box::new(EarlyContent::new(space, max))).read(incoming, cx);
+        }
+    }
 }
 
 impl Drop for ClientContent {
@@ -346,40 +361,57 @@ impl Drop for ClientContent {
 
 impl Body for ClientContent {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
+            return Poll::Ready(Some(first.map_err(Into::into)));
         }
-        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+        if let Some(early) = &mut self.early {
+            let frame = ready!(early.poll_frame(cx));
+            if frame.is_some() || early.end().is_some() {
+                return Poll::Ready(frame);
+            }
+        }
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        Pin::new(incoming).poll_frame(cx).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+        self.first.is_none()
+            && self.early.as_ref().is_none_or(|early| early.is_taken())
+            && self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default()
+        let rest = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
+        self.early.as_ref().map_or(rest, |early| longer(rest, early.bytes()))
     }
 }
 
 // === Receiving ===
 
 impl ClientBody {
-    pub fn new(content: ClientContent, upload: UploadProgress, limits: UploadLimits, deadline: Deadline) -> Self {
+    pub fn new(content: ClientContent, limits: UploadLimits, space: Rc<BufferSpace>, deadline: Deadline) -> Self {
         let pace = UploadRate { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
-        ClientBody { content, upload, limits, pace }
+        let upload = content.upload.clone();
+        ClientBody { content, space, upload, limits, pace }
     }
-}
 
-impl ClientBody {
     /// Returns the error of the exchange for an error of the content.
     pub fn failure(&self, cause: String) -> Error {
         match self.upload.fault() {
             Some(fault) => fault.error(cause),
             None => Error::new(FailureKind::RequestError, cause),
         }
+    }
+}
+
+impl ReadEarly for ClientBody {
+    fn read_early(&mut self, cx: &mut Context<'_>) {
+        // One byte more shows that the content is too long.
+        let left = self.limits.max.saturating_sub(self.upload.bytes());
+        self.content.read_early(&self.space, left.saturating_add(1), cx);
     }
 }
 
@@ -394,7 +426,7 @@ impl Body for ClientBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let ClientBody { content, upload, limits, pace } = &mut *self;
+        let ClientBody { content, upload, limits, pace, .. } = &mut *self;
         let polled = Pin::new(&mut *content).poll_frame(cx);
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
@@ -423,6 +455,7 @@ impl Body for ClientBody {
             ))));
         }
         if let Some(Err(error)) = &frame
+            && let Some(error) = error.downcast_ref::<hyper::Error>()
             && !error.is_incomplete_message()
             && !error.is_closed()
         {
@@ -430,7 +463,7 @@ impl Body for ClientBody {
             upload.0.abandoned.set(is_departure(error));
         }
         let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names);
-        Poll::Ready(frame.map(|frame| frame.map(forwarded).map_err(Into::into)))
+        Poll::Ready(frame.map(|frame| frame.map(forwarded)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -9,6 +9,7 @@ use http_body::Body;
 use smallvec::SmallVec;
 
 use crate::body::BodyError;
+use crate::body::early_content::{ReadEarly, read_while};
 use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::MessageSide;
 use crate::context::{CacheOutcome, ExchangeContext};
@@ -247,10 +248,14 @@ impl<B: PassingContent> BodyPassage<B> {
                 return Ok(PassageEnd::Content(hooks.close(content, context, Some(&calls))));
             };
             let configured = &worker.generation.bindings[hook.plugin_id];
-            let permit = BodyPermit::wait(&configured.supply, hook.resource(configured.waits())).await;
+            let permit = BodyPermit::wait(&configured.supply, hook.resource(configured.waits()));
+            let permit = read_while(permit, |cx| content.read_early(cx)).await;
             let Some(max) = hook.gathered else {
                 match configured.waits() {
-                    true => hooks.begin_waiting(&calls, hook, permit, context).await?,
+                    true => {
+                        let beginning = hooks.begin_waiting(&calls, hook, permit, context);
+                        read_while(beginning, |cx| content.read_early(cx)).await?;
+                    }
                     false => hooks.begin_hook(worker, hook, permit, context)?,
                 }
                 continue;

@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
+use crate::body::early_content::ReadEarly;
 use crate::error::FailureKind;
 use crate::net::turn::TurnClaim;
 use crate::plugin::caller::PluginCaller;
@@ -95,6 +96,11 @@ impl<B> DecodedBody<B> {
         &self.source
     }
 
+    /// Returns the content before it is decoded, to read of it early.
+    pub fn source_mut(&mut self) -> &mut B {
+        &mut self.source
+    }
+
     /// Waits until the worker has time for decoding, and the plugin a share of it: a few bytes may decode to very many.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.pause.poll(&self.guard, cx));
@@ -153,14 +159,17 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> DecodedBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for DecodedBody<B> {
+impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for DecodedBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         while this.decoder.is_some() {
-            ready!(this.poll_turn(cx));
+            if this.poll_turn(cx).is_pending() {
+                this.source.read_early(cx);
+                return Poll::Pending;
+            }
             match this.step() {
                 Ok(DecodingStep::Content(content)) => return Poll::Ready(Some(Ok(Frame::data(content)))),
                 Ok(DecodingStep::Progress) => {}

@@ -15,6 +15,7 @@ use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
+use crate::body::early_content::ReadEarly;
 use crate::body::spool::SpooledContent;
 use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
@@ -138,6 +139,15 @@ impl<B> FilteredBody<B> {
         Poll::Ready(Some(self.settle(passed)))
     }
 
+    /// Waits for plugins that have a frame on its way, or that have used their share of time; `None` if the source may be
+    /// read.
+    fn poll_plugins(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        match ready!(self.poll_passed(cx)) {
+            Some(passed) => Poll::Ready(Some(passed)),
+            None => self.poll_share(cx).map(|share| share.err().map(|error| Err(error.into()))),
+        }
+    }
+
     /// Notes the status of a plugin that has failed.
     fn settle(&mut self, passed: Result<Bytes, FilterFailure>) -> Result<Bytes, BodyError> {
         passed.map_err(|FilterFailure { error, status }| {
@@ -155,9 +165,34 @@ impl<B> FilteredBody<B> {
     pub fn source(&self) -> &B {
         &self.source
     }
+
+    /// Returns the body before any plugin transforms it, to read of it early.
+    pub fn source_mut(&mut self) -> &mut B {
+        &mut self.source
+    }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> {
+impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> FilteredBody<B> {
+    /// Takes the next frame through the plugins. While these wait, the source is read early.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
+        let mut polled = self.poll_plugins(cx);
+        if let Poll::Ready(None) = polled {
+            match ready!(Pin::new(&mut self.source).poll_frame(cx)).transpose() {
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(frame) => polled = self.poll_pass(frame, cx).map(Some),
+            }
+        }
+        match polled {
+            Poll::Ready(Some(passed)) => Poll::Ready(passed),
+            Poll::Ready(None) | Poll::Pending => {
+                self.source.read_early(cx);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for FilteredBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -176,16 +211,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
                 FilterState::Passing => {}
             }
             ready!(this.claim.poll(cx));
-            let passed = match ready!(this.poll_passed(cx)) {
-                Some(passed) => passed,
-                None => match ready!(this.poll_share(cx)) {
-                    Err(error) => Err(error.into()),
-                    Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
-                        Err(error) => Err(error),
-                        Ok(frame) => ready!(this.poll_pass(frame, cx)),
-                    },
-                },
-            };
+            let passed = ready!(this.poll_next(cx));
             if !matches!(this.state, FilterState::Passing) {
                 // Their instances serve the next bodies.
                 this.stages.clear();
@@ -331,6 +357,17 @@ impl UploadContent {
             UploadContent::Filtered(passage) => passage.status().or_else(|| passage.source().status()),
             UploadContent::Decoded(body) => body.status().or_else(|| body.source().status()),
             UploadContent::Gathered(body) => body.rest()?.status(),
+        }
+    }
+}
+
+impl ReadEarly for UploadContent {
+    fn read_early(&mut self, cx: &mut Context<'_>) {
+        match self {
+            UploadContent::Client(body) => body.read_early(cx),
+            UploadContent::Filtered(passage) => passage.source_mut().read_early(cx),
+            UploadContent::Decoded(body) => body.source_mut().read_early(cx),
+            UploadContent::Gathered(body) => body.rest_mut().into_iter().for_each(|rest| rest.read_early(cx)),
         }
     }
 }

@@ -47,6 +47,11 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> GatheredBody<B> {
         self.rest.as_ref()
     }
 
+    /// Returns the rest of the content, to read of it early; `None` if all of it was gathered.
+    pub fn rest_mut(&mut self) -> Option<&mut B> {
+        self.rest.as_mut()
+    }
+
     /// Returns the content if all of it was gathered; otherwise the body itself.
     pub fn into_whole(self: Box<Self>) -> Result<WholeContent, Box<Self>> {
         if self.rest.is_some() {

@@ -24,7 +24,7 @@ pub fn outgoing_body(
     body: ClientContent,
     mut hop: HopOptions,
     upload: UploadProgress,
-    receive: impl FnOnce(ClientContent, UploadProgress, u64) -> ClientBody,
+    receive: impl FnOnce(ClientContent, u64) -> ClientBody,
 ) -> Result<OutgoingRequest, ChainFailure> {
     if body.is_end_stream() {
         upload.end();
@@ -46,7 +46,7 @@ pub fn outgoing_body(
         let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
         return Err(ChainFailure::new(error, bottom));
     }
-    let content = UploadContent::Client(Box::new(receive(body, upload.clone(), max)));
+    let content = UploadContent::Client(Box::new(receive(body, max)));
     let passage = body_hooks::filter_request(worker, route, context, content)
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;

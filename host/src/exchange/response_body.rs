@@ -9,6 +9,7 @@ use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
+use crate::body::early_content::ReadEarly;
 use crate::exchange::decoded_body::DecodedBody;
 use crate::exchange::filtered_body::FilteredBody;
 use crate::exchange::gathered_body::GatheredBody;
@@ -49,6 +50,11 @@ pub struct SwitchedProtocol {
     pub stream: Stream,
     /// The guard that counts the tunnel as in flight at its endpoint.
     pub in_flight_guard: InFlightGuard,
+}
+
+impl ReadEarly for ResponseBody {
+    /// Reads nothing: the connection of an endpoint holds up no other response.
+    fn read_early(&mut self, _: &mut Context<'_>) {}
 }
 
 impl ResponseBody {
