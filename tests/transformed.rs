@@ -27,6 +27,7 @@ fn files() -> String {
             "/fixed" => "Cache-Control: max-age=60, No-Transform\r\n",
             "/quoted" => "Cache-Control: x=\"\u{e9}\", no-transform\r\n",
             "/coded" => "Content-Encoding: gzip\r\n",
+            "/skipped" => "X-Body: skip\r\n",
             "/tags" => "ETag: \"another\"\r\n",
             "/odd" => "Content-Encoding: \u{e9}zip\r\n",
             "/identity" => "Content-Encoding: identity\r\n",
@@ -95,9 +96,34 @@ fn content_that_must_not_be_transformed_passes_as_it_is() {
     for path in ["/fixed", "/quoted"] {
         let fixed = proxy.get(path, "");
         assert_eq!((fixed.text().as_str(), fixed.field("etag")), (CONTENT, Some("\"strong\"")), "{path}");
-        assert_eq!((fixed.field("accept-ranges"), fixed.field("content-length")), (Some("bytes"), Some("22")));
+        // The request has lost its Range, and others to this path will.
+        assert_eq!((fixed.field("accept-ranges"), fixed.field("content-length")), (None, Some("22")));
     }
     assert_eq!(proxy.get("/identity", "").text(), format!("{}!", CONTENT.to_uppercase()));
+}
+
+#[test]
+fn a_response_that_a_plugin_skips_promises_no_ranges_that_no_request_gets() {
+    let origin = files();
+    let with = |config: &str| {
+        Proxy::start(&manifest(&origin, &format!("{{ use = {BODIES:?}, config = {{ {config} }} }}"), ""))
+    };
+    let part = "\r\nRange: bytes=0-2";
+    let proxy = with("");
+    for fields in ["", part] {
+        let whole = proxy.get("/skipped", fields);
+        assert_eq!((whole.status(), whole.field("accept-ranges")), (200, None), "{fields}");
+        assert_eq!(whole.field("etag"), Some("\"strong\""), "nothing else changes");
+    }
+    let (mut stream, mut head) = (proxy.connect(), String::new());
+    stream.write_all(b"HEAD /skipped HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    stream.read_to_string(&mut head).unwrap();
+    assert!(head.contains("content-length: 22\r\n") && !head.contains("accept-ranges"), "{head}");
+    // A plugin that lets parts pass leaves the request its Range.
+    let proxy = with("skip_parts = true");
+    let parted = proxy.get("/skipped", part);
+    assert_eq!((parted.status(), parted.field("accept-ranges"), parted.text().as_str()), (206, Some("bytes"), "the"));
+    assert_eq!(proxy.get("/skipped", "").field("accept-ranges"), Some("bytes"));
 }
 
 #[test]

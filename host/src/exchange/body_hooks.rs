@@ -64,6 +64,15 @@ fn due(
     plugins.clone().zip(&route.chain[plugins]).filter_map(hook).collect()
 }
 
+/// Whether one of these plugins has taken the ranges from the request, because it may want the whole body of the response.
+fn plugins_take_ranges(worker: &WorkerState, plugins: &[PluginId]) -> bool {
+    let takes = |plugin_id: &PluginId| {
+        let inputs = worker.generation.bindings[*plugin_id].response_body.as_ref();
+        inputs.is_some_and(|inputs| !inputs.rules.skips_parts)
+    };
+    plugins.iter().any(takes)
+}
+
 /// Returns the coding of the content that the head describes.
 fn coded(side: MessageSide, context: &ExchangeContext) -> Coded {
     match (side, &context.response) {
@@ -113,7 +122,7 @@ fn able(
 }
 
 /// Content that can pass plugins, and is content again behind them.
-pub trait PassingContent: Body<Data = Bytes, Error = BodyError> + Unpin + Sized {
+pub trait PassingContent: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin + Sized {
     /// Returns the content behind the plugins that transform it.
     fn filtered(passage: FilteredBody<Self>) -> Self;
 
@@ -577,6 +586,12 @@ pub fn filter_body(
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
     if !comes_from_target && !is_of_cache() {
         return Ok(Passage::Done(body));
+    }
+    if let Some(response) = &mut context.response
+        && plugins_take_ranges(worker, &route.chain[plugins.clone()])
+    {
+        // Whether the body hook of the plugin is due or not.
+        transformed_content::withdraw_ranges(&mut response.headers);
     }
     let side = MessageSide::Response;
     let hooks = due(worker, route, plugins, side, context);

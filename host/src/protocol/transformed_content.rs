@@ -141,6 +141,12 @@ pub fn response(fields: &mut HeaderMap) {
     trim_announcement(fields);
 }
 
+/// Removes the promise of ranges from a response to a request that [`ask`] has taken the range from: each request for the
+/// resource loses its range in this way (RFC 9110 §14.3).
+pub fn withdraw_ranges(fields: &mut HeaderMap) {
+    fields.remove(header::ACCEPT_RANGES);
+}
+
 /// Removes the fields of a response without content that its body would make untrue if a plugin replaced it, where the
 /// response need not have them: validators stay, which HEAD and 304 have in common with GET (RFC 9110 §9.3.2, §15.4.5).
 pub fn undecided_response(fields: &mut HeaderMap) {
