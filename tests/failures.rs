@@ -362,6 +362,72 @@ fn an_endpoint_that_only_ever_refuses_is_seen_behind_retries() {
     );
 }
 
+/// Returns how many of these lines of the log have `part` in them.
+fn count(lines: &[String], part: &str) -> usize {
+    lines.iter().filter(|line| line.contains(part)).count()
+}
+
+/// Returns the lines of the log up to now, once a request without a route has left its own.
+fn log_up_to_now(proxy: &Proxy) -> Vec<String> {
+    proxy.exchange("NONE");
+    let mut lines = proxy.log_until("kind=\"http_request_error\"", || ());
+    lines.retain(|line| !line.contains("left out"));
+    lines
+}
+
+#[test]
+fn a_dead_endpoint_behind_retries_is_one_warning_until_it_is_up_again() {
+    let (bad, good) = (refusing(), origin(|_| ok("good")));
+    let text = manifest("ENDPOINTS", "", ADMIN);
+    let text =
+        text.replace("endpoints = [\"ENDPOINTS\"]", &format!("endpoints = [{bad:?}, {good:?}]\noutliers = false"));
+    let proxy = Proxy::start(&text);
+    let endpoint = format!("endpoint={bad:?}");
+    let failed = || proxy.metric(&format!("plugway_endpoint_failures_total{{upstream=\"app\",{endpoint}}}"));
+    let ask = |failures: f64| {
+        let before = failed();
+        until("the endpoint has failed", || {
+            assert_eq!(proxy.get("/", "").text(), "good");
+            failed() >= before + failures
+        });
+    };
+    ask(40.0);
+    let lines = log_up_to_now(&proxy);
+    assert_eq!((count(&lines, "attempt failed"), count(&lines, &endpoint)), (1, 1), "{lines:?}");
+    // It returns, and dies again.
+    let listener = TcpListener::bind(&bad).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ngood").unwrap();
+    });
+    until("it has served", || {
+        assert_eq!(proxy.get("/", "").text(), "good");
+        serving.is_finished()
+    });
+    let line = proxy.wait_log("endpoint answers again");
+    assert!(line.contains(&endpoint) && line.contains("INFO"), "{line}");
+    ask(20.0);
+    let lines = log_up_to_now(&proxy);
+    assert_eq!((count(&lines, "attempt failed"), count(&lines, &endpoint)), (1, 1), "{lines:?}");
+}
+
+#[test]
+fn an_endpoint_that_stays_dead_is_said_to_be_ejected_once() {
+    let (bad, good) = (refusing(), origin(|_| ok("good")));
+    let rules = "outliers = { consecutive = 2, ejection = \"100ms\", longest-ejection = \"100ms\" }";
+    let text = manifest("ENDPOINTS", "", ADMIN);
+    let text = text.replace("endpoints = [\"ENDPOINTS\"]", &format!("endpoints = [{bad:?}, {good:?}]\n{rules}"));
+    let proxy = Proxy::start(&text);
+    let endpoint = format!("endpoint={bad:?}");
+    until("it is ejected again and again", || {
+        assert_eq!(proxy.get("/", "").text(), "good");
+        proxy.metric(&format!("plugway_endpoint_ejections_total{{upstream=\"app\",{endpoint}}}")) >= 3.0
+    });
+    let lines = log_up_to_now(&proxy);
+    assert_eq!((count(&lines, "ejected"), count(&lines, &endpoint)), (1, 2), "{lines:?}");
+}
+
 #[test]
 fn warnings_are_limited_and_those_left_out_are_counted() {
     let proxy = front(&echo(), "", "path = \"/here\"");

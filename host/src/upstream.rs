@@ -27,6 +27,7 @@ pub mod endpoint;
 mod endpoint_frames;
 pub mod endpoint_set;
 pub mod endpoint_view;
+pub mod failure_notice;
 pub mod happy_eyeballs;
 pub mod health;
 pub mod health_check;

@@ -110,6 +110,9 @@ enum RetryCost {
 /// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
 const MAX_ATTEMPTS: usize = 16;
 
+/// The line of the log for a failed attempt.
+const ATTEMPT_FAILED: &str = "attempt failed, another follows";
+
 /// Sends the request of `head` with a body to an upstream, given by its index. The body is taken out of `sending`.
 /// `step` limits each single wait, up to the end of the response.
 pub async fn forward(
@@ -345,7 +348,8 @@ impl<'a> AttemptLoop<'a> {
         }
     }
 
-    /// Logs a failed attempt that another one will follow: the client gets no error for it.
+    /// Logs a failed attempt that another one will follow: the client gets no error for it. Of the failures of an endpoint
+    /// in a row the first is a warning.
     fn log(
         &self,
         endpoint_view: &EndpointView,
@@ -353,26 +357,25 @@ impl<'a> AttemptLoop<'a> {
         context: &ExchangeContext,
     ) {
         let error = outcome.as_ref().err().map(|failure| &failure.error);
-        let kind = error.map_or(FailureKind::ProtocolError, |error| error.kind);
-        if !failure_log::admits(Topic::Attempt(kind), &endpoint_view.name) {
+        let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
+        let failed = error.map_or(FailureKind::ProtocolError, |error| error.kind);
+        // An endpoint may shut down a connection.
+        let is_failure = !matches!(outcome, Err(AttemptFailure { reached: Delivery::Unread, .. }));
+        let is_news = is_failure
+            && endpoint_view.endpoint.notice.fail(failed, Instant::now())
+            && failure_log::admits(Topic::Attempt(failed), &endpoint_view.name);
+        if !is_news && !tracing::enabled!(tracing::Level::DEBUG) {
             return;
         }
-        let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
         let (kind, cause) = (error.map(|error| error.kind.token()), error.map(Error::causes));
         let limit = error.and_then(|error| error.limit);
         let (request_id, route, upstream) = (context.request_id(), &*context.route, &*self.upstream.name);
         let endpoint = &*endpoint_view.name;
-        tracing::warn!(
-            kind,
-            status,
-            request_id,
-            route,
-            upstream,
-            endpoint,
-            cause,
-            limit,
-            "attempt failed, another follows"
-        );
+        if is_news {
+            tracing::warn!(kind, status, request_id, route, upstream, endpoint, cause, limit, "{ATTEMPT_FAILED}");
+        } else {
+            tracing::debug!(kind, status, request_id, route, upstream, endpoint, cause, limit, "{ATTEMPT_FAILED}");
+        }
     }
 
     /// Returns the cost of another attempt of a request; `None` if none is made. Names the limit for which the content

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
+use super::failure_notice::FailureNotice;
 use crate::telemetry::metrics::Counter;
 
 /// An endpoint. It outlives generations, and the set that it is in.
@@ -15,6 +16,8 @@ pub struct Endpoint {
     pub latency: Latency,
     /// Failures since the last request that didn't fail.
     pub failures: AtomicU32,
+    /// The failures and successes that the log says.
+    pub notice: FailureNotice,
     /// The counters of each worker, by its number. Locked when a worker's view changes or totals are read, never by a
     /// request.
     figures: Mutex<Vec<Arc<EndpointFigures>>>,
@@ -65,7 +68,7 @@ impl Endpoint {
     pub fn new(address: EndpointAddr, now: Instant) -> Self {
         let latency = Latency { born: now, state: AtomicU64::new(0) };
         let (in_flight, failures, figures) = (InFlight::default(), AtomicU32::new(0), Mutex::default());
-        Endpoint { address, in_flight, latency, failures, figures }
+        Endpoint { address, in_flight, latency, failures, notice: FailureNotice::new(now), figures }
     }
 
     /// Returns a worker's metrics.

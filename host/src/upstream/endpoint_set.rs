@@ -95,6 +95,8 @@ struct EndpointRecord {
     wanted: EndpointSpec,
     health: Health,
     ejections: u64,
+    /// Whether the log has said an ejection, and no request has succeeded since.
+    is_said: bool,
     /// The metrics at the last interval.
     seen: Totals,
 }
@@ -209,19 +211,18 @@ impl EndpointSet {
     }
 
     /// Records that a request has succeeded at an endpoint after others had failed. If all endpoints are in use because
-    /// none is up, that ends the endpoint's ejection: it is the one that can serve.
-    pub fn record_recovery(&self, endpoint: &Endpoint, now: Instant) {
+    /// none is up, that ends the endpoint's ejection: it is the one that can serve. Returns whether the log has said that
+    /// the endpoint is ejected, and not that it has returned.
+    pub fn record_recovery(&self, endpoint: &Endpoint, now: Instant) -> bool {
         let mut set = self.lock();
-        if !set.snapshot.panicking {
-            return;
-        }
+        let is_panicking = set.snapshot.panicking;
         let known = set.records.iter_mut().find(|record| std::ptr::eq(&*record.endpoint, endpoint));
-        if let Some(record) = known.filter(|record| record.health.is_ejected())
-            && record.health.readmit(now)
-        {
-            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "ejection ended early");
+        let Some(record) = known.filter(|record| is_panicking || !record.health.is_ejected()) else { return false };
+        let was_said = std::mem::take(&mut record.is_said);
+        if record.health.readmit(now) {
             self.publish(&mut set, now);
         }
+        was_said
     }
 
     /// Records that a request could not connect to any of these endpoints. If they are all that are up while others are
@@ -264,10 +265,18 @@ impl EndpointSet {
         let SetState { records, rules, is_full, .. } = &mut *set;
         for record in records {
             if record.health.tick(rules, now) {
-                tracing::info!(upstream = &*self.name, endpoint = &*record.wanted.address.text, "ejection ended");
+                let (upstream, endpoint) = (&*self.name, &*record.wanted.address.text);
                 // It is on probation: its next failure ejects it again, unless a request succeeds before.
                 let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
-                record.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
+                let failures = consecutive.saturating_sub(1);
+                record.endpoint.failures.store(failures, Ordering::Relaxed);
+                if failures > 0 {
+                    // A dead endpoint is on probation again and again; the log says its first success.
+                    tracing::debug!(upstream, endpoint, "ejection ended");
+                } else {
+                    record.is_said = false;
+                    tracing::info!(upstream, endpoint, "ejection ended");
+                }
                 *is_full = false;
                 changes = true;
             }
@@ -330,7 +339,11 @@ impl EndpointSet {
         }
         let time = record.health.eject(&outliers, now);
         record.ejections += 1;
-        tracing::warn!(upstream, endpoint, why, ?time, "ejected");
+        if std::mem::replace(&mut record.is_said, true) {
+            tracing::debug!(upstream, endpoint, why, ?time, "ejected again");
+        } else {
+            tracing::warn!(upstream, endpoint, why, ?time, "ejected");
+        }
         true
     }
 
@@ -406,7 +419,7 @@ impl EndpointState {
 impl EndpointRecord {
     fn new(wanted: EndpointSpec, health: Health, now: Instant) -> Self {
         let endpoint = Arc::new(Endpoint::new(wanted.address.clone(), now));
-        EndpointRecord { endpoint, wanted, health, ejections: 0, seen: Totals::default() }
+        EndpointRecord { endpoint, wanted, health, ejections: 0, is_said: false, seen: Totals::default() }
     }
 
     fn state(&self, drained: &[Arc<str>]) -> HealthState {

@@ -54,11 +54,16 @@ impl EndpointView {
         self.endpoint.latency.observe(took, now);
     }
 
-    /// Records that a response arrived to its end, so that earlier failures in a row no longer count.
+    /// Records that a response arrived to its end, so that earlier failures in a row no longer count. The log says so if
+    /// it has said the failures.
     pub fn record_success(&self, now: Instant) {
+        let mut was_said = self.endpoint.notice.succeed();
         if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
             self.endpoint.failures.store(0, Ordering::Relaxed);
-            self.live.record_recovery(&self.endpoint, now);
+            was_said |= self.live.record_recovery(&self.endpoint, now);
+        }
+        if was_said {
+            tracing::info!(upstream = self.live.name(), endpoint = &*self.name, "endpoint answers again");
         }
     }
 
