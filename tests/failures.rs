@@ -215,6 +215,29 @@ fn a_head_that_is_too_long_over_http2_is_a_warning_too() {
 }
 
 #[test]
+fn a_refused_upload_that_ends_short_over_http2_is_no_warning() {
+    let proxy = front(&echo(), "", "path = \"/front\"");
+    let mut client = Raw::connect(&proxy);
+    // curl ends its stream with less than its Content-Length once it has the whole response.
+    let upload = |path: &[u8], length: &str| {
+        let length_field = [&[0x0f, 0x0d, length.len() as u8], length.as_bytes()].concat();
+        [&[0x83, 0x86, 0x04, path.len() as u8], path, &[0x41, 1, b'a'], &length_field].concat()
+    };
+    client.send(HEADERS, END_HEADERS, 1, &upload(b"/nowhere", "100000"));
+    client.send(DATA, 0, 1, b"some");
+    client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0 && frame.kind != RST_STREAM);
+    client.send(DATA, END_STREAM, 1, b"");
+    client.until(|frame| frame.stream == 1 && frame.kind == RST_STREAM);
+    // A stream that ends short before its response is a mistake.
+    client.send(HEADERS, END_HEADERS, 3, &upload(b"/front", "100000"));
+    client.send(DATA, END_STREAM, 3, b"some");
+    let lines = proxy.log_until("HTTP/2 streams reset", || ());
+    assert_eq!(count(&lines, "exchange failed"), 1, "{lines:?}");
+    client.until(|frame| frame.stream == 3 && (frame.kind == RST_STREAM || frame.flags & END_STREAM != 0));
+    assert!(!proxy.has_logged("HTTP/2 streams reset"), "one of them");
+}
+
+#[test]
 fn a_malformed_request_over_http2_is_a_warning_too() {
     let proxy = front(&echo(), "", "");
     let mut client = Raw::connect(&proxy);

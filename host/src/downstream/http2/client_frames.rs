@@ -1,6 +1,8 @@
 //! The frames of an HTTP/2 client. Once a kind of frame exceeds its allowance, no more is read, GOAWAY is sent, and the
 //! connection ends.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
@@ -28,7 +30,8 @@ pub struct ClientFrames {
     sends_head: bool,
     /// The number of heads and trailers that were sent with the end of their stream.
     last_heads: u64,
-    /// The streams that were reset with PROTOCOL_ERROR.
+    answered: AnsweredStreams,
+    /// The streams that were reset with PROTOCOL_ERROR before their response had ended.
     malformed: usize,
     /// The number of streams that were reset with REFUSED_STREAM.
     refused: usize,
@@ -44,6 +47,15 @@ struct OpenRequests {
     streams: Vec<u32>,
     /// Whether there were more than [`MAX_OPEN_STREAMS`] open streams, of which some are not known.
     are_too_many: bool,
+}
+
+/// The streams whose response has ended before the client has sent all of the request.
+#[derive(Debug, Default)]
+struct AnsweredStreams {
+    /// The latest streams, at most [`MAX_OPEN_STREAMS`].
+    streams: VecDeque<u32>,
+    /// Whether the frame that is being sent resets such a stream.
+    is_reset: bool,
 }
 
 /// GOAWAY on the connection, with eight bytes.
@@ -82,6 +94,7 @@ impl ClientFrames {
             requests,
             sends_head: false,
             last_heads: 0,
+            answered: AnsweredStreams::default(),
             malformed: 0,
             refused: 0,
             flood: None,
@@ -98,7 +111,8 @@ impl ClientFrames {
         self.last_heads
     }
 
-    /// Returns the number of streams that were reset so far because h2 rejected their requests as malformed.
+    /// Returns the number of streams that were reset so far because h2 rejected their requests as malformed. A client that
+    /// has its whole response may end an upload short: curl does.
     pub fn malformed(&self) -> usize {
         self.malformed
     }
@@ -168,6 +182,22 @@ impl OpenRequests {
     }
 }
 
+impl AnsweredStreams {
+    /// Notes a frame that is sent. `requests` are those of which the client hasn't sent all.
+    fn count_sent(&mut self, head: FrameHead, requests: &OpenRequests) {
+        match head.kind {
+            HEADERS | DATA if head.flags & END_STREAM != 0 && requests.streams.contains(&head.stream) => {
+                if self.streams.len() == MAX_OPEN_STREAMS {
+                    self.streams.pop_front();
+                }
+                self.streams.push_back(head.stream);
+            }
+            RST_STREAM => self.is_reset = self.streams.contains(&head.stream),
+            _ => {}
+        }
+    }
+}
+
 impl FrameCounter for ClientFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         let ClientFrames { clock, incoming, budget, last_stream, opened, requests, flood, .. } = self;
@@ -184,9 +214,13 @@ impl FrameCounter for ClientFrames {
     }
 
     fn count_sent(&mut self, bytes: &[u8]) {
-        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, malformed, refused, .. } = self;
+        let ClientFrames { outgoing, budget, requests, answered, sends_head, last_heads, .. } = self;
+        let (malformed, refused) = (&mut self.malformed, &mut self.refused);
+        let resets_answered = Cell::new(answered.is_reset);
         let each = |head: FrameHead| {
             budget.count_sent(head);
+            answered.count_sent(head, requests);
+            resets_answered.set(answered.is_reset);
             *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
             match head.kind {
                 HEADERS | CONTINUATION => *sends_head = head.flags & END_HEADERS == 0,
@@ -196,7 +230,7 @@ impl FrameCounter for ClientFrames {
         };
         // Only h2 resets with these codes: hyper has others for responses that fail.
         outgoing.scan_with_values(bytes, each, |value| {
-            *malformed += usize::from(value == FrameValue::ResetCode(PROTOCOL_ERROR));
+            *malformed += usize::from(value == FrameValue::ResetCode(PROTOCOL_ERROR) && !resets_answered.get());
             *refused += usize::from(value == FrameValue::ResetCode(REFUSED_STREAM));
         });
     }
@@ -248,6 +282,27 @@ mod tests {
         let many = |count: u32| (0..count).map(|at| frame(HEADERS, END_HEADERS, 2 * at + 1, b"a")).collect::<Vec<_>>();
         assert_eq!(cancelled(&many(100)).map(|streams| streams.len()), Some(100));
         assert_eq!(cancelled(&many(101)), None, "not all are remembered");
+    }
+
+    #[test]
+    fn a_request_that_ends_short_behind_its_response_is_not_malformed() {
+        let reset = |stream| frame(RST_STREAM, 0, stream, &PROTOCOL_ERROR.to_be_bytes());
+        // In pieces, as the error code and the stream of a reset may be written apart.
+        let malformed = |received: &[Vec<u8>], sent: &[Vec<u8>]| {
+            let mut counter = ClientFrames::new(Clock::new());
+            counter.count_received(PREFACE);
+            counter.count_received(&frame(HEADERS, END_HEADERS, 1, b"a"));
+            sent[..sent.len() - 1].iter().for_each(|frame| counter.count_sent(frame));
+            received.iter().for_each(|frame| counter.count_received(frame));
+            sent[sent.len() - 1].chunks(5).for_each(|piece| counter.count_sent(piece));
+            counter.malformed()
+        };
+        let (head, end) = (frame(HEADERS, END_HEADERS, 1, b"h"), [frame(DATA, END_STREAM, 1, b"short")]);
+        let whole = frame(DATA, END_STREAM, 1, b"response");
+        assert_eq!(malformed(&end, &[head.clone(), whole.clone(), reset(1)]), 0);
+        assert_eq!(malformed(&end, &[frame(HEADERS, END_HEADERS | END_STREAM, 1, b"h"), reset(1)]), 0);
+        assert_eq!(malformed(&end, &[head.clone(), reset(1)]), 1, "before the end of the response");
+        assert_eq!(malformed(&end, &[head, whole, reset(3)]), 1, "another stream");
     }
 
     #[test]
