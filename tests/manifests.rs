@@ -229,6 +229,74 @@ fn a_redirect_to_itself_is_warned_of() {
     }
 }
 
+/// Returns what a check says of a good manifest with one listener, an upstream and these tables.
+fn said_of(tables: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n{tables}\n");
+    std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+    let (code, said) = check(folder.path(), "plugway.toml");
+    assert_eq!(code, Some(0), "{tables}: {said}");
+    said
+}
+
+#[test]
+fn keys_that_change_no_path_of_their_route_are_warned_of() {
+    let route = |keys: &str| said_of(&format!("[[route]]\nupstream = \"app\"\n{keys}"));
+    for keys in [
+        "path = \"/a\"\nstrip-prefix = \"/b\"",
+        "path = \"/a/b\"\nstrip-prefix = \"/a/c\"",
+        "path = { exact = \"/a\" }\nstrip-prefix = \"/a/b\"",
+    ] {
+        let said = route(keys);
+        assert!(said.contains("warning: `strip-prefix` that no path of the route has"), "{keys}: {said}");
+    }
+    for keys in [
+        "path = \"/a\"\nrewrite = { regex = \"^/b/\", to = \"/\" }",
+        "path = \"/a\"\nrewrite = { regex = \"^/ab\", to = \"/\" }",
+        "path = { exact = \"/a\" }\nrewrite = { regex = \"^/a/(.*)$\", to = \"/$1\" }",
+    ] {
+        let said = route(keys);
+        assert!(said.contains("warning: `rewrite` that matches no path of the route"), "{keys}: {said}");
+    }
+    for keys in [
+        "path = \"/a\"\nstrip-prefix = \"/a/b\"",
+        "path = \"/a/b\"\nstrip-prefix = \"/a\"",
+        "path = \"/\"\nstrip-prefix = \"/a\"",
+        "path = { regex = \"^/a\" }\nstrip-prefix = \"/b\"",
+        "path = \"/a\"\nrewrite = { regex = \"^/a/b/\", to = \"/\" }",
+        "path = \"/a\"\nrewrite = { regex = \"^/a;v=([0-9])\", to = \"/$1\" }",
+        "path = { exact = \"/a\" }\nrewrite = { regex = \"a$\", to = \"/b\" }",
+        "path = { regex = \"^/a\" }\nrewrite = { regex = \"^/b\", to = \"/\" }",
+        // A plugin may change the path.
+        "path = \"/a\"\nstrip-prefix = \"/b\"\nplugins = [{ use = \"headers\", config.request.remove = [\"X-A\"] }]",
+    ] {
+        assert_eq!(route(keys), "", "{keys}");
+    }
+}
+
+#[test]
+fn a_cors_plugin_without_preflights_is_warned_of() {
+    let cors = "upstream = \"app\"\nplugins = [{ use = \"cors\", config.origins = [\"*\"] }]\n";
+    let lost = |keys: &str| said_of(&format!("[[route]]\n{cors}{keys}")).contains("`methods` without OPTIONS");
+    assert!(lost("methods = [\"GET\", \"POST\"]"));
+    assert!(lost("path = { regex = \"^/a\" }\nmethods = [\"PUT\"]"));
+    assert!(lost("path = \"/a\"\nmethods = [\"PUT\"]\n[[route]]\nupstream = \"app\""), "another route without it");
+    assert!(!lost(""));
+    assert!(!lost("methods = [\"GET\", \"OPTIONS\"]"));
+    assert!(!lost(&format!("path = \"/a\"\nmethods = [\"PUT\"]\n[[route]]\nmethods = [\"OPTIONS\"]\n{cors}")));
+}
+
+#[test]
+fn a_host_with_the_default_port_as_a_condition_is_warned_of() {
+    let said = |host: &str| said_of(&format!("[[route]]\nupstream = \"app\"\nfields = {{ Host = {host:?} }}"));
+    let warning = said("x.example:80");
+    assert!(warning.contains("warning: ") && warning.contains("write `hosts = [\"x.example\"]`"), "{warning}");
+    for good in ["x.example", "x.example:443", "x.example:8080", "*"] {
+        assert_eq!(said(good), "", "{good}");
+    }
+}
+
 /// As errors: with the place, whatever is logged, and beside errors.
 #[test]
 fn warnings_of_a_check_look_like_errors() {

@@ -20,6 +20,7 @@ mod path_regex;
 mod plugin_grants;
 mod plugin_values;
 mod plugins;
+mod preflights;
 mod process;
 mod reach;
 mod redirect_loops;
@@ -154,6 +155,8 @@ struct Assembly<'a> {
     round_robin: Option<PluginId>,
     /// The plugins that decide which clients get the responses behind them.
     guards: HashSet<PluginId>,
+    /// The plugins that answer preflights.
+    cors: HashSet<PluginId>,
     /// Components in child processes, the last used at the end.
     examinations: Vec<Examination>,
     /// Components whose loading ended at a limit, or in a crash, with the error: they are not tried again.
@@ -317,6 +320,7 @@ impl<'a> Assembly<'a> {
             named: BTreeMap::new(),
             round_robin: None,
             guards: HashSet::new(),
+            cors: HashSet::new(),
             examinations: Vec::new(),
             broken: HashMap::new(),
             regexes: 0,

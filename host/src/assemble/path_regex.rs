@@ -42,6 +42,34 @@ impl Paths {
     }
 }
 
+/// The paths of a route.
+#[derive(Clone, Copy)]
+pub enum RoutePaths<'a> {
+    /// The route matches one path.
+    Exactly(&'a str),
+    /// The route matches a path, and all paths below it.
+    Below(&'a str),
+}
+
+impl RoutePaths<'_> {
+    /// Whether one of the paths may contain a match of an expression. Segments may have parameters, which routes ignore.
+    pub fn may_match(self, regex: &str) -> bool {
+        let (RoutePaths::Exactly(path) | RoutePaths::Below(path)) = self;
+        let segment = |text| format!(r"/{}(?:;[\x00-\x2E\x30-\x7F]*)?", regex::escape(text));
+        let segments: String = path.split('/').filter(|segment| !segment.is_empty()).map(segment).collect();
+        let rest = match self {
+            RoutePaths::Exactly(path) if path.ends_with('/') => "/",
+            RoutePaths::Exactly(_) => "",
+            RoutePaths::Below(_) => r"(?:/[\x00-\x7F]*)?",
+        };
+        let language = automaton(&format!(r"(?s-u)\A{segments}{rest}\z"));
+        match (automaton(regex), language) {
+            (Some(regex), Some(language)) => have_common_text(&regex, &language),
+            _ => true,
+        }
+    }
+}
+
 /// Languages that are larger than that of paths, each with the error of an expression that only matches there. Each
 /// contains the previous one, so that the first with a match names the error.
 const LARGER: [(&str, &str); 5] = [
@@ -157,6 +185,21 @@ mod tests {
         ] {
             assert_eq!(paths.mismatch(regex), None, "{regex}");
         }
+    }
+
+    #[test]
+    fn expressions_match_paths_of_a_route_or_none() {
+        let below = RoutePaths::Below("/api/v1");
+        for regex in ["^/api/(.*)$", "^/api/v1/users", "/users$", "v1", "^/api/v1$", "^/api;a=1/v1", "^/a", "", "1/?$"]
+        {
+            assert!(below.may_match(regex), "{regex}");
+        }
+        for regex in ["^/b/", "^/api/v2", "^/api/?$", "^/v1", "^/api/v1x"] {
+            assert!(!below.may_match(regex), "{regex}");
+        }
+        let exactly = RoutePaths::Exactly("/api/v1");
+        assert_eq!(["^/api/(.*)$", "v1$", "v1/$"].map(|regex| exactly.may_match(regex)), [true, true, false]);
+        assert!(RoutePaths::Exactly("/a/").may_match("^/a/$") && !RoutePaths::Exactly("/a/").may_match("^/a$"));
     }
 
     #[test]

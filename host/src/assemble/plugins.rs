@@ -157,6 +157,7 @@ impl Assembly<'_> {
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
             self.warn_of_moved(source, &use_span);
         }
+        let is_cors = plugin.r#use.get_ref() == CORS;
         let env = access.env.clone();
         let about = Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
         let examined = self.accepted(&about, limits);
@@ -175,6 +176,9 @@ impl Assembly<'_> {
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
                 let plugin_id = self.add_binding(&about, configured, limits)?;
+                if is_cors {
+                    self.cors.insert(plugin_id);
+                }
                 if is_guard {
                     self.guards.insert(plugin_id);
                     self.warn_of_skipped_guard(source, on_error, on_error_place);
@@ -530,6 +534,9 @@ impl Assembly<'_> {
         }
     }
 }
+
+/// The stock plugin that answers preflights.
+const CORS: &str = "cors";
 
 /// The key of the plugin `headers` that a key of listeners has replaced.
 const MOVED: &str = "/forwarded/trusted-proxies";

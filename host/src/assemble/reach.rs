@@ -3,6 +3,7 @@
 use crate::config::load::ManifestFile;
 use crate::config::manifest::ListenerTable;
 use crate::config::structure::LeftOut;
+use crate::protocol::authority;
 use crate::protocol::client_address::tells_way;
 use crate::protocol::field_alias::{is_ambiguous, is_plain};
 
@@ -13,6 +14,17 @@ pub struct Reach {
     aliases_pass: bool,
     /// Whether a listener has trusted proxies.
     trusts_proxies: bool,
+    /// Whether a listener has no TLS.
+    has_clear: bool,
+    /// Whether a listener has TLS.
+    has_tls: bool,
+}
+
+/// The reason for which requests don't have a value of `Host`.
+pub struct UnusualHost {
+    pub message: String,
+    /// Whether no request has it at all.
+    pub is_certain: bool,
 }
 
 impl Reach {
@@ -25,7 +37,39 @@ impl Reach {
         Reach {
             aliases_pass: is_unknown || any(passes),
             trusts_proxies: is_unknown || any(|listener| !listener.trusted_proxies.is_empty()),
+            has_clear: is_unknown || any(|listener| listener.tls.is_none()),
+            has_tls: is_unknown || any(|listener| listener.tls.is_some()),
         }
+    }
+
+    /// Returns the reason for which hardly any request that reaches a route, or none, has a value of `Host`; `None` if
+    /// requests have it.
+    pub fn unusual_host(self, value: &str) -> Option<UnusualHost> {
+        let is_normal =
+            |port| authority::normal(value.as_bytes(), Some(port)).is_ok_and(|normal| *normal == *value.as_bytes());
+        let has_it = [(80, self.has_clear), (443, self.has_tls || self.trusts_proxies)];
+        if has_it.into_iter().any(|(port, is_served)| is_served && is_normal(port)) {
+            return None;
+        }
+        // Over HTTP/2, a gateway may say `https` in clear.
+        let is_certain = !is_normal(80) && !is_normal(443);
+        let port = if self.has_clear { 80 } else { 443 };
+        let message = match authority::normal(value.as_bytes(), Some(port)) {
+            Ok(normal) => {
+                let host = authority::without_port(&normal);
+                let (wanted, host) = (String::from_utf8_lossy(&normal), String::from_utf8_lossy(&host));
+                let remedy = match wanted == host {
+                    true => format!("hosts = [\"{host}\"]"),
+                    false => format!("Host = \"{wanted}\""),
+                };
+                format!(
+                    "requests have `Host` in its normal form: found `{value}`; letters are in lower case, and the port of \
+                     the scheme is left out, so write `{remedy}`"
+                )
+            }
+            Err(error) => format!("no request has the Host `{value}`: {}", error.reason()),
+        };
+        Some(UnusualHost { message, is_certain })
     }
 
     /// Returns the reason for which no request that reaches a route has a field; `None` if requests may have it.

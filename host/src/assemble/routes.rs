@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::path_regex::Paths;
-use super::redirect_loops::RedirectSample;
+use super::reach::UnusualHost;
+use super::redirect_loops::{RouteSample, SampledRoute};
 use super::{Assembly, head_of, route_conditions, some_of};
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::serde_messages::hint;
@@ -43,7 +44,7 @@ impl Assembly<'_> {
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut redirects = Vec::new();
+        let mut sampled = Vec::new();
         let common = self.common_maintenance(files);
         let mut are_sound = !self.left_out.has_any("route");
         let listeners: Vec<&str> =
@@ -55,8 +56,7 @@ impl Assembly<'_> {
             let matching = self.matching(source, route.get_ref(), &listeners);
             are_sound &= self.problems.count() == before;
             let made = self.route(source, route, upstreams);
-            let place = route.get_ref().redirect.as_ref().map_or(route.span(), Spanned::span);
-            redirects.push((RedirectSample::of(&matching, &made.target), source, place));
+            sampled.push(SampledRoute { sample: RouteSample::of(&matching), source, table: route });
             let forwards_trace = matching.methods.contains(&http::Method::TRACE);
             routes.push(Route { maintenance: made.maintenance.or_else(|| common.clone()), forwards_trace, ..made });
             matches.push(matching);
@@ -78,7 +78,8 @@ impl Assembly<'_> {
             self.problems.at(source, head_of(span), message);
         }
         if let (Ok(router), true) = (&router, are_sound) {
-            self.warn_of_redirect_loops(router, &routes, redirects);
+            self.warn_of_redirect_loops(router, &routes, &sampled);
+            self.warn_of_lost_preflights(router, &routes, &sampled);
         }
         (routes, router.ok())
     }
@@ -277,6 +278,8 @@ impl Assembly<'_> {
             };
             if let Some(message) = self.reach.obstacle(name.get_ref()) {
                 self.problems.at(source, name.span(), message);
+            } else if field == http::header::HOST && value != "*" {
+                self.check_wanted_host(source, name.span(), value);
             } else if matching.iter().any(|(known, _)| *known == field) {
                 let message =
                     format!("field named twice: `{}`; names of fields have no case, so keep one", name.get_ref());
@@ -286,6 +289,15 @@ impl Assembly<'_> {
         }
         matching.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
         matching
+    }
+
+    /// Checks that requests have this value of `Host`, which is normalised before routes are matched.
+    fn check_wanted_host(&mut self, source: &Arc<Source>, span: Range<usize>, value: &str) {
+        let Some(UnusualHost { message, is_certain }) = self.reach.unusual_host(value) else { return };
+        match is_certain {
+            true => self.problems.at(source, span, message),
+            false => self.problems.warn(Doubt::Meaning, source, span, &message),
+        }
     }
 
     fn matching_query(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<(String, Option<String>)> {

@@ -30,6 +30,21 @@ const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 /// The statuses that have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
 const WITHOUT_CONTENT: [u16; 3] = [204, 205, 304];
 
+/// Statuses with the field that responses with them need (RFC 9110 §15.3.7, §15.4, §15.5.2, §15.5.6, §15.5.8, §15.5.22),
+/// and the remedy if it is missing.
+const REQUIRED: [(&[u16], &str, &str); 6] = [
+    (&[206], "Content-Range", "write the status 200"),
+    (&REDIRECTS, "Location", "write `redirect = \"https://www.example.org{uri}\"` in place of `respond`"),
+    (
+        &[401],
+        "WWW-Authenticate",
+        "add `fields = { WWW-Authenticate = 'Basic realm=\"site\"' }`, or write the status 403",
+    ),
+    (&[405], "Allow", "add the methods that the path has, such as `fields = { Allow = \"GET, HEAD\" }`"),
+    (&[407], "Proxy-Authenticate", "write the status 401 or 403: 407 is for forward proxies"),
+    (&[426], "Upgrade", "write another status, such as 400: a fixed response can't have this field"),
+];
+
 /// The value of error pages that is not written in other pages; `{status}` may be JavaScript.
 const PAGE_VALUE: &[u8] = b"{request-id}";
 
@@ -72,9 +87,15 @@ impl Assembly<'_> {
             return Target::Redirect(self.redirect(source, location, table.status.as_ref()));
         }
         if let Some(respond) = &table.respond {
-            return Target::Respond(self.fixed_response(source, respond.get_ref()));
+            let fixed = self.fixed_response(source, respond.get_ref());
+            // A plugin may add the field.
+            if table.plugins.is_empty() {
+                self.check_required_field(source, respond.get_ref(), &fixed);
+            }
+            return Target::Respond(fixed);
         }
         if let Some(files) = &table.files {
+            self.check_methods_of_files(source, table);
             let prefix = prefix.unwrap_or_default().iter().map(|segment| format!("/{segment}")).collect();
             return Target::Files(Arc::new(FileSite { prefix, ..self.files_target(source, files.get_ref()) }));
         }
@@ -172,6 +193,17 @@ impl Assembly<'_> {
         FixedResponse { status, fields, body, has_page }
     }
 
+    /// Checks that a response has the field without which its status says nothing.
+    fn check_required_field(&mut self, source: &Arc<Source>, table: &RespondTable, fixed: &FixedResponse) {
+        let code = fixed.status.as_u16();
+        let Some((_, field, remedy)) = REQUIRED.iter().find(|(codes, ..)| codes.contains(&code)) else { return };
+        let has_it = table.fields.keys().any(|name| name.get_ref().eq_ignore_ascii_case(field));
+        if let (Some(status), false) = (&table.status, has_it) {
+            let message = format!("status {code} without `{field}`: clients can't use such a response; {remedy}");
+            self.problems.at(source, status.span(), message);
+        }
+    }
+
     /// Warns of values in braces, and of variables of nginx, in a response that is the same for all requests.
     fn warn_of_values_in_content(&mut self, source: &Arc<Source>, table: &RespondTable) {
         let texts = table.body.iter().chain(table.fields.values());
@@ -223,6 +255,16 @@ impl Assembly<'_> {
             }
         }
         fields
+    }
+
+    /// Checks that a route with files matches requests for files, unless a plugin may answer others.
+    fn check_methods_of_files(&mut self, source: &Arc<Source>, route: &RouteTable) {
+        let Some(methods) = route.methods.as_ref().filter(|methods| !methods.get_ref().is_empty()) else { return };
+        let serves = methods.get_ref().iter().any(|method| matches!(method.get_ref().as_str(), "GET" | "HEAD"));
+        if !serves && route.plugins.is_empty() {
+            let message = "`methods` without GET and HEAD beside `files`: no request of the route gets a file; add them, or remove `methods`";
+            self.problems.at(source, methods.span(), message);
+        }
     }
 
     fn files_target(&mut self, source: &Arc<Source>, table: &FilesTable) -> FileSite {

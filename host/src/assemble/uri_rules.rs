@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::config::spanned::Spanned;
 
+use super::path_regex::RoutePaths;
 use super::{Assembly, route_conditions};
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{self, OtherPath, RewriteTable, RouteTable, StripPrefix};
 use crate::generation::uri_rules::{Replacement, Rewrite, UriRules};
 
@@ -14,9 +15,18 @@ impl Assembly<'_> {
     /// Returns the rules of a route for the target that is forwarded.
     pub(super) fn uri_rules(&mut self, source: &Arc<Source>, route: &RouteTable) -> UriRules {
         self.check_uri_keys(source, route);
+        let prefix = route.strip_prefix.as_ref().and_then(|strip| self.prefix(source, route, strip));
+        let rewrite = route.rewrite.as_ref().and_then(|rewrite| self.rewrite(source, rewrite.get_ref()));
+        // A plugin may change the path before.
+        if route.plugins.is_empty()
+            && let Some(paths) = route.path.as_ref().and_then(|path| literal(path.get_ref()))
+        {
+            self.warn_of_idle_prefix(source, route, paths, prefix.as_deref());
+            self.warn_of_idle_rewrite(source, route, paths, rewrite.is_some());
+        }
         UriRules {
-            prefix: route.strip_prefix.as_ref().and_then(|strip| self.prefix(source, route, strip)),
-            rewrite: route.rewrite.as_ref().and_then(|rewrite| self.rewrite(source, rewrite.get_ref())),
+            prefix,
+            rewrite,
             is_as_sent: route.path_as_is.as_ref().is_some_and(|is_as_sent| *is_as_sent.get_ref()),
         }
     }
@@ -85,6 +95,48 @@ impl Assembly<'_> {
         Some(segments)
     }
 
+    /// Warns of a prefix that no path of the route begins with.
+    fn warn_of_idle_prefix(
+        &mut self,
+        source: &Arc<Source>,
+        route: &RouteTable,
+        paths: RoutePaths<'_>,
+        prefix: Option<&[String]>,
+    ) {
+        let (Some(strip), Some(prefix)) = (&route.strip_prefix, prefix) else { return };
+        let (RoutePaths::Exactly(path) | RoutePaths::Below(path)) = paths;
+        let own: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let is_alike = own.iter().zip(prefix).all(|(own, stripped)| *own == stripped);
+        let is_long_enough = matches!(paths, RoutePaths::Below(_)) || own.len() >= prefix.len();
+        if !is_alike || !is_long_enough {
+            let why = format!(
+                "`strip-prefix` that no path of the route has: its paths begin with `{path}`; write `strip-prefix = true`, or \
+                 remove it"
+            );
+            self.problems.warn(Doubt::NoEffect, source, strip.span(), &why);
+        }
+    }
+
+    /// Warns of a rewrite whose expression no path of the route matches.
+    fn warn_of_idle_rewrite(
+        &mut self,
+        source: &Arc<Source>,
+        route: &RouteTable,
+        paths: RoutePaths<'_>,
+        is_sound: bool,
+    ) {
+        let Some(rewrite) = route.rewrite.as_ref().filter(|_| is_sound) else { return };
+        let regex = &rewrite.get_ref().regex;
+        if !paths.may_match(regex.get_ref()) {
+            let (RoutePaths::Exactly(path) | RoutePaths::Below(path)) = paths;
+            let why = format!(
+                "`rewrite` that matches no path of the route: its paths begin with `{path}`, and are matched as a whole; \
+                 correct the regular expression, or remove it"
+            );
+            self.problems.warn(Doubt::NoEffect, source, regex.span(), &why);
+        }
+    }
+
     fn rewrite(&mut self, source: &Arc<Source>, table: &RewriteTable) -> Option<Rewrite> {
         let (span, text) = (table.regex.span(), table.regex.get_ref());
         let regex = self.compiled_regex(source, span.clone(), text)?;
@@ -101,4 +153,16 @@ impl Assembly<'_> {
             }
         }
     }
+}
+
+/// Returns the paths of a route whose path is a text; `None` for another path, and for all paths.
+fn literal(path: &manifest::Path) -> Option<RoutePaths<'_>> {
+    let paths = match path {
+        manifest::Path::Other(OtherPath::Regex(_)) => return None,
+        manifest::Path::Other(OtherPath::Exact(path)) => RoutePaths::Exactly(path),
+        manifest::Path::Below(path) | manifest::Path::Other(OtherPath::Prefix(path)) => RoutePaths::Below(path),
+    };
+    let (RoutePaths::Exactly(path) | RoutePaths::Below(path)) = paths;
+    // The errors of other paths are reported elsewhere.
+    route_conditions::path(path).is_none().then_some(paths)
 }
