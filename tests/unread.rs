@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS, frame};
 use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
 use crate::support::client::load;
 use crate::support::origin::Backend;
@@ -212,4 +212,44 @@ fn request_that_an_endpoint_ends_its_connection_for_ends_no_other_exchange() {
         last.read_to_string(&mut rest).unwrap();
         assert!(rest.contains(" and done"), "{rest:?}");
     }
+}
+
+/// Serves one request of a connection, and ends the connection in the same segment as its response.
+fn end_with_the_response(raw: &mut Raw) {
+    let (mut is_acknowledged, mut request) = (false, None);
+    while !is_acknowledged || request.is_none() {
+        let Some(frame) = raw.frame() else { return };
+        match frame.kind {
+            SETTINGS if frame.flags & ACK != 0 => is_acknowledged = true,
+            SETTINGS => drop(raw.send(SETTINGS, ACK, 0, &[])),
+            HEADERS => request = Some(frame.stream),
+            _ => {}
+        }
+    }
+    let response = frame(HEADERS, END_HEADERS | END_STREAM, request.unwrap(), &[0x88]);
+    /// Keeps the bytes until the socket is closed.
+    const MSG_MORE: i32 = 0x8000;
+    socket2::SockRef::from(&raw.0).send_with_flags(&response, MSG_MORE).unwrap();
+}
+
+#[test]
+fn no_request_is_lost_to_a_connection_of_http2_whose_end_has_arrived() {
+    let closing = endpoint(end_with_the_response);
+    let busy = Backend::start("busy");
+    let more = format!(
+        "[upstream.busy]\nendpoints = [{:?}]\n[[route]]\npath = \"/busy\"\nupstream = \"busy\"\n",
+        busy.address
+    );
+    let proxy = start(&[&closing], &more);
+    let mut stream = proxy.connect();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut lost = 0;
+    // Other requests keep the worker busy, so that the end of the connection and the next request meet.
+    load(&proxy, 8, "GET /busy HTTP/1.1", || {
+        for _ in 0..500 {
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+            lost += usize::from(read_message(&mut reader).unwrap().status() != 200);
+        }
+    });
+    assert_eq!((lost, sum(&proxy, "plugway_endpoint_failures_total")), (0, 0.0));
 }

@@ -408,10 +408,13 @@ fn is_stale(error: &SendError) -> bool {
     }
 }
 
-/// Whether an endpoint has not acted on a request: it said so (RFC 9113 §6.8, §8.7), or the request was still waiting
-/// for a stream when the connection ended. hyper then drops the request with its task.
+/// Whether an endpoint has not acted on a request: it said so (RFC 9113 §6.8, §8.7), the connection ended before any of
+/// the request was sent, or the request was still waiting for a stream. hyper then drops the request with its task.
 fn is_unread(error: &SendError, connection: &Connection) -> bool {
     let SendError::Http2(error) = error else { return false };
+    if connection.has_sent_nothing() {
+        return true;
+    }
     let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     });

@@ -41,6 +41,8 @@ pub struct Connection {
     limit_handle: LimitHandle,
     /// Whether the connection has HTTP/2, and serves one exchange at a time.
     is_unshared: bool,
+    /// The last stream that was sent over HTTP/2 before the last request of this handle began.
+    sent_before: u32,
 }
 
 #[expect(clippy::large_enum_variant, reason = "connections are boxed")]
@@ -65,6 +67,18 @@ pub struct SharedSender {
     alert: Rc<OnceCell<String>>,
     /// The longest list of fields that the endpoint says it accepts, in bytes.
     max_request_head: Rc<Cell<u32>>,
+    transport: TransportState,
+}
+
+/// The state of the transport of a connection with HTTP/2, which h2 doesn't report.
+#[derive(Clone, Default)]
+struct TransportState {
+    /// Whether the endpoint has closed its side, or accepts no more bytes. h2 doesn't know at once.
+    is_over: Rc<Cell<bool>>,
+    /// The last stream whose request has begun to be sent.
+    last_sent: Rc<Cell<u32>>,
+    /// Makes the socket read at once.
+    now: ReadNow,
 }
 
 /// A request that got no response, with its content if the endpoint can't have read any of it. Results have it boxed,
@@ -127,12 +141,13 @@ impl Connection {
     ) -> Self {
         let limit_handle = permit.limit_handle();
         let sender = Sender::Http1 { http1: Http1::new(transport, head, permit), now };
-        Connection { sender, head, limit_handle, is_unshared: false }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0 }
     }
 
-    /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
+    /// Speaks HTTP/2 over a transport, whose socket obeys `now`. Its task ends when the last sender is dropped, or the endpoint closes.
     pub async fn http2(
         transport: impl EndpointTransport,
+        now: ReadNow,
         head: ResponseHeadLimits,
         permit: ConnectionPermit,
     ) -> Result<Self, Error> {
@@ -145,8 +160,9 @@ impl Connection {
         builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let max_request_head = Rc::new(Cell::new(u32::MAX));
-        let counter = EndpointFrames::new(head.bytes, max_request_head.clone());
-        let transport = DeferredEnd::new(CountedFrames { io: transport, counter });
+        let state = TransportState { now, ..TransportState::default() };
+        let counter = EndpointFrames::new(head.bytes, max_request_head.clone(), state.last_sent.clone());
+        let transport = DeferredEnd::new(CountedFrames { io: transport, counter }, state.is_over.clone());
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();
@@ -167,6 +183,7 @@ impl Connection {
             task: Rc::new(task),
             alert,
             max_request_head,
+            transport: state,
         }))
     }
 
@@ -174,7 +191,7 @@ impl Connection {
     pub fn of_shared(sender: SharedSender) -> Self {
         let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
         let sender = Sender::Http2(sender);
-        Connection { sender, head, limit_handle, is_unshared: false }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0 }
     }
 
     /// Makes a connection with HTTP/2 serve one exchange at a time.
@@ -229,9 +246,24 @@ impl Connection {
                 http1.begin(request, informational);
                 None
             }
-            Sender::Http2(sender) => Some(sender.sender.try_send_request(request)),
+            Sender::Http2(sender) => {
+                self.sent_before = sender.transport.last_sent.get();
+                if !request.method().is_idempotent() {
+                    // The task reads before it writes: the end of the connection may have arrived unnoticed.
+                    sender.transport.now.once();
+                }
+                Some(sender.sender.try_send_request(request))
+            }
         };
         PendingResponse { http2 }
+    }
+
+    /// Whether the endpoint can't know of the last request over HTTP/2: no request was sent since it began.
+    pub fn has_sent_nothing(&self) -> bool {
+        match &self.sender {
+            Sender::Http1 { .. } => false,
+            Sender::Http2(sender) => sender.transport.last_sent.get() == self.sent_before,
+        }
     }
 
     /// Waits for the head of the response to a request that was begun.
@@ -382,8 +414,9 @@ impl SharedSender {
         self.head
     }
 
+    /// Whether the connection can serve no request any more.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.transport.is_over.get()
     }
 
     /// Returns the longest list of fields that the endpoint says it accepts, in bytes.
@@ -402,5 +435,57 @@ impl SharedSender {
         if let Ok(task) = Rc::try_unwrap(self.task) {
             let _ = task.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::pin::pin;
+
+    use http::Method;
+    use tokio::net::TcpStream;
+    use tokio::task::{LocalSet, yield_now};
+
+    use super::super::connection_limit::ConnectionLimit;
+    use super::super::socket::EndpointSocket;
+    use super::*;
+
+    /// Sends a request on a connection whose endpoint has closed it, before the reactor has reported that. Returns whether
+    /// the endpoint can't know of the request.
+    async fn sent_after_the_end(method: Method) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut endpoint, _) = listener.accept().unwrap();
+        let (now, head) = (ReadNow::default(), ResponseHeadLimits::default());
+        let permit = ConnectionLimit::limited(1, 1).take().await.unwrap();
+        let socket = EndpointSocket::new(stream, now.clone());
+        let mut connection = Connection::http2(socket, now, head, permit).await.unwrap();
+        // SETTINGS, and the reply to those of the client.
+        endpoint.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0]).unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(&[0, 0, 0, 4, 1, 0, 0, 0, 0]) {
+            yield_now().await;
+            endpoint.set_nonblocking(true).unwrap();
+            let mut piece = [0; 1024];
+            if let Ok(length) = endpoint.read(&mut piece) {
+                received.extend_from_slice(&piece[..length]);
+            }
+        }
+        drop(endpoint);
+        let mut request = Request::new(RequestBody::Empty);
+        (*request.method_mut(), *request.version_mut()) = (method, http::Version::HTTP_2);
+        *request.uri_mut() = "http://a/".parse().unwrap();
+        let mut pending = pin!(connection.send(request, None));
+        let sent = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
+        assert!(sent.is_err() && connection.is_closed());
+        connection.has_sent_nothing()
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_request_that_can_not_be_repeated_is_not_sent_behind_the_end_of_its_connection() {
+        assert!(LocalSet::new().run_until(sent_after_the_end(Method::POST)).await);
     }
 }

@@ -3,8 +3,10 @@
 //! the end of its input it forgets the ends of streams that no task has read yet: the response that had arrived would
 //! be lost.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A transport whose reads alone report the end of the connection.
 pub struct DeferredEnd<T> {
     io: T,
-    /// Whether a write has failed. All bytes that follow are discarded.
-    is_refused: bool,
+    /// Whether a write has failed, or the input has ended. All bytes that follow are discarded: the endpoint would answer
+    /// none of them. Shared with the owner of the connection, which begins no more requests.
+    is_over: Rc<Cell<bool>>,
     /// The result of the read that was the last; `None` before.
     end: Option<io::Result<()>>,
     /// The turns for which the end is deferred.
@@ -26,22 +29,23 @@ pub struct DeferredEnd<T> {
 const TURNS: u32 = 8;
 
 impl<T> DeferredEnd<T> {
-    pub fn new(io: T) -> Self {
-        DeferredEnd { io, is_refused: false, end: None, turns: 0 }
+    /// Wraps a transport, and sets `is_over` once the endpoint is known to accept or to send no more bytes.
+    pub fn new(io: T, is_over: Rc<Cell<bool>>) -> Self {
+        DeferredEnd { io, is_over, end: None, turns: 0 }
     }
 
-    /// Returns the result of an operation; `otherwise` for the operation that fails, and for those that follow.
-    fn unless_refused<R>(
+    /// Returns the result of an operation; `otherwise` for the operation that fails, and for those behind the end.
+    fn unless_over<R>(
         &mut self,
         otherwise: R,
         operation: impl FnOnce(&mut T) -> Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
-        if !self.is_refused {
+        if !self.is_over.get() {
             match ready!(operation(&mut self.io)) {
                 Ok(done) => return Poll::Ready(Ok(done)),
                 Err(error) => tracing::debug!(%error, "endpoint accepts no more bytes"),
             }
-            self.is_refused = true;
+            self.is_over.set(true);
         }
         Poll::Ready(Ok(otherwise))
     }
@@ -58,6 +62,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for DeferredEnd<T> {
                 return Poll::Ready(Ok(()));
             }
             this.end = Some(read);
+            this.is_over.set(true);
         }
         if this.turns > 0 {
             this.turns -= 1;
@@ -71,7 +76,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for DeferredEnd<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for DeferredEnd<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.unless_refused(bytes.len(), |io| Pin::new(io).poll_write(cx, bytes))
+        self.unless_over(bytes.len(), |io| Pin::new(io).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -80,7 +85,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for DeferredEnd<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = slices.iter().map(|slice| slice.len()).sum();
-        self.unless_refused(length, |io| Pin::new(io).poll_write_vectored(cx, slices))
+        self.unless_over(length, |io| Pin::new(io).poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -88,10 +93,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for DeferredEnd<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_refused((), |io| Pin::new(io).poll_flush(cx))
+        self.unless_over((), |io| Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_refused((), |io| Pin::new(io).poll_shutdown(cx))
+        self.unless_over((), |io| Pin::new(io).poll_shutdown(cx))
     }
 }

@@ -28,6 +28,8 @@ pub struct EndpointFrames {
     heads: Heads,
     /// The longest list of fields that the endpoint says it accepts, in bytes.
     max_request_head: Rc<Cell<u32>>,
+    /// The last stream of which the transport has accepted the request's head.
+    last_sent: Rc<Cell<u32>>,
     flood: Option<Flood>,
 }
 
@@ -61,8 +63,8 @@ const MAX_STREAMS: usize = 1 << 16;
 impl EndpointFrames {
     /// Returns the counter of a connection whose preface hasn't been sent yet. The limit of a response's head, in bytes,
     /// holds for informational responses before it too. The longest list of fields that the endpoint says it accepts is
-    /// written to `max_request_head`.
-    pub fn new(limit: usize, max_request_head: Rc<Cell<u32>>) -> Self {
+    /// written to `max_request_head`, the last stream whose request has begun to be sent to `last_sent`.
+    pub fn new(limit: usize, max_request_head: Rc<Cell<u32>>, last_sent: Rc<Cell<u32>>) -> Self {
         let (incoming, outgoing) = (FrameScanner::after(0), FrameScanner::after(PREFACE.len()));
         let heads = Heads { limit, left: 0, streams: HashMap::new() };
         EndpointFrames {
@@ -71,6 +73,7 @@ impl EndpointFrames {
             budget: FrameBudget::new(Instant::now()),
             heads,
             max_request_head,
+            last_sent,
             flood: None,
         }
     }
@@ -97,8 +100,11 @@ impl FrameCounter for EndpointFrames {
     }
 
     fn count_sent(&mut self, bytes: &[u8]) {
-        let EndpointFrames { outgoing, budget, heads, .. } = self;
+        let EndpointFrames { outgoing, budget, heads, last_sent, .. } = self;
         outgoing.scan(bytes, |head| {
+            if head.kind == HEADERS {
+                last_sent.set(last_sent.get().max(head.stream));
+            }
             heads.count_sent(head);
             budget.count_sent(head);
         });
