@@ -1,7 +1,7 @@
 //! The output for operators of the proxy: access log, metrics, status.
 
 use std::io::{BufReader, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,6 +11,7 @@ use std::time::Instant;
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
 use crate::http2::{ACK, END_STREAM, RST_STREAM, Raw, SETTINGS};
+use crate::support::client::is_open_to;
 use crate::support::{
     PATIENCE, Proxy, echo, manifest, ok, origin, output, raw_origin, read_message, sized, until, vanish,
 };
@@ -91,6 +92,13 @@ fn with_log(origin: &str) -> (Proxy, impl Fn(usize) -> Vec<serde_json::Value> + 
     (proxy, move |count| parsed(lines(&path, count)))
 }
 
+/// Closes a client connection, and waits until the system of the proxy has noticed.
+fn close(stream: TcpStream) {
+    let port = stream.local_addr().unwrap().port();
+    drop(stream);
+    until("the close has arrived", || !is_open_to(port));
+}
+
 #[test]
 fn a_client_that_closes_before_its_response_is_logged_as_one_that_left() {
     let (address, seen, release) = held(4);
@@ -98,7 +106,7 @@ fn a_client_that_closes_before_its_response_is_logged_as_one_that_left() {
     let mut http1 = proxy.connect();
     http1.write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     seen.recv_timeout(PATIENCE).unwrap();
-    drop(http1);
+    close(http1);
     release.send(()).unwrap();
     assert_eq!((&logged(1)[0]["status"], &logged(1)[0]["complete"]), (&499.into(), &false.into()));
 
@@ -107,7 +115,7 @@ fn a_client_that_closes_before_its_response_is_logged_as_one_that_left() {
     http2.until(|frame| frame.kind == SETTINGS && frame.flags & ACK != 0);
     http2.request(1);
     seen.recv_timeout(PATIENCE).unwrap();
-    drop(http2);
+    close(http2.0);
     release.send(()).unwrap();
     assert_eq!((&logged(2)[1]["status"], &logged(2)[1]["complete"]), (&499.into(), &false.into()));
 

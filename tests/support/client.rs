@@ -44,6 +44,15 @@ pub fn vanish(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// Whether a connection whose other end has this port is open both ways, as far as the system has noticed. A busy system
+/// may notice a close after bytes that were sent later on other connections.
+pub fn is_open_to(port: u16) -> bool {
+    let (sockets, port) = (std::fs::read_to_string("/proc/net/tcp").unwrap(), format!(":{port:04X}"));
+    let mut sockets = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // The remote address and the state, of which 01 is that of an open connection.
+    sockets.any(|socket| socket[2].ends_with(&port) && socket[3] == "01")
+}
+
 /// Reads a message framed by its length, by chunks, or by the end of the connection.
 pub fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     let mut line = || {
