@@ -1,5 +1,6 @@
 //! Content on its way through plugins that transform it and may wait. While a call waits, nothing more is read of the
-//! content, and a call whose content is dropped ends.
+//! content, but for that of a client with other streams ([`crate::body::early_content`]). A call whose content is dropped
+//! ends.
 
 use std::rc::Rc;
 
