@@ -59,11 +59,11 @@ use crate::context::informational::InformationalQueue;
 use crate::context::{ClientInfo, ContentLength, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::body_hooks::PassageEnd;
-use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
-use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
+use crate::exchange::cache::{BypassedCache, CacheMiss, CacheRequest, CacheResponse, Lookup};
+use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks, RouteChain};
 use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_route};
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
-use crate::exchange::outgoing_body::outgoing_body;
+use crate::exchange::outgoing_body::{UnsentRequest, outgoing_body};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{Ascent, LateResponse, Reply, Responding, fail, respond};
 use crate::exchange::response_body::ResponseBody;
@@ -77,7 +77,7 @@ use crate::net::deadline::Deadline;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
 use crate::protocol::client_address;
-use crate::protocol::hop_by_hop::{self, HopOptions};
+use crate::protocol::hop_by_hop;
 
 /// The client connection that a request arrived on, and its listener.
 #[derive(Clone)]
@@ -157,12 +157,6 @@ enum Passed {
     Respond(Reply),
     /// The hook of the plugin just below a position may wait.
     Wait(ChainPosition, UnsentRequest),
-}
-
-/// The part of a request that its exchange context does not have.
-struct UnsentRequest {
-    body: ClientContent,
-    hop: HopOptions,
 }
 
 /// A request on its way down the chain.
@@ -261,8 +255,8 @@ impl Descending<'_> {
         context: &mut Box<ExchangeContext>,
         way: &mut Way,
     ) -> Result<Passed, ChainFailure> {
-        let route = &self.worker.generation.routes[self.route_id];
-        let hooks = chain::accept_request_verdict(self.worker, route, at, verdict, context, &mut way.upstream)?;
+        let chain = RouteChain { worker: self.worker, route_id: self.route_id };
+        let hooks = chain::accept_request_verdict(chain, at, verdict, context, &mut way.upstream)?;
         self.proceed(hooks, request, context, way)
     }
 
@@ -282,7 +276,7 @@ impl Descending<'_> {
                 Some(_) => Some("upgrade"),
                 None => (!request.body.is_end_stream()).then_some("content"),
             };
-            match cache::look_up(worker, destination, at, context, unfit, self.timers.idle.clock())? {
+            match cache::look_up(worker, CacheRequest { destination, at, unfit }, context, self.timers.idle.clock())? {
                 Lookup::Hit(response) => {
                     return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_target(destination)));
                 }
@@ -322,11 +316,10 @@ impl Descending<'_> {
         request: UnsentRequest,
         context: &mut Box<ExchangeContext>,
     ) -> Result<OutgoingRequest, ChainFailure> {
-        let (route, listener) = (&self.worker.generation.routes[self.route_id], &self.arrival.listener);
-        let version = context.request.version;
+        let (listener, version) = (&self.arrival.listener, context.request.version);
         let receiving = |body, max| client_body(body, upload_limits(max, listener, version), self.worker, self.timers);
-        let UnsentRequest { body, hop } = request;
-        outgoing_body(self.worker, route, context, body, hop, self.upload.clone(), receiving)
+        let chain = RouteChain { worker: self.worker, route_id: self.route_id };
+        outgoing_body(chain, context, request, self.upload.clone(), receiving)
     }
 
     /// Returns the next step for a request that has passed the plugins, or has ended at one.

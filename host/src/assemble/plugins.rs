@@ -183,17 +183,13 @@ impl Assembly<'_> {
                     self.guards.insert(plugin_id);
                     self.warn_of_skipped_guard(source, on_error, on_error_place);
                 }
-                return Some(plugin_id);
+                Some(plugin_id)
             }
-            // It has accepted this before; it may do now and then as it likes.
-            Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
-                let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message, by_schema: false };
-                let complaints = shown.into_iter().map(complaint).collect();
-                self.reject(&about, PluginRejection::Config { complaints, more: more as u64 });
+            Err(error) => {
+                self.reject(&about, rejection(error));
+                None
             }
-            Err(error) => self.reject(&about, PluginRejection::Component(error.to_string())),
         }
-        None
     }
 
     /// Adds a configured plugin, for whose instances there must be room.
@@ -608,6 +604,15 @@ fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_
 /// A JSON pointer as people write keys.
 fn pointed(pointer: &str) -> String {
     pointer.replace('/', ".").replace("~1", "/").replace("~0", "~")
+}
+
+/// Returns the reason why a plugin is not configured now, although its configuration was accepted before.
+fn rejection(error: ConfigureError) -> PluginRejection {
+    let ConfigureError::Config(ConfigErrors { shown, more }) = error else {
+        return PluginRejection::Component(error.to_string());
+    };
+    let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message, by_schema: false };
+    PluginRejection::Config { complaints: shown.into_iter().map(complaint).collect(), more: more as u64 }
 }
 
 /// The component that `use` names.

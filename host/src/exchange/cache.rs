@@ -113,35 +113,30 @@ struct CacheStage {
     binding: PluginId,
 }
 
-/// Looks up a request in the store. `unfit`: the property for which no stored response can answer the request, such as
-/// its content; `None` if one can.
+/// A request that has come to a cache in its chain.
+pub struct CacheRequest<'a> {
+    pub destination: Destination,
+    /// The position of the cache.
+    pub at: ChainPosition,
+    /// The property for which no stored response can answer the request, such as its content; `None` if one can.
+    pub unfit: Option<&'a str>,
+}
+
+/// Looks up a request in the store.
 ///
 /// Never inlined into the caller, through which all exchanges pass, because it takes twice as much stack as the rest.
 #[inline(never)]
 pub fn look_up(
     worker: &Rc<WorkerState>,
-    destination: Destination,
-    at: ChainPosition,
+    request: CacheRequest<'_>,
     context: &mut Box<ExchangeContext>,
-    unfit: Option<&str>,
     clock: &Rc<Clock>,
 ) -> Result<Lookup, ChainFailure> {
+    let CacheRequest { destination, at, unfit } = request;
     let route = &worker.generation.routes[destination.route];
     let stage = CacheStage { at, binding: at.plugin(route) };
-    let needs = stage.needs(worker);
-    let is_read = is_read(&context.request);
-    let guard = &worker.guards[stage.binding];
-    let plan = needs.plan.as_ref().filter(|_| is_read && guard.admit_work().is_ok());
-    let planned = plan.and_then(|plan| plan.key(context));
-    guard.charge_work(context.work.take());
-    let lookup = match planned {
-        Some(key) => cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }),
-        None => stage
-            .decide(worker, context, |policy| policy.lookup(&needs.request, context))?
-            .unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
-    };
-    let cache_key = match lookup {
-        PolicyLookup::UseCache(cache_key) if unfit.is_none() && is_read => cache_key,
+    let cache_key = match stage.decide_lookup(worker, context)? {
+        PolicyLookup::UseCache(cache_key) if unfit.is_none() && is_read(&context.request) => cache_key,
         lookup => {
             stage.count(worker, context, CacheOutcome::Bypass);
             return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request, unfit)));
@@ -538,6 +533,24 @@ const MAX_TURNS: usize = 3;
 const MAX_REVALIDATION_TIME: Duration = Duration::from_secs(600);
 
 impl CacheStage {
+    /// Decides how a request is looked up: by the plan of the policy, or else by the policy.
+    fn decide_lookup(
+        self,
+        worker: &WorkerState,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<PolicyLookup, ChainFailure> {
+        let (needs, guard) = (self.needs(worker), &worker.guards[self.binding]);
+        let may_be_planned = is_read(&context.request) && needs.plan.is_some() && guard.admit_work().is_ok();
+        let plan = needs.plan.as_ref().filter(|_| may_be_planned);
+        let planned = plan.and_then(|plan| plan.key(context));
+        guard.charge_work(context.work.take());
+        if let Some(key) = planned {
+            return Ok(cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }));
+        }
+        let decided = self.decide(worker, context, |policy| policy.lookup(&needs.request, context))?;
+        Ok(decided.unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))))
+    }
+
     fn needs(self, worker: &WorkerState) -> &CacheInputs {
         static NONE: CacheInputs =
             CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name: None, tells_key: false };

@@ -11,7 +11,7 @@ use crate::context::edit_check::{self, EditError, MessageSide};
 use crate::context::edits::{self, Edit};
 use crate::context::{ExchangeContext, ValueName};
 use crate::error::{Error, FailureKind};
-use crate::generation::ids::{PluginId, UpstreamId};
+use crate::generation::ids::{PluginId, RouteId, UpstreamId};
 use crate::generation::{Route, WorkerState};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
@@ -43,6 +43,13 @@ pub enum ResponseHooks {
     },
 }
 
+/// The chain of a route, on a worker.
+#[derive(Clone, Copy)]
+pub struct RouteChain<'a> {
+    pub worker: &'a WorkerState,
+    pub route_id: RouteId,
+}
+
 /// A position in a chain: the number of plugins, from the top, that see the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainPosition(usize);
@@ -67,6 +74,13 @@ impl ChainFailure {
     /// A failure of an exchange, whose response the plugins above a position see.
     pub fn new(error: Error, depth: ChainPosition) -> Self {
         ChainFailure { status: error.client_status(), error, depth }
+    }
+}
+
+impl<'a> RouteChain<'a> {
+    /// Returns the route.
+    pub fn route(self) -> &'a Route {
+        &self.worker.generation.routes[self.route_id]
     }
 }
 
@@ -141,13 +155,13 @@ pub fn down(
 
 /// Takes the verdict of a request hook that could wait, just below a position, and runs the hooks below.
 pub fn accept_request_verdict(
-    worker: &WorkerState,
-    route: &Route,
+    chain: RouteChain<'_>,
     at: ChainPosition,
     verdict: Result<FilterVerdict, PluginFailure>,
     context: &mut Box<ExchangeContext>,
     upstream: &mut Option<UpstreamId>,
 ) -> Result<RequestHooks, ChainFailure> {
+    let (worker, route) = (chain.worker, chain.route());
     let hooked = apply_request_verdict(worker, at.plugin(route), verdict, context, upstream);
     match settle_request_hook(worker, route, at, hooked, context)? {
         Some(stop) => Ok(stop),

@@ -130,12 +130,7 @@ pub async fn forward(
     }
     let content = RefCell::new(ReplayBuffer::new(body, upstream.replayed_bytes(&context.request.method)));
     let mut attempts = AttemptLoop::new(worker, upstream_id, step.clock().now());
-    let refused = |error: Error| {
-        if error.kind == FailureKind::LimitReached {
-            upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
-        }
-        error
-    };
+    let refused = |error| count_overflow(upstream, error);
     let mut next = attempts.next(context, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
     loop {
         let PlannedAttempt { endpoint_view, edits, in_flight_guard } = next;
@@ -174,6 +169,14 @@ pub async fn forward(
         drop(content);
         return received(response, lease, upload).map(|response| Received { response, edits });
     }
+}
+
+/// Counts an error if it means that a limit of the upstream was reached.
+fn count_overflow(upstream: &Upstream, error: Error) -> Error {
+    if error.kind == FailureKind::LimitReached {
+        upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
+    }
+    error
 }
 
 impl<'a> AttemptLoop<'a> {

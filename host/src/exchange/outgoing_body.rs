@@ -4,28 +4,33 @@ use http::Version;
 use http_body::Body;
 
 use super::body_hooks::{self, Passage};
-use super::chain::{ChainFailure, ChainPosition};
+use super::chain::{ChainFailure, ChainPosition, RouteChain};
 use super::collect;
 use super::filtered_body::UploadContent;
 use super::forward::OutgoingRequest;
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
-use crate::generation::{Route, WorkerState};
 use crate::protocol::conversation;
 use crate::protocol::hop_by_hop::HopOptions;
+
+/// The part of a request that its exchange context does not have.
+pub struct UnsentRequest {
+    pub body: ClientContent,
+    pub hop: HopOptions,
+}
 
 /// Returns the request's content and options for the upstream. `upload` is the progress of the content, `receive` begins
 /// to read it, up to a number of bytes: the lowest of the limits that the route and its plugins have set.
 pub fn outgoing_body(
-    worker: &WorkerState,
-    route: &Route,
+    chain: RouteChain<'_>,
     context: &mut ExchangeContext,
-    body: ClientContent,
-    mut hop: HopOptions,
+    request: UnsentRequest,
     upload: UploadProgress,
     receive: impl FnOnce(ClientContent, u64) -> ClientBody,
 ) -> Result<OutgoingRequest, ChainFailure> {
+    let (worker, route) = (chain.worker, chain.route());
+    let UnsentRequest { body, mut hop } = request;
     if body.is_end_stream() {
         upload.end();
         return Ok(OutgoingRequest { body: RequestBody::Empty, passage: None, upload, collected: None, hop });

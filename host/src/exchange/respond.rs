@@ -16,7 +16,7 @@ use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::BypassedCache;
-use crate::exchange::chain::{ChainFailure, ChainPosition, ResponseHooks};
+use crate::exchange::chain::{ChainFailure, ChainPosition, ResponseHooks, RouteChain};
 use crate::exchange::forward::Received;
 use crate::exchange::intercept::{complete, intercept};
 use crate::exchange::made_response::CountedLength;
@@ -152,7 +152,7 @@ fn respond_from(
                 fail(&error, status, worker, &context, record).into()
             }
         };
-        match ascend(worker, route_id, response, depth, &mut bypassed, &mut context) {
+        match ascend(RouteChain { worker, route_id }, response, depth, &mut bypassed, &mut context) {
             Ok(responding) => return responding.recorded(worker, route_id, context, record),
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
             // position itself, and a failure has none.
@@ -339,14 +339,13 @@ impl Ascent {
 
 /// Takes a response up the chain from a position.
 fn ascend(
-    worker: &WorkerState,
-    route_id: RouteId,
+    chain: RouteChain<'_>,
     received: Received,
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
 ) -> Result<Responding, ChainFailure> {
-    let route = &worker.generation.routes[route_id];
+    let (RouteChain { worker, route_id }, route) = (chain, chain.route());
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
     let came = parts.status;

@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::callouts::CalloutOrigin;
-use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks};
+use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks, RouteChain};
 use crate::context::edit_check::MessageSide;
 use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{EndedExchange, Route, WaitingTimer, WorkerState};
+use crate::generation::{EndedExchange, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
 use crate::net::turn::TurnClaim;
 use crate::plugin::call_error::PluginFailure;
@@ -73,31 +73,30 @@ pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
 
 /// Finishes the way down a chain, past hooks that may wait.
 pub async fn down(
-    worker: &WorkerState,
-    route: &Route,
+    chain: RouteChain<'_>,
     mut hooks: RequestHooks,
     context: &mut Box<ExchangeContext>,
     upstream: &mut Option<UpstreamId>,
     step: &Deadline,
 ) -> Result<RequestHooks, ChainFailure> {
     while let RequestHooks::Wait(at) = hooks {
-        let hook = WaitingHook { worker, plugin_id: at.plugin(route), side: MessageSide::Request };
+        let plugin_id = at.plugin(chain.route());
+        let hook = WaitingHook { worker: chain.worker, plugin_id, side: MessageSide::Request };
         let verdict = hook.call(context, step).await;
-        hooks = chain::accept_request_verdict(worker, route, at, verdict, context, upstream)?;
+        hooks = chain::accept_request_verdict(chain, at, verdict, context, upstream)?;
     }
     Ok(hooks)
 }
 
 /// Finishes the way up through some plugins, past hooks that may wait; returns the content that a plugin has put in place.
 pub async fn up(
-    worker: &WorkerState,
-    route: &Route,
+    chain: RouteChain<'_>,
     plugins: Range<usize>,
     mut hooks: ResponseHooks,
     context: &mut Box<ExchangeContext>,
     step: &Deadline,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
-    let mut replaced = None;
+    let (worker, route, mut replaced) = (chain.worker, chain.route(), None);
     loop {
         let (at, content) = match hooks {
             ResponseHooks::Done(content) => return Ok(content.or(replaced)),

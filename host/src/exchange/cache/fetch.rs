@@ -15,7 +15,9 @@ use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
 use crate::exchange::body_hooks::{self, Passage, PassageEnd};
-use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks, ResponseHooks};
+use crate::exchange::chain::{
+    self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks, ResponseHooks, RouteChain,
+};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
@@ -179,7 +181,7 @@ impl Fetch<'_> {
         let [step] = self.clock.deadlines();
         let mut hooks = chain::down(worker, route, top, context, &mut upstream)?;
         if let RequestHooks::Wait(_) = hooks {
-            hooks = boxed(|| waiting::down(worker, route, hooks, context, &mut upstream, &step)).await?;
+            hooks = boxed(|| waiting::down(self.chain(), hooks, context, &mut upstream, &step)).await?;
         }
         let (response, edits, depth) = match hooks {
             RequestHooks::Answer(response, depth) => {
@@ -226,6 +228,11 @@ impl Fetch<'_> {
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }
 
+    /// Returns the chain that the cache is in.
+    fn chain(&self) -> RouteChain<'_> {
+        RouteChain { worker: self.worker, route_id: self.destination.route }
+    }
+
     /// Runs the response hooks of plugins below the cache; returns the content that they put in place of the response's.
     async fn take_up(
         &self,
@@ -236,7 +243,7 @@ impl Fetch<'_> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
         match chain::up(worker, route, plugins.clone(), context)? {
             ResponseHooks::Done(content) => Ok(content),
-            hooks => boxed(|| waiting::up(worker, route, plugins, hooks, context, step)).await,
+            hooks => boxed(|| waiting::up(self.chain(), plugins, hooks, context, step)).await,
         }
     }
 }
