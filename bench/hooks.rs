@@ -2,24 +2,19 @@
 //! less the same without a plugin. `cargo bench --package plugway --bench hooks [-- PLUGIN]`
 #![expect(clippy::disallowed_methods, reason = "the benchmark measures")]
 
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response};
-use plugway::assemble::Assembler;
-use plugway::config::load;
 use plugway::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use plugway::exchange::chain::{self, ChainPosition};
+use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, RouteId, UpstreamId};
-use plugway::generation::{LastingState, WorkerState};
-use plugway::loading::Loader;
-use plugway::plugin::engine::Runtime;
-use plugway::plugin::time_share::Shares;
 use plugway::protocol::proxy_protocol::ConnectionAddresses;
-use plugway::telemetry::metrics::WorkerMetrics;
-use plugway::upstream::Pools;
 use rustix::time::{ClockId, clock_gettime};
+
+#[path = "worker.rs"]
+mod worker;
 
 /// The exchanges of a turn. The quickest turn is printed, since it was disturbed least.
 const EXCHANGES: u32 = 20_000;
@@ -99,21 +94,9 @@ fn least(worker: &WorkerState) -> u128 {
 
 /// Returns a worker with one route, which has more keys.
 fn running(keys: &str) -> WorkerState {
-    let runtime = Runtime::start(None).expect("the engine starts");
-    let mut assembly = Assembler::new(runtime, Loader::in_process()).expect("tickets are made");
     let text = format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"127.0.0.1:9\"]\n\
          [[route]]\nupstream = \"app\"\n{keys}"
     );
-    let files = load::parse("bench", text, &Default::default()).expect("the manifest is well-formed");
-    let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
-    let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
-    let (alive, _) = tokio::sync::mpsc::channel(1);
-    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
-    let (ended, _) = tokio::sync::mpsc::channel(1);
-    let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
-    let running = WorkerState::new(Arc::new(generation), lasting, place, Instant::now());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(running.warm()).expect("it starts");
-    running
+    worker::running(worker::generation(&mut worker::assembler(), text))
 }

@@ -2,22 +2,17 @@
 //! with a single endpoint, for which no balancer is called. `cargo bench --package plugway --bench pick`
 #![expect(clippy::disallowed_methods, reason = "the benchmark measures")]
 
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use plugway::assemble::Assembler;
-use plugway::config::load;
 use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
+use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, UpstreamId};
-use plugway::generation::{LastingState, WorkerState};
-use plugway::loading::Loader;
-use plugway::plugin::engine::Runtime;
-use plugway::plugin::time_share::Shares;
-use plugway::telemetry::metrics::WorkerMetrics;
-use plugway::upstream::Pools;
 use plugway::upstream::endpoint_view::InFlightGuard;
+
+#[path = "worker.rs"]
+mod worker;
 
 /// Returns the id of the only upstream.
 fn upstream_id() -> UpstreamId {
@@ -47,14 +42,13 @@ struct Took {
 }
 
 fn main() {
-    let runtime = Runtime::start(None).expect("the engine starts");
-    let mut assembly = Assembler::new(runtime, Loader::in_process()).expect("tickets are made");
-    let fixed = measured(&mut assembly, 1, "{}");
+    let mut assembler = worker::assembler();
+    let fixed = measured(&mut assembler, 1, "{}");
     println!("a single endpoint: {} ns ({})", fixed.least, fixed.median);
     println!("{:<20}{:>20}{:>20}", "policy", "3 endpoints", "1,000 endpoints");
     for (name, config) in POLICIES {
         let beyond = |endpoints| {
-            let Took { least, median } = measured(&mut assembly, endpoints, config);
+            let Took { least, median } = measured(&mut assembler, endpoints, config);
             format!("+ {} ns ({})", least.saturating_sub(fixed.least), median.saturating_sub(fixed.median))
         };
         let [few, many] = [3, 1_000].map(beyond);
@@ -62,8 +56,8 @@ fn main() {
     }
 }
 
-fn measured(assembly: &mut Assembler, endpoints: usize, config: &str) -> Took {
-    let running = running(assembly, endpoints, config);
+fn measured(assembler: &mut Assembler, endpoints: usize, config: &str) -> Took {
+    let running = running(assembler, endpoints, config);
     let mut head = ExchangeContext::empty();
     head.request.headers.insert("x-user", http::HeaderValue::from_static("somebody@example.org"));
     let now = Instant::now();
@@ -92,7 +86,7 @@ fn measured(assembly: &mut Assembler, endpoints: usize, config: &str) -> Took {
     Took { least: turns[0], median: turns[TURNS / 2] }
 }
 
-fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerState {
+fn running(assembler: &mut Assembler, endpoints: usize, config: &str) -> WorkerState {
     let addresses: Vec<String> =
         (0..endpoints).map(|at| format!("\"10.0.{}.{}:80\"", at / 250, at % 250 + 1)).collect();
     let balancer =
@@ -101,17 +95,8 @@ fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerSt
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = [{}]\n{balancer}",
         addresses.join(", ")
     );
-    let files = load::parse("bench", text, &Default::default()).expect("the manifest is well-formed");
-    let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
+    let generation = worker::generation(assembler, text);
     let upstream = &generation.upstreams[upstream_id()];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
-    let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
-    let (alive, _) = tokio::sync::mpsc::channel(1);
-    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
-    let (ended, _) = tokio::sync::mpsc::channel(1);
-    let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
-    let running = WorkerState::new(Arc::new(generation), lasting, place, Instant::now());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(running.warm()).expect("it starts");
-    running
+    worker::running(generation)
 }

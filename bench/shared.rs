@@ -2,22 +2,17 @@
 //! keys, and of a call from a plugin. `cargo bench --package plugway --bench shared`
 #![expect(clippy::disallowed_methods, reason = "the benchmark measures")]
 
-use std::rc::Rc;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 use std::time::Instant;
 
-use plugway::assemble::Assembler;
-use plugway::config::load;
 use plugway::context::edit_check::MessageSide;
 use plugway::context::{ExchangeContext, ValueName};
+use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, PluginId};
-use plugway::generation::{LastingState, WorkerState};
-use plugway::loading::Loader;
-use plugway::plugin::engine::Runtime;
-use plugway::plugin::time_share::Shares;
 use plugway::shared_state::{self, SharedLimits, SharedState, TakeRate};
-use plugway::telemetry::metrics::WorkerMetrics;
-use plugway::upstream::Pools;
+
+#[path = "worker.rs"]
+mod worker;
 
 /// The calls of a turn, of each thread. The quickest turn is printed, since it was disturbed least.
 const CALLS: usize = 200_000;
@@ -101,23 +96,11 @@ fn call_of_plugin(running: &WorkerState, call: &str) -> i128 {
 }
 
 fn running() -> WorkerState {
-    let runtime = Runtime::start(None).expect("the engine starts");
-    let mut assembly = Assembler::new(runtime, Loader::in_process()).expect("tickets are made");
     let text = format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\nplugins = [\"it\"]\n[upstream.app]\n\
          endpoints = [\"127.0.0.1:9\"]\n[plugin.it]\nuse = {:?}\ngrants.shared = true\n\
          limits = {{ cpu = \"10s\", share = 100 }}\n",
         plugway_test_guests::SHARED
     );
-    let files = load::parse("bench", text, &Default::default()).expect("the manifest is well-formed");
-    let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
-    let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
-    let (alive, _) = tokio::sync::mpsc::channel(1);
-    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
-    let (ended, _) = tokio::sync::mpsc::channel(1);
-    let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
-    let running = WorkerState::new(Arc::new(generation), lasting, place, Instant::now());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(running.warm()).expect("it starts");
-    running
+    worker::running(worker::generation(&mut worker::assembler(), text))
 }

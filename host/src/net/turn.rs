@@ -46,7 +46,7 @@ thread_local! {
 }
 
 impl TurnClaim {
-    /// Waits until the computation may go on for a while.
+    /// Waits until the computation may continue for a while.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         TURNS.with_borrow_mut(|turns| match &self.ticket {
             Some(ticket) if !ticket.get() => Poll::Pending,
