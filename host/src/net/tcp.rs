@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
+#[cfg(target_os = "linux")]
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::net::memfd_arena;
 
@@ -154,4 +156,27 @@ pub fn waiting(socket: &impl AsRawFd) -> u64 {
 #[cfg(not(target_os = "linux"))]
 pub fn waiting(_: &impl AsRawFd) -> u64 {
     0
+}
+
+/// Makes the system ignore new clients of a listening socket: they repeat their SYN a second later, and reach the socket
+/// that then has the address.
+#[cfg(target_os = "linux")]
+pub fn ignore_new_clients(listener: &TcpListener) -> io::Result<()> {
+    // A program for the filter of a socket: it drops the segments of TCP that have SYN but not ACK among their flags.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let program = [
+        SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, FLAGS),
+        SockFilter::new((libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16, 0, 0, SYN | ACK),
+        SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, SYN),
+        SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0),
+        SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, u32::MAX),
+    ];
+    SockRef::from(listener).attach_filter(&program)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn ignore_new_clients(_: &TcpListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }

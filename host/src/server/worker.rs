@@ -20,11 +20,12 @@ use crate::downstream::admission::{Admission, Entrance};
 use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
 use crate::exchange::waiting::{self, call_timer};
+use crate::generation::listener::Listener;
 use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, LastingState, WorkerState};
 use crate::net::allocator;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
-use crate::net::tcp::Tcp;
+use crate::net::tcp::{Tcp, ignore_new_clients};
 use crate::net::turn::pace;
 use crate::plugin::time_share::Shares;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
@@ -70,6 +71,10 @@ pub const BACKLOG: i32 = 4096;
 /// The pause after the system has refused a connection, or while there is no descriptor for one more client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The time for which a socket that is closed ignores new clients and waits for handshakes that have begun: longer than
+/// a round trip, and shorter than the second after which clients repeat a SYN that was ignored.
+const HANDSHAKES: Duration = Duration::from_millis(500);
+
 enum AcceptLoop {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -79,7 +84,13 @@ enum AcceptLoop {
 struct Named {
     address: Arc<str>,
     shown: Arc<str>,
+    leaving: Rc<LeavingListeners>,
 }
+
+/// The listeners that the generation in service no longer has, for the clients that wait at their sockets until these
+/// are closed.
+#[derive(Default)]
+struct LeavingListeners(RefCell<HashMap<Arc<str>, Arc<Listener>>>);
 
 enum AcceptedSocket {
     Tcp(TcpStream, ConnectionAddresses),
@@ -115,8 +126,11 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
     let pacing = spawn_turns(Task::Tick, pace());
     let observing = spawn_turns(Task::Observer, observe(endings, clock.clone()));
-    let swapping = spawn_turns(Task::Swap, swap(generation, worker_metrics, lasting, current.clone(), swapped));
-    listen(sockets, WorkerShared { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
+    let leaving = Rc::new(LeavingListeners::default());
+    let swaps = Swaps { current: current.clone(), leaving: leaving.clone(), swapped };
+    let swapping = spawn_turns(Task::Swap, swap(generation, worker_metrics, lasting, swaps));
+    let worker_shared = WorkerShared { current, clock: clock.clone(), admission, worker };
+    listen(sockets, worker_shared, leaving, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last connection.
     let _ = all_ended.recv().await;
@@ -128,18 +142,27 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     Ok(())
 }
 
+/// The state that a swap to another generation changes, and the channel for its result.
+struct Swaps {
+    current: Rc<RefCell<Rc<WorkerState>>>,
+    leaving: Rc<LeavingListeners>,
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+}
+
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
     worker_metrics: WorkerMetrics,
     lasting: LastingState,
-    current: Rc<RefCell<Rc<WorkerState>>>,
-    swapped: mpsc::UnboundedSender<Result<(), String>>,
+    Swaps { current, leaving, swapped }: Swaps,
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
         // What the old view of the worker does at its end is no part of the swap.
         let outcome = prepare(next, &lasting, &worker_metrics).await;
-        let outcome = outcome.map(|next| drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire())));
+        let outcome = outcome.map(|next| {
+            leaving.update(&current.borrow().generation, &next.generation);
+            drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire()));
+        });
         let _ = swapped.send(outcome);
     }
 }
@@ -206,6 +229,7 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>) {
 async fn listen(
     mut sockets: mpsc::UnboundedReceiver<SocketChange>,
     worker_shared: WorkerShared,
+    leaving: Rc<LeavingListeners>,
     alive: mpsc::Sender<()>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -220,13 +244,18 @@ async fn listen(
             Some(SocketChange::Open(address, socket)) => match AcceptLoop::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
-                    let task = keep_accepting(listener, address.clone(), closed, worker_shared.clone(), alive.clone());
+                    let named = Named::new(address.clone(), &listener, leaving.clone());
+                    let task = keep_accepting(listener, named, closed, worker_shared.clone(), alive.clone());
                     accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
-            // Its task notices the dropped sender, and ends by itself.
-            Some(SocketChange::Close(address)) => drop(accepting.remove(&address)),
+            // Its task ends by itself.
+            Some(SocketChange::Close(address)) => {
+                if let Some((close, _)) = accepting.remove(&address) {
+                    let _ = close.send(());
+                }
+            }
             None => break,
         }
     }
@@ -239,23 +268,24 @@ async fn listen(
 /// Accepts until closed, and continues after a panic.
 async fn keep_accepting(
     listener: AcceptLoop,
-    address: Arc<str>,
+    named: Named,
     mut closed: oneshot::Receiver<()>,
     worker_shared: WorkerShared,
     alive: mpsc::Sender<()>,
 ) {
-    let shown = listener.shown(&address);
-    let named = Named { address, shown };
     loop {
         let accepting = accept(&listener, &named, &mut closed, &worker_shared, &alive);
         match supervised(Task::Accept, accepting).await {
             Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
-            _ => return,
+            _ => break,
         }
     }
+    named.leaving.0.borrow_mut().remove(&named.address);
 }
 
-/// Accepts connections until the socket is closed. Clients that are queued by then are still served.
+/// Accepts connections until the socket is closed: by a message if another listener takes the address over, or the
+/// manifest no longer has it, and by a dropped sender if the process stops. Clients that are queued by then are still
+/// served.
 async fn accept(
     listener: &AcceptLoop,
     named: &Named,
@@ -265,15 +295,18 @@ async fn accept(
 ) {
     // The number of connections that may still be accepted after closing; `None` before.
     let mut left = None;
+    // The end of the time in which handshakes that have begun may end; `None` if the process stops.
+    let mut grace = None;
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = &mut *closed, if left.is_none() => {
+            end = &mut *closed, if left.is_none() => {
                 left = Some(BACKLOG);
+                grace = end.is_ok().then(|| listener.begin_close()).flatten();
                 continue;
             }
             accepted = listener.accept(), if left != Some(0) => accepted,
-            () = std::future::ready(()), if left.is_some() => return,
+            () = grace_end(grace), if left.is_some() => return,
         };
         left = left.map(|left| left - 1);
         match accepted {
@@ -281,7 +314,10 @@ async fn accept(
                 while !worker_shared.admission.has_room(accepted.descriptor(), worker_shared.clock.now()) {
                     let pause = tokio::time::sleep(ACCEPT_PAUSE);
                     tokio::select! {
-                        _ = &mut *closed, if left.is_none() => left = Some(BACKLOG),
+                        end = &mut *closed, if left.is_none() => {
+                            left = Some(BACKLOG);
+                            grace = end.is_ok().then(|| listener.begin_close()).flatten();
+                        }
                         () = pause => {}
                     }
                 }
@@ -303,10 +339,18 @@ async fn accept(
     }
 }
 
+/// Waits until the time for handshakes that have begun is over; not at all without one.
+async fn grace_end(grace: Option<tokio::time::Instant>) {
+    if let Some(grace) = grace {
+        tokio::time::sleep_until(grace).await;
+    }
+}
+
 /// Serves a client on a task of its own, which ends with the connection. Rejects the client if there are too many.
 fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, alive: &mpsc::Sender<()>) {
-    // A listener that the manifest no longer has is about to be closed.
+    // A socket is closed only after the swap to a generation without its listener.
     let known = worker_shared.current.borrow().generation.listeners.get(&named.address).cloned();
+    let known = known.or_else(|| named.leaving.0.borrow().get(&named.address).cloned());
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
     let client = match &accepted {
@@ -332,6 +376,24 @@ fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, 
     presence.ends_with(task);
 }
 
+impl Named {
+    fn new(address: Arc<str>, listener: &AcceptLoop, leaving: Rc<LeavingListeners>) -> Self {
+        let shown = listener.shown(&address);
+        Named { address, shown, leaving }
+    }
+}
+
+impl LeavingListeners {
+    /// Adds the listeners that only the old generation has, and removes those that the next one has again.
+    fn update(&self, old: &Generation, next: &Generation) {
+        let is_gone = |address: &Arc<str>| !next.listeners.contains_key(address);
+        let mut leaving = self.0.borrow_mut();
+        leaving.retain(|address, _| is_gone(address));
+        let gone = old.listeners.iter().filter(|(address, _)| is_gone(address));
+        leaving.extend(gone.map(|(address, listener)| (address.clone(), listener.clone())));
+    }
+}
+
 impl AcceptLoop {
     fn new(socket: ListeningSocket) -> io::Result<Self> {
         match socket {
@@ -347,6 +409,19 @@ impl AcceptLoop {
             _ => None,
         };
         bound.map_or_else(|| address.clone(), |bound| bound.to_string().into())
+    }
+
+    /// Keeps new clients from the socket, and returns until when it must stay open for clients that are connecting
+    /// already, which a close would reset. `None` if there are none: a client of a unix socket is connected at once.
+    fn begin_close(&self) -> Option<tokio::time::Instant> {
+        let AcceptLoop::Tcp(listener) = self else { return None };
+        match ignore_new_clients(listener) {
+            Ok(()) => Some(tokio::time::Instant::now() + HANDSHAKES),
+            Err(error) => {
+                tracing::debug!(%error, "new clients can't be kept from a socket that is closed");
+                None
+            }
+        }
     }
 
     async fn accept(&self) -> io::Result<AcceptedSocket> {
