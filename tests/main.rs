@@ -34,6 +34,7 @@ mod intermediary;
 mod key_value;
 mod layers;
 mod limits;
+mod listening;
 mod loading;
 mod logs;
 mod manifest_page;

@@ -206,9 +206,11 @@ fn manifest_with(table: &str, key: &str, value: &str) -> String {
     }
     let place = PLACES.iter().find(|(name, _)| *name == table).unwrap_or_else(|| panic!("no place for `{table}`")).1;
     let is_kind = ["dns", "srv", "file"].contains(&key);
+    let is_mode = table == "ListenerTable" && key == "mode";
     let is_target = table == "RouteTable" && ["redirect", "status", "respond", "files"].contains(&key);
     let is_given = |line: &str| {
         line.starts_with(&format!("{key} ="))
+            || is_mode && line.starts_with("address =")
             || is_kind && line.starts_with("address =")
             || is_target && line.starts_with("upstream =")
     };
@@ -219,6 +221,7 @@ fn manifest_with(table: &str, key: &str, value: &str) -> String {
         "user" | "password" | "prefix" | "timeout" | "commands" | "fallback" if table == "SharedTable" => {
             "redis = \"redis://127.0.0.1:9\"\n"
         }
+        "mode" if is_mode => "address = \"unix:/run/more.sock\"\n",
         "service" => "kind = \"grpc\"\n",
         "client-address-from" => "trusted-proxies = [\"10.0.0.0/8\"]\n",
         _ => "",

@@ -98,9 +98,9 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     };
     let Started { reloader, reload_orders, endings, stopping, threads } = started?;
     service_manager::notify(ServiceState::Serving).await;
-    let mut dates = tokio::time::interval(DATES);
-    dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut control_loop = ControlLoop { signals, reloader, reload_orders, endings, dates };
+    let (mut dates, mut look) = (tokio::time::interval(DATES), tokio::time::interval(LOOK));
+    [&mut dates, &mut look].into_iter().for_each(|ticks| ticks.set_missed_tick_behavior(MissedTickBehavior::Delay));
+    let mut control_loop = ControlLoop { signals, reloader, reload_orders, endings, dates, look };
     let outcome = control_loop.run().await;
     // The result of a load that is under way will not be used.
     stop.order();
@@ -115,6 +115,9 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
 /// The time between two checks for certificates that have expired in service.
 const DATES: Duration = Duration::from_secs(3600);
 
+/// The time between two checks for the files of unix sockets, as for that of the admin socket.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// The pause after a turn that ended with a panic.
 const PANIC_PAUSE: Duration = Duration::from_millis(500);
 
@@ -128,6 +131,7 @@ struct ControlLoop {
     reload_orders: mpsc::Receiver<ReloadOrder>,
     endings: mpsc::UnboundedReceiver<String>,
     dates: Interval,
+    look: Interval,
 }
 
 /// The step that follows a turn of the control loop.
@@ -161,7 +165,7 @@ impl ControlLoop {
 
     /// Waits for an order, and carries it out.
     async fn turn(&mut self) -> Turn {
-        let ControlLoop { signals, reloader, reload_orders, endings, dates } = self;
+        let ControlLoop { signals, reloader, reload_orders, endings, dates, look } = self;
         let generation = reloader.publish.subscribe();
         let reopen = || {
             if let Some(log) = &generation.borrow().access_log {
@@ -171,6 +175,10 @@ impl ControlLoop {
         let orders = tokio::select! {
             _ = dates.tick() => {
                 validity::warn_of(&generation.borrow().certificates, SystemTime::now());
+                return Turn::Next;
+            }
+            _ = look.tick() => {
+                reloader.listeners.restore();
                 return Turn::Next;
             }
             _ = signals.hangup.recv() => ReloadReason::Order(Vec::new()),

@@ -15,6 +15,8 @@ pub struct ListenerAddress {
     pub text: Arc<str>,
     /// Whether the listener speaks TLS.
     pub is_tls: bool,
+    /// The mode of the file of a unix socket; `None` if the manifest has none.
+    pub mode: Option<u32>,
     /// The place of the address in the manifest.
     pub place: ManifestPlace,
 }

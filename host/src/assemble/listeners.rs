@@ -118,6 +118,7 @@ impl Assembly<'_> {
             );
             self.problems.at(source, span, message);
         }
+        self.check_mode(source, listener);
         let proxies = self.peers(source, &listener.proxy_protocol_from);
         self.unreachable_peers(source, listener);
         let client = ClientAddressRules {
@@ -134,6 +135,17 @@ impl Assembly<'_> {
             redirect,
             limits: self.client_limits(source, &listener.limits),
             census,
+        }
+    }
+
+    fn check_mode(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {
+        let Some(mode) = &listener.mode else { return };
+        if !listener.address.get_ref().starts_with("unix:") {
+            let message = "`mode` at an address of TCP: only the file of a unix socket has a mode; remove it";
+            self.problems.at(source, mode.span(), message);
+        } else if let Err(why) = socket_mode(mode.get_ref()) {
+            let message = format!("invalid mode: `{}` {why}; expected octal digits such as `0660`", mode.get_ref());
+            self.problems.at(source, mode.span(), message);
         }
     }
 
@@ -387,6 +399,17 @@ impl Assembly<'_> {
     }
 }
 
+/// Parses the mode of the file of a unix socket; the error says what is wrong with it.
+fn socket_mode(text: &str) -> Result<u32, &'static str> {
+    let is_octal = matches!(text.len(), 3 | 4) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal).ok_or("is no mode of a file")?;
+    match mode {
+        0o1000.. => Err("has more than the permissions of owner, group and others"),
+        mode if mode & 0o222 == 0 => Err("lets no client connect, for which it needs the permission to write"),
+        mode => Ok(mode),
+    }
+}
+
 pub(super) fn certificate_files(source: &Source, files: &manifest::Certificate) -> CertificateFiles {
     CertificateFiles { chain: beside(source, files.chain.get_ref()), key: beside(source, files.key.get_ref()) }
 }
@@ -398,7 +421,8 @@ pub(super) fn addresses(files: &[ManifestFile], listeners: &HashMap<Arc<str>, Ar
     let address = |(source, listener): (&Arc<Source>, &manifest::ListenerTable)| {
         let (text, known) = listeners.get_key_value(listener.address.get_ref().as_str())?;
         let place = ManifestPlace { source: source.clone(), span: listener.address.span() };
-        Some(ListenerAddress { text: text.clone(), is_tls: known.tls.is_some(), place })
+        let mode = listener.mode.as_ref().and_then(|mode| socket_mode(mode.get_ref()).ok());
+        Some(ListenerAddress { text: text.clone(), is_tls: known.tls.is_some(), mode, place })
     };
     let mut addresses: Vec<ListenerAddress> = named.filter_map(address).collect();
     addresses.sort_by(|one, other| one.text.cmp(&other.text));

@@ -307,6 +307,12 @@ pub struct ListenerTable {
     ///
     /// Type: address or `"unix:/path"`. Required. Example: `"0.0.0.0:80"`, `"[::]:80"`, `"unix:/run/plugway.sock"`.
     pub address: Spanned<String>,
+    /// The mode of the file of a unix socket, in octal. Clients need the permission to write, and the permission to enter
+    /// the folder. Without this key, the mode is that which the umask of the process leaves: mostly 0755, with which
+    /// only processes of the same user connect.
+    ///
+    /// Type: octal digits. Default: by the umask. Example: `"0660"`, `"0666"`.
+    pub mode: Option<Spanned<String>>,
     /// The TLS settings; with them, the listener serves HTTPS.
     ///
     /// Type: table `[listener.tls]`. Default: no TLS.

@@ -25,7 +25,7 @@ pub struct AdminSocket {
 
 /// The identity of a file, independent of its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct FileId {
+pub struct FileId {
     device: u64,
     inode: u64,
 }
@@ -133,7 +133,8 @@ impl Drop for AdminSocket {
 }
 
 impl FileId {
-    fn of(metadata: &Metadata) -> Self {
+    /// Returns the identity of a file.
+    pub fn of(metadata: &Metadata) -> Self {
         FileId { device: metadata.dev(), inode: metadata.ino() }
     }
 }

@@ -1,0 +1,138 @@
+//! The sockets of listeners: reloads that replace them, addresses that other processes use, and the files of unix
+//! sockets.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::support::{PATIENCE, Proxy, read_message, run, until};
+
+/// Returns a manifest with listeners at these addresses, and one route that answers with a text.
+fn at(addresses: &[&str], text: &str) -> String {
+    let listeners = addresses.iter().map(|address| format!("[[listener]]\naddress = \"{address}\"\n"));
+    format!(
+        "workers = 4\n{}[[route]]\nrespond = {{ status = 200, body = \"{text}\" }}\n[admin]\naddress = \"off\"\n",
+        listeners.collect::<String>()
+    )
+}
+
+/// Sends one request on a connection of its own; returns what was received.
+fn request(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Sends one request to a unix socket; returns the content of the response.
+fn over_unix(path: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+    let response = read_message(&mut BufReader::new(stream));
+    response.map(|response| response.text()).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+}
+
+#[test]
+fn another_spelling_of_an_address_resets_no_client() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (one, all) = (free.to_string(), format!("0.0.0.0:{}", free.port()));
+    let proxy = Proxy::start(&at(&[&one], "x"));
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let client = || {
+        while !stop.load(Ordering::Relaxed) {
+            match request(&one) {
+                Ok(text) => assert!(text.starts_with("HTTP/1.1 200") && text.ends_with('x'), "{text:?}"),
+                Err(error) => panic!("after {} requests: {error}", served.load(Ordering::Relaxed)),
+            }
+            served.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..16).map(|_| scope.spawn(client)).collect();
+        for address in [&all, &one, &all, &one] {
+            let before = served.load(Ordering::Relaxed);
+            proxy.reload(&at(&[address], "x"));
+            proxy.wait_log("no longer listening at");
+            let is_over = || clients.iter().any(|client| client.is_finished());
+            until("requests were served", || is_over() || served.load(Ordering::Relaxed) > before + 200);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Starts a proxy with a listener at a unix socket, besides one of TCP.
+fn with_socket(path: &Path, more: &str) -> Proxy {
+    Proxy::start(&socket_manifest(path, more))
+}
+
+fn socket_manifest(path: &Path, more: &str) -> String {
+    let text = at(&["127.0.0.1:0"], "x");
+    format!("{text}[[listener]]\naddress = \"unix:{}\"\n{more}", path.display())
+}
+
+#[test]
+fn a_socket_that_another_process_has_replaced_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, other] = ["front.sock", "other.sock"].map(|name| folder.path().join(name));
+    let mut proxy = with_socket(&path, "");
+    let _new = UnixListener::bind(&other).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    proxy.signal("HUP");
+    let warning = proxy.wait_log("is lost");
+    assert!(warning.contains("WARN") && warning.contains("another process listens there"), "{warning}");
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit(), Some(0));
+    UnixStream::connect(&path).expect("the socket of the other process is in place");
+}
+
+#[test]
+fn a_socket_whose_file_was_removed_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("front.sock");
+    let mut proxy = with_socket(&path, "mode = \"0660\"\n");
+    std::fs::remove_file(&path).unwrap();
+    // Without an order.
+    assert!(proxy.wait_log("the file of a unix socket was removed").contains("WARN"));
+    assert_eq!(over_unix(&path).unwrap(), "x");
+    assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o660);
+    std::fs::remove_file(&path).unwrap();
+    proxy.signal("HUP");
+    proxy.wait_log("the file of a unix socket was removed");
+    assert_eq!(over_unix(&path).unwrap(), "x");
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit(), Some(0));
+    assert!(!path.exists(), "a process that ended leaves no socket");
+}
+
+#[test]
+fn the_mode_of_a_socket_is_that_of_the_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("front.sock");
+    let proxy = with_socket(&path, "mode = \"0666\"\n");
+    proxy.wait_log("listening at unix:");
+    let mode = || path.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o666);
+    proxy.reload(&socket_manifest(&path, "mode = \"660\"\n"));
+    proxy.wait_log("reloaded");
+    assert_eq!(mode(), 0o660);
+    proxy.reload(&socket_manifest(&path, ""));
+    proxy.wait_log("until the next start");
+    assert_eq!((mode(), over_unix(&path).unwrap()), (0o660, "x".into()));
+    for (mode, what) in [
+        ("0440", "lets no client connect"),
+        ("0o660", "`0o660` is no mode of a file"),
+        ("u=rw", "is no mode of a file"),
+        ("4777", "has more than the permissions"),
+    ] {
+        let file = folder.path().join("plugway.toml");
+        std::fs::write(&file, socket_manifest(&path, &format!("mode = \"{mode}\"\n"))).unwrap();
+        let (code, said) = run(&["check", file.to_str().unwrap()]);
+        assert!(code == Some(1) && said.contains(what) && said.contains("such as `0660`"), "{said}");
+    }
+}
