@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{PATIENCE, Proxy, read_message, run, until};
+use crate::support::{PATIENCE, Proxy, plugway, read_message, run, until};
 
 /// Returns a manifest with listeners at these addresses, and one route that answers with a text.
 fn at(addresses: &[&str], text: &str) -> String {
@@ -64,6 +64,35 @@ fn another_spelling_of_an_address_resets_no_client() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn each_address_of_a_port_is_checked_for_another_process() {
+    let first = Proxy::start(&at(&["127.0.0.2:0"], "first"));
+    let port = first.address.rsplit(':').next().unwrap();
+    let (own, other) = (format!("127.0.0.1:{port}"), format!("127.0.0.3:{port}"));
+    // The address that is in use is the second of the port, whichever order the listeners have.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, at(&[&own, &first.address], "second")).unwrap();
+    let second = crate::support::outcome(plugway().arg("check").arg(&path));
+    assert_eq!(second, (Some(0), String::new()), "a check binds nothing");
+    let mut started = plugway().arg("run").arg(&path).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("the second process ends", || started.try_wait().unwrap().is_some() || request(&own).is_ok());
+    let is_refused = started.try_wait().unwrap().is_some_and(|status| !status.success());
+    let _ = started.kill();
+    let said = String::from_utf8(started.wait_with_output().unwrap().stderr).unwrap();
+    assert!(is_refused && said.contains(&format!("can't listen at {}", first.address)), "{said}");
+
+    let second = Proxy::start(&at(&[&other], "second"));
+    second.reload(&at(&[&other, &first.address], "second"));
+    let refused = second.wait_log("can't listen at");
+    assert!(refused.contains(&first.address), "{refused}");
+    (0..20).for_each(|_| assert!(request(&first.address).unwrap().ends_with("first")));
+    // Addresses that overlap those of the process itself are no obstacle.
+    second.reload(&at(&[&other, &format!("127.0.0.4:{port}")], "second"));
+    second.wait_log("reloaded");
+    assert!(request(&format!("127.0.0.4:{port}")).unwrap().ends_with("second"));
 }
 
 /// Starts a proxy with a listener at a unix socket, besides one of TCP.

@@ -1,6 +1,6 @@
 //! The listening sockets of the process: bound once for each worker, and kept while the manifest has them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::assemble::addresses::ListenerAddress;
+use crate::assemble::addresses::{Address, ListenerAddress};
 use crate::server::admin::socket::{FileId, is_live};
 use crate::server::worker::{BACKLOG, ListeningSocket, SocketChange};
 use crate::system::bind_error::BindFailure;
@@ -54,7 +54,7 @@ struct OpenListener {
 }
 
 enum BoundPlace {
-    Tcp,
+    Tcp(SocketAddr),
     Unix(SocketFile),
 }
 
@@ -80,14 +80,10 @@ impl ListeningSockets {
     /// all addresses that can't be bound, each with its place in the manifest.
     pub fn bind_new(&self, wanted: &[ListenerAddress]) -> Result<SocketChanges, String> {
         let (known, unknown): (Vec<_>, Vec<_>) = wanted.iter().partition(|one| self.open.contains_key(&one.text));
-        let mut own: BTreeSet<u16> =
-            self.open.keys().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
+        // All are checked before the first is bound, because sockets of this process would be found too.
+        let checked: Vec<_> = unknown.into_iter().map(|address| (address, self.check_unused(&address.text))).collect();
         let (mut new, mut errors) = (Vec::new(), Vec::new());
-        for address in unknown {
-            let unused = match tcp(&address.text) {
-                Some(tcp) if own.insert(tcp.port()) => check_unused(tcp).map_err(|error| BindFailure::tcp(tcp, error)),
-                _ => Ok(()),
-            };
+        for (address, unused) in checked {
             let bound = unused.map_err(anyhow::Error::from);
             match bound.and_then(|()| NewSocket::bind(address, self.workers.len())) {
                 Ok(socket) => new.push(socket),
@@ -104,6 +100,18 @@ impl ListeningSockets {
         let gone = self.open.keys().filter(|address| !is_wanted(address)).cloned().collect();
         let modes = known.into_iter().map(|one| SocketMode { address: one.text.clone(), mode: one.mode }).collect();
         Ok(SocketChanges { new, gone, modes })
+    }
+
+    /// Checks that no other process uses an address. Our workers share it, and so could another process, which would
+    /// get a part of the connections unnoticed. Addresses that overlap one of ours can't be checked.
+    fn check_unused(&self, address: &str) -> Result<(), BindFailure> {
+        let Some(tcp) = tcp(address) else { return Ok(()) };
+        let is_own = self.open.values().any(|open| match &open.place {
+            BoundPlace::Tcp(own) => Address::Tcp(*own).overlaps(&Address::Tcp(tcp)),
+            BoundPlace::Unix(_) => false,
+        });
+        let unused = || tcp_socket(tcp)?.bind(&tcp.into());
+        if is_own { Ok(()) } else { unused().map_err(|error| BindFailure::tcp(tcp, error)) }
     }
 
     /// Makes the workers accept at new sockets, and stop accepting at removed ones.
@@ -181,7 +189,7 @@ impl NewSocket {
             sockets.push(ListeningSocket::Tcp(listener));
         }
         let shown = format!("http{}://{bound}", if *is_tls { "s" } else { "" });
-        Ok(NewSocket { address: text.clone(), open: OpenListener { shown, place: BoundPlace::Tcp }, sockets })
+        Ok(NewSocket { address: text.clone(), open: OpenListener { shown, place: BoundPlace::Tcp(bound) }, sockets })
     }
 }
 
@@ -247,12 +255,6 @@ impl Drop for SocketFile {
 /// Parses the address of a listener; `None` if it is a path.
 fn tcp(address: &str) -> Option<SocketAddr> {
     address.parse().ok()
-}
-
-/// Checks that no other process uses a port. Our workers share the port, and so could another process, which would get
-/// a part of the connections unnoticed.
-fn check_unused(address: SocketAddr) -> io::Result<()> {
-    tcp_socket(address)?.bind(&address.into())
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
