@@ -1,14 +1,17 @@
 //! The start of the process: signals that arrive before it serves, addresses that it can't bind, and files that it can't
 //! read or write. Each mistake has a message with its place and a remedy, and a reload that meets it changes nothing.
 
+use std::io::{BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, outcome, plugway};
+use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, outcome, plugway, read_message, until};
 
 /// Returns a line of `/proc/PID/status`, by its name; empty once the process has ended.
 fn status(child: &Child, name: &str) -> String {
@@ -28,7 +31,7 @@ fn signals_are_handled_before_anything_else_begins() {
     std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
     // A filter that takes a while to be parsed, after which the log has a thread.
     let filter: Vec<String> = (0..5000).map(|number| format!("module{number}=warn")).collect();
-    for (signal, number) in [("HUP", libc::SIGHUP), ("USR1", libc::SIGUSR1)] {
+    for (signal, number) in [("HUP", libc::SIGHUP), ("USR1", libc::SIGUSR1), ("USR2", libc::SIGUSR2)] {
         let mut command = plugway();
         command.arg("run").arg(&path).env("PLUGWAY_LOG", filter.join(",")).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -46,6 +49,30 @@ fn signals_are_handled_before_anything_else_begins() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+}
+
+#[test]
+fn signals_of_nginx_stop_gracefully_or_are_told() {
+    let (asking, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let slow = origin({
+        let (asking, release) = (asking.clone(), release.clone());
+        move |_| {
+            asking.store(true, Ordering::Relaxed);
+            until("the response is due", || release.load(Ordering::Relaxed));
+            ok("done")
+        }
+    });
+    let mut proxy = Proxy::start(&manifest(&slow, "", ""));
+    proxy.signal("USR2");
+    assert!(proxy.wait_log("SIGUSR2 ignored").contains("remedy="));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    until("the request has arrived", || asking.load(Ordering::Relaxed));
+    proxy.signal("QUIT");
+    proxy.wait_log("stopping");
+    release.store(true, Ordering::Relaxed);
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), "done");
+    assert_eq!(proxy.wait_exit(), Some(0));
 }
 
 /// Returns the error of a start with one listener at an address.

@@ -188,7 +188,13 @@ impl ControlLoop {
                 reopen();
                 return Turn::Next;
             }
+            _ = signals.upgrade.recv() => {
+                let remedy = "start the new program after a stop by SIGTERM";
+                warn!(remedy, "SIGUSR2 ignored: a running process is not replaced by a new program");
+                return Turn::Next;
+            }
             _ = signals.terminate.recv() => return Turn::Stop,
+            _ = signals.quit.recv() => return Turn::Stop,
             _ = signals.interrupt.recv() => return Turn::Stop,
             // The other workers can't take over its connections, so another process has to.
             Some(why) = endings.recv() => {
@@ -208,7 +214,11 @@ impl ControlLoop {
 struct Signals {
     hangup: Signal,
     reopen: Signal,
+    /// SIGUSR2, by which nginx starts a new program. Without a handler, it would end the process.
+    upgrade: Signal,
     terminate: Signal,
+    /// SIGQUIT, by which units and images that were made for nginx stop it gracefully.
+    quit: Signal,
     interrupt: Signal,
 }
 
@@ -217,7 +227,9 @@ impl Signals {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
             terminate: signal(SignalKind::terminate())?,
+            quit: signal(SignalKind::quit())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
@@ -226,6 +238,7 @@ impl Signals {
     async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
+            _ = self.quit.recv() => {}
             _ = self.interrupt.recv() => {}
         }
     }
@@ -239,6 +252,7 @@ impl Signals {
                 done = &mut work => return Some(done),
                 _ = self.reopen.recv() => reopen(),
                 _ = self.terminate.recv() => return None,
+                _ = self.quit.recv() => return None,
                 _ = self.interrupt.recv() => return None,
             }
         }
