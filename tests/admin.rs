@@ -164,6 +164,18 @@ fn changes_over_tcp_need_a_token() {
 }
 
 #[test]
+fn a_host_name_is_accepted_with_the_token() {
+    let folder = folder_with_token(TOKEN);
+    let proxy = with_token(folder.path());
+    let bearer = format!("Host: plugway.internal:9145\r\nAuthorization: Bearer {TOKEN}\r\n");
+    assert_eq!(ask(&proxy.noted, "GET /metrics", &bearer).status(), 200);
+    assert_eq!(ask(&proxy.noted, "POST /reload", &bearer).status(), 200);
+    let refused = ask(&proxy.noted, "GET /metrics", "Host: plugway.internal:9145\r\n");
+    assert!(refused.status() == 403 && refused.text().contains("token-file"), "{refused:?}");
+    assert_eq!(ask(&proxy.noted, "GET /metrics", &bearer.replace("8aa", "8ab")).status(), 403);
+}
+
+#[test]
 fn a_new_token_counts_when_its_file_has_changed() {
     let folder = folder_with_token(TOKEN);
     let proxy = with_token(folder.path());

@@ -31,7 +31,10 @@ pub struct AccessRefusal {
 /// The field by which browsers say which kind of page a request comes from (Fetch Metadata Request Headers, W3C).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-const FOREIGN_HOST: AccessRefusal = forbidden("use the address of the admin listener, not another host name");
+const FOREIGN_HOST: AccessRefusal = forbidden(
+    "use the address of the admin listener, not another host name; or send the token of its token-file, as \
+     Authorization: Bearer",
+);
 const FOREIGN_PAGE: AccessRefusal = forbidden("requests of web pages are refused");
 const NO_TOKEN: AccessRefusal = forbidden(
     "changes over TCP need a token: use the admin socket, as plugway reload, purge and drain do by default, or set \
@@ -59,32 +62,32 @@ pub fn check<B>(
     token: Option<&AdminToken>,
 ) -> Result<(), AccessRefusal> {
     let fields = request.headers();
-    // A page that resolves its own name to loopback (DNS rebinding) still sends that name.
-    let host = one(fields, header::HOST).filter(|host| is_own_address(host)).ok_or(FOREIGN_HOST)?;
-    if request.uri().authority().is_some_and(|authority| !is_own_address(authority.as_str())) {
+    let has_token = token.zip(shown(fields)).is_some_and(|(token, shown)| token.matches(shown));
+    // A page that resolves its own name to loopback (DNS rebinding) still sends that name, and doesn't know the token.
+    let is_own = |host: &str| has_token || is_own_address(host);
+    let host = one(fields, header::HOST).filter(|host| is_own(host)).ok_or(FOREIGN_HOST)?;
+    if request.uri().authority().is_some_and(|authority| !is_own(authority.as_str())) {
         return Err(FOREIGN_HOST);
     }
     if !is_own_origin(fields, host) || !is_own_site(fields) {
         return Err(FOREIGN_PAGE);
     }
-    check_token(request, transport, token)?;
+    if !has_token {
+        check_token(request, transport, token.is_some())?;
+    }
     let has_length = fields.get_all(header::CONTENT_LENGTH).iter().any(|length| length != "0");
     if has_length || fields.contains_key(header::TRANSFER_ENCODING) { Err(CONTENT) } else { Ok(()) }
 }
 
-fn check_token<B>(
-    request: &Request<B>,
-    transport: AdminTransport,
-    token: Option<&AdminToken>,
-) -> Result<(), AccessRefusal> {
+/// Checks a request that has not shown the right token.
+fn check_token<B>(request: &Request<B>, transport: AdminTransport, is_token_set: bool) -> Result<(), AccessRefusal> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    match (transport, token) {
-        (AdminTransport::Owner, _) => Ok(()),
-        (AdminTransport::Loopback, _) if reads => Ok(()),
-        (_, Some(token)) if shown(request.headers()).is_some_and(|shown| token.matches(shown)) => Ok(()),
-        (_, Some(_)) => Err(WRONG_TOKEN),
-        (AdminTransport::OtherUser, None) => Err(OTHER_USER),
-        (AdminTransport::Loopback | AdminTransport::Network, None) => Err(NO_TOKEN),
+    match transport {
+        AdminTransport::Owner => Ok(()),
+        AdminTransport::Loopback if reads => Ok(()),
+        _ if is_token_set => Err(WRONG_TOKEN),
+        AdminTransport::OtherUser => Err(OTHER_USER),
+        AdminTransport::Loopback | AdminTransport::Network => Err(NO_TOKEN),
     }
 }
 

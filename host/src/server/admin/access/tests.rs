@@ -39,6 +39,23 @@ fn hosts_are_addresses_or_localhost() {
 }
 
 #[test]
+fn the_token_makes_any_host_acceptable() {
+    let token = AdminToken::new(TOKEN.as_bytes());
+    let ask = |transport, host, authorization: &str, token| {
+        outcome("GET", &[("host", host), ("authorization", authorization)], transport, token)
+    };
+    let right = format!("Bearer {TOKEN}");
+    for transport in [AdminTransport::Loopback, AdminTransport::Network] {
+        assert_eq!(ask(transport, "plugway:9145", &right, Some(&token)), 200, "{transport:?}");
+        assert_eq!(ask(transport, "plugway:9145", "Bearer 0123456789abcdeF", Some(&token)), 403, "{transport:?}");
+        assert_eq!(ask(transport, "plugway:9145", &right, None), 403, "{transport:?}");
+    }
+    let page = [("host", "plugway:9145"), ("authorization", &*right), ("origin", "http://attacker.example")];
+    assert_eq!(outcome("GET", &page, AdminTransport::Network, Some(&token)), 403);
+    assert_eq!(outcome("GET", &[page[1]], AdminTransport::Network, Some(&token)), 403, "one Host is needed");
+}
+
+#[test]
 fn an_absolute_target_is_held_to_the_same_rule() {
     let request = |uri: &str| Request::get(uri).header("host", "127.0.0.1").body(()).unwrap();
     assert_eq!(check(&request("http://127.0.0.1/status"), AdminTransport::Owner, None), Ok(()));
