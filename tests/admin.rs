@@ -164,6 +164,33 @@ fn changes_over_tcp_need_a_token() {
 }
 
 #[test]
+fn a_command_and_its_token_go_to_an_admin_listener_alone() {
+    let folder = folder_with_token(TOKEN);
+    let (tell, told) = std::sync::mpsc::channel();
+    let application = raw_origin(move |mut stream| {
+        let request = read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        let _ = tell.send(format!("{request:?}"));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx");
+    });
+    let token = folder.path().join("admin.token");
+    for order in [&["reload"][..], &["purge", "--all"], &["drain", "app", "127.0.0.1:1"]] {
+        let command = [order, &["--admin", &*application, "--token-file", token.to_str().unwrap()]].concat();
+        let (code, error) = run(&command);
+        assert!(code == Some(1) && error.contains("something else than the admin listener"), "{error}");
+    }
+    for request in told.try_iter() {
+        assert!(!request.contains("POST") && !request.contains(TOKEN), "{request}");
+    }
+    // Every response of an admin listener shows what it is, with and without access.
+    let proxy = with_token(folder.path());
+    for request in ["GET /status", "GET /else", "POST /reload", "OPTIONS *"] {
+        assert_eq!(ask_plainly(&proxy, request, "").field("plugway-admin"), Some("1"), "{request}");
+    }
+    assert_eq!(ask_plainly(&proxy, "OPTIONS *", "").status(), 204);
+    assert_eq!(ask(&proxy.noted, "OPTIONS *", "Host: attacker.example\r\n").status(), 403);
+}
+
+#[test]
 fn a_host_name_is_accepted_with_the_token() {
     let folder = folder_with_token(TOKEN);
     let proxy = with_token(folder.path());
@@ -173,6 +200,19 @@ fn a_host_name_is_accepted_with_the_token() {
     let refused = ask(&proxy.noted, "GET /metrics", "Host: plugway.internal:9145\r\n");
     assert!(refused.status() == 403 && refused.text().contains("token-file"), "{refused:?}");
     assert_eq!(ask(&proxy.noted, "GET /metrics", &bearer.replace("8aa", "8ab")).status(), 403);
+}
+
+#[test]
+fn a_missing_token_file_is_told_as_that() {
+    let folder = folder_with_token(TOKEN);
+    let proxy = with_token(folder.path());
+    let path = folder.path().join("plugway.toml");
+    for more in [&["--admin", &*proxy.noted][..], &[path.to_str().unwrap()]] {
+        let command = [&["reload", "--token-file", "no-such-file"], more].concat();
+        let (code, error) = outcome(&mut proxy.command(&command));
+        assert!(code == Some(1) && error.contains("cannot read the token in `no-such-file`"), "{error}");
+        assert!(!error.contains("start"), "{error}");
+    }
 }
 
 #[test]

@@ -42,6 +42,10 @@ pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Add
 /// the command.
 const MANIFEST_FIELD: &str = "plugway-manifest";
 
+/// The field of each response, by which commands know an admin listener. They send a command, and the token for it, to no
+/// other server.
+const ADMIN_FIELD: &str = "plugway-admin";
+
 /// A request for a reload; the result is the text that `plugway reload` prints.
 pub type ReloadOrder = oneshot::Sender<Result<String, String>>;
 
@@ -95,6 +99,7 @@ fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Respons
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static(ADMIN_FIELD), "1"),
     ];
     for (name, value) in fields {
         response.headers_mut().insert(name, HeaderValue::from_static(value));

@@ -72,11 +72,16 @@ pub fn check<B>(
     if !is_own_origin(fields, host) || !is_own_site(fields) {
         return Err(FOREIGN_PAGE);
     }
-    if !has_token {
+    if !has_token && !is_greeting(request) {
         check_token(request, transport, token.is_some())?;
     }
     let has_length = fields.get_all(header::CONTENT_LENGTH).iter().any(|length| length != "0");
     if has_length || fields.contains_key(header::TRANSFER_ENCODING) { Err(CONTENT) } else { Ok(()) }
+}
+
+/// Whether a request is `OPTIONS *`, by which commands ask what a server is before they send the token.
+pub fn is_greeting<B>(request: &Request<B>) -> bool {
+    *request.method() == Method::OPTIONS && request.uri().path() == "*"
 }
 
 /// Checks a request that has not shown the right token.

@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{MANIFEST_FIELD, printable, socket};
+use super::{ADMIN_FIELD, MANIFEST_FIELD, printable, socket};
 
 /// A proxy that a command is sent to.
 pub struct RunningProxyAddress {
@@ -32,11 +32,17 @@ struct AdminResponse {
 /// The timeout for connecting and for sending a request: local proxies accept at once.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
+/// The timeout for the first response, by which a server shows what it is.
+const GREETING_TIME: Duration = Duration::from_secs(10);
+
 /// The timeout for a response. A reload responds when the manifest is in service, and loading plugins may take minutes.
 const ANSWER_TIME: Duration = Duration::from_secs(600);
 
 /// The maximum length of a response, in bytes. All errors of a manifest are shorter.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
+
+/// The maximum length of the head of a first response, in bytes: more than an admin listener sends.
+const MAX_HEAD_BYTES: usize = 8 << 10;
 
 /// The maximum length of a token file, in bytes: more than the proxy accepts for its own.
 const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
@@ -44,13 +50,26 @@ const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 const OK: u16 = 200;
 const CONFLICT: u16 = 409;
 
+/// A command, with the parts that identify its proxy and its sender.
+struct AdminCommand<'a> {
+    /// The path and query, such as `/reload`.
+    order: &'a str,
+    manifest: Option<&'a Path>,
+    token: Option<String>,
+}
+
 /// Sends a command, such as `/reload`, to a proxy, and returns its response. The error is the proxy's error message.
 pub fn order(target: &RunningProxyAddress, order: &str) -> anyhow::Result<String> {
+    let token = target.token_file.as_deref().map(token).transpose()?;
+    let command = AdminCommand { order, manifest: target.manifest.as_deref(), token };
     let answer = match (&target.address, &target.manifest) {
         (Some(address), _) => {
-            ask(address, target, order).with_context(|| format!("no answer at the admin address {address}: start the proxy, or name the address that it logs at its start"))?
+            let mut stream = connect(address).with_context(|| {
+                format!("no answer at the admin address {address}: start the proxy, or name the address that it logs at its start")
+            })?;
+            ask(&mut stream, &command).with_context(|| format!("the admin address {address}"))?
         }
-        (None, Some(manifest)) => find(manifest, target, order)?,
+        (None, Some(manifest)) => find(manifest, &command)?,
         (None, None) => bail!("no proxy named: name its manifest, or its admin listener by --admin"),
     };
     match answer {
@@ -62,17 +81,20 @@ pub fn order(target: &RunningProxyAddress, order: &str) -> anyhow::Result<String
 /// Sends a command to the proxy whose socket is named after the manifest. Otherwise it tries each socket in the same
 /// folders, since a link to the manifest may have changed since the start. Proxies of other manifests reject the
 /// command.
-fn find(manifest: &Path, target: &RunningProxyAddress, order: &str) -> anyhow::Result<AdminResponse> {
+fn find(manifest: &Path, command: &AdminCommand<'_>) -> anyhow::Result<AdminResponse> {
     let (name, folders) = (socket::name_of(Some(manifest)), socket::folders());
     let named: Vec<PathBuf> = folders.iter().map(|folder| folder.join(&name)).collect();
     let others = folders.iter().flat_map(|folder| socket::sockets_in(folder));
     let others: Vec<PathBuf> = others.filter(|path| !named.contains(path)).collect();
     let mut notes = Vec::new();
     for path in named.iter().chain(&others) {
-        match ask(&format!("unix:{}", path.display()), target, order) {
+        let connected = connect(&format!("unix:{}", path.display()));
+        if connected.as_ref().is_err_and(is_absent) {
+            continue;
+        }
+        match connected.and_then(|mut stream| ask(&mut stream, command)) {
             Ok(AdminResponse { status: CONFLICT, text }) => notes.push(text),
             Ok(answer) => return Ok(answer),
-            Err(error) if is_absent(&error) => {}
             Err(error) => notes.push(format!("{}: {error:#}", path.display())),
         }
     }
@@ -91,23 +113,79 @@ fn is_absent(error: &anyhow::Error) -> bool {
     matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory))
 }
 
-fn ask(address: &str, target: &RunningProxyAddress, order: &str) -> anyhow::Result<AdminResponse> {
-    let mut stream = connect(address)?;
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
+/// Sends a command on a connection, once the server there has shown that it is an admin listener: another server could
+/// do anything with the command, and would learn the token.
+fn ask(stream: &mut Socket, command: &AdminCommand<'_>) -> anyhow::Result<AdminResponse> {
+    let host = host_of(stream);
     stream.set_write_timeout(Some(CONNECT_TIME))?;
-    let host = if address.starts_with("unix:") { "localhost" } else { address };
+    stream.set_read_timeout(Some(GREETING_TIME))?;
+    stream.write_all(format!("OPTIONS * HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+    let greeting =
+        read_head(stream).context("no answer: start the proxy, or name the address that it logs at its start")?;
+    ensure!(
+        is_of_admin_listener(&greeting),
+        "something else than the admin listener of a proxy answers there: name the address that the proxy logs at its \
+         start, as `admin at`"
+    );
+    ensure!(
+        greeting.starts_with("HTTP/1.1 204 "),
+        "the command was not sent, since the proxy answered: {}",
+        status_line(&greeting)
+    );
+    let AdminCommand { order, manifest, token } = command;
     let mut head = format!("POST {order} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n");
-    if let Some(manifest) = &target.manifest {
+    if let Some(manifest) = manifest {
         let path = percent_encode(manifest.as_os_str().as_bytes(), NON_ALPHANUMERIC);
         head += &format!("{MANIFEST_FIELD}: {path}\r\n");
     }
-    if let Some(file) = &target.token_file {
-        head += &format!("Authorization: Bearer {}\r\n", token(file)?);
+    if let Some(token) = token {
+        head += &format!("Authorization: Bearer {token}\r\n");
     }
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
     stream.write_all(format!("{head}\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).context("the proxy doesn't answer")?;
-    parse(&String::from_utf8_lossy(&answer)).context("that is no answer of a proxy")
+    parse(&String::from_utf8_lossy(&answer)).context("the answer is no answer of a proxy")
+}
+
+/// Returns the value of `Host` for a connection: the address that was reached. A name is rejected without the token,
+/// because a web page may have chosen it.
+fn host_of(stream: &Socket) -> String {
+    match stream.peer_addr().ok().and_then(|address| address.as_socket()) {
+        // Without the number of a network interface, which has no place in a URI.
+        Some(SocketAddr::V6(address)) => format!("[{}]:{}", address.ip(), address.port()),
+        Some(address) => address.to_string(),
+        None => "localhost".into(),
+    }
+}
+
+/// Returns the head of a response, and what has arrived with it.
+fn read_head(stream: &mut Socket) -> anyhow::Result<String> {
+    let mut head = Vec::new();
+    while memchr::memmem::find(&head, b"\r\n\r\n").is_none() && head.len() < MAX_HEAD_BYTES {
+        let mut piece = [0; 1024];
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => head.extend_from_slice(&piece[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                bail!("nothing came within {} s", GREETING_TIME.as_secs())
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    ensure!(!head.is_empty(), "the connection was closed");
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// Whether a response has the field of admin listeners in its head.
+fn is_of_admin_listener(response: &str) -> bool {
+    let head = response.split("\r\n\r\n").next().unwrap_or_default();
+    let mut names = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    names.any(|(name, _)| name.eq_ignore_ascii_case(ADMIN_FIELD))
+}
+
+fn status_line(response: &str) -> String {
+    printable(response.lines().next().unwrap_or_default())
 }
 
 fn connect(address: &str) -> anyhow::Result<Socket> {
@@ -143,7 +221,7 @@ fn connect_to_any(addresses: impl IntoIterator<Item = SocketAddr>) -> anyhow::Re
 fn token(file: &Path) -> anyhow::Result<String> {
     let named = || file.display().to_string();
     let mut text = String::new();
-    let opened = std::fs::File::open(file).with_context(named)?;
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read the token in `{}`", named()))?;
     opened.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text).with_context(named)?;
     let token = text.trim_ascii_end();
     ensure!(token.bytes().all(|byte| byte.is_ascii_graphic()), "{}: a token has visible ASCII characters", named());
@@ -151,7 +229,7 @@ fn token(file: &Path) -> anyhow::Result<String> {
 }
 
 fn parse(answer: &str) -> Option<AdminResponse> {
-    let (head, text) = answer.split_once("\r\n\r\n")?;
+    let (head, text) = answer.split_once("\r\n\r\n").filter(|_| is_of_admin_listener(answer))?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
     Some(AdminResponse { status, text: printable(text.trim_end()) })
 }
@@ -172,5 +250,24 @@ mod tests {
         let refused = connect_to_any([dead]).unwrap_err();
         assert!(is_absent(&refused), "{refused:#}");
         assert!(connect_to_any([]).is_err());
+    }
+
+    #[test]
+    fn a_host_is_the_address_that_was_reached() {
+        for (at, host) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")] {
+            let Ok(listener) = std::net::TcpListener::bind(at) else { continue };
+            let reached = listener.local_addr().unwrap();
+            let name = if reached.is_ipv4() { format!("localhost:{}", reached.port()) } else { reached.to_string() };
+            let socket = connect(&name).unwrap();
+            assert_eq!(host_of(&socket), format!("{host}:{}", reached.port()));
+        }
+    }
+
+    #[test]
+    fn only_the_head_of_a_response_shows_an_admin_listener() {
+        assert!(is_of_admin_listener("HTTP/1.1 204 No Content\r\nPlugway-Admin: 1\r\n\r\n"));
+        assert!(!is_of_admin_listener("HTTP/1.1 200 OK\r\nA: b\r\n\r\nPlugway-Admin: 1\r\n"));
+        assert!(!is_of_admin_listener("HTTP/1.1 200 Plugway-Admin: 1\r\n\r\n"));
+        assert!(parse("HTTP/1.1 200 OK\r\nA: b\r\n\r\nx").is_none());
     }
 }

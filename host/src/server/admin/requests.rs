@@ -81,6 +81,7 @@ impl RequestHandler {
         let allowed = access::check(&request, transport, settings.token.as_ref());
         let mut response = match allowed {
             Err(refusal) => self.refuse(refusal, &request, transport),
+            Ok(()) if access::is_greeting(&request) => greeting(),
             // hyper sends no content in a response to HEAD.
             Ok(()) if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 state.enter(AdminPhase::Reading, Instant::now());
@@ -183,6 +184,14 @@ async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Respo
         Ok(Err(message)) => Err(conflict(message)),
         Err(error) => Err(failed(&error)),
     }
+}
+
+/// Returns the response to `OPTIONS *`: its fields say that this is an admin listener.
+fn greeting() -> Response<ResponseBody> {
+    let mut response = text(StatusCode::NO_CONTENT, "text/plain", String::new());
+    response.headers_mut().remove(header::CONTENT_TYPE);
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, OPTIONS"));
+    response
 }
 
 fn unknown(path: &str) -> Response<ResponseBody> {

@@ -56,6 +56,17 @@ fn the_token_makes_any_host_acceptable() {
 }
 
 #[test]
+fn a_greeting_needs_no_token_but_an_own_host() {
+    let ask = |method: &str, uri: &str, host: &str| {
+        let request = Request::builder().method(method).uri(uri).header("host", host).body(()).unwrap();
+        check(&request, AdminTransport::Network, None).is_ok()
+    };
+    assert!(ask("OPTIONS", "*", "10.0.0.1:9145"));
+    assert!(!ask("OPTIONS", "*", "attacker.example") && !ask("OPTIONS", "/reload", "10.0.0.1:9145"));
+    assert!(!ask("GET", "*", "10.0.0.1:9145"));
+}
+
+#[test]
 fn an_absolute_target_is_held_to_the_same_rule() {
     let request = |uri: &str| Request::get(uri).header("host", "127.0.0.1").body(()).unwrap();
     assert_eq!(check(&request("http://127.0.0.1/status"), AdminTransport::Owner, None), Ok(()));
