@@ -216,6 +216,26 @@ fn a_missing_token_file_is_told_as_that() {
 }
 
 #[test]
+fn an_order_to_drain_tells_what_the_endpoint_does_then() {
+    let origin = echo();
+    let text = |more: &str| {
+        let endpoint = format!("[{{ address = \"{origin}\"{more} }}]");
+        manifest(&origin, "", ADMIN).replace(&format!("[{origin:?}]"), &endpoint)
+    };
+    let proxy = Proxy::start(&text(", draining = true"));
+    let path = path_of(&proxy);
+    let (code, error) = outcome(&mut proxy.command(&["undrain", "app", &origin, &path]));
+    assert!(code == Some(1) && error.contains("still draining: `draining = true`"), "{error}");
+    assert_eq!(state(&proxy).0, "draining");
+    proxy.reload(&text(""));
+    proxy.wait_log("reloaded");
+    let said = |order| output(proxy.command(&[order, "app", &origin, &path]).stdout(Stdio::piped()));
+    assert_eq!(said("drain"), "draining: no endpoint of `app` is left, so requests to it fail\n");
+    assert_eq!(said("undrain"), "in use\n");
+    assert_eq!(state(&proxy).0, "up");
+}
+
+#[test]
 fn a_new_token_counts_when_its_file_has_changed() {
     let folder = folder_with_token(TOKEN);
     let proxy = with_token(folder.path());

@@ -34,6 +34,8 @@ use tracing::info;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::Generation;
 use crate::telemetry::metrics::Registry;
+use crate::upstream::endpoint_set::EndpointState;
+use crate::upstream::health::HealthState;
 
 /// The default address of the admin listener, used if the manifest names none.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9145));
@@ -69,11 +71,30 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
     let Some(upstream_id) = generation.upstream_ids.get(upstream.as_str()) else {
         return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
     };
-    if !generation.upstreams[*upstream_id].live.drain(&endpoint, drains, Instant::now()) {
+    let live = &generation.upstreams[*upstream_id].live;
+    if !live.drain(&endpoint, drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
-    info!(?upstream, ?endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
-    text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
+    let members = live.members();
+    let is_draining = |member: &EndpointState| matches!(member.state, HealthState::Draining);
+    let is_kept = members.list.iter().any(|one| *one.endpoint.address.text == *endpoint && is_draining(one));
+    match drains {
+        true => {
+            info!(?upstream, ?endpoint, "drained by order");
+            let is_last = members.list.iter().all(is_draining);
+            let rest = format!(": no endpoint of `{upstream}` is left, so requests to it fail");
+            text(StatusCode::OK, "text/plain", format!("draining{}\n", if is_last { &*rest } else { "" }))
+        }
+        false if is_kept => {
+            let message =
+                "still draining: `draining = true` in the manifest or in the file of endpoints; change it there\n";
+            text(StatusCode::UNPROCESSABLE_ENTITY, "text/plain", message.into())
+        }
+        false => {
+            info!(?upstream, ?endpoint, "in use again by order");
+            text(StatusCode::OK, "text/plain", "in use\n".into())
+        }
+    }
 }
 
 /// Returns a parameter of a query; the empty string if the parameter has no value.
