@@ -171,10 +171,19 @@ fn normal_uri(uri: &str) -> Option<String> {
     Some(format!("{origin}{path}{query}"))
 }
 
-/// Returns a prefix of URIs in normal form; its host is normalised if it is complete.
+/// Returns a prefix of URIs in normal form; its host is normalised if it is complete. Of the path, the last segment may
+/// be incomplete, and so may an escape at its end.
 fn normal_prefix(prefix: &str) -> Option<String> {
     let (origin, target) = normal_origin(prefix).filter(|(_, target)| !target.is_empty())?;
-    Some(format!("{origin}{target}"))
+    if target.contains('?') {
+        return normal_uri(prefix);
+    }
+    let (folders, last) = target.split_at(target.rfind('/')? + 1);
+    let (last, escape) = last.split_at(last.rfind('%').filter(|at| last.len() - at < 3).unwrap_or(last.len()));
+    let (folders, escape) = (path::normal(folders).ok()?, escape.to_ascii_uppercase());
+    // The letter keeps dots from being a segment, which they may only be the beginning of.
+    let last = format!("/x{last}");
+    Some(format!("{origin}{folders}{}{escape}", path::normal(&last).ok()?.strip_prefix("/x")?))
 }
 
 /// Returns scheme and authority of a URI in normal form, and the rest of the URI.
@@ -206,7 +215,20 @@ mod tests {
         for (uri, wanted) in cases {
             assert_eq!(normal_uri(uri).as_deref(), Some(wanted), "{uri}");
         }
-        assert_eq!(normal_prefix("http://Example.org./a/.").as_deref(), Some("http://example.org/a/."));
+        let cases = [
+            ("http://Example.org./a/.", "http://example.org/a/."),
+            ("http://h/%7Euser/", "http://h/~user/"),
+            ("http://h/%7Eus", "http://h/~us"),
+            ("http://h/caf%c3%a9/", "http://h/caf%C3%A9/"),
+            ("http://h/caf%c3%a", "http://h/caf%C3%A"),
+            ("http://h/caf%", "http://h/caf%"),
+            ("http://h/a//b/../c/./d", "http://h/a/c/d"),
+            ("http://h/a/..", "http://h/a/.."),
+            ("http://h/%7e?%7e", "http://h/~?%7e"),
+        ];
+        for (prefix, wanted) in cases {
+            assert_eq!(normal_prefix(prefix).as_deref(), Some(wanted), "{prefix}");
+        }
         for prefix in ["http://example.or", "key:", "ftp://a/"] {
             assert_eq!(normal_prefix(prefix), None, "{prefix}");
         }
