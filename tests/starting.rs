@@ -75,6 +75,32 @@ fn signals_of_nginx_stop_gracefully_or_are_told() {
     assert_eq!(proxy.wait_exit(), Some(0));
 }
 
+/// The id of a user that no other test uses, so that it has no other process.
+const LONELY: u32 = 65_531;
+
+#[test]
+fn a_command_that_can_start_no_thread_tells_why_it_fails() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
+    let limited = |args: &[&str]| {
+        let mut command = Command::new("prlimit");
+        command.args(["--nproc=1:1", "setpriv", "--clear-groups"]);
+        command.arg(format!("--reuid={LONELY}")).arg(format!("--regid={LONELY}"));
+        command.arg(env!("CARGO_BIN_EXE_plugway")).args(args).stdin(Stdio::null());
+        outcome(&mut command)
+    };
+    let path = path.to_str().unwrap();
+    for (args, what) in [(&["run", path][..], ""), (&["check", path], ""), (&["hash-key"], "key too short")] {
+        let (code, said) = limited(args);
+        assert!(code == Some(1) && said.contains(what), "{args:?}: {said}");
+        assert!(said.contains("no thread can be started") && said.contains("TasksMax="), "{args:?}: {said}");
+    }
+}
+
 /// Returns the error of a start with one listener at an address.
 fn refused(folder: &Path, address: &str) -> String {
     let path = folder.join("plugway.toml");

@@ -245,8 +245,7 @@ fn start_log(default: &str) {
     // The layer would print the lines that it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
     supervise::install();
-    // A process that can't start one more thread couldn't serve either, and reports that by its exit code.
-    let _ = process_log::start();
+    process_log::start();
     if let Some(error) = error {
         tracing::warn!(?found, error, default, "invalid PLUGWAY_LOG; the default is used");
     }

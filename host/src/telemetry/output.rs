@@ -19,7 +19,8 @@ pub struct Output {
 const CHUNK: usize = 4096;
 
 /// The time between two checks whether to continue waiting.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+pub const LOOK_TIME: Duration = Duration::from_millis(100);
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: LOOK_TIME.subsec_nanos() as i64 };
 
 /// The pause before a retry. A non-blocking pipe can report room that it doesn't have.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -1,16 +1,17 @@
 //! The log of the process. Threads append lines to a bounded queue in memory; a thread of its own writes them to
 //! standard error. No other thread ever waits for the reader of the log, or notices that it is gone.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::system::printable;
 use crate::system::supervise::{Task, guard};
-use crate::telemetry::output::Output;
+use crate::telemetry::output::{self, Output};
 
 /// The maximum size of queued lines, in bytes: some thousand lines, which are little memory.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
@@ -51,11 +52,22 @@ struct LogQueue {
 /// A writer for one record of the log.
 pub struct LogRecord;
 
-/// Starts the thread that writes to standard error.
-pub fn start() -> io::Result<()> {
-    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-    let output = Output::new(File::from(stderr));
-    std::thread::Builder::new().name("log".into()).spawn(move || write_all(output)).map(drop)
+/// The reason why there is no thread that writes; unset if there is one.
+static NO_THREAD: OnceLock<String> = OnceLock::new();
+
+/// Starts the thread that writes to standard error. Without the thread, [`flush`] and [`print`] write.
+pub fn start() {
+    let writing = |output| std::thread::Builder::new().name("log".into()).spawn(move || write_all(output));
+    if let Err(error) = stderr().and_then(writing) {
+        let _ = NO_THREAD.set(format!(
+            "no thread can be started: {error}; raise TasksMax= of the systemd unit, pids.max of the container, or \
+             `ulimit -u`"
+        ));
+    }
+}
+
+fn stderr() -> io::Result<Output> {
+    Ok(Output::new(File::from(io::stderr().as_fd().try_clone_to_owned()?)))
 }
 
 fn write_all(mut output: Output) {
@@ -67,6 +79,9 @@ fn write_all(mut output: Output) {
 
 /// Waits until all lines are written, for at most `within`.
 pub fn flush(within: Duration) {
+    if NO_THREAD.get().is_some() {
+        return LOG.write_here(within);
+    }
     let is_waiting = |queue: &mut LogQueue| queue.writing > 0 || !queue.lines.is_empty();
     drop(LOG.is_written.wait_timeout_while(LOG.lock(), within, is_waiting));
 }
@@ -75,6 +90,9 @@ pub fn flush(within: Duration) {
 /// time, as [`flush`] does.
 pub fn print(text: &str, within: Duration) {
     LOG.append(&mut LOG.lock(), text, "");
+    if let Some(reason) = NO_THREAD.get() {
+        LOG.append(&mut LOG.lock(), reason, "");
+    }
     LOG.is_filled.notify_one();
     flush(within);
 }
@@ -120,6 +138,16 @@ impl Log {
     fn append(&self, queue: &mut LogQueue, text: &str, mark: &str) {
         for part in [text, mark, "\n"] {
             queue.lines.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    /// Writes the queued lines on this thread, and waits for their reader for about `within`.
+    fn write_here(&self, within: Duration) {
+        let lines = std::mem::take(&mut self.lock().lines);
+        let rounds = Cell::new(within.div_duration_f32(output::LOOK_TIME) as u32);
+        let may_wait = || rounds.replace(rounds.get().saturating_sub(1)) > 0;
+        if let Ok(mut output) = stderr() {
+            let _ = output.write(&lines, may_wait);
         }
     }
 
