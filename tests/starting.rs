@@ -101,6 +101,23 @@ fn a_command_that_can_start_no_thread_tells_why_it_fails() {
     }
 }
 
+#[test]
+fn a_start_without_a_folder_for_compiled_code_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
+    let mut check = plugway();
+    check.arg("check").arg(&path).env("XDG_CACHE_HOME", "relative").env_remove("HOME").env_remove("CACHE_DIRECTORY");
+    let (code, said) = outcome(&mut check);
+    assert!(
+        code == Some(0) && said.contains("no folder for compiled code") && said.contains("CacheDirectory="),
+        "{said}"
+    );
+    let cache = tempfile::tempdir().unwrap();
+    assert_eq!(outcome(check.env("HOME", cache.path())), (Some(0), String::new()));
+    assert!(cache.path().join(".cache/plugway").exists());
+}
+
 /// Returns the error of a start with one listener at an address.
 fn refused(folder: &Path, address: &str) -> String {
     let path = folder.join("plugway.toml");

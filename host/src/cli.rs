@@ -6,9 +6,8 @@ pub(crate) mod demo;
 mod hash;
 mod schema;
 
-use std::ffi::OsStr;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -267,7 +266,12 @@ fn log_filter(text: &OsStr) -> Result<EnvFilter, String> {
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<ExitCode> {
-    let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
+    let (cache, environment) = (cache_folder(std::env::var_os), std::env::vars_os().collect::<Environment>());
+    let loads =
+        matches!(command, Command::Run { .. } | Command::Proxy { .. } | Command::Demo { .. } | Command::Check { .. });
+    if loads && cache.is_none() {
+        warn_of_no_cache_folder();
+    }
     let done = match command {
         Command::Check { manifest, json } => {
             let form = if json { ReportForm::Json } else { ReportForm::Text };
@@ -460,9 +464,43 @@ fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>, re
     )
 }
 
-/// Returns the folder of compiled plugins.
-fn cache_folder() -> Option<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    base.filter(|base| base.is_absolute()).map(|base| base.join("plugway"))
+/// Returns the folder of compiled plugins: in the user's folder for caches (XDG Base Directory Specification, which
+/// ignores relative paths), or the one that systemd names for `CacheDirectory=`.
+fn cache_folder(variable: impl Fn(&'static str) -> Option<OsString>) -> Option<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let managed = || {
+        // systemd lists several folders with colons between them.
+        let folders = absolute("CACHE_DIRECTORY")?;
+        let first = folders.as_os_str().as_bytes().split(|byte| *byte == b':').next()?;
+        Some(PathBuf::from(OsStr::from_bytes(first)))
+    };
+    let home = || absolute("HOME").map(|home| home.join(".cache/plugway"));
+    absolute("XDG_CACHE_HOME").map(|base| base.join("plugway")).or_else(managed).or_else(home)
+}
+
+fn warn_of_no_cache_folder() {
+    let remedy =
+        "set XDG_CACHE_HOME, or HOME, to an absolute path; in a unit of systemd, write `CacheDirectory=plugway`";
+    tracing::warn!(remedy, "plugins are compiled at each start: no folder for compiled code");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiled_code_is_kept_in_the_first_absolute_folder() {
+        for (variables, wanted) in [
+            (&[("XDG_CACHE_HOME", "/x"), ("CACHE_DIRECTORY", "/c"), ("HOME", "/h")][..], Some("/x/plugway")),
+            (&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")], Some("/h/.cache/plugway")),
+            (&[("XDG_CACHE_HOME", ""), ("HOME", "/h")], Some("/h/.cache/plugway")),
+            (&[("CACHE_DIRECTORY", "/c/plugway:/c/other"), ("HOME", "/")], Some("/c/plugway")),
+            (&[("HOME", "/h")], Some("/h/.cache/plugway")),
+            (&[("HOME", "h"), ("XDG_CACHE_HOME", "x")], None),
+            (&[], None),
+        ] {
+            let variable = |name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            assert_eq!(cache_folder(variable).as_deref(), wanted.map(Path::new), "{variables:?}");
+        }
+    }
 }
