@@ -52,7 +52,7 @@ impl Child {
         // Signals of a terminal are for the proxy, which decides what becomes of its child.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn()?;
+        let mut process = command.spawn().map_err(explained)?;
         let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
             return Err(io::Error::other("a child has no pipes").into());
         };
@@ -169,6 +169,13 @@ impl Drop for Child {
 enum Direction {
     Input,
     Output,
+}
+
+/// Returns the error of a start with its remedy, if the program isn't found: its path leads through `/proc`.
+fn explained(error: io::Error) -> io::Error {
+    let is_missing = error.kind() == io::ErrorKind::NotFound && cfg!(target_os = "linux");
+    let message = "there is no /proc/self/exe, by which the program starts the child that loads plugins: mount /proc";
+    if is_missing { io::Error::new(error.kind(), message) } else { error }
 }
 
 /// Returns the path of the running program, even if its file was replaced.
