@@ -293,7 +293,8 @@ fn http_at_a_port_of_tls_is_told_so() {
 fn a_certificate_for_development_takes_one_command() {
     let folder = tempfile::tempdir().unwrap();
     let made = output(plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).stdout(Stdio::piped()));
-    assert!(made.contains("certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]"), "{made}");
+    let [chain, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    assert!(made.contains(&format!("certificates = [{{ chain = {chain:?}, key = {key:?} }}]")), "{made}");
     std::fs::copy(folder.path().join("cert.pem"), folder.path().join("ca.pem")).unwrap();
     let proxy = start(folder.path(), "certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]");
     let text = curl(&proxy, folder.path(), "localhost", &[]);

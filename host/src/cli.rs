@@ -1,6 +1,7 @@
 //! The command line: its commands and options.
 #![expect(clippy::disallowed_methods, reason = "the command line reads the environment and the date")]
 
+mod certificate;
 mod check;
 pub(crate) mod demo;
 mod hash;
@@ -36,7 +37,6 @@ use crate::system::printable::{one_line, record};
 use crate::system::supervise::{self, Task, guard};
 use crate::telemetry::output;
 use crate::telemetry::process_log;
-use crate::tls;
 
 /// A reverse proxy whose behaviour is a chain of WebAssembly components.
 #[derive(Parser)]
@@ -281,7 +281,7 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
         Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
         Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
         Command::Undrain { endpoint, proxy } => order(proxy, &drain("/undrain", &endpoint)),
-        Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
+        Command::Cert { self_signed: _, names, out } => print(&certificate::make(&names, &out)?),
         Command::HashPassword { bcrypt } => {
             let hash = if bcrypt { PasswordHash::Bcrypt } else { PasswordHash::Argon2id };
             print(&(hash::password(hash)? + "\n"))
@@ -345,27 +345,6 @@ fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str
     let manifest = manifest.map(absolute).transpose()?;
     let target = RunningProxyAddress { manifest, address: admin, token_file };
     print(&(client::order(&target, order)? + "\n"))
-}
-
-fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
-    let (chain, key) = tls::self_signed::self_signed(names)?;
-    // Never overwrites a file, which may be in use.
-    let write = |name: &str, text: &str, mode: u32| {
-        let path = folder.join(name);
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(mode);
-        let written = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-        written.with_context(|| {
-            format!("cannot write `{}`: it is never overwritten; remove it, or name a folder by --out", path.display())
-        })
-    };
-    write("cert.pem", &chain, 0o644)?;
-    write("key.pem", &key, 0o600)?;
-    let (folder, names) = (folder.display(), names.join(", "));
-    print(&format!(
-        "{folder}/cert.pem and {folder}/key.pem are for {names}\n\n[listener.tls]\n\
-         certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n"
-    ))
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
