@@ -31,7 +31,7 @@ fn is_argon2_of(hash: &str, password: &str) -> bool {
 
 #[test]
 fn the_hash_of_a_password_can_be_verified() {
-    for input in ["pa55 wörd\n", "pa55 wörd", "pa55 wörd\r\nmore\n"] {
+    for input in ["pa55 wörd\n", "pa55 wörd", "pa55 wörd\r\n"] {
         let hash = hash(&["hash-password"], input.as_bytes());
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(is_argon2_of(&hash, "pa55 wörd") && !is_argon2_of(&hash, "pa55 word"), "{hash}");
@@ -58,6 +58,8 @@ fn unhashable_input_is_an_error_that_does_not_show_it() {
         (&["hash-password"], b"s3cret\xff\n", "the password is no text in UTF-8"),
         (&["hash-password"], long.as_bytes(), "password too long"),
         (&["hash-password", "--bcrypt"], &long.as_bytes()[..73], "bcrypt reads 72 at most"),
+        (&["hash-password"], b"s3cret\nanother\n", "more than one line"),
+        (&["hash-key"], b"0123456789abcdef\n\n", "more than one line"),
         (&["hash-key"], b"s3cret\n", "key too short: 6 bytes"),
         (&["hash-password", "s3cret"], b"", "unexpected argument"),
     ] {
@@ -104,4 +106,32 @@ fn a_terminal_shows_no_password_and_asks_twice() {
     assert!(is_argon2_of(lines[2], "s3cret pa55"), "{shown}");
     let (is_good, shown) = typed("s3cret pa55,s3cret pa56");
     assert!(!is_good && shown.contains("the two entries differ") && !shown.contains("pa55"), "{shown}");
+}
+
+/// Interrupts at the first question, and prints the exit code and whether the terminal has an echo then.
+const INTERRUPTED: &str = r#"
+import fcntl, os, pty, signal, subprocess, sys, termios
+terminal, side = pty.openpty()
+take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+child = subprocess.Popen([sys.argv[1], "hash-key"], stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=take)
+shown = b""
+while not shown.endswith(b": "):
+    shown += os.read(terminal, 4096)
+assert not termios.tcgetattr(side)[3] & termios.ECHO
+if sys.argv[2] == "INT":
+    os.write(terminal, b"\x03")
+else:
+    child.send_signal(getattr(signal, "SIG" + sys.argv[2]))
+code = child.wait(60)
+print(code, bool(termios.tcgetattr(side)[3] & termios.ECHO))
+"#;
+
+#[test]
+fn an_interrupted_terminal_has_its_echo_again() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let program = plugway().get_program().to_owned();
+        let output = Command::new("python3").args(["-c", INTERRUPTED]).arg(program).arg(signal).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(said, format!("{code} True\n"), "{signal}");
+    }
 }

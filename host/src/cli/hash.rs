@@ -1,13 +1,14 @@
 //! Hashes of passwords and of keys, for the configurations of plugins. What is hashed is never an argument of a command,
 //! since all users of a machine can read those.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 
 use anyhow::{Context, bail, ensure};
 use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The longest password or key. Longer input is a file that was passed by mistake.
 const MAX_BYTES: u64 = 4 << 10;
@@ -63,27 +64,75 @@ pub fn key() -> anyhow::Result<String> {
 }
 
 /// Reads a secret from standard input: twice and without an echo from a terminal, or one line from a pipe or a file.
-fn secret(what: &str) -> anyhow::Result<String> {
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        return line(what);
+fn secret(what: &'static str) -> anyhow::Result<String> {
+    if !std::io::stdin().is_terminal() {
+        let mut text = Vec::new();
+        // With room for the end of the line, and for a byte too many.
+        let read = std::io::stdin().lock().take(MAX_BYTES + 3).read_to_end(&mut text);
+        read.with_context(|| format!("the {what} can't be read from standard input"))?;
+        return line(&text, what);
     }
-    let silent = SilentTerminal::new()?;
-    let (first, again) = (silent.ask(&format!("{what}: "), what)?, silent.ask(&format!("{what} again: "), what)?);
-    if first != again {
-        bail!("the two entries differ: type the {what} again");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let typed = runtime.block_on(typed(what));
+    // A thread may still wait for a line.
+    runtime.shutdown_background();
+    match typed? {
+        Typed::Secret(secret) => Ok(secret),
+        Typed::Interrupted(signal) => {
+            let _ = writeln!(std::io::stderr());
+            std::process::exit(128 + signal.as_raw_value())
+        }
     }
-    Ok(first)
 }
 
-/// Returns a line of standard input without its end.
-fn line(what: &str) -> anyhow::Result<String> {
-    let mut line = Vec::new();
-    let read = std::io::Read::take(std::io::stdin().lock(), MAX_BYTES + 2).read_until(b'\n', &mut line);
-    read.with_context(|| format!("the {what} can't be read from standard input"))?;
-    let line = line.strip_suffix(b"\n").unwrap_or(&line);
+/// The result of asking at a terminal.
+enum Typed {
+    Secret(String),
+    Interrupted(SignalKind),
+}
+
+/// Asks twice at the terminal, whose echo is on again at the end, whether the user types the secret or interrupts.
+async fn typed(what: &'static str) -> anyhow::Result<Typed> {
+    let [mut interrupt, mut terminate, mut hangup, mut quit] = [
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+        signal(SignalKind::quit())?,
+    ];
+    let _silent = SilentTerminal::new()?;
+    let asking = tokio::task::spawn_blocking(move || {
+        let (first, again) = (ask(&format!("{what}: "), what)?, ask(&format!("{what} again: "), what)?);
+        if first == again { Ok(first) } else { bail!("the two entries differ: type the {what} again") }
+    });
+    tokio::select! {
+        asked = asking => Ok(Typed::Secret(asked??)),
+        _ = interrupt.recv() => Ok(Typed::Interrupted(SignalKind::interrupt())),
+        _ = terminate.recv() => Ok(Typed::Interrupted(SignalKind::terminate())),
+        _ = hangup.recv() => Ok(Typed::Interrupted(SignalKind::hangup())),
+        _ = quit.recv() => Ok(Typed::Interrupted(SignalKind::quit())),
+    }
+}
+
+/// Asks a question at the terminal, and returns the line that the user types.
+fn ask(question: &str, what: &str) -> anyhow::Result<String> {
+    let mut terminal = std::io::stderr();
+    // Standard output is for the hash alone.
+    let _ = terminal.write_all(question.as_bytes()).and_then(|()| terminal.flush());
+    let mut text = Vec::new();
+    let read = std::io::stdin().lock().take(MAX_BYTES + 2).read_until(b'\n', &mut text);
+    read.with_context(|| format!("the {what} can't be read from the terminal"))?;
+    line(&text, what)
+}
+
+/// Returns the only line of a text without its end.
+fn line(text: &[u8], what: &str) -> anyhow::Result<String> {
+    let line = text.strip_suffix(b"\n").unwrap_or(text);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     ensure!(line.len() as u64 <= MAX_BYTES, "{what} too long: expected at most {MAX_BYTES} bytes");
+    ensure!(
+        !line.contains(&b'\n'),
+        "more than one line: expected the {what} alone; select its line, such as by `head -n 1`"
+    );
     std::str::from_utf8(line).map(String::from).with_context(|| format!("the {what} is no text in UTF-8"))
 }
 
@@ -102,13 +151,6 @@ impl SilentTerminal {
         silent.local_modes.insert(LocalModes::ECHONL);
         tcsetattr(input.as_fd(), OptionalActions::Flush, &silent).context("the echo can't be turned off")?;
         Ok(SilentTerminal { before })
-    }
-
-    fn ask(&self, question: &str, what: &str) -> anyhow::Result<String> {
-        let mut terminal = std::io::stderr();
-        // Standard output is for the hash alone.
-        let _ = terminal.write_all(question.as_bytes()).and_then(|()| terminal.flush());
-        line(what)
     }
 }
 
