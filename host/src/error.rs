@@ -3,7 +3,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::num::NonZero;
 
 use crate::system::printable::one_line;
@@ -51,17 +50,6 @@ pub enum FailureKind {
     PluginError,
     /// The request has passed this proxy, or others like it, so often that it must be in a loop.
     LoopDetected,
-}
-
-/// Whether an error means that this machine lacks resources, such as descriptors or memory, for a connection or a file.
-pub fn is_of_this_machine(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-        || error.kind() == io::ErrorKind::OutOfMemory
-}
-
-/// Whether all file descriptors are in use, of the process or of the machine.
-pub fn lacks_descriptor(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Returns an error with all its sources in one line. A text that repeats an earlier one is left out, and phrases of

@@ -5,6 +5,7 @@ pub mod boxed;
 pub mod byte_counter;
 pub mod deadline;
 pub mod frame_counter;
+pub mod happy_eyeballs;
 pub mod hyper_io;
 pub mod memfd_arena;
 pub mod tcp;

@@ -28,7 +28,6 @@ mod endpoint_frames;
 pub mod endpoint_set;
 pub mod endpoint_view;
 pub mod failure_notice;
-pub mod happy_eyeballs;
 pub mod health;
 pub mod health_check;
 pub mod http1;

@@ -19,6 +19,7 @@ use crate::exchange::collect::read_while;
 use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::net::happy_eyeballs;
 use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
@@ -36,7 +37,6 @@ use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
 use crate::upstream::{
     Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, Pool, RequestHeadSize,
-    happy_eyeballs,
 };
 
 /// The request to send, and the rules for it.

@@ -18,7 +18,6 @@ use tokio::task::AbortHandle;
 
 use crate::downstream::admission::{Admission, Entrance};
 use crate::downstream::handshake::{self, WorkerShared};
-use crate::error::is_of_this_machine;
 use crate::exchange::waiting::{self, call_timer};
 use crate::generation::listener::Listener;
 use crate::generation::{ENDED_EXCHANGES, EndedExchange, Generation, LastingState, WorkerState};
@@ -29,6 +28,7 @@ use crate::net::tcp::{Tcp, ignore_new_clients};
 use crate::net::turn::pace;
 use crate::plugin::time_share::Shares;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
+use crate::system::descriptors::is_of_this_machine;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::WorkerMetrics;

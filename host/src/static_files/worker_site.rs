@@ -11,8 +11,9 @@ use tokio::task::spawn_blocking;
 use super::find::{FileQuery, FileSite, FindFailure, PathAnswer};
 use super::open_files::{OpenFilePermit, OpenFiles};
 use super::root::{Root, Wait};
-use crate::error::{Error, FailureKind, lacks_descriptor};
+use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
+use crate::system::descriptors::lacks_descriptor;
 
 /// A site of a worker.
 #[derive(Debug)]

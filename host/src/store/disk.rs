@@ -28,7 +28,7 @@ use super::stored_response::{Content, StoredResponse};
 use super::unix_time::now_ms;
 use super::variant::VariantInfo;
 use super::vary::VaryValue;
-use crate::error::is_of_this_machine;
+use crate::system::descriptors::is_of_this_machine;
 use crate::system::files;
 use directory::DirectoryLock;
 pub use directory::check;

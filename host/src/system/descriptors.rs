@@ -1,5 +1,7 @@
 //! The file descriptors of the process, and the share of them that clients may use.
 
+use std::io;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The numbers of the process's descriptors.
@@ -79,6 +81,17 @@ impl Descriptors {
     fn reserved(self) -> usize {
         self.own + self.spare()
     }
+}
+
+/// Whether an error means that this machine lacks resources, such as descriptors or memory, for a connection or a file.
+pub fn is_of_this_machine(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+        || error.kind() == io::ErrorKind::OutOfMemory
+}
+
+/// Whether all file descriptors are in use, of the process or of the machine.
+pub fn lacks_descriptor(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]

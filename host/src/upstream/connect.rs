@@ -18,10 +18,12 @@ use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
-use super::{EndpointAddr, EndpointProtocol, Pools, SocketName, happy_eyeballs};
-use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
+use super::{EndpointAddr, EndpointProtocol, Pools, SocketName};
+use crate::error::{Error, FailureKind};
+use crate::net::happy_eyeballs;
 use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
+use crate::system::descriptors::{is_of_this_machine, lacks_descriptor};
 use crate::tls::handshake_error::{self, TlsPeer};
 
 /// The settings of TLS to an endpoint.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::error::is_of_this_machine;
+use crate::system::descriptors::is_of_this_machine;
 
 /// The time after which the next address is tried too (RFC 8305 §5).
 pub const DELAY: Duration = Duration::from_millis(250);
