@@ -359,29 +359,40 @@ fn content_for_an_endpoint_that_reads_nothing_costs_little() {
     assert!(grown < 8 << 10, "{grown} KiB for {STREAMS} streams");
 }
 
-#[test]
-fn a_client_that_takes_nothing_holds_nobody_up_that_shares_its_fetch() {
-    const LENGTH: usize = 24 << 20;
-    let both_joined = Arc::new(Barrier::new(2));
-    let gate = both_joined.clone();
-    let origin = raw_origin(move |mut stream| {
+/// Returns the address of an origin that sends a response in chunks of [`PIECE`], longer than the store accepts with
+/// [`SHORT_STORE`], once both sides of the barrier are there.
+fn long_origin(length: usize, gate: Arc<Barrier>) -> String {
+    raw_origin(move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         while read_message(&mut reader).is_some() {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: max-age=60\r\n\r\n";
             stream.write_all(head.as_bytes()).unwrap();
             gate.wait();
             let chunk = [format!("{:x}\r\n", PIECE.len()).as_bytes(), &PIECE, b"\r\n"].concat();
-            (0..LENGTH / PIECE.len()).for_each(|_| drop(stream.write_all(&chunk)));
+            (0..length / PIECE.len()).for_each(|_| drop(stream.write_all(&chunk)));
             let _ = stream.write_all(b"0\r\n\r\n");
         }
-    });
-    let limits = "[cache]\nmemory = \"16 MiB\"\nmax-object = \"1 MiB\"\n";
-    let proxy = Proxy::start(&manifest(&origin, r#""cache""#, limits));
+    })
+}
+
+const SHORT_STORE: &str = "[cache]\nmemory = \"16 MiB\"\nmax-object = \"1 MiB\"\n";
+
+/// Sends a request, and reads the beginning of its response, so that later requests share its fetch.
+fn join(client: &mut TcpStream) {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    client.read_exact(&mut [0; 15]).unwrap();
+}
+
+/// Has a client that takes nothing share the fetch of a quick one. Returns whether the slow client gets all once it
+/// takes something after all.
+fn beside_one_that_takes_nothing(limits: &str) -> bool {
+    const LENGTH: usize = 24 << 20;
+    let both_joined = Arc::new(Barrier::new(2));
+    let origin = long_origin(LENGTH, both_joined.clone());
+    let proxy = Proxy::start(&manifest(&origin, r#""cache""#, &format!("{SHORT_STORE}{limits}")));
     let (mut slow, mut quick) = (narrow(&proxy), proxy.connect());
-    for client in [&mut slow, &mut quick] {
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-        client.read_exact(&mut [0; 15]).unwrap();
-    }
+    join(&mut slow);
+    join(&mut quick);
     let began = Instant::now();
     both_joined.wait();
     let mut got = Vec::new();
@@ -390,7 +401,67 @@ fn a_client_that_takes_nothing_holds_nobody_up_that_shares_its_fetch() {
     assert!(got.len() > LENGTH && got.ends_with(b"\r\n0\r\n\r\n") && began.elapsed() < Duration::from_secs(40));
     let mut rest = Vec::new();
     let _ = slow.read_to_end(&mut rest);
-    assert!(rest.len() < LENGTH && !rest.ends_with(b"\r\n0\r\n\r\n"), "{}", rest.len());
+    rest.len() > LENGTH && rest.ends_with(b"\r\n0\r\n\r\n")
+}
+
+#[test]
+fn a_client_that_takes_nothing_holds_nobody_up_that_shares_its_fetch() {
+    assert!(beside_one_that_takes_nothing(""), "the rest has waited in a file");
+}
+
+#[test]
+fn without_room_for_files_a_client_that_takes_nothing_is_cut_off_from_a_shared_fetch() {
+    assert!(!beside_one_that_takes_nothing("[buffers]\ndisk = \"0 B\"\n"));
+}
+
+/// Has clients share the fetch of a response that turns out to be too long for the store; each takes a burst, and then
+/// pauses. Returns the lengths of what they got.
+fn shared(limits: &str, burst: usize, bursts: usize) -> Vec<usize> {
+    const CLIENTS: usize = 4;
+    const PAUSE: Duration = Duration::from_millis(600);
+    let all_joined = Arc::new(Barrier::new(2));
+    let origin = long_origin(burst * bursts, all_joined.clone());
+    let proxy = Proxy::start(&manifest(&origin, r#""cache""#, &format!("{SHORT_STORE}{limits}")));
+    let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
+        let mut client = proxy.connect();
+        join(&mut client);
+        client
+    });
+    all_joined.wait();
+    let mut turn = 0;
+    let readers = clients.map(|mut client| {
+        turn += 1;
+        let first = PAUSE * turn / CLIENTS as u32;
+        std::thread::spawn(move || {
+            // The subject: clients that take a burst and pause, one after the other, at the same rate.
+            std::thread::sleep(first);
+            let (mut got, mut room) = (0, vec![0; burst]);
+            loop {
+                let before = got;
+                while got - before < burst {
+                    match client.read(&mut room[..burst + before - got]) {
+                        Ok(0) | Err(_) => return got,
+                        Ok(more) => got += more,
+                    }
+                }
+                std::thread::sleep(PAUSE);
+            }
+        })
+    });
+    readers.map(|reader| reader.join().unwrap()).into()
+}
+
+#[test]
+fn clients_that_share_a_fetch_at_the_same_rate_get_all_of_it() {
+    // Seen before: three of four were cut off after ten seconds in all.
+    let got = shared("", 2 << 20, 28);
+    assert!(got.iter().all(|got| *got > 56 << 20), "{got:?}");
+}
+
+#[test]
+fn without_room_for_files_clients_that_share_a_fetch_get_all_of_it_too() {
+    let got = shared("[buffers]\ndisk = \"0 B\"\n", 2 << 20, 28);
+    assert!(got.iter().all(|got| *got > 56 << 20), "{got:?}");
 }
 
 #[test]

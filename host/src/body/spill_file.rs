@@ -82,7 +82,8 @@ impl SpillFile {
         }
     }
 
-    fn read(&self, mut block: BytesMut, at: u64) -> io::Result<Bytes> {
+    /// Fills a block with the bytes at a place, which are written.
+    pub fn read(&self, mut block: BytesMut, at: u64) -> io::Result<Bytes> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         self.file.get().ok_or_else(gone)?.read_exact_at(&mut block, at)?;
         Ok(block.freeze())

@@ -4,6 +4,7 @@
 mod cache_status;
 mod fetch;
 mod hit;
+mod reader_backlog;
 mod store_writer;
 
 use std::cell::Cell;

@@ -14,6 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::memory_content::{MemoryContent, Pieces};
 use crate::body::BodyError;
+use crate::body::spill_file::SpillFile;
 use crate::net::memfd_arena;
 
 /// Content on its way into the store.
@@ -35,10 +36,8 @@ struct SharedBodyState {
     end: Option<BodyEnd>,
     /// The way in which the beginning of the body is retained.
     keeping: Retention,
-    /// The file that holds the beginning of the body; `None` if the body stays in memory.
-    file: Option<Arc<File>>,
-    /// The number of bytes in the file.
-    written: u64,
+    /// The parts of the body that are in files, in order.
+    parts: VecDeque<FilePart>,
     /// The readers; `None` at an index whose reader has left, until another reader takes it.
     readers: Vec<Option<Reader>>,
     /// The indices in `readers` that are free again.
@@ -65,14 +64,33 @@ enum Retention {
     Memory,
     /// The body is written to a file, from which slow readers read.
     File,
-    /// Pieces that all readers have read are dropped.
+    /// Pieces that all readers have read are dropped, and files whose parts they have read.
     Nothing,
+}
+
+/// A part of the body that is in a file, at the offsets that it has in the body.
+#[derive(Clone, Debug)]
+struct FilePart {
+    start: u64,
+    end: u64,
+    file: PartFile,
+}
+
+/// The file of a part.
+#[derive(Clone, Debug)]
+enum PartFile {
+    /// The file of a stored response, or of one that was to be stored.
+    Stored(Arc<File>),
+    /// A file of content that is not stored and waits for slow readers.
+    Waiting(Arc<SpillFile>),
 }
 
 #[derive(Debug)]
 struct Reader {
     /// The offset of the next byte to read.
     at: u64,
+    /// The offset at which the progress of the reader was last measured.
+    measured: u64,
     had_trailers: bool,
     /// The waker of the reader, while it waits for bytes.
     waiting: Option<Waker>,
@@ -99,8 +117,12 @@ const WHOLE: u64 = 1 << 20;
 /// The length of the pieces of longer content, in bytes.
 const PIECE: usize = 256 << 10;
 
+/// The bytes that go into a file at once.
+const SPILLED: u64 = 1 << 20;
+
 /// The error of a reader that was cut off.
-const LEFT_BEHIND: &str = "the client took much less than others of a response that is too long for the store";
+const LEFT_BEHIND: &str = "others waited for the client, of a response that is too long for the store: it took less than \
+                           16 KiB a second, and had fallen behind by all that may wait (`response-buffer`, `buffers.disk`)";
 
 /// The error of a writer whose readers have all left, of a body that is not retained.
 #[derive(Debug, PartialEq, Eq)]
@@ -147,19 +169,64 @@ impl SharedBody {
         Poll::Pending
     }
 
-    /// Cuts off the readers that the writer waits for, if other readers have read all that has arrived and would wait
-    /// too.
-    pub fn leave_behind(&self) {
+    /// Whether a reader has read all that has arrived, and waits for more.
+    pub fn has_waiting_reader(&self) -> bool {
+        let state = self.state();
+        state.readers.iter().flatten().any(|reader| reader.at == state.bytes)
+    }
+
+    /// Whether content that is not stored waits in a file for a reader.
+    pub fn is_behind(&self) -> bool {
+        let state = self.state();
+        state.keeping == Retention::Nothing && state.parts.iter().any(|part| matches!(part.file, PartFile::Waiting(_)))
+    }
+
+    /// Cuts off the readers that have not read all that has arrived, and less than `least` bytes since the last call, if
+    /// other readers wait for more.
+    pub fn leave_behind(&self, least: u64) {
         let mut state = self.state();
         let bytes = state.bytes;
-        let Some(first) = state.pieces.front().map(|(at, piece)| at + piece.len() as u64) else { return };
-        if state.keeping != Retention::Nothing || !state.readers.iter().flatten().any(|reader| reader.at == bytes) {
-            return;
-        }
+        let has_waiting = state.readers.iter().flatten().any(|reader| reader.at == bytes);
+        let is_held_up = state.keeping == Retention::Nothing && has_waiting;
         for index in 0..state.readers.len() {
-            if state.readers[index].as_ref().is_some_and(|reader| reader.at < first) {
+            let Some(reader) = &mut state.readers[index] else { continue };
+            let took = reader.at - std::mem::replace(&mut reader.measured, reader.at);
+            if is_held_up && reader.at < bytes && took < least {
                 state.take_reader(index);
             }
+        }
+        state.forget();
+    }
+
+    /// Returns the next pieces to write into a file because a reader has not read them, with their offset; `None` if too
+    /// few wait, all have one reader, or a reader is behind by `max` bytes.
+    pub fn next_to_spill(&self, max: u64) -> Option<(u64, Vec<Bytes>)> {
+        let state = self.state();
+        let is_shared = state.keeping == Retention::Nothing && state.reading > 1;
+        if !is_shared || state.pieces.len() < MAX_UNREAD_PIECES || state.bytes - state.slowest() >= max {
+            return None;
+        }
+        let (start, _) = state.pieces.front()?;
+        let mut bytes = 0;
+        let pieces = state.pieces.iter().map(|(_, piece)| piece.clone());
+        let pieces = pieces.take_while(|piece| {
+            let is_first = bytes == 0;
+            bytes += piece.len() as u64;
+            is_first || bytes <= SPILLED
+        });
+        Some((*start, pieces.collect()))
+    }
+
+    /// Records a part of the body that was written into a file for slow readers.
+    pub fn set_spilled(&self, start: u64, end: u64, file: Arc<SpillFile>) {
+        let mut state = self.state();
+        match state.parts.back_mut() {
+            Some(FilePart { end: last, file: PartFile::Waiting(known), .. })
+                if *last == start && Arc::ptr_eq(known, &file) =>
+            {
+                *last = end;
+            }
+            _ => state.parts.push_back(FilePart { start, end, file: PartFile::Waiting(file) }),
         }
         state.forget();
     }
@@ -175,31 +242,32 @@ impl SharedBody {
     pub fn spill(&self, file: Arc<File>) {
         let mut state = self.state();
         state.keeping = Retention::File;
-        state.file = Some(file);
+        state.parts = [FilePart { start: 0, end: 0, file: PartFile::Stored(file) }].into();
     }
 
     /// Returns the next bytes to write with their offset: a block of the given length, or less at the end of the body.
     pub fn next_block(&self, block: usize, progress: WriteProgress) -> Option<(u64, Bytes)> {
         let state = self.state();
-        let left = (state.bytes - state.written) as usize;
+        let written = state.written();
+        let left = (state.bytes - written) as usize;
         if left == 0 || left < block && progress == WriteProgress::Arriving {
             return None;
         }
         let mut bytes = BytesMut::with_capacity(left.min(block));
-        let mut at = state.written;
+        let mut at = written;
         while bytes.len() < left.min(block) {
             let piece = state.piece(at)?;
             let part = piece.slice(..piece.len().min(block - bytes.len()));
             at += part.len() as u64;
             bytes.extend_from_slice(&part);
         }
-        Some((state.written, bytes.freeze()))
+        Some((written, bytes.freeze()))
     }
 
     /// Records the number of bytes in the file.
     pub fn set_written(&self, bytes: u64) {
         let mut state = self.state();
-        state.written = bytes;
+        state.parts.iter_mut().for_each(|part| part.end = bytes);
         state.forget();
     }
 
@@ -232,11 +300,10 @@ impl SharedBody {
     /// Returns a reader from the offset `at`; `None` if the bytes at that offset were dropped.
     pub fn reader(self: &Arc<Self>, at: u64) -> Option<SharedBodyReader> {
         let mut state = self.state();
-        let is_gone = state.front() > state.written && at < state.front();
-        if is_gone || matches!(state.end, Some(BodyEnd::Broken)) {
+        if !state.holds(at) || matches!(state.end, Some(BodyEnd::Broken)) {
             return None;
         }
-        let reader = Some(Reader { at, had_trailers: false, waiting: None });
+        let reader = Some(Reader { at, measured: at, had_trailers: false, waiting: None });
         // Many may come and leave while the body arrives.
         let index = state.left.pop().unwrap_or(state.readers.len());
         match state.readers.get_mut(index) {
@@ -288,6 +355,31 @@ impl SharedBodyState {
         self.pieces.front().map_or(self.bytes, |(at, _)| *at)
     }
 
+    /// Returns the offset behind the bytes that are in files.
+    fn written(&self) -> u64 {
+        self.parts.back().map_or(0, |part| part.end)
+    }
+
+    /// Returns the offset of the slowest reader.
+    fn slowest(&self) -> u64 {
+        self.readers.iter().flatten().map(|reader| reader.at).min().unwrap_or(self.bytes)
+    }
+
+    /// Whether all bytes from an offset on are there, in files or in memory.
+    fn holds(&self, mut at: u64) -> bool {
+        for part in &self.parts {
+            if (part.start..part.end).contains(&at) {
+                at = part.end;
+            }
+        }
+        at >= self.front()
+    }
+
+    /// Returns the part of the files that has the byte at an offset.
+    fn part(&self, at: u64) -> Option<&FilePart> {
+        self.parts.iter().find(|part| (part.start..part.end).contains(&at))
+    }
+
     /// Returns the bytes at an offset, as far as they are in one piece in memory.
     fn piece(&self, at: u64) -> Option<Bytes> {
         let next = self.pieces.partition_point(|(start, _)| *start <= at);
@@ -296,21 +388,49 @@ impl SharedBodyState {
         (from < piece.len()).then(|| piece.slice(from..))
     }
 
+    /// Closes the files of content that is not stored and that all readers have read.
+    fn forget_files(&mut self) {
+        if self.keeping != Retention::Nothing || self.parts.is_empty() {
+            return;
+        }
+        let slowest = self.slowest();
+        let is_read = |part: &FilePart| matches!(part.file, PartFile::Waiting(_)) && part.end <= slowest;
+        while let Some(index) = self.parts.iter().position(is_read)
+            && let Some(FilePart { file: PartFile::Waiting(file), .. }) = self.parts.remove(index)
+        {
+            file.close();
+        }
+    }
+
     /// Drops the pieces that are not needed in memory any more.
     fn forget(&mut self) {
+        let written = self.written();
         let is_wanted = |state: &SharedBodyState, end: u64| match state.keeping {
             Retention::Memory => true,
             // Those who keep up needn't read the file.
-            Retention::File => end > state.written || state.pieces.len() <= MAX_UNREAD_PIECES,
-            Retention::Nothing => state.readers.iter().flatten().any(|reader| reader.at < end),
+            Retention::File => end > written || state.pieces.len() <= MAX_UNREAD_PIECES,
+            Retention::Nothing => end > written && state.readers.iter().flatten().any(|reader| reader.at < end),
         };
         while let Some((at, piece)) = self.pieces.front()
             && !is_wanted(self, at + piece.len() as u64)
         {
             self.pieces.pop_front();
         }
+        self.forget_files();
         if self.pieces.len() < MAX_UNREAD_PIECES || self.is_unread() {
             self.writer.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl PartFile {
+    fn read(self, mut block: BytesMut, at: u64) -> std::io::Result<Bytes> {
+        match self {
+            PartFile::Stored(file) => {
+                file.read_exact_at(&mut block, at)?;
+                Ok(block.freeze())
+            }
+            PartFile::Waiting(file) => file.read(block, at),
         }
     }
 }
@@ -364,17 +484,11 @@ impl SharedBodyReader {
                 drop(guard);
                 return Poll::Ready(Some(Ok(self.had(piece))));
             }
-            if at < state.written
-                && let Some(file) = state.file.clone()
-            {
-                let length = (state.written - at).min(PIECE as u64) as usize;
+            if let Some(part) = state.part(at).cloned() {
                 drop(guard);
                 // Not there, for it is freed here.
-                let mut block = BytesMut::zeroed(length);
-                self.from_file = Some(spawn_blocking(move || {
-                    file.read_exact_at(&mut block, at)?;
-                    Ok(block.freeze())
-                }));
+                let block = BytesMut::zeroed((part.end - at).min(PIECE as u64) as usize);
+                self.from_file = Some(spawn_blocking(move || part.file.read(block, at)));
                 continue;
             }
             let end = state.end.clone();

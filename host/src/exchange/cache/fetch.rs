@@ -9,6 +9,7 @@ use http_body::Body;
 
 use super::cache_status::CacheStatus;
 use super::hit;
+use super::reader_backlog::ReaderBacklog;
 use super::store_writer::{FetchName, StoreWriter, WriteTarget};
 use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
 use crate::context::ExchangeContext;
@@ -358,6 +359,7 @@ impl Fetch<'_> {
         if let Some(lead) = &lead {
             lead.bring(object.clone(), epoch);
         }
+        let route = &worker.generation.routes[self.destination.route];
         let filling = StoreWriter {
             fill,
             object,
@@ -370,6 +372,7 @@ impl Fetch<'_> {
             max: max_in_memory(worker),
             longest: longest(worker),
             into: WriteTarget::Memory,
+            backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer),
             exchange: FetchName::of(context),
         };
         miss.stage.figures(worker).stored.add(1);

@@ -2,13 +2,13 @@
 //! it now.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::Duration;
 
 use http_body::Body;
 
+use super::reader_backlog::ReaderBacklog;
 use crate::body::BodyError;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
@@ -38,6 +38,8 @@ pub struct StoreWriter {
     pub max: u64,
     pub longest: u64,
     pub into: WriteTarget,
+    /// The content that waits for slower readers, if it is not stored.
+    pub backlog: ReaderBacklog,
     pub exchange: FetchName,
 }
 
@@ -72,10 +74,10 @@ pub enum WriteTarget {
 impl StoreWriter {
     /// Reads the body to its end and stores its content.
     pub async fn run(mut self, mut body: ResponseBody) {
-        let (mut trailers, mut bytes, mut patience) = (None, 0, PATIENCE);
+        let (mut trailers, mut bytes) = (None, 0);
         loop {
             if matches!(self.into, WriteTarget::Nowhere) {
-                wait_for_readers(&self.fill, &mut patience).await;
+                self.backlog.make_room(&self.fill).await;
             }
             let fill = &self.fill;
             let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
@@ -181,24 +183,6 @@ impl StoreWriter {
         self.lead = None;
     }
 }
-
-/// Waits until the slowest reader of content that is not stored has made room. Once no `patience` is left, that reader is
-/// cut off if others wait for more: a slow client must not decide what the others get.
-async fn wait_for_readers(fill: &SharedBody, patience: &mut Duration) {
-    let mut ready = pin!(poll_fn(|cx| fill.poll_ready(cx).map(drop)));
-    while tokio::time::timeout(STEP, &mut ready).await.is_err() {
-        *patience = patience.saturating_sub(STEP);
-        if patience.is_zero() {
-            fill.leave_behind();
-        }
-    }
-}
-
-/// The maximum total time that the readers of content that is not stored wait for slower readers.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The shortest wait that counts. A reader that takes a piece in less time is fast enough.
-const STEP: Duration = Duration::from_millis(100);
 
 impl Drop for StoreWriter {
     fn drop(&mut self) {

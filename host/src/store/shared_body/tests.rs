@@ -75,24 +75,76 @@ fn short_pieces_are_joined_and_readers_notice_nothing() {
 }
 
 #[test]
-fn a_reader_that_holds_others_up_is_left_behind() {
+fn a_reader_that_stands_still_while_others_wait_is_left_behind() {
     let (fill, content) = filled(&["abc"]);
     let [mut quick, mut slow, mut slower] = [(); 3].map(|()| StoredBody::all(&content).unwrap());
     fill.pass();
     let mut cx = Context::from_waker(Waker::noop());
     assert!(matches!(Pin::new(&mut slow).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
     (1..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
-    fill.leave_behind();
-    assert!(fill.poll_ready(&mut cx).is_pending(), "nobody waits for more");
+    fill.leave_behind(2);
+    assert!(fill.poll_ready(&mut cx).is_pending() && !fill.has_waiting_reader(), "nobody waits for more");
     read(&mut quick);
-    fill.leave_behind();
+    // The slow one takes as much as is asked of it, again and again.
+    (0..2).for_each(|_| drop(Pin::new(&mut slow).poll_frame(&mut cx)));
+    fill.leave_behind(2);
     assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
     assert!(matches!(Pin::new(&mut slower).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
-    assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 1);
+    assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 3);
     drop(slower);
     drop(StoredBody::part(&content, 15, 1));
     let state = fill.state();
     assert_eq!((state.reading, state.readers.len()), (2, 3));
+}
+
+/// Content that is not stored passes through files for a slow reader, and the files are closed behind it.
+#[tokio::test(flavor = "current_thread")]
+async fn slow_readers_of_unkept_content_read_files() {
+    use http_body_util::BodyExt;
+
+    use crate::body::buffer_space::tests::space;
+    let folder = tempfile::tempdir().unwrap();
+    let (usage, space) = space(folder.path());
+    let (fill, content) = filled(&["abc"]);
+    let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
+    fill.pass();
+    let (mut all, mut got) = (b"abc".to_vec(), Vec::new());
+    for at in 0..100_u8 {
+        let piece = vec![at; 7];
+        all.extend(&piece);
+        fill.push(piece.into());
+        got.extend(read(&mut quick));
+        while let Some((start, pieces)) = fill.next_to_spill(1 << 20) {
+            let (file, end) =
+                (SpillFile::new(&space), start + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>());
+            assert!(file.grow(end - start, &space));
+            file.write(start, pieces, &space).await.unwrap().unwrap();
+            fill.set_spilled(start, end, file);
+        }
+        assert!(fill.state().pieces.len() < MAX_UNREAD_PIECES);
+    }
+    assert!(fill.is_behind() && usage.files() > 500, "{}", usage.files());
+    assert!(StoredBody::all(&content).is_some(), "all is there");
+    fill.finish(None);
+    assert!(got == all);
+    assert!(slow.collect().await.unwrap().to_bytes() == all);
+    while usage.files() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!fill.is_behind());
+}
+
+#[test]
+fn content_waits_for_a_lone_reader_and_for_one_that_is_far_behind() {
+    let (fill, content) = filled(&["abc"]);
+    let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
+    fill.pass();
+    (0..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
+    read(&mut quick);
+    assert!(fill.next_to_spill(10).is_none() && fill.next_to_spill(100).is_some());
+    drop(quick);
+    assert!(fill.next_to_spill(100).is_none());
+    drop(slow);
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! Content of a response that is too long for the store, while it waits for the slower of the clients that share its
+//! fetch: a little of it in memory, more in files of `[buffers]`, so that clients of about the same rate hold each other
+//! up no more than clients with fetches of their own.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::body::buffer_space::BufferSpace;
+use crate::body::spill_file::SpillFile;
+use crate::store::shared_body::SharedBody;
+
+/// The content that waits for the slower readers of a shared body.
+pub struct ReaderBacklog {
+    space: Rc<BufferSpace>,
+    /// The number of bytes by which a reader may be behind: the route's `response-buffer`.
+    max: u64,
+    /// The file that is written, with the number of its bytes; `None` if the next piece begins a file.
+    file: Option<(Arc<SpillFile>, u64)>,
+    /// Whether the disk had no room for more at the last attempt.
+    is_full: bool,
+    /// The time that readers have waited for slower ones since progress was last measured.
+    waited: Duration,
+}
+
+impl ReaderBacklog {
+    pub fn new(space: Rc<BufferSpace>, max: u64) -> Self {
+        ReaderBacklog { space, max, file: None, is_full: false, waited: Duration::ZERO }
+    }
+
+    /// Waits until there is room for the next piece: the slower readers have made it, or a file has taken their pieces.
+    /// A reader that makes too little progress is cut off if others wait for more: a slow client must not decide what
+    /// the others get.
+    pub async fn make_room(&mut self, body: &SharedBody) {
+        if !body.is_behind()
+            && let Some((file, _)) = self.file.take()
+        {
+            file.close();
+        }
+        let mut ready = pin!(poll_fn(|cx| body.poll_ready(cx).map(drop)));
+        loop {
+            // Clients read in bursts: a first wait begins no file, and each later one continues it at once.
+            if body.is_behind() {
+                self.spill(body).await;
+            }
+            if timeout(STEP, &mut ready).await.is_ok() {
+                return;
+            }
+            if self.spill(body).await || !body.has_waiting_reader() {
+                continue;
+            }
+            self.waited += STEP;
+            if self.waited >= WINDOW {
+                self.waited = Duration::ZERO;
+                body.leave_behind(MIN_RATE * WINDOW.as_secs());
+            }
+        }
+    }
+
+    /// Writes the pieces that slower readers have not read into a file, as far as there is room. Returns whether any were
+    /// written.
+    async fn spill(&mut self, body: &SharedBody) -> bool {
+        if !self.space.may_spill() {
+            return false;
+        }
+        let mut has_written = false;
+        while let Some((at, pieces)) = body.next_to_spill(self.max) {
+            let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+            let Some(file) = self.file_for(bytes) else { return has_written };
+            let written = file.write(at, pieces, &self.space).await;
+            match written.map_err(std::io::Error::other).and_then(|written| written) {
+                Ok(_) => body.set_spilled(at, at + bytes, file),
+                Err(error) => {
+                    self.file = None;
+                    self.space.record_failure(&error);
+                    return has_written;
+                }
+            }
+            has_written = true;
+        }
+        has_written
+    }
+
+    /// Returns the file for more bytes; `None` if the disk has no room.
+    fn file_for(&mut self, bytes: u64) -> Option<Arc<SpillFile>> {
+        if self.file.as_ref().is_none_or(|(_, length)| *length >= FILE) {
+            if self.file.is_none() {
+                self.space.record_spill();
+            }
+            self.file = Some((SpillFile::new(&self.space), 0));
+        }
+        let (file, length) = self.file.as_mut()?;
+        if !file.grow(bytes, &self.space) {
+            if !std::mem::replace(&mut self.is_full, true) {
+                self.space.record_full();
+            }
+            return None;
+        }
+        self.is_full = false;
+        *length += bytes;
+        Some(file.clone())
+    }
+}
+
+/// The length of a file after which another is begun, in bytes: the room of those that all readers have passed is free.
+const FILE: u64 = 16 << 20;
+
+/// The shortest wait that counts. A reader that takes a piece in less time is fast enough.
+const STEP: Duration = Duration::from_millis(100);
+
+/// The time that readers wait for slower ones until the progress of those is measured.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// The least bytes per second that a reader has to take while others wait for it. A client that is slower than any
+/// usual network, and has fallen behind by all that may wait, costs the others more than it gains.
+const MIN_RATE: u64 = 16 << 10;
