@@ -434,8 +434,12 @@ fn without_room_on_disk_the_memory_serves() {
         if turn == 0 {
             let told = proxy.wait_log("can't be stored on disk");
             assert!(told.contains("File too large") && told.contains("memory alone"), "{told}");
+        } else {
+            // Seen before: `stored`, of a response that was a miss each time.
+            assert_eq!(status_of(&long), "plugway; fwd=uri-miss; fwd-status=200; detail=disk-failed");
         }
     }
+    assert_eq!(proxy.metric("plugway_cache_refused_total{plugin=\"cache\",why=\"disk-failed\"}"), 1.0);
     proxy.get("/b", "");
     assert!(is_hit(&proxy.get("/b", "")) && is_hit(&proxy.get("/a", "")));
     assert!(!proxy.has_logged("can't be stored on disk"), "once is enough");

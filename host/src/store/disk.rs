@@ -262,7 +262,7 @@ impl Disk {
         self.index.remove_if(filed.id, |known| known.number == filed.number);
     }
 
-    fn rests(&self) -> bool {
+    pub fn rests(&self) -> bool {
         self.rests_until_ms.load(Ordering::Relaxed) > now_ms()
     }
 
@@ -274,7 +274,7 @@ impl Disk {
         }
         self.rests_until_ms.store(now_ms() + REST.as_millis() as u64, Ordering::Relaxed);
         let folder = self.folder().display();
-        warn!(%folder, %error, "responses can't be stored on disk, and are kept in memory alone; the next try is in {REST:?}");
+        warn!(%folder, %error, "responses can't be stored on disk: short ones are kept in memory alone, and those longer than `[cache] max-object` are not stored; the next try is in {REST:?}");
     }
 
     /// Records the result of writing a file or of appending to one; `size` is the new size of the file in bytes.

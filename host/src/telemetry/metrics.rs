@@ -144,8 +144,18 @@ impl CacheMetrics {
 }
 
 /// The reasons why responses are not stored.
-pub const REFUSALS: [&str; 9] =
-    ["no-store", "private", "authorization", "status", "no-lifetime", "set-cookie", "vary", "too-large", "other"];
+pub const REFUSALS: [&str; 10] = [
+    "no-store",
+    "private",
+    "authorization",
+    "status",
+    "no-lifetime",
+    "set-cookie",
+    "vary",
+    "too-large",
+    "other",
+    "disk-failed",
+];
 
 /// The upper bounds of the duration histogram, in microseconds.
 pub const BOUNDS: [u64; 12] =

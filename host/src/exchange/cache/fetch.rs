@@ -267,9 +267,15 @@ impl Fetch<'_> {
         let needs = stage.needs(worker);
         let decision =
             stage.decide(worker, context, |policy| policy.decide_storage(&needs.response, context, times))?;
-        let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
+        let length = body.size_hint().exact();
+        let is_too_long = length.is_some_and(|length| length > longest(worker));
+        let store = &worker.generation.store;
+        let needs_disk = length.is_some_and(|length| length > max_in_memory(worker));
         let refusal = match decision.unwrap_or_else(|| StoreDecision::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             StoreDecision::Store(_) if is_too_long => Refusal::TooLarge,
+            StoreDecision::Store(_) if needs_disk && store.disk().is_some_and(|disk| disk.rests()) => {
+                Refusal::Other(DISK_FAILED.into())
+            }
             StoreDecision::Store(storage) => return Ok(StoreDecision::Store(storage)),
             StoreDecision::Refuse(refusal) => refusal,
         };
@@ -468,6 +474,9 @@ fn date_header() -> HeaderValue {
     HeaderValue::from_str(&http_date()).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
+/// The reason for not storing a response that only the disk has room for, after a write has failed.
+const DISK_FAILED: &str = REFUSALS[9];
+
 /// The reason for not storing a response that came from another upstream.
 const OTHER_UPSTREAM: &str = "another-upstream";
 
@@ -524,6 +533,7 @@ fn refusal_index(refusal: &Refusal) -> usize {
         Refusal::SetCookie => 5,
         Refusal::Vary => 6,
         Refusal::TooLarge => 7,
+        Refusal::Other(why) if &**why == DISK_FAILED => 9,
         Refusal::Other(_) => 8,
     }
 }
