@@ -391,6 +391,34 @@ fn endpoints_are_spoken_to_over_tls_and_checked() {
 }
 
 #[test]
+fn a_reload_reads_the_authorities_of_the_system_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trusted, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let bundle = |authorities: &[&tempfile::TempDir]| {
+        let read = |from: &&tempfile::TempDir| std::fs::read_to_string(from.path().join("ca.pem")).unwrap();
+        std::fs::write(folder.path().join("bundle.pem"), authorities.iter().map(read).collect::<String>()).unwrap();
+    };
+    Authority::new(trusted.path()).issue(trusted.path(), "site", &["site.example"]);
+    Authority::new(other.path());
+    let origin = start(trusted.path(), SITE);
+    bundle(&[&other]);
+    let mut command = plugway();
+    command.env("SSL_CERT_FILE", folder.path().join("bundle.pem"));
+    let text = to_secure(&origin.address, "server-name = \"site.example\"");
+    let proxy = Proxy::start_by(command, folder.path(), &text);
+    assert_eq!(proxy.get("/", "").status(), 502);
+    let mut generation = 1;
+    // Seen before: 502 after each reload, and 200 for an authority that was removed.
+    for (authorities, status) in [(vec![&other, &trusted], 200), (vec![&other], 502)] {
+        bundle(&authorities);
+        generation += 1;
+        proxy.signal("HUP");
+        proxy.wait_log(&format!("reloaded: generation {generation}"));
+        assert_eq!(proxy.get("/", "").status(), status);
+    }
+}
+
+#[test]
 fn an_endpoint_that_wants_a_certificate_names_the_key_over_both_versions() {
     let folder = tempfile::tempdir().unwrap();
     Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);

@@ -64,6 +64,7 @@ use crate::shared_state::fleet::{FleetClient, FleetStates};
 use crate::shared_state::{SharedLimits, SharedStates};
 use crate::store::Store;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
+use crate::tls::client::SystemRoots;
 use crate::tls::server::Tickets;
 use crate::tls::validity::DatedCertificate;
 use crate::upstream::connection_limit::ConnectionLimit;
@@ -153,6 +154,8 @@ struct Assembly<'a> {
     /// The named plugins; `None` if one has an error.
     named: BTreeMap<String, Option<PluginId>>,
     round_robin: Option<PluginId>,
+    /// The system's authorities; `None` before an upstream needs them.
+    system_roots: Option<Arc<SystemRoots>>,
     /// The plugins that decide which clients get the responses behind them.
     guards: HashSet<PluginId>,
     /// The plugins that answer preflights.
@@ -319,6 +322,7 @@ impl<'a> Assembly<'a> {
             asking: Vec::new(),
             named: BTreeMap::new(),
             round_robin: None,
+            system_roots: None,
             guards: HashSet::new(),
             cors: HashSet::new(),
             examinations: Vec::new(),

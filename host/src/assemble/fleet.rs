@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 
+use super::Assembly;
 use super::upstream_tls::digest;
-use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::load::ManifestFile;
 use crate::config::manifest::SharedTable;
 use crate::config::spanned::Spanned;
 use crate::shared_state::fleet::{FleetClient, FleetFallback, FleetSettings, FleetTls};
 use crate::tls;
-use crate::tls::client::{ClientFiles, Roots, Verify};
+use crate::tls::client::{ClientFiles, Verify};
 
 /// The allowed timeouts of a call.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl Assembly<'_> {
             self.problems.at(source, url.span(), message);
             return None;
         };
-        let roots = table.ca.as_ref().map_or(Roots::System, |file| Roots::File(beside(source, file.get_ref())));
+        let roots = self.roots(source, table.ca.as_ref());
         let files = ClientFiles { roots, certificate: None, verify: Verify::Always, http2: false };
         match tls::client::client(&files) {
             Ok(config) => Some(FleetTls::new(&config, name, digest(&files))),

@@ -12,7 +12,7 @@ use crate::config::manifest;
 use crate::config::spanned::Spanned;
 use crate::system::files;
 use crate::tls;
-use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, Verify};
+use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, SystemRoots, Verify};
 use crate::upstream::connect::TlsDialer;
 
 /// The place of an endpoint in a file.
@@ -22,6 +22,14 @@ pub(super) struct EndpointPlace<'a> {
 }
 
 impl Assembly<'_> {
+    /// Returns the authorities in a file, or else those of the system, which are read once per assembly.
+    pub(super) fn roots(&mut self, source: &Source, file: Option<&Spanned<String>>) -> Roots {
+        match file {
+            Some(file) => Roots::File(beside(source, file.get_ref())),
+            None => Roots::System(self.system_roots.get_or_insert_with(SystemRoots::read).clone()),
+        }
+    }
+
     /// Returns the TLS settings for an endpoint; `None` if one of them has an error.
     pub(super) fn dialer(
         &mut self,
@@ -44,7 +52,7 @@ impl Assembly<'_> {
             return None;
         };
         let files = ClientFiles {
-            roots: tls.ca.as_ref().map_or(Roots::System, |file| Roots::File(beside(source, file.get_ref()))),
+            roots: self.roots(source, tls.ca.as_ref()),
             certificate: tls.certificate.as_ref().map(|files| certificate_files(source, files.get_ref())),
             verify: if tls.insecure_skip_verify { Verify::Never } else { Verify::Always },
             http2: tls.http2.unwrap_or(true),
@@ -84,14 +92,21 @@ impl Assembly<'_> {
 pub(super) fn digest(files: &ClientFiles) -> blake3::Hash {
     let mut digest = blake3::Hasher::new();
     let mut content = |path: &std::path::Path| files::update_digest(&mut digest, path, files::PEM);
-    if let Roots::File(path) = &files.roots {
-        content(path);
-    }
+    let system = match &files.roots {
+        Roots::File(path) => {
+            content(path);
+            None
+        }
+        Roots::System(system) => Some(system.digest()),
+    };
     if let Some(files) = &files.certificate {
         content(&files.chain);
         content(&files.key);
     }
-    let kinds = [matches!(files.roots, Roots::System), files.certificate.is_some(), files.http2];
+    let kinds = [system.is_some(), files.certificate.is_some(), files.http2];
     digest.update(&kinds.map(u8::from)).update(&[u8::from(matches!(files.verify, Verify::Never))]);
+    if let Some(system) = system {
+        digest.update(system.as_bytes());
+    }
     digest.finalize()
 }

@@ -25,9 +25,18 @@ pub struct ClientFiles {
 
 /// The authorities that are trusted to certify an endpoint's name.
 pub enum Roots {
-    /// The system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
-    System,
+    System(Arc<SystemRoots>),
     File(PathBuf),
+}
+
+/// The system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, as they were read.
+pub struct SystemRoots {
+    /// The authorities that can be read: some systems have an unusual one, which this proxy can't repair.
+    store: Arc<RootCertStore>,
+    /// The digest of the certificates: the same digest means the same authorities.
+    digest: blake3::Hash,
+    /// The first error of the system's files.
+    error: Option<String>,
 }
 
 /// Whether an endpoint has to prove its name.
@@ -77,24 +86,40 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<CertificateE
 }
 
 /// Returns the trusted roots; `None` if any certificate is accepted.
-fn roots(files: &ClientFiles) -> Result<Option<RootCertStore>, String> {
+fn roots(files: &ClientFiles) -> Result<Option<Arc<RootCertStore>>, String> {
     match (files.verify, &files.roots) {
         (Verify::Never, _) => Ok(None),
-        (Verify::Always, Roots::File(path)) => pem::authorities(path).map(|(roots, _)| Some(roots)),
-        (Verify::Always, Roots::System) => system_roots().map(Some),
+        (Verify::Always, Roots::File(path)) => pem::authorities(path).map(|(roots, _)| Some(Arc::new(roots))),
+        (Verify::Always, Roots::System(system)) => system.store().map(Some),
     }
 }
 
-/// Returns the readable ones of the system's roots: some systems have an unusual root, which this proxy can't repair.
-fn system_roots() -> Result<RootCertStore, String> {
-    let native_certs = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(native_certs.certs);
-    if !roots.is_empty() {
-        return Ok(roots);
+impl SystemRoots {
+    /// Reads the authorities. Each generation reads them anew, since the system may add and remove some at any time.
+    pub fn read() -> Arc<Self> {
+        let native_certs = rustls_native_certs::load_native_certs();
+        let mut digest = blake3::Hasher::new();
+        for certificate in &native_certs.certs {
+            digest.update(&(certificate.len() as u64).to_le_bytes()).update(certificate);
+        }
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(native_certs.certs);
+        let error = native_certs.errors.first().map(ToString::to_string);
+        Arc::new(SystemRoots { store: Arc::new(store), digest: digest.finalize(), error })
     }
-    let why = native_certs.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-    Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
+
+    /// Returns the digest of the authorities.
+    pub fn digest(&self) -> blake3::Hash {
+        self.digest
+    }
+
+    fn store(&self) -> Result<Arc<RootCertStore>, String> {
+        if !self.store.is_empty() {
+            return Ok(self.store.clone());
+        }
+        let why = self.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+        Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
+    }
 }
 
 fn certificate(files: &ClientFiles, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Vec<PemError>> {

@@ -13,7 +13,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::CertificateError;
-use super::client::{ClientFilePlace as ClientPlace, ClientFiles, Roots, Verify, client};
+use super::client::{ClientFilePlace as ClientPlace, ClientFiles, Roots, SystemRoots, Verify, client};
 use super::handshake_info::facts;
 use super::pem::CertificateFiles;
 use super::self_signed::self_signed;
@@ -64,7 +64,7 @@ fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut Conne
 
 /// Returns the common name of the certificate that a client gets that accepts any certificate.
 fn shown(config: &Arc<ServerConfig>, name: &'static str) -> String {
-    let roots = Roots::System;
+    let roots = Roots::System(SystemRoots::read());
     let client = made(&ClientFiles { roots, certificate: None, verify: Verify::Never, http2: false });
     let (client, _) = shake_hands(&client, config, name).unwrap();
     common_name(&client)
