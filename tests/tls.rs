@@ -11,7 +11,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::support::{Proxy, echo, manifest, output, plugway, read_message, sized};
+use crate::support::{Proxy, echo, manifest, output, plugway, raw_origin, read_message, sized};
 
 /// An authority whose certificates clients can be told to trust.
 pub struct Authority(pub CertifiedIssuer<'static, KeyPair>);
@@ -416,6 +416,20 @@ fn a_reload_reads_the_authorities_of_the_system_again() {
         proxy.wait_log(&format!("reloaded: generation {generation}"));
         assert_eq!(proxy.get("/", "").status(), status);
     }
+}
+
+#[test]
+fn an_endpoint_without_tls_is_no_matter_of_the_network() {
+    // As most servers do, it waits for a line that never comes.
+    let origin = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let text = to_secure(&origin, "server-name = \"site.example\"");
+    let proxy = Proxy::start(&text.replace("[upstream.app]", "[upstream.app]\nconnect-timeout = \"400ms\""));
+    let answer = proxy.get("/", "");
+    assert_eq!((answer.status(), answer.field("proxy-status")), (504, Some("plugway; error=connection_timeout")));
+    let line = proxy.wait_log("exchange failed");
+    // Seen before: `no connection after 400ms`.
+    assert!(line.contains("TLS handshake") && line.contains("may not speak TLS"), "{line}");
+    assert!(line.contains("connect-timeout"), "{line}");
 }
 
 #[test]

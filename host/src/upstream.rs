@@ -38,7 +38,7 @@ pub mod retry;
 mod socket;
 pub mod status_codes;
 
-use connect::{ConnectTerms, RequiredProtocol, TlsDialer};
+use connect::{ConnectStage, ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use response_head_limits::ResponseHeadLimits;
@@ -237,8 +237,8 @@ pub struct ConnectionRequest {
     /// address.
     pub addresses: Option<ConnectionAddresses>,
     pub settings: Rc<ConnectionSettings>,
-    /// Whether the endpoint's machine has answered.
-    pub reached: Rc<Cell<bool>>,
+    /// The progress of the connection.
+    pub stage: Rc<Cell<ConnectStage>>,
 }
 
 impl Pool {
@@ -321,13 +321,13 @@ impl Pool {
         request: &ConnectionRequest,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
-        let ConnectionRequest { limit, wanted, addresses, settings: rules, reached } = request;
+        let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
         let (wanted, addresses) = (*wanted, *addresses);
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
-        let (last, reached) = (Some(&self.last), Some(&**reached));
+        let (last, stage) = (Some(&self.last), Some(&**stage));
         let all = self.all.upgrade();
         let pools = all.as_deref();
-        let terms = |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, reached, pools };
+        let terms = |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, stage, pools };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
@@ -24,7 +25,7 @@ use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::tls::handshake_error::{self, TlsPeer};
-use crate::upstream::connect::RequiredProtocol;
+use crate::upstream::connect::{ConnectStage, RequiredProtocol};
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
@@ -149,13 +150,11 @@ impl Attempt<'_> {
     ) -> Result<(Box<Connection>, ConnectionOrigin), AttemptFailure> {
         let (rules, pool, clock) = (self.rules, &in_flight_guard.endpoint_view().pool, self.step.clock());
         let within = rules.connect_timeout;
-        let late = |after| {
-            let error = Error::new(FailureKind::ConnectionTimeout, format!("no connection after {after:?}"));
-            not_sent(error.with_limit("connect-timeout"))
-        };
-        let waiting = || AttemptFailure { reached: Delivery::Waiting, ..late(happy_eyeballs::DELAY) };
+        let address = &in_flight_guard.endpoint_view().endpoint.address;
+        let late = |after, stage| not_sent(late_connection(address, after, stage));
+        let waiting = |stage| AttemptFailure { reached: Delivery::Waiting, ..late(happy_eyeballs::DELAY, stage) };
         if pool.is_stuck() && (self.elsewhere)() {
-            return Err(waiting());
+            return Err(waiting(ConnectStage::Connecting));
         }
         let full = |_| {
             // Without a limit there is no wait. The time is a limit too, but a longer one makes no connection free.
@@ -172,7 +171,7 @@ impl Attempt<'_> {
             wanted,
             addresses: self.context.addresses(),
             settings: rules.clone(),
-            reached: Rc::default(),
+            stage: Rc::default(),
         };
         let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), permit, request, clock);
         let mut left = within;
@@ -181,14 +180,16 @@ impl Attempt<'_> {
                 Ok(connected) => {
                     return connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent);
                 }
-                Err(_) if !connecting.has_reached() => {
+                Err(_) if connecting.stage() != ConnectStage::Reached => {
+                    let stage = connecting.stage();
                     connecting.go_on_alone(within - happy_eyeballs::DELAY);
-                    return Err(waiting());
+                    return Err(waiting(stage));
                 }
                 Err(_) => left -= happy_eyeballs::DELAY,
             }
         }
-        let connected = self.step.limit(left, connecting.attempt()).await.map_err(|_| late(within))?;
+        let connected = self.step.limit(left, connecting.attempt()).await;
+        let connected = connected.map_err(|_| late(within, connecting.stage()))?;
         connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent)
     }
 
@@ -474,4 +475,26 @@ fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) 
 
 fn too_large(limits: ResponseHeadLimits) -> Error {
     Error::new(FailureKind::ResponseHeadSize, limits.exceeded())
+}
+
+/// Returns the error of a connection that was not established in time.
+fn late_connection(address: &EndpointAddr, after: Duration, stage: ConnectStage) -> Error {
+    let is_tls = matches!(address.protocol, EndpointProtocol::Tls(_));
+    let (kind, cause) = match stage {
+        ConnectStage::Resolving => {
+            (FailureKind::ConnectionTimeout, format!("the name of the endpoint was not resolved within {after:?}"))
+        }
+        ConnectStage::Reached if is_tls => {
+            let cause =
+                format!("connected, but no TLS handshake within {after:?}; it may not speak TLS at this address");
+            (FailureKind::ConnectionTimeout, cause)
+        }
+        ConnectStage::Reached => {
+            (FailureKind::ConnectionTimeout, format!("connected, but not ready for requests within {after:?}"))
+        }
+        ConnectStage::Waiting | ConnectStage::Connecting => {
+            (FailureKind::ConnectionTimeout, format!("no connection after {after:?}"))
+        }
+    };
+    Error::new(kind, cause).with_limit("connect-timeout")
 }

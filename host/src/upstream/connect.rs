@@ -49,6 +49,20 @@ pub enum RequiredProtocol {
     Http1,
 }
 
+/// The progress of a connection that is being made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectStage {
+    /// The request waits for the connection of another request, which may serve both.
+    #[default]
+    Waiting,
+    /// The name of the endpoint is being looked up.
+    Resolving,
+    /// The endpoint's machine has not answered yet.
+    Connecting,
+    /// The endpoint's machine has answered, and its program has to prepare the connection: TLS, HTTP/2.
+    Reached,
+}
+
 /// The terms of a new connection.
 pub struct ConnectTerms<'a> {
     pub wanted: RequiredProtocol,
@@ -62,16 +76,16 @@ pub struct ConnectTerms<'a> {
     pub within: Duration,
     /// The address, of those that the endpoint's name has, that was last connected to.
     pub last: Option<&'a Cell<Option<SocketAddr>>>,
-    /// Whether the endpoint's machine has answered.
-    pub reached: Option<&'a Cell<bool>>,
+    /// The progress of the connection, which is updated.
+    pub stage: Option<&'a Cell<ConnectStage>>,
     /// The worker's pools, whose idle connections are closed if descriptors are used up.
     pub pools: Option<&'a Pools>,
 }
 
 impl ConnectTerms<'_> {
-    fn note_reached(&self) {
-        if let Some(reached) = self.reached {
-            reached.set(true);
+    fn note(&self, stage: ConnectStage) {
+        if let Some(progress) = self.stage {
+            progress.set(stage);
         }
     }
 
@@ -93,20 +107,23 @@ pub async fn connect(
     let now = ReadNow::default();
     match &address.address {
         SocketName::Tcp(host_and_port) => {
+            terms.note(ConnectStage::Resolving);
             let resolved = terms.open(|| lookup_host(&**host_and_port)).await.map_err(unknown)?;
             let resolved = resolved.collect::<SmallVec<[SocketAddr; 2]>>();
+            terms.note(ConnectStage::Connecting);
             let order = happy_eyeballs::ordered(&resolved, terms.last.and_then(Cell::get));
             let stream = terms.open(|| happy_eyeballs::connect(&order, terms.within)).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            terms.note_reached();
+            terms.note(ConnectStage::Reached);
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
                 last.set(stream.peer_addr().ok());
             }
             negotiate(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, permit).await
         }
         SocketName::Unix(path) => {
+            terms.note(ConnectStage::Connecting);
             let stream = terms.open(|| UnixStream::connect(&**path)).await.map_err(refused)?;
-            terms.note_reached();
+            terms.note(ConnectStage::Reached);
             negotiate(EndpointSocket::new(stream, now.clone()), address, terms, now, permit).await
         }
     }

@@ -76,7 +76,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         head: check.head,
         within: check.timeout,
         last: None,
-        reached: None,
+        stage: None,
         pools: None,
     };
     let connecting = connect::connect(address, &terms, ConnectionPermit::default());

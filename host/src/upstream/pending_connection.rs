@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::connect::ConnectStage;
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
 use super::endpoint_view::EndpointView;
@@ -19,8 +20,8 @@ use crate::system::supervise::{Task, spawn};
 /// A connection that is being made. Nothing is left behind if this is dropped half-way.
 pub struct PendingConnection {
     attempt: Pin<Box<dyn Future<Output = Result<Box<Connection>, Error>>>>,
-    /// Whether the endpoint's machine has answered.
-    reached: Rc<Cell<bool>>,
+    /// The progress of the connection.
+    stage: Rc<Cell<ConnectStage>>,
     endpoint_view: Rc<EndpointView>,
     rules: Rc<ConnectionSettings>,
     began: Instant,
@@ -37,10 +38,10 @@ impl PendingConnection {
         request: ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Self {
-        let (reached, rules) = (request.reached.clone(), request.settings.clone());
+        let (stage, rules) = (request.stage.clone(), request.settings.clone());
         let (pool, clock) = (endpoint_view.pool.clone(), clock.clone());
         let attempt = Box::pin(async move { pool.open(permit, &request, &clock).await });
-        PendingConnection { attempt, reached, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
+        PendingConnection { attempt, stage, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 
     /// Returns the future of the connection, or of the error.
@@ -48,9 +49,9 @@ impl PendingConnection {
         &mut self.attempt
     }
 
-    /// Whether the endpoint's machine has answered, so that only its program delays the connection.
-    pub fn has_reached(&self) -> bool {
-        self.reached.get()
+    /// Returns the progress of the connection.
+    pub fn stage(&self) -> ConnectStage {
+        self.stage.get()
     }
 
     /// Continues without the request for a while: the connection is kept for others, or its failure is noted.
