@@ -385,7 +385,7 @@ fn endpoints_are_spoken_to_over_tls_and_checked() {
     ] {
         let refused = front(tls);
         let status = (refused.status(), refused.field("proxy-status"));
-        assert_eq!(status, (502, Some("plugway; error=tls_protocol_error")), "{why}");
+        assert_eq!(status, (502, Some("plugway; error=tls_certificate_error")), "{why}");
     }
     assert_eq!(front("insecure-skip-verify = true").status(), 200);
 }
@@ -442,7 +442,8 @@ fn an_endpoint_that_wants_a_certificate_names_the_key_over_both_versions() {
         std::fs::copy(folder.path().join("ca.pem"), own.path().join("ca.pem")).unwrap();
         let tls = format!("ca = \"ca.pem\"\nserver-name = \"site.example\"\n{more}");
         let proxy = Proxy::start_in(own.path(), &to_secure(&origin.address, &tls));
-        assert_eq!(proxy.get("/", "").status(), 502);
+        let answer = proxy.get("/", "");
+        assert_eq!((answer.status(), answer.field("proxy-status")), (502, Some("plugway; error=tls_alert_received")));
         let line = proxy.wait_log("exchange failed");
         assert!(
             line.contains("`certificate_required`") && line.contains("`tls.certificate` of the upstream"),

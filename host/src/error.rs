@@ -24,14 +24,20 @@ pub enum FailureKind {
     UpgradeFailed,
     /// The name of the endpoint can't be resolved.
     DnsError,
+    /// The name of the endpoint was not resolved in time.
+    DnsTimeout,
     /// The endpoint refused the connection.
     ConnectionRefused,
     /// The endpoint didn't accept the connection in time.
     ConnectionTimeout,
     /// The endpoint closed the connection before it responded.
     ConnectionTerminated,
-    /// The TLS handshake with the endpoint failed, or its certificate isn't trusted.
+    /// The TLS handshake with the endpoint failed.
     TlsError,
+    /// The certificate of the endpoint isn't trusted, has expired or is for another name.
+    TlsCertificate,
+    /// The endpoint ended TLS with an alert, such as for a client certificate that it misses.
+    TlsAlert,
     /// The endpoint didn't respond in time.
     ResponseTimeout,
     /// The endpoint sent bytes that are no HTTP response.
@@ -113,7 +119,7 @@ pub struct Error {
 
 impl FailureKind {
     /// All kinds of failures, in the order of their declaration.
-    pub const ALL: [FailureKind; 20] = [
+    pub const ALL: [FailureKind; 23] = [
         FailureKind::NoRoute,
         FailureKind::RequestError,
         FailureKind::DestinationUnavailable,
@@ -121,10 +127,13 @@ impl FailureKind {
         FailureKind::InternalError,
         FailureKind::UpgradeFailed,
         FailureKind::DnsError,
+        FailureKind::DnsTimeout,
         FailureKind::ConnectionRefused,
         FailureKind::ConnectionTimeout,
         FailureKind::ConnectionTerminated,
         FailureKind::TlsError,
+        FailureKind::TlsCertificate,
+        FailureKind::TlsAlert,
         FailureKind::ResponseTimeout,
         FailureKind::ProtocolError,
         FailureKind::RequestTimeout,
@@ -146,10 +155,13 @@ impl FailureKind {
             FailureKind::InternalError => "proxy_internal_error",
             FailureKind::UpgradeFailed => "http_upgrade_failed",
             FailureKind::DnsError => "dns_error",
+            FailureKind::DnsTimeout => "dns_timeout",
             FailureKind::ConnectionRefused => "connection_refused",
             FailureKind::ConnectionTimeout => "connection_timeout",
             FailureKind::ConnectionTerminated => "connection_terminated",
             FailureKind::TlsError => "tls_protocol_error",
+            FailureKind::TlsCertificate => "tls_certificate_error",
+            FailureKind::TlsAlert => "tls_alert_received",
             FailureKind::ResponseTimeout => "http_response_timeout",
             FailureKind::ProtocolError => "http_protocol_error",
             FailureKind::RequestTimeout => "http_request_timeout",
@@ -168,7 +180,9 @@ impl FailureKind {
             FailureKind::NoRoute => http::StatusCode::NOT_FOUND,
             FailureKind::RequestError => http::StatusCode::BAD_REQUEST,
             FailureKind::DestinationUnavailable | FailureKind::LimitReached => http::StatusCode::SERVICE_UNAVAILABLE,
-            FailureKind::ConnectionTimeout | FailureKind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
+            FailureKind::DnsTimeout | FailureKind::ConnectionTimeout | FailureKind::ResponseTimeout => {
+                http::StatusCode::GATEWAY_TIMEOUT
+            }
             FailureKind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
             FailureKind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
             FailureKind::InternalError => http::StatusCode::INTERNAL_SERVER_ERROR,
@@ -177,6 +191,8 @@ impl FailureKind {
             | FailureKind::ConnectionRefused
             | FailureKind::ConnectionTerminated
             | FailureKind::TlsError
+            | FailureKind::TlsCertificate
+            | FailureKind::TlsAlert
             | FailureKind::ProtocolError
             | FailureKind::ResponseBodySize
             | FailureKind::ContentCoding
@@ -191,10 +207,13 @@ impl FailureKind {
         matches!(
             self,
             FailureKind::DnsError
+                | FailureKind::DnsTimeout
                 | FailureKind::ConnectionRefused
                 | FailureKind::ConnectionTimeout
                 | FailureKind::ConnectionTerminated
                 | FailureKind::TlsError
+                | FailureKind::TlsCertificate
+                | FailureKind::TlsAlert
                 | FailureKind::ResponseTimeout
                 | FailureKind::ProtocolError
         )

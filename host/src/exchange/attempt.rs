@@ -24,7 +24,7 @@ use crate::net::happy_eyeballs;
 use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
-use crate::tls::handshake_error::{self, TlsPeer};
+use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 use crate::upstream::connect::{ConnectStage, RequiredProtocol};
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
@@ -466,10 +466,15 @@ fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) 
         }
     };
     // In TLS 1.3 an endpoint rejects a client certificate after the handshake.
-    let words = io_cause(&error).and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint));
-    match words.or_else(|| connection.alert().map(String::from)) {
+    let io_error = io_cause(&error);
+    let is_alert = io_error.and_then(handshake_error::class) == Some(TlsErrorClass::Alert);
+    match io_error.and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint)) {
+        Some(words) if is_alert => Error::new(FailureKind::TlsAlert, words),
         Some(words) => Error::new(kind, words),
-        None => Error::new(kind, error),
+        None => match connection.alert() {
+            Some(words) => Error::new(FailureKind::TlsAlert, words),
+            None => Error::new(kind, error),
+        },
     }
 }
 
@@ -482,7 +487,7 @@ fn late_connection(address: &EndpointAddr, after: Duration, stage: ConnectStage)
     let is_tls = matches!(address.protocol, EndpointProtocol::Tls(_));
     let (kind, cause) = match stage {
         ConnectStage::Resolving => {
-            (FailureKind::ConnectionTimeout, format!("the name of the endpoint was not resolved within {after:?}"))
+            (FailureKind::DnsTimeout, format!("the name of the endpoint was not resolved within {after:?}"))
         }
         ConnectStage::Reached if is_tls => {
             let cause =

@@ -337,7 +337,7 @@ impl<'a> AttemptLoop<'a> {
         began: Instant,
     ) {
         let Err(AttemptFailure { error, reached }) = outcome else { return };
-        if error.kind != FailureKind::ConnectionTimeout {
+        if !matches!(error.kind, FailureKind::ConnectionTimeout | FailureKind::DnsTimeout) {
             return;
         }
         let over = match reached {

@@ -14,6 +14,26 @@ pub enum TlsPeer {
     Endpoint,
 }
 
+/// The part of TLS that has failed, as RFC 9209 §2.3 distinguishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsErrorClass {
+    /// The certificate of the peer can't be accepted.
+    Certificate,
+    /// The peer has sent an alert.
+    Alert,
+    Protocol,
+}
+
+/// Returns the class of an error of a handshake, or of the connection after it; `None` if the error is not of TLS.
+pub fn class(error: &io::Error) -> Option<TlsErrorClass> {
+    match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(_)) => Some(TlsErrorClass::Certificate),
+        Some(Error::AlertReceived(_)) => Some(TlsErrorClass::Alert),
+        Some(_) => Some(TlsErrorClass::Protocol),
+        None => alert_in_text(&error.to_string()).map(|_| TlsErrorClass::Alert),
+    }
+}
+
 /// Returns the words for an error of a handshake, or of the connection after it; `None` if the error is not of TLS.
 pub fn in_words(error: &io::Error, peer: TlsPeer) -> Option<String> {
     match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
@@ -224,6 +244,18 @@ mod tests {
         let issuer = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         assert!(words(&issuer, TlsPeer::Client).contains("`client-ca`"));
         assert!(words(&issuer, TlsPeer::Endpoint).contains("`tls.ca`"));
+    }
+
+    #[test]
+    fn failures_have_the_classes_of_the_rfc() {
+        let of = |error| class(&io::Error::other(error));
+        assert_eq!(of(Error::InvalidCertificate(CertificateError::Expired)), Some(TlsErrorClass::Certificate));
+        assert_eq!(of(Error::AlertReceived(AlertDescription::CertificateRequired)), Some(TlsErrorClass::Alert));
+        assert_eq!(of(Error::NoApplicationProtocol), Some(TlsErrorClass::Protocol));
+        // As h2 keeps it.
+        let text = Error::AlertReceived(AlertDescription::CertificateRequired).to_string();
+        assert_eq!(class(&io::Error::other(text)), Some(TlsErrorClass::Alert));
+        assert_eq!(class(&io::ErrorKind::ConnectionReset.into()), None);
     }
 
     #[test]

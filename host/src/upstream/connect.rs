@@ -24,7 +24,7 @@ use crate::net::happy_eyeballs;
 use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 use crate::system::descriptors::{is_of_this_machine, lacks_descriptor};
-use crate::tls::handshake_error::{self, TlsPeer};
+use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 
 /// The settings of TLS to an endpoint.
 #[derive(Clone)]
@@ -169,8 +169,12 @@ async fn negotiate(
 }
 
 fn untrusted(error: io::Error) -> Error {
-    let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
-    let kind = if is_tls { FailureKind::TlsError } else { FailureKind::ConnectionTerminated };
+    let kind = match handshake_error::class(&error) {
+        Some(TlsErrorClass::Certificate) => FailureKind::TlsCertificate,
+        Some(TlsErrorClass::Alert) => FailureKind::TlsAlert,
+        Some(TlsErrorClass::Protocol) => FailureKind::TlsError,
+        None => FailureKind::ConnectionTerminated,
+    };
     match handshake_error::in_words(&error, TlsPeer::Endpoint) {
         Some(words) => Error::new(kind, words),
         None => Error::new(kind, error),

@@ -32,7 +32,7 @@ use crate::error::{Error, FailureKind};
 use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::{HyperIo, LocalExecutor};
 use crate::system::supervise::{Panicked, Task, spawn};
-use crate::tls::handshake_error::{self, TlsPeer};
+use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 
 /// A connection to an endpoint, with HTTP/1 or HTTP/2.
 pub struct Connection {
@@ -171,7 +171,9 @@ impl Connection {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
                 let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
-                let words = cause.and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint));
+                let is_alert = |error: &&io::Error| handshake_error::class(error) == Some(TlsErrorClass::Alert);
+                let alert = cause.filter(is_alert);
+                let words = alert.and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint));
                 words.into_iter().for_each(|words| drop(ended_by.set(words)));
             }
             drop(permit);
