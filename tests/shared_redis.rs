@@ -275,6 +275,20 @@ fn a_wrong_password_is_an_error_until_a_reload_has_the_right_one() {
 }
 
 #[test]
+fn each_new_reason_of_an_absence_is_logged() {
+    let mut redis = Redis::start_with(&["--requirepass", "right"]);
+    redis.kill();
+    let proxy = Proxy::start(&on(&redis, "password = \"wrong\""));
+    let line = proxy.wait_log("Redis is not available");
+    assert!(!line.to_lowercase().contains("password"), "{line}");
+    redis.revive();
+    // Seen before: the log said for ever that the server refuses connections.
+    let line = proxy.wait_log("Redis is not available");
+    assert!(line.to_lowercase().contains("password"), "{line}");
+    redis.kill();
+}
+
+#[test]
 fn a_reload_with_another_server_takes_effect() {
     let (one, other) = (Redis::start(), Redis::start());
     let proxy = Proxy::start(&on(&one, ""));

@@ -48,8 +48,14 @@ struct Supervisor {
     number: u64,
     /// Attempts that failed in a row.
     failures: u32,
-    /// Whether the log says that the server is away.
-    is_logged: bool,
+    /// The absence that the log tells; `None` if it says that the server is there.
+    logged: Option<LoggedAbsence>,
+}
+
+/// The last line of the log about an absence of the server.
+struct LoggedAbsence {
+    error: Arc<str>,
+    at: Instant,
 }
 
 /// A stream of bytes to the server.
@@ -79,9 +85,15 @@ const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// then rejects is not connected to over and over.
 const MIN_LIFE: Duration = Duration::from_secs(1);
 
+/// The time after which an absence is logged again.
+const LOGGED_AGAIN: Duration = Duration::from_secs(600);
+
+/// The shortest time between two lines about an absence whose error changes.
+const LOGGED_AT_MOST: Duration = Duration::from_secs(5);
+
 /// Starts the thread, which ends when no receiver of `link` is left.
 pub(super) fn start(settings: Arc<FleetSettings>, link: watch::Sender<Link>, breakage: Arc<Breakage>) {
-    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, is_logged: false };
+    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, logged: None };
     let started = std::thread::Builder::new().name("shared-redis".into()).spawn(move || supervisor.run_on_thread());
     if let Err(error) = started {
         tracing::error!(%error, "the thread of the connection to Redis doesn't start");
@@ -162,7 +174,7 @@ impl Supervisor {
 
     /// Logs that the server is back, if the log says that it is away.
     fn note_up(&mut self) {
-        if std::mem::take(&mut self.is_logged) {
+        if self.logged.take().is_some() {
             tracing::info!(server = %self.settings.name, "shared state: Redis is available again");
         }
     }
@@ -170,7 +182,8 @@ impl Supervisor {
     /// Notes a failed attempt, and returns the pause before the next one.
     fn failed(&mut self, error: &str) -> Duration {
         let error = one_line(error, MAX_MESSAGE_BYTES);
-        if !std::mem::replace(&mut self.is_logged, true) {
+        if self.logged.as_ref().is_none_or(|logged| logged.is_outdated(&error)) {
+            self.logged = Some(LoggedAbsence { error: error.as_ref().into(), at: Instant::now() });
             let effect = match self.settings.fallback {
                 FleetFallback::Error => "calls of plugins fail",
                 FleetFallback::Local => "the state of this process answers",
@@ -181,6 +194,13 @@ impl Supervisor {
         let pause = (BACKOFF * (1 << self.failures.min(16))).min(MAX_BACKOFF);
         self.failures = self.failures.saturating_add(1);
         pause
+    }
+}
+
+impl LoggedAbsence {
+    /// Whether another line is due, for the error that the server is away for now.
+    fn is_outdated(&self, error: &str) -> bool {
+        self.at.elapsed() >= if *self.error == *error { LOGGED_AGAIN } else { LOGGED_AT_MOST }
     }
 }
 
