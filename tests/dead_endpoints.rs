@@ -12,14 +12,14 @@ const GET: &str = "GET / HTTP/1.1";
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
 
 /// An address at which the system drops connection requests, as its accept queue is full.
-struct Hole {
+pub struct Hole {
     address: SocketAddr,
     _socket: socket2::Socket,
     _queued: Vec<socket2::Socket>,
 }
 
 impl Hole {
-    fn at(ip: Ipv4Addr, port: u16) -> Hole {
+    pub fn at(ip: Ipv4Addr, port: u16) -> Hole {
         let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let socket = new();
         socket.bind(&SocketAddr::from((ip, port)).into()).unwrap();
@@ -206,7 +206,7 @@ fn an_ejected_endpoint_is_asked_before_a_request_fails() {
 // === Names ===
 
 /// Starts the proxy with a name that the system resolves by a hosts file.
-fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
+pub fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}")).unwrap();
     // A namespace of its own, in which the file lies over the system's.

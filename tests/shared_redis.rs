@@ -1,11 +1,12 @@
 //! Shared state on a Redis server: the same calls, over several proxies, and what happens without the server.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use plugway_test_guests::{COUNTED, SHARED};
 
+use crate::dead_endpoints::{Hole, start_with_hosts};
 use crate::support::client::load;
 use crate::support::redis::Redis;
 use crate::support::{Proxy, echo, manifest, plugway, read_message, until};
@@ -286,6 +287,22 @@ fn each_new_reason_of_an_absence_is_logged() {
     let line = proxy.wait_log("Redis is not available");
     assert!(line.to_lowercase().contains("password"), "{line}");
     redis.kill();
+}
+
+#[test]
+fn a_name_whose_first_address_is_dead_is_reached_at_the_next() {
+    let (dead, alive) = (Ipv4Addr::new(127, 0, 0, 4), Ipv4Addr::new(127, 0, 0, 5));
+    // Nothing else takes the port between now and the server's start, or the test fails.
+    let port = TcpListener::bind((alive, 0)).unwrap().local_addr().unwrap().port();
+    let redis = Redis::start_with(&["--port", &port.to_string(), "--bind", &alive.to_string()]);
+    let _hole = Hole::at(dead, port);
+    let text = with(&format!("redis = \"redis://two.test:{port}/0\""));
+    for hosts in [format!("{dead} two.test\n{alive} two.test\n"), format!("{alive} two.test\n{dead} two.test\n")] {
+        let (proxy, _folder) = start_with_hosts(&hosts, &text);
+        // Seen before: `no answer within 2s` for ever.
+        until("the server is reached", || ask(&proxy, "add n").starts_with("Ok("));
+    }
+    drop(redis);
 }
 
 #[test]

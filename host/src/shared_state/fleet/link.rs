@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the thread has no clock of a worker")]
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,13 +10,14 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{UnixStream, lookup_host};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::settings::{FleetAddress, FleetFallback, FleetSettings};
 use super::{Breakage, MAX_MESSAGE_BYTES};
+use crate::net::happy_eyeballs;
 use crate::system::printable::one_line;
 use crate::system::supervise::{Task, guard};
 
@@ -50,6 +52,8 @@ struct Supervisor {
     failures: u32,
     /// The absence that the log tells; `None` if it says that the server is there.
     logged: Option<LoggedAbsence>,
+    /// The address, of those that the server's name has, that last answered.
+    last: Option<SocketAddr>,
 }
 
 /// The last line of the log about an absence of the server.
@@ -67,6 +71,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
 struct Connected {
     connection: MultiplexedConnection,
     driver: Pin<Box<dyn Future<Output = ()>>>,
+    /// The address of the server; `None` if it is a path.
+    address: Option<SocketAddr>,
+}
+
+/// A stream to the server, before it has answered.
+struct Opened {
+    transport: Box<dyn Transport>,
+    address: Option<SocketAddr>,
 }
 
 /// The longest time of an attempt to connect, if the calls' own timeout is not longer.
@@ -93,7 +105,7 @@ const LOGGED_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Starts the thread, which ends when no receiver of `link` is left.
 pub(super) fn start(settings: Arc<FleetSettings>, link: watch::Sender<Link>, breakage: Arc<Breakage>) {
-    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, logged: None };
+    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, logged: None, last: None };
     let started = std::thread::Builder::new().name("shared-redis".into()).spawn(move || supervisor.run_on_thread());
     if let Err(error) = started {
         tracing::error!(%error, "the thread of the connection to Redis doesn't start");
@@ -149,13 +161,14 @@ impl Supervisor {
     /// Connects, and keeps the connection as long as it is of use. Returns the pause before the next attempt.
     async fn connect_once(&mut self) -> Duration {
         let within = CONNECT_TIME.max(self.settings.timeout);
-        let attempt = timeout(within, connect(&self.settings)).await;
-        let Connected { connection, mut driver } = match attempt {
+        let attempt = timeout(within, connect(&self.settings, within, self.last)).await;
+        let Connected { connection, mut driver, address } = match attempt {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return self.failed(&error),
             Err(_) => return self.failed(&format!("no answer within {within:?}")),
         };
         let began = Instant::now();
+        self.last = address;
         self.number += 1;
         self.note_up();
         self.link.send_replace(Link::Up { connection, number: self.number });
@@ -204,9 +217,10 @@ impl LoggedAbsence {
     }
 }
 
-/// Opens a connection, and asks the server whether it is ready.
-async fn connect(settings: &FleetSettings) -> Result<Connected, String> {
-    let stream = open(settings).await.map_err(|error| error.to_string())?;
+/// Opens a connection, and asks the server whether it is ready. `last` is the address that is tried first.
+async fn connect(settings: &FleetSettings, within: Duration, last: Option<SocketAddr>) -> Result<Connected, String> {
+    let opened = open(settings, within, last).await.map_err(|error| error.to_string())?;
+    let Opened { transport: stream, address } = opened;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let config = config.set_concurrency_limit(settings.commands).set_pipeline_buffer_size(settings.commands);
     let connected = MultiplexedConnection::new_with_config(&settings.account, stream, config).await;
@@ -218,17 +232,24 @@ async fn connect(settings: &FleetSettings) -> Result<Connected, String> {
         answer = ping.query_async(&mut connection) => answer,
     };
     answer.map_err(|error| error.to_string())?;
-    Ok(Connected { connection, driver })
+    Ok(Connected { connection, driver, address })
 }
 
-async fn open(settings: &FleetSettings) -> io::Result<Box<dyn Transport>> {
+async fn open(settings: &FleetSettings, within: Duration, last: Option<SocketAddr>) -> io::Result<Opened> {
     let stream = match &settings.address {
-        FleetAddress::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-        FleetAddress::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).await?,
+        FleetAddress::Unix(path) => {
+            return Ok(Opened { transport: Box::new(UnixStream::connect(path).await?), address: None });
+        }
+        FleetAddress::Tcp { host, port } => {
+            let resolved: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await?.collect();
+            happy_eyeballs::connect(&happy_eyeballs::ordered(&resolved, last), within).await?
+        }
     };
     stream.set_nodelay(true)?;
-    match &settings.tls {
-        None => Ok(Box::new(stream)),
-        Some(tls) => Ok(Box::new(TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await?)),
-    }
+    let address = stream.peer_addr().ok();
+    let transport: Box<dyn Transport> = match &settings.tls {
+        None => Box::new(stream),
+        Some(tls) => Box::new(TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await?),
+    };
+    Ok(Opened { transport, address })
 }
