@@ -219,7 +219,7 @@ impl WatchedPaths {
         let is_beside = |folder: &&Path| folder.strip_prefix(&self.home).is_ok_and(leads_down);
         let folders = path.ancestors().skip(1).take_while(is_beside);
         let standing = [path].into_iter().filter(|path| *path != self.home).chain(folders).filter_map(stand);
-        standing.chain(links(path))
+        standing.chain(links(path)).chain(missing(path))
     }
 
     fn concerns(&self, path: &Path) -> bool {
@@ -235,6 +235,12 @@ fn leads_down(way: &Path) -> bool {
 /// Returns the location of a file or a link, by the canonical name of its folder.
 fn stand(file: &Path) -> Option<PathBuf> {
     Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?))
+}
+
+/// Returns the first folder that is missing on the way to a file, which can only be found once that folder is there.
+fn missing(file: &Path) -> Option<PathBuf> {
+    let folder = file.ancestors().skip(1).take_while(|folder| !folder.exists()).last()?;
+    stand(folder)
 }
 
 /// Returns the links on the way to a file. Replacing such a link, as is done with whole folders, changes the file.
@@ -342,6 +348,32 @@ mod tests {
         std::fs::rename(root.join("..data_tmp"), &data).unwrap();
         tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"..2");
+    }
+
+    #[tokio::test]
+    async fn a_folder_elsewhere_may_be_replaced_by_a_rename() {
+        let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = elsewhere.path().canonicalize().unwrap();
+        let [live, old, new] = ["live", "old", "new"].map(|name| root.join(name));
+        for folder in [&live, &new] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("cert.pem"), "").unwrap();
+        }
+        let mut watch = watch(&home.path().join("plugway.toml"));
+        let wanted = || {
+            let (home, named) = (home.path().into(), [live.join("cert.pem")].into());
+            WatchedPaths { home, named, ..WatchedPaths::default() }
+        };
+        follow(&mut watch, wanted());
+        std::fs::rename(&live, &old).unwrap();
+        tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
+        // The file is missing for a while.
+        follow(&mut watch, wanted());
+        std::fs::rename(&new, &live).unwrap();
+        tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
+        follow(&mut watch, wanted());
+        std::fs::write(live.join("cert.pem"), "renewed").unwrap();
+        tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
     }
 
     #[test]

@@ -24,7 +24,12 @@ const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::MOVED_TO)
     .union(WatchMask::MOVED_FROM)
     .union(WatchMask::DELETE)
-    .union(WatchMask::ATTRIB);
+    .union(WatchMask::ATTRIB)
+    .union(WatchMask::MOVE_SELF)
+    .union(WatchMask::DELETE_SELF);
+
+/// The events of a folder that may have another in its place from now on, which is not watched yet.
+const GONE: EventMask = EventMask::MOVE_SELF.union(EventMask::DELETE_SELF);
 
 /// The buffer for events that are read at once, in bytes: at least one with the longest name, of some 270 bytes.
 const ROOM: usize = 4 << 10;
@@ -72,12 +77,15 @@ impl Folders {
         name: Option<&OsStr>,
         is_of_concern: impl Fn(&Path) -> bool,
     ) -> bool {
+        let is_gone = mask.intersects(GONE) && self.watched.contains_key(folder);
         if mask.contains(EventMask::IGNORED) {
             self.watched.remove(folder);
         }
         // Events that were lost may have concerned any file.
         let is_any = mask.contains(EventMask::Q_OVERFLOW);
-        is_any || self.watched.get(folder).zip(name).is_some_and(|(folder, name)| is_of_concern(&folder.join(name)))
+        is_any
+            || is_gone
+            || self.watched.get(folder).zip(name).is_some_and(|(folder, name)| is_of_concern(&folder.join(name)))
     }
 }
 
@@ -144,6 +152,19 @@ mod tests {
         assert!(!is_told(&mut folders, |_| true).await);
         std::fs::write(path.join("file"), "").unwrap();
         assert!(is_told(&mut folders, |_| true).await);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_leaves_its_place_counts_as_a_change() {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, away) = (parent.path().join("folder"), parent.path().join("away"));
+        std::fs::create_dir(&path).unwrap();
+        let mut folders = Folders::new().unwrap();
+        folders.keep(&BTreeSet::from([path.clone()]));
+        std::fs::rename(&path, &away).unwrap();
+        assert!(is_told(&mut folders, |_| false).await);
+        std::fs::remove_dir(&away).unwrap();
+        assert!(is_told(&mut folders, |_| false).await);
     }
 
     #[tokio::test]
