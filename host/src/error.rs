@@ -66,7 +66,9 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
     while let Some(error) = next {
         let said = error.to_string();
         next = error.source();
-        let more = match LIBRARY_PHRASES.iter().find(|(phrase, _)| *phrase == said) {
+        // The texts of rustls end in the address of its manual.
+        let phrase = said.split(": https://docs.rs").next().unwrap_or(&said);
+        let more = match LIBRARY_PHRASES.iter().find(|(known, _)| *known == phrase) {
             Some((_, plain)) if !plain.is_empty() => *plain,
             // The error behind it says what is wrong.
             Some(_) if next.is_some() => continue,
@@ -82,7 +84,7 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
 
 /// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it. Each has its
 /// replacement for operators; empty if the source of the error is enough.
-const LIBRARY_PHRASES: [(&str, &str); 12] = [
+const LIBRARY_PHRASES: [(&str, &str); 13] = [
     ("error from user's Body stream", ""),
     ("error from user's Service", ""),
     ("http2 error", ""),
@@ -95,6 +97,10 @@ const LIBRARY_PHRASES: [(&str, &str); 12] = [
     ("error writing a body to connection", "the rest of the body could not be sent"),
     ("received unexpected message from connection", "there are bytes that belong to no message"),
     ("invalid HTTP header parsed", "a field of the head is malformed"),
+    (
+        "peer closed connection without sending TLS close_notify",
+        "the connection was closed without the end of TLS (close_notify)",
+    ),
 ];
 
 /// The maximum length of a cause in the log, in bytes.

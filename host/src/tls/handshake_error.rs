@@ -40,6 +40,9 @@ pub fn in_words(error: &io::Error, peer: TlsPeer) -> Option<String> {
         Some(cause) => Some(words(cause, peer)),
         // h2 keeps the text of an error, and no type.
         None if let Some(alert) = alert_in_text(&error.to_string()) => Some(words(&alert, peer)),
+        None if error.to_string().contains(NO_END) => {
+            Some(format!("the {} closed the connection without the end of TLS (close_notify)", peer.name()))
+        }
         // tokio-rustls has this text, and no type.
         None => error.to_string().contains("handshake eof").then(|| {
             let hint = if peer == TlsPeer::Endpoint { "; it may not speak TLS at this address" } else { "" };
@@ -47,6 +50,9 @@ pub fn in_words(error: &io::Error, peer: TlsPeer) -> Option<String> {
         }),
     }
 }
+
+/// The beginning of the text that rustls has for a connection without its end; the rest is the address of a manual.
+const NO_END: &str = "without sending TLS close_notify";
 
 /// Returns the alert that rustls describes by a text; `None` if the text is another.
 fn alert_in_text(text: &str) -> Option<Error> {
@@ -80,7 +86,7 @@ pub(super) fn certificate_in_words(error: &CertificateError) -> String {
                 "is of X.509 version 1 or 2; only version 3 is supported, so issue it anew".into()
             }
             "CaUsedAsEndEntity" => {
-                "is that of an authority (`CA:TRUE`); issue one for the server, which the authority signs".into()
+                "is that of an authority (`CA:TRUE`); issue one of its own, which the authority signs".into()
             }
             other => format!("can't be verified: {other}"),
         },
@@ -126,6 +132,9 @@ fn certificate_remedy(error: &CertificateError, peer: TlsPeer) -> &'static str {
         }
         (CertificateError::UnknownIssuer, TlsPeer::Client) => {
             "; those that are trusted are in the file that `client-ca` of the listener names"
+        }
+        (CertificateError::NotValidForNameContext { presented, .. }, TlsPeer::Endpoint) if presented.is_empty() => {
+            "; issue it anew with a subjectAltName, since a common name (CN) doesn't count"
         }
         (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }, TlsPeer::Endpoint) => {
             "; set `tls.server-name` of the upstream to a name that it is for"
@@ -241,9 +250,21 @@ mod tests {
             "the endpoint's certificate is not for the name `a.example`, but for b.example, 127.0.0.1; set \
              `tls.server-name` of the upstream to a name that it is for"
         );
+        let (expected, presented) = (ServerName::try_from("localhost").unwrap(), Vec::new());
+        let nameless = Error::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented });
+        let said = words(&nameless, TlsPeer::Endpoint);
+        assert!(said.contains("no name at all") && said.contains("subjectAltName"), "{said}");
+        assert!(!said.contains("server-name"), "{said}");
         let issuer = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         assert!(words(&issuer, TlsPeer::Client).contains("`client-ca`"));
         assert!(words(&issuer, TlsPeer::Endpoint).contains("`tls.ca`"));
+    }
+
+    #[test]
+    fn a_missing_end_of_tls_is_no_address_of_a_manual() {
+        let text = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/x#unexpected-eof";
+        let said = in_words(&io::Error::new(io::ErrorKind::UnexpectedEof, text), TlsPeer::Endpoint).unwrap();
+        assert_eq!(said, "the endpoint closed the connection without the end of TLS (close_notify)");
     }
 
     #[test]
