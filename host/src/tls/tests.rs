@@ -5,7 +5,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{DnType, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, SanType, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256,
+    SanType, date_time_ymd,
+};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, ClientConnection, ConnectionCommon, Error, HandshakeKind, ServerConfig, ServerConnection, SideData,
@@ -309,6 +312,29 @@ fn a_certificate_that_is_not_valid_is_served_unless_there_is_one_that_is() {
         assert_eq!(shown(&config, "a.site.example"), valid);
         assert_eq!(shown(&config, "b.other.example"), "expired");
     }
+}
+
+#[test]
+fn an_issuer_that_has_expired_is_told_and_a_later_certificate_is_not() {
+    let authority = TestAuthority::with_site();
+    let mut params = params("Tests", &[]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+    // An older certificate of the same authority.
+    let expired = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap().pem();
+    let (site, good) = (authority.read("site.pem"), authority.read("ca.pem"));
+    let doubt = |chain: &[&str]| {
+        authority.write("chain.pem", &chain.concat());
+        let dated = DatedCertificate::read(&authority.path("chain.pem"), "plugway.toml:1".into()).unwrap();
+        (dated.doubt(SystemTime::now()), dated.validity.until)
+    };
+    let (doubted, until) = doubt(&[&site, &expired]);
+    assert!(doubted.is_some_and(|doubted| doubted.starts_with("certificate of the issuer has expired")));
+    assert_eq!(until, 1_609_459_200);
+    assert_eq!(doubt(&[&site, &good, &expired]).0, None);
+    // It is no issuer of the first.
+    authority.issue("other", &PKCS_ECDSA_P256_SHA256, &["other.example"]);
+    assert_eq!(doubt(&[&site, &authority.read("other.pem"), &expired]).0, None);
 }
 
 #[test]

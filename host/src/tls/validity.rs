@@ -20,7 +20,11 @@ pub struct DatedCertificate {
     pub chain: PathBuf,
     /// The place in the manifest that names the file, such as `plugway.toml:14`.
     pub place: String,
+    /// The time in which the chain is valid: the common time of `certificate` and `issuer`.
     pub validity: Validity,
+    certificate: Validity,
+    /// The validity of the authority that has signed the certificate; `None` if the file doesn't have it next.
+    issuer: Option<Validity>,
 }
 
 /// The reason why clients don't accept a certificate at a given time.
@@ -49,51 +53,86 @@ impl Validity {
 }
 
 impl DatedCertificate {
-    /// Reads the dates of the first certificate in a file, which a place in the manifest names; `None` if no certificate
-    /// can be parsed.
+    /// Reads the dates of the first certificate in a file, which a place in the manifest names, and of its issuer; `None` if
+    /// no certificate can be parsed. Later certificates may have expired: clients take other ways around them.
     pub fn read(chain: &Path, place: String) -> Option<Self> {
         let certificates = pem::certificates(chain).ok()?;
-        Some(DatedCertificate { chain: chain.into(), place, validity: Validity::of(certificates.first()?)? })
+        let (first, second) = (certificates.first()?, certificates.get(1));
+        let certificate = Validity::of(first)?;
+        let issuer = second.filter(|second| is_issued_by(first, second)).and_then(|second| Validity::of(second));
+        let common = |issuer: Validity| Validity {
+            from: certificate.from.max(issuer.from),
+            until: certificate.until.min(issuer.until),
+        };
+        let validity = issuer.map_or(certificate, common);
+        Some(DatedCertificate { chain: chain.into(), place, validity, certificate, issuer })
+    }
+
+    /// Returns the certificate that is not valid at a time, as messages name it, with its validity; `None` if both are valid.
+    fn invalid(&self, now: SystemTime) -> Option<InvalidCertificate> {
+        let own = self.certificate.invalid(now).map(|why| InvalidCertificate {
+            what: "certificate",
+            validity: self.certificate,
+            why,
+        });
+        own.or_else(|| {
+            let validity = self.issuer?;
+            Some(InvalidCertificate { what: "certificate of the issuer", validity, why: validity.invalid(now)? })
+        })
     }
 
     /// Returns a message if the certificate is not valid at a time.
     pub fn doubt(&self, now: SystemTime) -> Option<String> {
-        let (Validity { from, until }, chain) = (self.validity, self.chain.display());
-        Some(match self.validity.invalid(now)? {
+        let InvalidCertificate { what, validity: Validity { from, until }, why } = self.invalid(now)?;
+        let chain = self.chain.display();
+        Some(match why {
             Invalid::Expired => {
-                format!(
-                    "certificate has expired: `{chain}` was valid until {}; renew it, or set the clock",
-                    Date(until)
-                )
+                format!("{what} has expired: `{chain}` was valid until {}; renew it, or set the clock", Date(until))
             }
             Invalid::NotYetValid => {
-                format!("certificate is not yet valid: `{chain}` is valid from {}; set the clock, or wait", Date(from))
+                format!("{what} is not yet valid: `{chain}` is valid from {}; set the clock, or wait", Date(from))
             }
         })
     }
 
     /// Warns if the certificate is not valid at a time.
     pub fn warn(&self, now: SystemTime) {
-        let Validity { from, until } = self.validity;
+        let Some(InvalidCertificate { what, validity: Validity { from, until }, why }) = self.invalid(now) else {
+            return;
+        };
         let (chain, place, date) = (self.chain.display(), &self.place, |seconds| Date(seconds).to_string());
-        match self.validity.invalid(now) {
-            Some(Invalid::Expired) => tracing::warn!(
+        match why {
+            Invalid::Expired => tracing::warn!(
                 %chain,
                 %place,
                 expired = date(until),
                 remedy = "renew it; the new file is taken as soon as it is in place",
-                "certificate has expired: it is still shown, and refused by most of its peers"
+                "{what} has expired: it is still shown, and refused by most of its peers"
             ),
-            Some(Invalid::NotYetValid) => tracing::warn!(
+            Invalid::NotYetValid => tracing::warn!(
                 %chain,
                 %place,
                 valid_from = date(from),
                 remedy = "set this machine's clock, or wait",
-                "certificate is not yet valid: it is shown all the same, and refused by most of its peers"
+                "{what} is not yet valid: it is shown all the same, and refused by most of its peers"
             ),
-            None => {}
         }
     }
+}
+
+/// A certificate of a chain that is not valid at some time.
+struct InvalidCertificate {
+    /// The certificate, as messages name it.
+    what: &'static str,
+    validity: Validity,
+    why: Invalid,
+}
+
+/// Whether a certificate names the subject of another one as its issuer.
+fn is_issued_by(certificate: &[u8], issuer: &[u8]) -> bool {
+    let parsed = |der| x509_parser::parse_x509_certificate(der).ok().map(|(_, parsed)| parsed);
+    let (Some(certificate), Some(issuer)) = (parsed(certificate), parsed(issuer)) else { return false };
+    certificate.issuer().as_raw() == issuer.subject().as_raw()
 }
 
 /// Warns about all certificates that are not valid at a time.
