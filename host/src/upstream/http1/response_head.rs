@@ -110,7 +110,7 @@ fn parse_into<'b>(
         Ok(_) => return Err(HeadError::Malformed("an empty line within the head")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
         Err(httparse::Error::Version) => return Err(HeadError::NotHttp),
-        Err(error) => return Err(HeadError::Malformed(reason(error))),
+        Err(error) => return Err(HeadError::Malformed(reason(error, head))),
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(HeadError::Malformed("the status code is malformed"))?;
@@ -208,8 +208,23 @@ fn reason_phrase(head: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line).get(STATUS..).unwrap_or_default()
 }
 
-fn reason(error: httparse::Error) -> &'static str {
+/// Whether a line of fields continues the line before it (RFC 9112 §5.2).
+fn is_folded(head: &[u8]) -> bool {
+    head.windows(2).any(|bytes| matches!(bytes, [b'\n', b' ' | b'\t']))
+}
+
+/// Whether a status line has a status code of three digits, whatever follows.
+fn has_status_code(head: &[u8]) -> bool {
+    let line = head.trim_ascii_start();
+    line.get(8) == Some(&b' ') && line.get(9..12).is_some_and(|code| code.iter().all(u8::is_ascii_digit))
+}
+
+fn reason(error: httparse::Error, head: &[u8]) -> &'static str {
     match error {
+        httparse::Error::HeaderName | httparse::Error::HeaderValue if is_folded(head) => {
+            "a field of the head is folded over several lines (obs-fold)"
+        }
+        httparse::Error::Status if has_status_code(head) => "a control character in the reason phrase",
         httparse::Error::HeaderName => "a field of the head is malformed: its name is no token",
         httparse::Error::HeaderValue => "a field of the head is malformed: it has a control character",
         httparse::Error::NewLine => "a line of the head ends in CR without LF",
@@ -262,6 +277,21 @@ mod tests {
         let mut text = BytesMut::from(&*format!("HTTP/1.1 200 OK\r\n{many}\r\n"));
         let many = take(&mut text, &mut HeadSearch::default(), wide, &Method::GET, &mut HeaderMap::new());
         assert_eq!(many.unwrap().unwrap().response.headers().len(), 70);
+    }
+
+    #[test]
+    fn malformed_heads_have_their_own_reasons() {
+        for (text, reason) in [
+            ("HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n", "folded over several lines"),
+            ("HTTP/1.1 200 OK\nX: a\n\tb\n\n", "folded over several lines"),
+            ("HTTP/1.1 200 O\x01K\r\n\r\n", "control character in the reason phrase"),
+            ("HTTP/1.1 2x0 OK\r\n\r\n", "the status code is malformed"),
+            ("HTTP/1.1 200 OK\r\nno field\r\n\r\n", "its name is no token"),
+            ("HTTP/1.1 200 OK\r\nX: a\x01\r\n\r\n", "it has a control character"),
+        ] {
+            let said = parse_all(text.as_bytes()).unwrap_err().to_string();
+            assert!(said.contains(reason), "{text:?}: {said}");
+        }
     }
 
     #[test]
