@@ -187,8 +187,10 @@ impl ResponseBodyDecoder {
     /// Removes the line before a chunk from the bytes, and returns the chunk's size; `None` if the line has not arrived
     /// completely.
     fn chunk_size(&mut self, bytes: &mut BytesMut) -> Result<Option<u64>, DecodeError> {
-        /// Sixteen digits, and the end of the line.
-        const USUAL_LINE: usize = 18;
+        /// The digits of the largest size.
+        const MAX_DIGITS: usize = 16;
+        /// The digits, and the end of the line.
+        const USUAL_LINE: usize = MAX_DIGITS + 2;
         let Some(end) = memchr(b'\n', bytes) else {
             return if bytes.len() > USUAL_LINE + self.extensions { Err(DecodeError::Extensions) } else { Ok(None) };
         };
@@ -196,10 +198,17 @@ impl ResponseBodyDecoder {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let (number, rest) = line.split_at(digits);
         let extension = rest.trim_ascii_start();
-        if !(1..=16).contains(&digits) || !matches!(extension, [] | [b';', ..]) || rest.iter().any(is_control) {
+        let zeros = number.iter().take_while(|digit| **digit == b'0').count();
+        if digits == 0
+            || digits - zeros > MAX_DIGITS
+            || !matches!(extension, [] | [b';', ..])
+            || rest.iter().any(is_control)
+        {
             return Err(DecodeError::Chunk);
         }
-        self.extensions = self.extensions.checked_sub(rest.len()).ok_or(DecodeError::Extensions)?;
+        // Leading zeros beyond the usual length say as little as extensions.
+        let idle = rest.len() + digits.saturating_sub(MAX_DIGITS);
+        self.extensions = self.extensions.checked_sub(idle).ok_or(DecodeError::Extensions)?;
         let digits = number.iter().filter_map(|digit| char::from(*digit).to_digit(16));
         let size = digits.fold(0, |size, digit| size << 4 | u64::from(digit));
         bytes.advance(end + 1);
@@ -265,13 +274,14 @@ mod tests {
         (content, trailers, Ok(decoder.is_over()), bytes.to_vec())
     }
 
-    const BODIES: [(BodyLength, &[u8], &[u8]); 7] = [
+    const BODIES: [(BodyLength, &[u8], &[u8]); 8] = [
         (BodyLength::None, b"", b""),
         (BodyLength::Known(5), b"hello", b"hello"),
         (BodyLength::Chunked, b"0\r\n\r\n", b""),
         (BodyLength::Chunked, b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
         (BodyLength::Chunked, b"002;a=\"b\"\r\nhe\r\n3 \r\nllo\r\n00\r\n\r\n", b"hello"),
         (BodyLength::Chunked, b"5\r\nhello\r\n0\r\nX: a\r\ny:\r\n\r\n", b"hello"),
+        (BodyLength::Chunked, b"00000000000000005\r\nhello\r\n000000000000000000\r\n\r\n", b"hello"),
         (BodyLength::Chunked, b"5\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", b"hello0123456789"),
     ];
 
