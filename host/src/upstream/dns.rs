@@ -144,11 +144,14 @@ impl Resolver {
         if name.is_root() {
             return Err(bad());
         }
-        if written.is_fqdn() || labels > self.dots || !self.in_hosts(&name).is_empty() {
+        if written.is_fqdn() || !self.in_hosts(&name).is_empty() {
             return Ok(vec![name]);
         }
-        let below = |domain| written.clone().append_domain(domain).ok();
-        Ok(self.search.iter().filter_map(below).chain([name.clone()]).collect())
+        let mut names: Vec<Name> =
+            self.search.iter().filter_map(|domain| written.clone().append_domain(domain).ok()).collect();
+        // Enough dots only mean that the name itself is asked for first (resolv.conf(5)).
+        names.insert(if labels > self.dots { 0 } else { names.len() }, name);
+        Ok(names)
     }
 
     async fn addresses_of(&self, name: &Name) -> Result<DnsAnswer<IpAddr>, LookupError> {

@@ -238,6 +238,10 @@ fn names_with_few_dots_are_searched_for() {
         for (name, address) in [("app.test", "10.0.0.2"), ("app.test.", "10.0.0.1"), ("a.b.c", "10.0.0.3")] {
             assert_eq!(resolver.addresses(name).await.unwrap().records, ips(&[address]), "{name}");
         }
+        server.set("x.y.z.two.test", &ips(&["10.0.0.5"]), 30);
+        // Seen before: NXDOMAIN, where getaddrinfo finds the address.
+        assert_eq!(resolver.addresses("x.y.z").await.unwrap().records, ips(&["10.0.0.5"]));
+        assert!(resolver.addresses("x.y.z.").await.is_err());
         server.set("app.test.two.test", &[], 30);
         assert_eq!(resolver.addresses("app.test").await.unwrap().records, ips(&["10.0.0.1"]));
     });
