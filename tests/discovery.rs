@@ -123,6 +123,19 @@ fn a_service_has_ports_weights_and_priorities() {
 }
 
 #[test]
+fn the_weight_of_a_service_is_shared_by_the_addresses_of_its_target() {
+    let (_machines, port) = machines::<4>();
+    let server = NameServer::start();
+    server.set("many.test", &[address(1), address(2), address(3)], 60);
+    server.set("one.test", &[address(4)], 60);
+    server.set_services("_http._tcp.app.test", &[(0, 50, port, "many.test"), (0, 50, port, "one.test")], 60);
+    let proxy = Proxy::start(&manifest("[{ srv = \"_http._tcp.app.test\" }]", &server, ""));
+    let seen = ask(&proxy, 120, GET);
+    // Seen before: 30 for the target with one address (RFC 2782 has the weight per target).
+    assert_eq!((seen.of("m4"), seen.of("m1") + seen.of("m2") + seen.of("m3")), (60, 60));
+}
+
+#[test]
 fn a_file_of_endpoints_is_read_when_it_changes() {
     let (a, b) = (Backend::start("a"), Backend::start("b"));
     let folder = tempfile::tempdir().unwrap();

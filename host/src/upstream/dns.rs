@@ -49,6 +49,8 @@ pub struct Service {
     pub weight: u16,
     pub port: u16,
     pub address: IpAddr,
+    /// The number of addresses of the target, which share its weight.
+    pub addresses: usize,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -195,8 +197,12 @@ impl Resolver {
                 Ok(addresses) => {
                     lifetime = lifetime.min(addresses.lifetime);
                     let room = MAX_RECORDS - records.len();
-                    let service = |address: &IpAddr| Service { priority, weight, port, address: *address };
-                    records.extend(addresses.records.iter().map(service).take(room));
+                    let addresses = &addresses.records;
+                    let service = |address: &IpAddr| {
+                        let (address, addresses) = (*address, addresses.len());
+                        Service { priority, weight, port, address, addresses }
+                    };
+                    records.extend(addresses.iter().map(service).take(room));
                 }
                 Err(error) => {
                     lifetime = lifetime.min(lifetime_without(error));

@@ -28,7 +28,7 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
 }
 
 fn service(priority: u16, weight: u16, port: u16, address: &str) -> Service {
-    Service { priority, weight, port, address: address.parse().unwrap() }
+    Service { priority, weight, port, address: address.parse().unwrap(), addresses: 1 }
 }
 
 fn said<T: std::fmt::Debug>(answer: Result<DnsAnswer<T>, LookupError>) -> String {
@@ -173,11 +173,12 @@ fn services_come_with_the_addresses_of_their_targets() {
     let records = [(10, 5, 8080, "b.test"), (0, 7, 80, "a.test"), (0, 3, 81, "a.test")];
     server.set_services("_http._tcp.app.test", &records, 40);
     let answer = services(&server, "_http._tcp.app.test").unwrap();
+    let of_two = |service| Service { addresses: 2, ..service };
     let expected = [
-        service(0, 3, 81, "10.0.0.1"),
-        service(0, 3, 81, "fd00::1"),
-        service(0, 7, 80, "10.0.0.1"),
-        service(0, 7, 80, "fd00::1"),
+        of_two(service(0, 3, 81, "10.0.0.1")),
+        of_two(service(0, 3, 81, "fd00::1")),
+        of_two(service(0, 7, 80, "10.0.0.1")),
+        of_two(service(0, 7, 80, "fd00::1")),
         service(10, 5, 8080, "10.0.0.2"),
     ];
     assert_eq!(answer.records, expected);
