@@ -136,6 +136,43 @@ fn the_weight_of_a_service_is_shared_by_the_addresses_of_its_target() {
 }
 
 #[test]
+fn endpoints_that_the_manifest_no_longer_has_get_nothing_once_the_new_name_is_unknown() {
+    let (_machines, port) = machines::<1>();
+    let server = NameServer::start();
+    server.set("old.test", &[address(1)], 60);
+    let text = manifest(&format!("[{{ dns = \"old.test:{port}\" }}]"), &server, "");
+    let proxy = Proxy::start(&text);
+    assert_eq!(names(&proxy), ["200 m1"]);
+    // No server answers: nothing is known of the new name yet.
+    server.fail(Failing::ServerFailure);
+    proxy.reload(&text.replace("old.test", "nwe.test"));
+    let line = proxy.wait_log("the name can't be looked up");
+    assert!(line.contains("nwe.test") && line.contains("former manifest"), "{line}");
+    assert_eq!(names(&proxy), ["200 m1"]);
+    server.fail(Failing::Never);
+    // Seen before: the old endpoint was asked for ever.
+    until("the old endpoint is out", || proxy.get("/", "").status() == 503);
+    server.set("nwe.test", &[address(1)], 60);
+    until("the name is used", || proxy.get("/", "").status() == 200);
+    // The same for an address in place of a name.
+    let fixed = text.replace(&format!("{{ dns = \"old.test:{port}\" }}"), &format!("\"127.0.0.1:{port}\""));
+    proxy.reload(&fixed);
+    proxy.wait_log("reloaded: generation 3");
+    assert_eq!(names(&proxy), ["200 m1"]);
+    proxy.reload(&text.replace("old.test", "typo.test"));
+    until("the address is out", || proxy.get("/", "").status() == 503);
+}
+
+#[test]
+fn a_static_endpoint_beside_an_unknown_name_is_counted() {
+    let a = Backend::start("a");
+    let server = NameServer::start();
+    let proxy = Proxy::start(&manifest(&format!("[{:?}, {{ dns = \"no.test:80\" }}]", a.address), &server, ""));
+    let line = proxy.wait_log("the name can't be looked up");
+    assert!(line.contains("endpoints=1") && !line.contains("no endpoints"), "{line}");
+}
+
+#[test]
 fn a_file_of_endpoints_is_read_when_it_changes() {
     let (a, b) = (Backend::start("a"), Backend::start("b"));
     let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! Background tasks for upstreams, run on the control thread: DNS lookups, health checks, and the tick that ends
 //! ejections and advances slow start.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,7 +45,18 @@ struct MonitoredSet {
     plan: UpstreamSpec,
     /// The last result of the lookup of each name.
     resolved: RefCell<Vec<Vec<EndpointSpec>>>,
+    /// The names for which no name server has answered yet.
+    unanswered: RefCell<BTreeSet<usize>>,
+    /// Whether the endpoints in use are those of the former manifest, because nothing is known of the new names.
+    is_former: Cell<bool>,
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
+}
+
+/// A failed lookup.
+struct FailedLookup {
+    error: String,
+    /// Whether a name server says that there is nothing.
+    is_certain: bool,
 }
 
 /// A background task that is aborted when the value is dropped.
@@ -60,6 +71,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The delay before a failed lookup is retried; it doubles up to [`MAX_RETRY_DELAY`].
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+
+/// The remedies of lookups that fail: a name server says that there is nothing, or says nothing of use.
+const CORRECT_NAME: &str =
+    "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
+const CORRECT_SERVER: &str =
+    "correct `[resolver] servers` or /etc/resolv.conf, or the name servers; the name is looked up again by itself";
 
 impl UpstreamMonitor {
     /// Returns a monitor without upstreams, and starts its tick.
@@ -78,12 +95,16 @@ impl UpstreamMonitor {
     pub async fn watch_upstreams(&mut self, generation: &Generation, is_wanted: impl Fn(UpstreamId) -> bool) {
         let upstreams = || generation.upstreams.with_ids().filter(|(upstream_id, _)| is_wanted(*upstream_id));
         let mut before = std::mem::take(&mut self.monitored);
+        let servers = &generation.name_servers;
         let (looking, mut looked) = mpsc::channel::<()>(1);
         for (_, upstream) in upstreams() {
             let known = before.remove(&upstream.name);
             let monitored = match known {
-                Some(monitored) if monitored.fits(upstream, &generation.name_servers) => monitored,
-                known => MonitoredUpstream::new(upstream, &generation.name_servers, known, &looking),
+                Some(monitored) if monitored.fits(upstream, servers) => monitored,
+                known => {
+                    let (set, lookups) = MonitoredSet::replace(upstream, servers, known, &looking);
+                    MonitoredUpstream { set, servers: servers.clone(), _lookups: lookups }
+                }
             };
             self.monitored.insert(upstream.name.clone(), monitored);
         }
@@ -97,32 +118,6 @@ impl UpstreamMonitor {
 }
 
 impl MonitoredUpstream {
-    fn new(
-        upstream: &Upstream,
-        servers: &[SocketAddr],
-        before: Option<MonitoredUpstream>,
-        looking: &mpsc::Sender<()>,
-    ) -> Self {
-        let plan = upstream.plan.clone();
-        let of_before = |name: &DnsName| {
-            let set = &before.as_ref()?.set;
-            let index = set.plan.names.iter().position(|known| known == name)?;
-            set.resolved.borrow().get(index).cloned()
-        };
-        let resolved = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
-        upstream.live.set_rules(&plan.health, Instant::now());
-        let knows_some = plan.names.is_empty() || !plan.members.is_empty();
-        let checks = before.as_ref().filter(|monitored| monitored.set.plan.check == plan.check);
-        let checks = RefCell::new(checks.map(|monitored| monitored.set.checks.take()).unwrap_or_default());
-        let set = Rc::new(MonitoredSet { live: upstream.live.clone(), plan, resolved: RefCell::new(resolved), checks });
-        // With nothing but names that were not looked up yet, the former endpoints stay.
-        if knows_some || set.resolved.borrow().iter().any(|found| !found.is_empty()) {
-            set.publish();
-        }
-        let lookups = set.lookups(servers, looking);
-        MonitoredUpstream { set, servers: servers.into(), _lookups: lookups }
-    }
-
     /// Whether the upstream is monitored already as this generation asks for.
     fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
         Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers
@@ -130,6 +125,40 @@ impl MonitoredUpstream {
 }
 
 impl MonitoredSet {
+    /// Puts the endpoints of an upstream in the place of those that were monitored before, and starts looking up the names.
+    fn replace(
+        upstream: &Upstream,
+        servers: &[SocketAddr],
+        before: Option<MonitoredUpstream>,
+        looking: &mpsc::Sender<()>,
+    ) -> (Rc<Self>, Vec<MonitorTask>) {
+        let plan = upstream.plan.clone();
+        let of_before = |name: &DnsName| {
+            let set = &before.as_ref()?.set;
+            let index = set.plan.names.iter().position(|known| known == name)?;
+            set.resolved.borrow().get(index).cloned()
+        };
+        let resolved: Vec<_> = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
+        upstream.live.set_rules(&plan.health, Instant::now());
+        let checks = before.as_ref().filter(|monitored| monitored.set.plan.check == plan.check);
+        let checks = RefCell::new(checks.map(|monitored| monitored.set.checks.take()).unwrap_or_default());
+        let knows_some = plan.names.is_empty() || !plan.members.is_empty();
+        let set = Rc::new(MonitoredSet {
+            live: upstream.live.clone(),
+            unanswered: RefCell::new((0..plan.names.len()).collect()),
+            is_former: Cell::new(true),
+            plan,
+            resolved: RefCell::new(resolved),
+            checks,
+        });
+        // With nothing but names of which nothing is known yet, the former endpoints stay.
+        if knows_some || set.resolved.borrow().iter().any(|found| !found.is_empty()) {
+            set.publish();
+        }
+        let lookups = set.lookups(servers, looking);
+        (set, lookups)
+    }
+
     /// Starts looking up the names.
     fn lookups(self: &Rc<Self>, servers: &[SocketAddr], looking: &mpsc::Sender<()>) -> Vec<MonitorTask> {
         if self.plan.names.is_empty() {
@@ -142,20 +171,36 @@ impl MonitoredSet {
                 return Vec::new();
             }
         };
-        let names = 0..self.plan.names.len();
         let look_up = |name_index| look_up(self.clone(), name_index, resolver.clone(), looking.clone());
+        let names = 0..self.plan.names.len();
         names.map(|name_index| MonitorTask::start(supervise::Task::Lookup, look_up(name_index))).collect()
     }
 
     /// Looks a name up once; returns how long the answer holds.
-    async fn look_up(&self, name_index: usize, resolver: &Resolver) -> Result<Duration, String> {
+    async fn look_up(&self, name_index: usize, resolver: &Resolver) -> Result<Duration, FailedLookup> {
         let turn = async {
             let Resolved { members, lifetime } = self.plan.names[name_index].look_up(resolver).await?;
             self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
         let found = supervised(supervise::Task::Lookup, turn).await;
-        found.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
+        let panicked = |panicked: supervise::Panicked| FailedLookup { error: panicked.to_string(), is_certain: false };
+        found.map_err(panicked)?.map_err(|error| {
+            let is_certain = error.is_certain();
+            if is_certain {
+                self.note_answer(name_index);
+            }
+            FailedLookup { error: error.to_string(), is_certain }
+        })
+    }
+
+    /// Takes the endpoints of the former manifest out once the name servers have said of each name that there is nothing.
+    fn note_answer(&self, name_index: usize) {
+        let mut unanswered = self.unanswered.borrow_mut();
+        unanswered.remove(&name_index);
+        if self.is_former.get() && unanswered.is_empty() {
+            self.publish();
+        }
     }
 
     /// Replaces the endpoints that a name resolves to.
@@ -171,7 +216,26 @@ impl MonitoredSet {
         }
     }
 
+    /// Logs that a name can't be looked up, with the endpoints that get the requests meanwhile.
+    fn log_failure(&self, name_index: usize, failed: &FailedLookup) {
+        let (kept, endpoints) = (self.resolved.borrow()[name_index].len(), self.live.members().list.len());
+        let (upstream, name, error) = (self.live.name(), self.plan.names[name_index].text(), &failed.error);
+        if kept > 0 {
+            return warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
+        }
+        let remedy = if failed.is_certain { CORRECT_NAME } else { CORRECT_SERVER };
+        if endpoints == 0 {
+            error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");
+        } else if self.is_former.get() {
+            let what = "the name can't be looked up: requests still reach the endpoints of the former manifest";
+            error!(upstream, name, %error, endpoints, remedy, "{what}");
+        } else {
+            error!(upstream, name, %error, endpoints, remedy, "the name can't be looked up: the upstream's others are used");
+        }
+    }
+
     fn publish(&self) {
+        self.is_former.set(false);
         let mut members = self.plan.members.clone();
         members.extend(self.resolved.borrow().iter().flatten().cloned());
         if let Some(rules) = &self.plan.check {
@@ -199,15 +263,8 @@ async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<Resolver
                 pause = RETRY;
                 lifetime
             }
-            Err(error) => {
-                let kept = set.resolved.borrow()[name_index].len();
-                let (upstream, name) = (set.live.name(), set.plan.names[name_index].text());
-                if kept == 0 {
-                    let remedy = "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
-                    error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");
-                } else {
-                    warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
-                }
+            Err(failed) => {
+                set.log_failure(name_index, &failed);
                 let longer = (pause * 2).min(MAX_RETRY_DELAY);
                 std::mem::replace(&mut pause, longer)
             }

@@ -324,7 +324,7 @@ impl LookupError {
     }
 
     /// Whether a name server says so. Other errors say nothing of the name, and may pass.
-    fn is_certain(&self) -> bool {
+    pub fn is_certain(&self) -> bool {
         matches!(self, Self::NoSuchName(_) | Self::NoAddresses(_) | Self::NoServices(_))
     }
 
