@@ -207,19 +207,31 @@ fn an_ejected_endpoint_is_asked_before_a_request_fails() {
 
 /// Starts the proxy with a name that the system resolves by a hosts file.
 pub fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
+    start_with_system(&[("/etc/hosts", &format!("127.0.0.1 localhost\n{hosts}"))], manifest)
+}
+
+/// Starts the proxy with other files in place of some of the system's. They are in the returned folder, under their last
+/// names, and may be written again.
+pub fn start_with_system(files: &[(&str, &str)], manifest: &str) -> (Proxy, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}")).unwrap();
-    // A namespace of its own, in which the file lies over the system's.
+    let mut script = String::new();
+    for (path, text) in files {
+        let own = folder.path().join(path.rsplit('/').next().unwrap());
+        std::fs::write(&own, text).unwrap();
+        script.push_str(&format!("mount --bind {} {path} && ", own.display()));
+    }
+    // A namespace of its own, in which the files lie over the system's.
     let mut command = Command::new("unshare");
-    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    let script = format!("{script}exec \"$@\"");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"]);
     let program = plugway();
-    command.arg(folder.path().join("hosts")).arg(program.get_program());
+    command.arg(program.get_program());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     for (name, value) in program.get_envs().filter(|(name, _)| *name != RUNTIME) {
         command.env(name, value.unwrap());
     }
-    (Proxy::start_by(command, folder.path(), manifest), folder)
+    let proxy = Proxy::start_by(command, folder.path(), manifest);
+    (proxy, folder)
 }
 
 /// Returns a port at which one loopback address drops connections, and others are free.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::dead_endpoints::start_with_system;
 use crate::python::Python;
 use crate::support::client::ask;
 use crate::support::name_server::{Failing, NameServer};
@@ -170,6 +171,40 @@ fn a_static_endpoint_beside_an_unknown_name_is_counted() {
     let proxy = Proxy::start(&manifest(&format!("[{:?}, {{ dns = \"no.test:80\" }}]", a.address), &server, ""));
     let line = proxy.wait_log("the name can't be looked up");
     assert!(line.contains("endpoints=1") && !line.contains("no endpoints"), "{line}");
+}
+
+/// Returns a manifest that looks names up by the system's files.
+fn by_system(endpoint: &str) -> String {
+    format!(
+        "workers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n\
+         [upstream.app]\nendpoints = [{{ dns = {endpoint:?} }}]\n"
+    )
+}
+
+#[test]
+fn a_reload_reads_the_hosts_file_again() {
+    let (_machines, port) = machines::<2>();
+    let text = by_system(&format!("app.internal:{port}"));
+    let files = [("/etc/hosts", "127.0.0.1 app.internal\n"), ("/etc/resolv.conf", "nameserver 127.0.0.1\n")];
+    let (proxy, folder) = start_with_system(&files, &text);
+    assert_eq!(names(&proxy), ["200 m1"]);
+    std::fs::write(folder.path().join("hosts"), "127.0.0.2 app.internal\n").unwrap();
+    proxy.signal("HUP");
+    proxy.wait_log("reloaded: generation 2");
+    // Seen before: the first address for ever.
+    until("the new address is used alone", || names(&proxy) == ["200 m2"]);
+}
+
+#[test]
+fn a_resolver_configuration_that_is_put_right_is_read_without_a_reload() {
+    let (_machines, port) = machines::<1>();
+    let text = by_system(&format!("app.internal:{port}"));
+    let files = [("/etc/hosts", "127.0.0.1 localhost\n"), ("/etc/resolv.conf", "search nowhere.test\n")];
+    let (proxy, folder) = start_with_system(&files, &text);
+    assert_eq!(proxy.get("/", "").status(), 503);
+    std::fs::write(folder.path().join("hosts"), "127.0.0.1 app.internal\n").unwrap();
+    // Seen before: 503 for ever, for the lookup was never repeated.
+    until("the name is found", || proxy.get("/", "").status() == 200);
 }
 
 #[test]

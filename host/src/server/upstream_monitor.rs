@@ -18,7 +18,7 @@ use crate::generation::{Generation, Upstream};
 use crate::system::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
 use crate::upstream::discovery::{DnsName, Resolved, UpstreamSpec};
-use crate::upstream::dns::{LookupError, Resolver};
+use crate::upstream::dns::{CurrentResolver, LookupError, SystemFiles};
 use crate::upstream::endpoint_set::{EndpointSet, EndpointSpec};
 use crate::upstream::health;
 use crate::upstream::health_check::{HealthCheck, check};
@@ -35,6 +35,8 @@ pub struct UpstreamMonitor {
 struct MonitoredUpstream {
     set: Rc<MonitoredSet>,
     servers: Vec<SocketAddr>,
+    /// The state of the system's files when the lookups began.
+    system: SystemFiles,
     /// The lookup task of each DNS name.
     _lookups: Vec<MonitorTask>,
 }
@@ -95,15 +97,15 @@ impl UpstreamMonitor {
     pub async fn watch_upstreams(&mut self, generation: &Generation, is_wanted: impl Fn(UpstreamId) -> bool) {
         let upstreams = || generation.upstreams.with_ids().filter(|(upstream_id, _)| is_wanted(*upstream_id));
         let mut before = std::mem::take(&mut self.monitored);
-        let servers = &generation.name_servers;
+        let (servers, system) = (&generation.name_servers, SystemFiles::now());
         let (looking, mut looked) = mpsc::channel::<()>(1);
         for (_, upstream) in upstreams() {
             let known = before.remove(&upstream.name);
             let monitored = match known {
-                Some(monitored) if monitored.fits(upstream, servers) => monitored,
+                Some(monitored) if monitored.fits(upstream, servers, &system) => monitored,
                 known => {
                     let (set, lookups) = MonitoredSet::replace(upstream, servers, known, &looking);
-                    MonitoredUpstream { set, servers: servers.clone(), _lookups: lookups }
+                    MonitoredUpstream { set, servers: servers.clone(), system: system.clone(), _lookups: lookups }
                 }
             };
             self.monitored.insert(upstream.name.clone(), monitored);
@@ -119,8 +121,11 @@ impl UpstreamMonitor {
 
 impl MonitoredUpstream {
     /// Whether the upstream is monitored already as this generation asks for.
-    fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
-        Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers
+    fn fits(&self, upstream: &Upstream, servers: &[SocketAddr], system: &SystemFiles) -> bool {
+        // The system's files don't matter to names that are looked up elsewhere.
+        let is_current = !servers.is_empty() || self.set.plan.names.is_empty() || self.system == *system;
+        let is_same = Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan;
+        is_same && self.servers == servers && is_current
     }
 }
 
@@ -161,25 +166,17 @@ impl MonitoredSet {
 
     /// Starts looking up the names.
     fn lookups(self: &Rc<Self>, servers: &[SocketAddr], looking: &mpsc::Sender<()>) -> Vec<MonitorTask> {
-        if self.plan.names.is_empty() {
-            return Vec::new();
-        }
-        let resolver = match Resolver::new(servers) {
-            Ok(resolver) => Rc::new(resolver),
-            Err(error) => {
-                error!(upstream = self.live.name(), %error, "no name can be looked up");
-                return Vec::new();
-            }
-        };
+        let resolver = Rc::new(CurrentResolver::new(servers));
         let look_up = |name_index| look_up(self.clone(), name_index, resolver.clone(), looking.clone());
         let names = 0..self.plan.names.len();
         names.map(|name_index| MonitorTask::start(supervise::Task::Lookup, look_up(name_index))).collect()
     }
 
     /// Looks a name up once; returns how long the answer holds.
-    async fn look_up(&self, name_index: usize, resolver: &Resolver) -> Result<Duration, FailedLookup> {
+    async fn look_up(&self, name_index: usize, resolver: &CurrentResolver) -> Result<Duration, FailedLookup> {
         let turn = async {
-            let Resolved { members, lifetime } = self.plan.names[name_index].look_up(resolver).await?;
+            let resolver = resolver.get()?;
+            let Resolved { members, lifetime } = self.plan.names[name_index].look_up(&resolver).await?;
             self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
@@ -254,7 +251,7 @@ impl MonitoredSet {
 }
 
 /// Looks a name up over and over. What it stood for stays when it can't be found any more.
-async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
+async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<CurrentResolver>, looking: mpsc::Sender<()>) {
     let mut looking = Some(looking);
     let mut pause = RETRY;
     loop {

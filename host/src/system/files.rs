@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +16,16 @@ use rustix::io::{ReadWriteFlags, preadv2};
 pub struct FileKind {
     name: &'static str,
     max_bytes: u64,
+}
+
+/// The identity and the times of a file. A file in an equal state has not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileState {
+    device: u64,
+    number: u64,
+    length: u64,
+    /// The times of the last change of the content and of the file, in seconds and nanoseconds.
+    times: [(i64, i64); 2],
 }
 
 /// A manifest. With 20,000 routes, it has some 2 MiB.
@@ -41,6 +51,15 @@ pub const PAGE: FileKind = FileKind { name: "an error page", max_bytes: 1 << 20 
 
 /// The number of bytes that are read at once if a file isn't kept in memory.
 const PIECE: usize = 64 << 10;
+
+impl FileState {
+    /// Returns the state of the file at a path, behind links.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
+        let file = std::fs::metadata(path)?;
+        let times = [(file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec())];
+        Ok(FileState { device: file.dev(), number: file.ino(), length: file.len(), times })
+    }
+}
 
 /// Opens a regular file for reading. Never waits for a writer of a named pipe.
 pub fn open(path: &Path, kind: FileKind) -> io::Result<File> {

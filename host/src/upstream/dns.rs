@@ -3,6 +3,7 @@
 //! Nothing is kept here: an answer says how long it may be, and who asked asks again. A [`Resolver`] belongs to the
 //! runtime it is first used in, as its connections to name servers do. All futures may be dropped at any time.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::task::JoinSet;
 
+use crate::system::files::FileState;
 use crate::system::supervise::{Task, supervised};
 
 /// A client of name servers.
@@ -24,12 +26,23 @@ use crate::system::supervise::{Task, supervised};
 pub struct Resolver {
     /// One resolver per name server, because hickory treats an error of one of several as the answer of all.
     servers: Arc<[TokioResolver]>,
-    /// The system's hosts file, read at the start.
+    /// The system's hosts file.
     hosts: Arc<Hosts>,
     /// A name with fewer dots is looked for in the domains of `search` first (resolv.conf(5)).
     dots: usize,
     search: Arc<[Name]>,
 }
+
+/// The resolver of an upstream's names, which is made anew when the system's files change.
+pub struct CurrentResolver {
+    /// The name servers that the manifest lists; empty for those of the system.
+    servers: Vec<SocketAddr>,
+    made: RefCell<Option<(SystemFiles, Resolver)>>,
+}
+
+/// The state of the system's files by which names are looked up. Files that are in an equal state have not changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SystemFiles([Option<FileState>; 2]);
 
 /// The answer for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +90,7 @@ impl Resolver {
     /// Returns a resolver that asks these servers in turn, or those of the system if the list is empty.
     pub fn new(servers: &[SocketAddr]) -> Result<Self, LookupError> {
         if servers.is_empty() {
-            let (config, options) = system_conf::read_system_conf().map_err(LookupError::System)?;
+            let (config, options) = system_configuration().map_err(LookupError::System)?;
             return Self::configured(config, options, Hosts::from_system().unwrap_or_default());
         }
         let servers = servers.iter().map(|address| server(*address)).collect();
@@ -260,6 +273,57 @@ impl Resolver {
         Err(error)
     }
 }
+
+// === The system's files ===
+
+impl CurrentResolver {
+    /// Returns a resolver that asks these servers in turn, or those of the system if the list is empty.
+    pub fn new(servers: &[SocketAddr]) -> Self {
+        CurrentResolver { servers: servers.into(), made: RefCell::default() }
+    }
+
+    /// Returns the resolver by the present state of the system's files.
+    pub fn get(&self) -> Result<Resolver, LookupError> {
+        let files = if self.servers.is_empty() { SystemFiles::now() } else { SystemFiles::default() };
+        let mut made = self.made.borrow_mut();
+        if let Some((known, resolver)) = &*made
+            && *known == files
+        {
+            return Ok(resolver.clone());
+        }
+        let resolver = Resolver::new(&self.servers)?;
+        *made = Some((files, resolver.clone()));
+        Ok(resolver)
+    }
+}
+
+impl SystemFiles {
+    /// Returns the present state.
+    pub fn now() -> Self {
+        SystemFiles([RESOLV_CONF, HOSTS].map(|path| FileState::of(path).ok()))
+    }
+}
+
+/// Reads the system's configuration. A file without name servers, or none, means the one on this machine (resolv.conf(5)).
+#[cfg(target_os = "linux")]
+fn system_configuration() -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    let mut text = match std::fs::read(RESOLV_CONF) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read?,
+    };
+    system_conf::parse_resolv_conf(&text).or_else(|_| {
+        text.extend_from_slice(b"\nnameserver 127.0.0.1\n");
+        system_conf::parse_resolv_conf(&text)
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_configuration() -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    system_conf::read_system_conf()
+}
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
 
 fn server(address: SocketAddr) -> NameServerConfig {
     // TCP is for answers that are too long for a datagram.
