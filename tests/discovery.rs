@@ -137,6 +137,18 @@ fn the_weight_of_a_service_is_shared_by_the_addresses_of_its_target() {
 }
 
 #[test]
+fn a_target_of_a_service_that_is_unknown_is_named() {
+    let (_machines, port) = machines::<1>();
+    let server = NameServer::start();
+    server.set("one.test", &[address(1)], 60);
+    server.set_services("_http._tcp.app.test", &[(0, 50, port, "one.test"), (0, 50, port, "gone.test")], 60);
+    let proxy = Proxy::start(&manifest("[{ srv = \"_http._tcp.app.test\" }]", &server, ""));
+    let line = proxy.wait_log("a target of the service can't be looked up");
+    assert!(line.contains("gone.test") && line.contains("NXDOMAIN") && line.contains("WARN"), "{line}");
+    assert_eq!(names(&proxy), ["200 m1"]);
+}
+
+#[test]
 fn endpoints_that_the_manifest_no_longer_has_get_nothing_once_the_new_name_is_unknown() {
     let (_machines, port) = machines::<1>();
     let server = NameServer::start();

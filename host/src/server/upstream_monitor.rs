@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::generation::ids::UpstreamId;
 use crate::generation::{Generation, Upstream};
+use crate::system::printable::one_line;
 use crate::system::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
 use crate::upstream::discovery::{DnsName, Resolved, UpstreamSpec};
@@ -51,6 +52,8 @@ struct MonitoredSet {
     unanswered: RefCell<BTreeSet<usize>>,
     /// Whether the endpoints in use are those of the former manifest, because nothing is known of the new names.
     is_former: Cell<bool>,
+    /// The targets of each name that could not be looked up, as the log has them.
+    missing: RefCell<Vec<String>>,
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
 }
 
@@ -73,6 +76,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The delay before a failed lookup is retried; it doubles up to [`MAX_RETRY_DELAY`].
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+
+/// The number of targets that the log names, of those that can't be looked up.
+const SHOWN_TARGETS: usize = 3;
+
+/// The maximum length of their errors in the log, in bytes.
+const MAX_SHOWN_BYTES: usize = 512;
 
 /// The remedies of lookups that fail: a name server says that there is nothing, or says nothing of use.
 const CORRECT_NAME: &str =
@@ -152,6 +161,7 @@ impl MonitoredSet {
             live: upstream.live.clone(),
             unanswered: RefCell::new((0..plan.names.len()).collect()),
             is_former: Cell::new(true),
+            missing: RefCell::new(vec![String::new(); plan.names.len()]),
             plan,
             resolved: RefCell::new(resolved),
             checks,
@@ -176,7 +186,8 @@ impl MonitoredSet {
     async fn look_up(&self, name_index: usize, resolver: &CurrentResolver) -> Result<Duration, FailedLookup> {
         let turn = async {
             let resolver = resolver.get()?;
-            let Resolved { members, lifetime } = self.plan.names[name_index].look_up(&resolver).await?;
+            let Resolved { members, missing, lifetime } = self.plan.names[name_index].look_up(&resolver).await?;
+            self.note_missing(name_index, &missing);
             self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
@@ -197,6 +208,17 @@ impl MonitoredSet {
         unanswered.remove(&name_index);
         if self.is_former.get() && unanswered.is_empty() {
             self.publish();
+        }
+    }
+
+    /// Logs the targets of a service that can't be looked up, if they are others than before.
+    fn note_missing(&self, name_index: usize, missing: &[String]) {
+        let shown = missing[..missing.len().min(SHOWN_TARGETS)].join("; ");
+        let before = std::mem::replace(&mut self.missing.borrow_mut()[name_index], shown.clone());
+        if !missing.is_empty() && before != shown {
+            let (upstream, name) = (self.live.name(), self.plan.names[name_index].text());
+            let (targets, error) = (missing.len(), one_line(&shown, MAX_SHOWN_BYTES));
+            warn!(upstream, name, targets, %error, "a target of the service can't be looked up: it gets no requests");
         }
     }
 

@@ -45,6 +45,8 @@ pub enum NameKind {
 /// The endpoints that a name resolves to, with their lifetime.
 pub struct Resolved {
     pub members: Vec<EndpointSpec>,
+    /// The errors of the targets of a service that could not be looked up.
+    pub missing: Vec<String>,
     pub lifetime: Duration,
 }
 
@@ -55,7 +57,8 @@ impl DnsName {
             NameKind::Host(host, port) => {
                 let answer = resolver.addresses(host).await?;
                 let member = |address: &IpAddr| self.member(*address, *port, self.weight, self.tier);
-                Ok(Resolved { members: answer.records.iter().map(member).collect(), lifetime: answer.lifetime })
+                let members = answer.records.iter().map(member).collect();
+                Ok(Resolved { members, missing: Vec::new(), lifetime: answer.lifetime })
             }
             NameKind::Service(name) => {
                 let answer = resolver.services(name).await?;
@@ -67,7 +70,8 @@ impl DnsName {
                     let tier = priorities.iter().position(|priority| *priority == service.priority).unwrap_or(0);
                     self.member(service.address, service.port, weight, self.tier + tier as u32)
                 });
-                Ok(Resolved { members: members.collect(), lifetime: answer.lifetime })
+                let members = members.collect();
+                Ok(Resolved { members, missing: answer.missing, lifetime: answer.lifetime })
             }
         }
     }

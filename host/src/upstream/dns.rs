@@ -49,6 +49,8 @@ pub struct SystemFiles([Option<FileState>; 2]);
 pub struct DnsAnswer<T> {
     /// The records, sorted and without duplicates. Never empty.
     pub records: Vec<T>,
+    /// The errors of the targets that could not be looked up, of a service.
+    pub missing: Vec<String>,
     /// The time for which the answer may be kept.
     pub lifetime: Duration,
 }
@@ -205,6 +207,7 @@ impl Resolver {
         let mut lifetime = targets.lifetime;
         let mut records = Vec::new();
         let mut missing = LookupError::NoServices(text(name));
+        let mut failed = BTreeMap::new();
         for SRV { priority, weight, port, target, .. } in targets.records {
             match hosts.get(&target).unwrap_or(&lost) {
                 Ok(addresses) => {
@@ -220,10 +223,14 @@ impl Resolver {
                 Err(error) => {
                     lifetime = lifetime.min(lifetime_without(error));
                     missing = missing.or(error.clone());
+                    failed.insert(target, error.to_string());
                 }
             }
         }
-        if records.is_empty() { Err(missing) } else { Ok(DnsAnswer::new(records, lifetime)) }
+        if records.is_empty() {
+            return Err(missing);
+        }
+        Ok(DnsAnswer { missing: failed.into_values().collect(), ..DnsAnswer::new(records, lifetime) })
     }
 
     async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<DnsAnswer<IpAddr>, LookupError>> {
@@ -262,7 +269,8 @@ impl Resolver {
                     }
                     // Aliases (CNAME) are among the records, and count.
                     let seconds = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
-                    return Ok(DnsAnswer { records, lifetime: Duration::from_secs(seconds.into()) });
+                    let lifetime = Duration::from_secs(seconds.into());
+                    return Ok(DnsAnswer { records, missing: Vec::new(), lifetime });
                 }
                 Err(cause) => error = LookupError::new(name, kind, cause),
             }
@@ -362,7 +370,8 @@ fn text(name: &Name) -> String {
 impl<T: Ord> DnsAnswer<T> {
     fn new(records: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
         let sorted = records.into_iter().collect::<BTreeSet<T>>();
-        Self { records: sorted.into_iter().take(MAX_RECORDS).collect(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
+        let records = sorted.into_iter().take(MAX_RECORDS).collect();
+        Self { records, missing: Vec::new(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
     }
 }
 

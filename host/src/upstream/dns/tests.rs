@@ -195,6 +195,8 @@ fn targets_without_addresses_are_left_out() {
     server.set_services("_http._tcp.app.test", &records, 60);
     let answer = services(&server, "_http._tcp.app.test").unwrap();
     assert_eq!(answer.records, [service(1, 0, 80, "10.0.0.1")]);
+    assert_eq!(answer.missing.len(), 100);
+    assert_eq!(answer.missing[7], "there is no name `t15.test` (NXDOMAIN)");
     server.set("a.test", &[], 60);
     assert!(matches!(services(&server, "_http._tcp.app.test"), Err(LookupError::NoSuchName(_))));
 }
