@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::{Request, Response};
 use plugway::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use plugway::exchange::chain::{self, ChainPosition};
-use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, RouteId, UpstreamId};
+use plugway::generation::worker_state::WorkerState;
 use plugway::protocol::proxy_protocol::ConnectionAddresses;
 use rustix::time::{ClockId, clock_gettime};
 

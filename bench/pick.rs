@@ -7,8 +7,8 @@ use std::time::Instant;
 use plugway::assemble::Assembler;
 use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
-use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, UpstreamId};
+use plugway::generation::worker_state::WorkerState;
 use plugway::upstream::endpoint_view::InFlightGuard;
 
 #[path = "worker.rs"]

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use plugway::context::edit_check::MessageSide;
 use plugway::context::{ExchangeContext, ValueName};
-use plugway::generation::WorkerState;
 use plugway::generation::ids::{Id, PluginId};
+use plugway::generation::worker_state::WorkerState;
 use plugway::shared_state::{self, SharedLimits, SharedState, TakeRate};
 
 #[path = "worker.rs"]

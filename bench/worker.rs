@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use plugway::assemble::Assembler;
 use plugway::config::load;
-use plugway::generation::{Generation, LastingState, WorkerState};
+use plugway::generation::Generation;
+use plugway::generation::worker_state::{LastingState, WorkerState};
 use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
 use plugway::plugin::time_share::Shares;

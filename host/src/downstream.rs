@@ -23,7 +23,7 @@ use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{self, Rejection};
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::{self, ConnectionInfo, Next, Timers};
-use crate::generation::WorkerState;
+use crate::generation::worker_state::WorkerState;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, Deadline, TICK};
 use crate::net::tcp::{self, Tcp};

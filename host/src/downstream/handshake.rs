@@ -21,7 +21,7 @@ use crate::downstream::admission::{Admission, Admitted, Entrance};
 use crate::downstream::{self, ClientConnection, Transport};
 use crate::error::causes;
 use crate::exchange::ConnectionInfo;
-use crate::generation::WorkerState;
+use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
 use crate::net::waiting_bytes::WaitingBytes;

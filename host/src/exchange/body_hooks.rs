@@ -23,8 +23,9 @@ use crate::exchange::gathered_body::{GatheredBody, GatheredContent, WholeContent
 use crate::exchange::record::content_error;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::waiting_bodies::WaitingBodies;
+use crate::generation::Route;
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{Route, WorkerState};
+use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::body_filter::{BodyFilter, BodyStart, WaitingBody};
 use crate::plugin::body_permit::{BodyPermit, BodyResource};

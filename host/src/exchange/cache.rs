@@ -21,8 +21,9 @@ use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, F
 use crate::exchange::error_response::status_page;
 use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId};
-use crate::generation::{Route, WorkerState};
+use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
 use crate::plugin::call_error::PluginFailure;

@@ -12,8 +12,8 @@ use super::error_response;
 use crate::context::ExchangeContext;
 use crate::exchange::forward::Received;
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::WorkerState;
 use crate::generation::ids::RouteId;
+use crate::generation::worker_state::WorkerState;
 use crate::protocol::conversation::is_grpc;
 use crate::protocol::hop_by_hop;
 

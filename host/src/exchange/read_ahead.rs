@@ -5,7 +5,8 @@ use http::{HeaderMap, HeaderName};
 use super::response_body::ResponseBody;
 use super::upstream_body::ReadAheadRules;
 use crate::context::ExchangeContext;
-use crate::generation::{Route, WorkerState};
+use crate::generation::Route;
+use crate::generation::worker_state::WorkerState;
 use crate::protocol::conversation::is_conversation;
 
 /// The field in which an application asks a proxy not to buffer its response, as nginx defines it.

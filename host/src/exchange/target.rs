@@ -10,9 +10,10 @@ use super::serve_files::serve_files;
 use super::{Destination, error_response};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
+use crate::generation::Route;
 use crate::generation::ids::RouteId;
 use crate::generation::target::{FixedResponse, Redirect, Target};
-use crate::generation::{Route, WorkerState};
+use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 

@@ -10,7 +10,7 @@ use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks, RouteChain};
 use crate::context::edit_check::MessageSide;
 use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
-use crate::generation::{EndedExchange, WaitingTimer, WorkerState};
+use crate::generation::worker_state::{EndedExchange, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
 use crate::net::turn::TurnClaim;
 use crate::plugin::call_error::PluginFailure;

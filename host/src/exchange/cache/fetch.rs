@@ -23,7 +23,7 @@ use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
 use crate::exchange::waiting;
-use crate::generation::WorkerState;
+use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
