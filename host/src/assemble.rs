@@ -342,7 +342,7 @@ impl<'a> Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Settles what all plugins share, and configures each.
+    /// Sets the limits that all plugins share, and configures each plugin.
     fn bind_plugins(&mut self, files: &[ManifestFile]) {
         self.assembly.loader.limits = self.load_limits(files);
         self.reserve(files);

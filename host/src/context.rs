@@ -99,7 +99,7 @@ pub struct CalloutCause {
     route: Arc<str>,
     /// The request ID; `None` if there is no exchange.
     id: Option<[u8; 32]>,
-    /// The number of proxies named `plugway` that the exchange's request has passed, with this one.
+    /// The number of proxies named `plugway` that the exchange's request has passed, including this proxy.
     passages: usize,
 }
 

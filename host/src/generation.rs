@@ -1,4 +1,4 @@
-//! A running configuration: immutable and shared, and each worker's own view of it with live instances and pools.
+//! A running configuration, which is immutable and shared by all workers.
 
 pub mod connection_counts;
 pub mod error_pages;

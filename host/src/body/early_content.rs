@@ -22,7 +22,7 @@ pub enum NextContent {
     Full,
 }
 
-/// The beginning of content, which was read before its reader wants it. The source of the content has the rest.
+/// The beginning of content that was read early. The source has the rest.
 pub struct EarlyContent {
     beginning: Spool,
     /// The end of the content behind the beginning; `None` if it was not read yet.
@@ -63,7 +63,7 @@ where
     }))
 }
 
-/// Waits for a future, and has `read` read content after each poll that is pending.
+/// Waits for a future. Calls `read` after each poll that is pending.
 pub async fn read_while<T>(future: impl Future<Output = T>, mut read: impl FnMut(&mut Context<'_>)) -> T {
     let mut future = pin!(future);
     let poll = |cx: &mut Context<'_>| {
@@ -123,7 +123,7 @@ impl EarlyContent {
         self.beginning.finish();
     }
 
-    /// Returns the next frame; `None` if the source has the next one, or if the content just ends.
+    /// Returns the next frame; `None` if the source has the next one, or if the content ends without trailers.
     pub fn poll_frame<D: From<Bytes>>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<D>, BodyError>>> {
         if let Some(piece) = ready!(self.beginning.poll_next(cx)) {
             return Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).map_err(Into::into)));
@@ -132,7 +132,7 @@ impl EarlyContent {
         Poll::Ready(end.and_then(ContentEnd::into_frame))
     }
 
-    /// Whether all that was read has been taken, but for an end without trailers.
+    /// Whether no bytes, trailers or error are left of what was read.
     pub fn is_taken(&self) -> bool {
         self.bytes() == 0 && matches!(self.end, None | Some(ContentEnd::Whole))
     }

@@ -1193,7 +1193,8 @@ pub struct PluginLimitsTable {
     ///
     /// Type: duration. Default: `"50ms"`.
     pub cpu: Option<Spanned<String>>,
-    /// The percentage of each worker's time that calls may take, from 1 to 100; 100 is no limit.
+    /// The percentage of each worker's time that calls may take, with the decoding of content and the receipt of responses for
+    /// the plugin; from 1 to 100; 100 is no limit.
     ///
     /// Type: number. Default: `50`.
     pub share: Option<Spanned<usize>>,

@@ -591,7 +591,7 @@ pub fn filter_body(
     if let Some(response) = &mut context.response
         && plugins_take_ranges(worker, &route.chain[plugins.clone()])
     {
-        // Whether the body hook of the plugin is due or not.
+        // The range was removed from the request even if the body hook is not due for this response.
         transformed_content::withdraw_ranges(&mut response.headers);
     }
     let side = MessageSide::Response;

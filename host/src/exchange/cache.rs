@@ -115,7 +115,7 @@ struct CacheStage {
     binding: PluginId,
 }
 
-/// A request that has come to a cache in its chain.
+/// A request at a cache of its chain.
 pub struct CacheRequest<'a> {
     pub destination: Destination,
     /// The position of the cache.

@@ -104,7 +104,7 @@ impl CalloutOrigin<'_> {
         }
         let (before, began) = (sent.len(), Instant::now());
         sent.retain_mut(|callout| callout.as_mut().poll(cx).is_pending());
-        guard.charge_elapsed(began.elapsed());
+        guard.charge_elapsed(claim, began.elapsed());
         has_advanced || sent.len() < before
     }
 

@@ -308,7 +308,6 @@ pub fn apply_balancer_edits(
     }
 }
 
-/// Calls a head hook.
 /// Calls a head hook that does not wait.
 pub fn call(
     worker: &WorkerState,

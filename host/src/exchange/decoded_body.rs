@@ -96,7 +96,7 @@ impl<B> DecodedBody<B> {
         &self.source
     }
 
-    /// Returns the content before it is decoded, to read of it early.
+    /// Returns the content before it is decoded, for [`ReadEarly::read_early`].
     pub fn source_mut(&mut self) -> &mut B {
         &mut self.source
     }
@@ -113,7 +113,7 @@ impl<B> DecodedBody<B> {
         let began = Instant::now();
         let step = decoder.step();
         let memory = decoder.memory() as u64;
-        self.guard.charge_elapsed(began.elapsed());
+        self.guard.charge_elapsed(&mut self.claim, began.elapsed());
         let step = step?;
         self.memory.set(memory)?;
         Ok(step)

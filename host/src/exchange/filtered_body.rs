@@ -21,7 +21,7 @@ use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
-use crate::net::turn::{self, TurnClaim};
+use crate::net::turn::TurnClaim;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -122,7 +122,7 @@ impl<B> FilteredBody<B> {
         let Some(waiting) = &mut self.waiting else {
             let began = Instant::now();
             let passed = pass(&mut self.stages, frame, &mut self.state);
-            turn::spend(began.elapsed());
+            self.claim.spend(began.elapsed());
             return Poll::Ready(self.settle(passed));
         };
         waiting.under_way = Some((waiting.pass.0)(std::mem::take(&mut self.stages), frame));
@@ -166,7 +166,7 @@ impl<B> FilteredBody<B> {
         &self.source
     }
 
-    /// Returns the body before any plugin transforms it, to read of it early.
+    /// Returns the body before any plugin transforms it, for [`ReadEarly::read_early`].
     pub fn source_mut(&mut self) -> &mut B {
         &mut self.source
     }
@@ -210,7 +210,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
                 }
                 FilterState::Passing => {}
             }
-            ready!(this.claim.poll(cx));
+            if this.claim.poll(cx).is_pending() {
+                this.source.read_early(cx);
+                return Poll::Pending;
+            }
             let passed = ready!(this.poll_next(cx));
             if !matches!(this.state, FilterState::Passing) {
                 // Their instances serve the next bodies.

@@ -111,7 +111,7 @@ enum RetryCost {
 /// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
 const MAX_ATTEMPTS: usize = 16;
 
-/// The line of the log for a failed attempt.
+/// The log message for a failed attempt.
 const ATTEMPT_FAILED: &str = "attempt failed, another follows";
 
 /// Sends the request of `head` with a body to an upstream, given by its index. The body is taken out of `sending`.
@@ -352,8 +352,8 @@ impl<'a> AttemptLoop<'a> {
         }
     }
 
-    /// Logs a failed attempt that another one will follow: the client gets no error for it. Of the failures of an endpoint
-    /// in a row the first is a warning.
+    /// Logs a failed attempt that another one will follow: the client gets no error for it. The first failure of each kind in a row
+    /// of an endpoint is a warning; further ones are logged at the level DEBUG.
     fn log(
         &self,
         endpoint_view: &EndpointView,
@@ -363,7 +363,7 @@ impl<'a> AttemptLoop<'a> {
         let error = outcome.as_ref().err().map(|failure| &failure.error);
         let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
         let failed = error.map_or(FailureKind::ProtocolError, |error| error.kind);
-        // An endpoint may shut down a connection.
+        // A connection that an endpoint shuts down in an orderly way is no failure of the endpoint.
         let is_failure = !matches!(outcome, Err(AttemptFailure { reached: Delivery::Unread, .. }));
         let is_news = is_failure
             && endpoint_view.endpoint.notice.fail(failed, Instant::now())

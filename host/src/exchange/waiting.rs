@@ -38,7 +38,7 @@ impl WaitingHook<'_> {
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
         let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
         if !configured.waits() {
-            let mut claim = TurnClaim::default();
+            let mut claim = TurnClaim::without_free_time();
             poll_fn(|cx| claim.poll(cx)).await;
             return chain::call(worker, plugin_id, side, needs, context);
         }

@@ -1,4 +1,8 @@
 //! A worker's view of a generation: its instances of plugins, its view of each upstream, and the timers of plugins.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an order of a new balancer instance is rare, and its pause begins when it fails"
+)]
 
 use crate::body::buffer_space::BufferSpace;
 use crate::context::{CalloutCause, ExchangeContext};

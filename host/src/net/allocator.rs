@@ -6,11 +6,11 @@ use mimalloc::MiMalloc;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Returns memory that this thread no longer uses to the system. The allocator itself does so only at later allocations:
-/// after a burst, a quiet worker would hold the memory of all of it for ever.
+/// Returns the free memory of this thread to the system. The allocator does so only at later allocations: a worker that is
+/// quiet after a burst would keep all memory of the burst.
 pub fn return_free_memory() {
     #[expect(unsafe_code, reason = "the crate of the allocator has no safe name for it; it has no requirements")]
-    // SAFETY: the function takes a flag, reads the calling thread's own heap, and frees nothing that is in use.
+    // SAFETY: the function takes a flag, works on the calling thread's own heap, and keeps all memory that is in use.
     unsafe {
         mi_collect(false);
     }

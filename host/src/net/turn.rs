@@ -1,5 +1,5 @@
-//! The time that long computations of a worker share: in each turn of the event loop, all of them together have
-//! [`BUDGET`]. Those for which no time is left wait in a queue, while the worker serves everybody else.
+//! Turns of a worker's event loop: in each turn, all long computations together have [`BUDGET`]. A computation that finds no
+//! time left waits in a queue, while the worker serves other tasks.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -9,32 +9,47 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// The time of all computations in one turn of a worker's event loop: others wait for it at each of their steps.
+use smallvec::SmallVec;
+
+/// The time of all computations in one turn of a worker's event loop. Each step of another task waits for this time at
+/// most, and for the step that exceeds it.
 const BUDGET: Duration = Duration::from_micros(500);
 
-/// The computations that are woken when a turn begins. Each that leaves time wakes another one.
+/// The time that a computation has without waiting. A short one never waits, because what it holds meanwhile, such as an
+/// instance of a plugin, would cost more than the wait of others.
+const FREE: Duration = Duration::from_micros(100);
+
+/// The number of computations that are woken when a turn begins. A computation that leaves time wakes another one.
 const WOKEN: usize = 4;
 
 /// The claim of one computation to the time of its worker.
 #[derive(Debug, Default)]
 pub struct TurnClaim {
     /// The place in the queue; `None` if the computation does not wait.
-    ticket: Option<Ticket>,
+    place: Option<Rc<QueuePlace>>,
+    /// The time that the computation has taken.
+    used: Duration,
 }
 
-/// A place in the queue, which is `true` once the computation is due.
-type Ticket = Rc<Cell<bool>>;
+/// The place of a claim in the queue. The queue drops it once the claim is dropped.
+#[derive(Debug)]
+struct QueuePlace {
+    /// Whether the computation was woken, and has left the queue.
+    is_due: Cell<bool>,
+    /// The waker of the last poll: bodies move between tasks.
+    waker: RefCell<Waker>,
+}
 
 /// The computations of a worker.
 #[derive(Default)]
 struct Turns {
-    /// The time that computations have taken since the turn began.
+    /// The time that computations have taken since [`Turns::begin`], which is called only while some wait.
     spent: Duration,
-    /// The computations that were due in a turn without time left, in front of all others.
-    overdue: VecDeque<(Ticket, Waker)>,
-    waiting: VecDeque<(Ticket, Waker)>,
-    /// The task that may compute in this turn; its computations may be one inside the other.
-    granted: Option<Waker>,
+    /// The computations that were woken and found no time left. They precede those in `waiting`.
+    overdue: VecDeque<Rc<QueuePlace>>,
+    waiting: VecDeque<Rc<QueuePlace>>,
+    /// The tasks that were woken in this turn. All their claims are granted, because one computation may run inside another.
+    granted: SmallVec<[Waker; WOKEN]>,
     /// Whether [`pace`] runs on this thread.
     is_paced: bool,
     /// The waker of [`pace`]; `None` while it has something to do.
@@ -46,22 +61,45 @@ thread_local! {
 }
 
 impl TurnClaim {
-    /// Waits until the computation may continue for a while.
+    /// Waits until the computation may take another step.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        TURNS.with_borrow_mut(|turns| match &self.ticket {
-            Some(ticket) if !ticket.get() => Poll::Pending,
-            None if turns.admits(cx) => Poll::Ready(()),
-            Some(_) if turns.has_time() => {
-                self.ticket = None;
-                turns.granted = Some(cx.waker().clone());
-                Poll::Ready(())
+        if self.used < FREE {
+            return Poll::Ready(());
+        }
+        let woken = TURNS.with_borrow_mut(|turns| match &self.place {
+            Some(place) if !place.is_due.get() => {
+                place.waker.borrow_mut().clone_from(cx.waker());
+                Err(None)
             }
-            waited => {
-                let waited = waited.is_some();
-                self.ticket = turns.queue(waited, cx);
+            None if turns.admits(cx) => Ok(()),
+            Some(_) if turns.has_time() => {
+                self.place = None;
+                Ok(())
+            }
+            place => {
+                let was_due = place.is_some();
+                self.place = turns.queue(was_due, cx);
+                Err(turns.pacer.take())
+            }
+        });
+        match woken {
+            Ok(()) => Poll::Ready(()),
+            Err(pacer) => {
+                pacer.into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
-        })
+        }
+    }
+
+    /// Counts time that the computation has taken.
+    pub fn spend(&mut self, time: Duration) {
+        self.used = self.used.saturating_add(time);
+        spend(time);
+    }
+
+    /// Returns a claim that waits from the beginning.
+    pub fn without_free_time() -> Self {
+        TurnClaim { used: FREE, ..TurnClaim::default() }
     }
 }
 
@@ -72,7 +110,7 @@ impl Turns {
 
     /// Whether a computation may begin though it has not waited.
     fn admits(&self, cx: &Context<'_>) -> bool {
-        let is_granted = || self.granted.as_ref().is_some_and(|granted| granted.will_wake(cx.waker()));
+        let is_granted = || self.granted.iter().any(|granted| granted.will_wake(cx.waker()));
         self.has_time() && (self.is_empty() || is_granted())
     }
 
@@ -80,34 +118,40 @@ impl Turns {
         self.overdue.is_empty() && self.waiting.is_empty()
     }
 
-    /// Queues a computation and returns its ticket; `None` if it only waits for the next turn.
-    fn queue(&mut self, was_due: bool, cx: &mut Context<'_>) -> Option<Ticket> {
+    /// Queues a computation and returns its place; `None` if it only waits for the next turn.
+    fn queue(&mut self, was_due: bool, cx: &mut Context<'_>) -> Option<Rc<QueuePlace>> {
         if !self.is_paced {
             self.spent = Duration::ZERO;
             give_way(cx);
             return None;
         }
-        let ticket = Ticket::default();
-        let place = (ticket.clone(), cx.waker().clone());
+        let waker = RefCell::new(cx.waker().clone());
+        let place = Rc::new(QueuePlace { is_due: Cell::new(false), waker });
         match was_due {
-            true => self.overdue.push_back(place),
-            false => self.waiting.push_back(place),
+            true => self.overdue.push_back(place.clone()),
+            false => self.waiting.push_back(place.clone()),
         }
-        self.pacer.take().into_iter().for_each(Waker::wake);
-        Some(ticket)
+        Some(place)
     }
 
-    /// Begins another turn.
-    fn begin(&mut self) {
-        (self.spent, self.granted) = (Duration::ZERO, None);
-        (0..WOKEN).for_each(|_| self.wake());
+    /// Begins another turn; returns the wakers of the computations that are due.
+    fn begin(&mut self) -> SmallVec<[Waker; WOKEN]> {
+        self.spent = Duration::ZERO;
+        self.granted.clear();
+        (0..WOKEN).map_while(|_| self.next()).collect()
     }
 
-    /// Wakes the computation that has waited for longest.
-    fn wake(&mut self) {
-        if let Some((ticket, waker)) = self.overdue.pop_front().or_else(|| self.waiting.pop_front()) {
-            ticket.set(true);
-            waker.wake();
+    /// Makes the computation due that has waited for longest; returns its waker.
+    fn next(&mut self) -> Option<Waker> {
+        loop {
+            let place = self.overdue.pop_front().or_else(|| self.waiting.pop_front())?;
+            // The claims of streams that were reset have left their places behind.
+            if Rc::strong_count(&place) > 1 {
+                place.is_due.set(true);
+                let waker = place.waker.borrow().clone();
+                self.granted.push(waker.clone());
+                return Some(waker);
+            }
         }
     }
 }
@@ -117,18 +161,17 @@ pub fn is_contended() -> bool {
     TURNS.with_borrow(|turns| !turns.has_time() || !turns.is_empty())
 }
 
-/// Counts the time of a computation whose claim was granted.
+/// Counts time that a computation has taken, with or without a claim, and wakes another one if time is left.
 pub fn spend(time: Duration) {
-    TURNS.with_borrow_mut(|turns| {
+    let next = TURNS.with_borrow_mut(|turns| {
         turns.spent += time;
-        if turns.has_time() {
-            turns.wake();
-        }
+        if turns.has_time() { turns.next() } else { None }
     });
+    next.into_iter().for_each(Waker::wake);
 }
 
-/// Begins another turn for the computations that wait, each time that the worker has looked for new events of its sockets.
-/// Every worker runs it.
+/// Begins a turn each time that the worker has polled its sockets, as long as computations wait. Each worker runs one such
+/// task.
 pub async fn pace() {
     TURNS.with_borrow_mut(|turns| turns.is_paced = true);
     loop {
@@ -143,18 +186,22 @@ pub async fn pace() {
         })
         .await;
         tokio::task::yield_now().await;
-        TURNS.with_borrow_mut(Turns::begin);
+        // Woken outside of the borrow: a waker may run code that asks for a turn.
+        TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
     }
 }
 
-/// Has the task woken once others have had a turn, and once the worker has looked for new events of its sockets: a task that
-/// wakes itself is polled dozens of times before that.
+/// Wakes the task after the worker has polled its sockets. A task that wakes itself is polled dozens of times before that.
 fn give_way(cx: &mut Context<'_>) {
     let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
+
     use super::*;
 
     /// Runs computations of a number of steps each on one worker, and returns the order of their steps.
@@ -165,7 +212,7 @@ mod tests {
             let pacer = tokio::task::spawn_local(pace());
             tokio::task::yield_now().await;
             let compute = |name: usize| {
-                let (order, mut claim, mut left) = (order.clone(), TurnClaim::default(), steps[name]);
+                let (order, mut claim, mut left) = (order.clone(), TurnClaim::without_free_time(), steps[name]);
                 tokio::task::spawn_local(poll_fn(move |cx| {
                     while left > 0 {
                         std::task::ready!(claim.poll(cx));
@@ -197,6 +244,76 @@ mod tests {
         assert!(runs.len() > 3 && runs.iter().all(|run| (10..=20).contains(run)), "{runs:?}");
     }
 
+    #[derive(Default)]
+    struct Wakes(AtomicU32);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_short_computation_does_not_wait() {
+        TURNS.with_borrow_mut(|turns| turns.is_paced = true);
+        spend(BUDGET);
+        let mut claim = TurnClaim::default();
+        assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        claim.spend(FREE / 2);
+        assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        claim.spend(FREE / 2);
+        assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    #[test]
+    fn the_last_task_that_has_polled_a_claim_is_woken() {
+        TURNS.with_borrow_mut(|turns| turns.is_paced = true);
+        spend(BUDGET);
+        let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+        let mut claim = TurnClaim::without_free_time();
+        for task in [&first, &second] {
+            assert!(claim.poll(&mut Context::from_waker(&Waker::from(task.clone()))).is_pending());
+        }
+        TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
+        assert_eq!([first, second].map(|task| task.0.load(Ordering::Relaxed)), [0, 1]);
+        assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+
+    #[test]
+    fn claims_that_were_dropped_use_up_no_turn() {
+        TURNS.with_borrow_mut(|turns| turns.is_paced = true);
+        spend(BUDGET);
+        let task = Arc::new(Wakes::default());
+        let waker = Waker::from(task.clone());
+        for _ in 0..1000 {
+            assert!(TurnClaim::without_free_time().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        let mut claim = TurnClaim::without_free_time();
+        assert!(claim.poll(&mut Context::from_waker(&waker)).is_pending());
+        TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
+        assert_eq!(task.0.load(Ordering::Relaxed), 1);
+        assert!(TURNS.with_borrow(Turns::is_empty));
+    }
+
+    #[test]
+    fn all_claims_of_a_task_that_is_due_are_granted() {
+        TURNS.with_borrow_mut(|turns| turns.is_paced = true);
+        spend(BUDGET);
+        let (task, other) = (Waker::from(Arc::new(Wakes::default())), Waker::from(Arc::new(Wakes::default())));
+        let (mut inner, mut outer, mut others) =
+            (TurnClaim::without_free_time(), TurnClaim::without_free_time(), Vec::new());
+        assert!(inner.poll(&mut Context::from_waker(&task)).is_pending());
+        for _ in 0..2 * WOKEN {
+            let mut claim = TurnClaim::without_free_time();
+            assert!(claim.poll(&mut Context::from_waker(&other)).is_pending());
+            others.push(claim);
+        }
+        TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
+        for claim in [&mut outer, &mut inner] {
+            assert!(claim.poll(&mut Context::from_waker(&task)).is_ready());
+        }
+    }
+
     #[test]
     fn a_computation_that_is_not_polled_again_holds_up_no_other() {
         let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
@@ -205,12 +322,12 @@ mod tests {
             tokio::task::yield_now().await;
             spend(BUDGET);
             // Those that wait first ignore that they are due, or are gone.
-            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::default()).collect();
+            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::without_free_time()).collect();
             for claim in &mut ignoring {
                 assert!(poll_fn(|cx| Poll::Ready(claim.poll(cx))).await.is_pending());
             }
             ignoring.truncate(6);
-            let mut claim = TurnClaim::default();
+            let mut claim = TurnClaim::without_free_time();
             tokio::task::spawn_local(poll_fn(move |cx| claim.poll(cx))).await.unwrap();
             pacer.abort();
         });

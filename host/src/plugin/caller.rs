@@ -23,7 +23,7 @@ use super::instance_orders::OrderedInstance;
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use crate::net::turn::{is_contended, spend};
+use crate::net::turn::{TurnClaim, is_contended, spend};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -49,6 +49,8 @@ pub struct PluginCaller {
     pub(super) waiting: WaitingInstances,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
+    /// The host's work that is not charged yet, because it was short.
+    owed: Cell<Duration>,
 }
 
 /// The time that a lost instance is charged with: to replace it, off the worker or on it, and to tell of the failure. What
@@ -83,7 +85,8 @@ impl PluginCaller {
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
         let waiting = WaitingInstances::default();
-        PluginCaller { configured, share, figures, worker_metrics, waiting, is_released: Cell::new(false) }
+        let (is_released, owed) = (Cell::new(false), Cell::new(Duration::ZERO));
+        PluginCaller { configured, share, figures, worker_metrics, waiting, is_released, owed }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.
@@ -146,15 +149,21 @@ impl PluginCaller {
         self.configured.on_error
     }
 
-    /// Whether the next call of a hook waits for its turn, because the calls of late were long, and others of this worker are.
+    /// Whether the next call of a hook has to wait for its turn: recent calls of the plugin were long, and other computations
+    /// use up the worker's time.
     pub fn waits_for_turn(&self) -> bool {
         self.share.is_watched() && is_contended()
     }
 
-    /// Charges the host's work for a call or a body that is under way, as long as it has taken.
-    pub fn charge_elapsed(&self, time: Duration) {
-        spend(time);
-        self.charge_work(time / SLOWNESS);
+    /// Charges the time that the host has worked for a call or a body that is under way. Short times are charged together.
+    pub fn charge_elapsed(&self, claim: &mut TurnClaim, time: Duration) {
+        claim.spend(time);
+        let owed = self.owed.take() + time / SLOWNESS;
+        if owed >= MIN_CHARGED_WORK {
+            self.share.charge_time(owed, Instant::now());
+        } else {
+            self.owed.set(owed);
+        }
     }
 
     /// Keeps no instances from now on.

@@ -1,5 +1,5 @@
-//! The bytes that a plugin has the host keep outside of its memory, and their bound: of the requests that it makes, until
-//! they are sent, and of the responses, until it drops them.
+//! Counts and bounds the bytes that the host keeps for an instance outside of its memory: requests until they are sent, and
+//! responses until the plugin drops them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,13 +11,13 @@ use http::HeaderMap;
 #[derive(Clone, Default)]
 pub(super) struct HeldBytes(Arc<AtomicUsize>);
 
-/// A number of bytes that are counted until this is dropped.
+/// A count of bytes, which ends when the value is dropped.
 pub(super) struct CountedBytes {
     bytes: usize,
     held: HeldBytes,
 }
 
-/// Content whose bytes are counted until it is dropped.
+/// Content whose bytes count until the content is dropped.
 struct HeldContent {
     content: Bytes,
     _counted: CountedBytes,
@@ -29,15 +29,18 @@ const MAX_HELD_BYTES: usize = 4 << 20;
 /// The bytes of a response besides its content and its fields.
 const OVERHEAD: usize = 1 << 10;
 
+/// The bytes of a field besides its name and its value: about those of its entry in a `HeaderMap`.
+const FIELD: usize = 128;
+
 impl HeldBytes {
-    /// Begins to count.
+    /// Returns an empty count for a request or a response.
     pub(super) fn count(&self) -> CountedBytes {
         CountedBytes { bytes: 0, held: self.clone() }
     }
 
-    /// Counts a response until its content is dropped; `None` if the host keeps too much.
+    /// Counts a response until its content is dropped; `None` if the instance would exceed [`MAX_HELD_BYTES`].
     pub(super) fn hold(&self, fields: &HeaderMap, content: Bytes) -> Option<Bytes> {
-        let fields: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let fields: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
         let mut counted = self.count();
         counted.add(content.len() + fields + OVERHEAD).then(|| counted.of(content))
     }
@@ -49,7 +52,7 @@ impl HeldBytes {
 }
 
 impl CountedBytes {
-    /// Counts more bytes; returns `false` if the host keeps too much then.
+    /// Counts more bytes. Returns `false` if the instance exceeds [`MAX_HELD_BYTES`] with them.
     pub(super) fn add(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
         self.held.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_HELD_BYTES

@@ -41,7 +41,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     let mut types = linker.instance("wasi:http/types@0.2.12")?;
     types.func_wrap(
         "[method]outgoing-request.set-authority",
-        |mut store: StoreContextMut<'_, HostState>, (request, authority): (OutgoingRequest, Option<String>)| {
+        |mut store: StoreContextMut<'_, HostState>,
+         (request, authority): (Resource<HostOutgoingRequest>, Option<String>)| {
             if authority.as_ref().is_some_and(|authority| authority.len() > bounds::NAME) {
                 return Ok((Err(()),));
             }
@@ -50,7 +51,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     )?;
     types.func_wrap(
         "[method]outgoing-request.set-method",
-        |mut store: StoreContextMut<'_, HostState>, (request, method): (OutgoingRequest, Method)| {
+        |mut store: StoreContextMut<'_, HostState>, (request, method): (Resource<HostOutgoingRequest>, Method)| {
             if matches!(&method, Method::Other(name) if name.len() > bounds::NAME) {
                 return Ok((Err(()),));
             }
@@ -59,7 +60,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     )?;
     types.func_wrap(
         "[method]outgoing-request.set-path-with-query",
-        |mut store: StoreContextMut<'_, HostState>, (request, target): (OutgoingRequest, Option<String>)| {
+        |mut store: StoreContextMut<'_, HostState>,
+         (request, target): (Resource<HostOutgoingRequest>, Option<String>)| {
             if target.as_ref().is_some_and(|target| target.len() > bounds::CALLOUT_TARGET) {
                 return Ok((Err(()),));
             }
@@ -69,8 +71,6 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     linker.allow_shadowing(false);
     Ok(())
 }
-
-type OutgoingRequest = Resource<HostOutgoingRequest>;
 
 /// The parameters of `handle`.
 type HandleParameters = (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>);

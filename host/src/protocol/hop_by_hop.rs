@@ -44,8 +44,8 @@ pub fn own_request(fields: &mut HeaderMap) {
     fields.remove(header::EXPECT);
 }
 
-/// Marks a request that begins here as one that has passed proxies named `plugway`, because it is sent for a request that
-/// has.
+/// Adds `Via` with a number of proxies named `plugway` to a request of a plugin: the number that the causing request has
+/// passed.
 pub fn put_passages(passages: usize, fields: &mut HeaderMap) {
     let line = vec![via(Version::HTTP_11); passages].join(", ");
     if let Some(line) = HeaderValue::try_from(line).ok().filter(|line| !line.is_empty()) {

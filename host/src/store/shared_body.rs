@@ -121,8 +121,8 @@ const PIECE: usize = 256 << 10;
 const SPILLED: u64 = 1 << 20;
 
 /// The error of a reader that was cut off.
-const LEFT_BEHIND: &str = "others waited for the client, of a response that is too long for the store: it took less than \
-                           16 KiB a second, and had fallen behind by all that may wait (`response-buffer`, `buffers.disk`)";
+const LEFT_BEHIND: &str = "client too slow for a shared fetch: it read less than 16 KiB a second while others waited, and was \
+                           behind by all that may wait (`response-buffer`, `buffers.disk`)";
 
 /// The error of a writer whose readers have all left, of a body that is not retained.
 #[derive(Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub struct Endpoint {
     pub latency: Latency,
     /// Failures since the last request that didn't fail.
     pub failures: AtomicU32,
-    /// The failures and successes that the log says.
+    /// Decides which failures and successes are logged.
     pub notice: FailureNotice,
     /// The counters of each worker, by its number. Locked when a worker's view changes or totals are read, never by a
     /// request.

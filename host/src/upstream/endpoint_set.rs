@@ -95,8 +95,8 @@ struct EndpointRecord {
     wanted: EndpointSpec,
     health: Health,
     ejections: u64,
-    /// Whether the log has said an ejection, and no request has succeeded since.
-    is_said: bool,
+    /// Whether an ejection was logged, and no request has succeeded since.
+    is_ejection_logged: bool,
     /// The metrics at the last interval.
     seen: Totals,
 }
@@ -211,18 +211,18 @@ impl EndpointSet {
     }
 
     /// Records that a request has succeeded at an endpoint after others had failed. If all endpoints are in use because
-    /// none is up, that ends the endpoint's ejection: it is the one that can serve. Returns whether the log has said that
-    /// the endpoint is ejected, and not that it has returned.
+    /// none is up, that ends the endpoint's ejection: it is the one that can serve. Returns whether the ejection
+    /// was logged, and no return since.
     pub fn record_recovery(&self, endpoint: &Endpoint, now: Instant) -> bool {
         let mut set = self.lock();
         let is_panicking = set.snapshot.panicking;
         let known = set.records.iter_mut().find(|record| std::ptr::eq(&*record.endpoint, endpoint));
         let Some(record) = known.filter(|record| is_panicking || !record.health.is_ejected()) else { return false };
-        let was_said = std::mem::take(&mut record.is_said);
+        let was_logged = std::mem::take(&mut record.is_ejection_logged);
         if record.health.readmit(now) {
             self.publish(&mut set, now);
         }
-        was_said
+        was_logged
     }
 
     /// Records that a request could not connect to any of these endpoints. If they are all that are up while others are
@@ -274,7 +274,7 @@ impl EndpointSet {
                     // A dead endpoint is on probation again and again; the log says its first success.
                     tracing::debug!(upstream, endpoint, "ejection ended");
                 } else {
-                    record.is_said = false;
+                    record.is_ejection_logged = false;
                     tracing::info!(upstream, endpoint, "ejection ended");
                 }
                 *is_full = false;
@@ -339,7 +339,7 @@ impl EndpointSet {
         }
         let time = record.health.eject(&outliers, now);
         record.ejections += 1;
-        if std::mem::replace(&mut record.is_said, true) {
+        if std::mem::replace(&mut record.is_ejection_logged, true) {
             tracing::debug!(upstream, endpoint, why, ?time, "ejected again");
         } else {
             tracing::warn!(upstream, endpoint, why, ?time, "ejected");
@@ -419,7 +419,7 @@ impl EndpointState {
 impl EndpointRecord {
     fn new(wanted: EndpointSpec, health: Health, now: Instant) -> Self {
         let endpoint = Arc::new(Endpoint::new(wanted.address.clone(), now));
-        EndpointRecord { endpoint, wanted, health, ejections: 0, is_said: false, seen: Totals::default() }
+        EndpointRecord { endpoint, wanted, health, ejections: 0, is_ejection_logged: false, seen: Totals::default() }
     }
 
     fn state(&self, drained: &[Arc<str>]) -> HealthState {

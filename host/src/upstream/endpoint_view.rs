@@ -54,15 +54,15 @@ impl EndpointView {
         self.endpoint.latency.observe(took, now);
     }
 
-    /// Records that a response arrived to its end, so that earlier failures in a row no longer count. The log says so if
-    /// it has said the failures.
+    /// Records that a response arrived to its end, so that earlier failures in a row no longer count. The success is
+    /// logged if the failures were.
     pub fn record_success(&self, now: Instant) {
-        let mut was_said = self.endpoint.notice.succeed();
+        let mut was_logged = self.endpoint.notice.succeed();
         if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
             self.endpoint.failures.store(0, Ordering::Relaxed);
-            was_said |= self.live.record_recovery(&self.endpoint, now);
+            was_logged |= self.live.record_recovery(&self.endpoint, now);
         }
-        if was_said {
+        if was_logged {
             tracing::info!(upstream = self.live.name(), endpoint = &*self.name, "endpoint answers again");
         }
     }

@@ -1,4 +1,4 @@
-//! The wait of work that is under way for its plugin's share of the worker's time.
+//! Pauses work that is under way while its plugin has used up its share of the worker's time.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,7 +1,8 @@
 //! Calls of hooks that may wait: each has an instance to itself, which comes back when the call has returned. Their number
 //! is limited over all workers; a call beyond the limit is queued for some time, and then not made.
 //!
-//! A call runs in turns, and other requests between them. Only its turns count for `limits.cpu` and `limits.share`.
+//! A call runs in turns, and other requests between them. Its turns count for `limits.cpu`. For
+//! `limits.share`, the receipt of responses to its requests counts too.
 #![expect(clippy::disallowed_methods, reason = "the share is charged after each turn, which may be long")]
 
 use std::cell::{Cell, RefCell};
@@ -23,7 +24,7 @@ use super::share_pause::SharePause;
 use super::{PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
-use crate::net::turn::{TurnClaim, spend};
+use crate::net::turn::TurnClaim;
 
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
@@ -223,7 +224,7 @@ impl PluginCaller {
                 turns.begin_turn();
                 let polled = call.as_mut().poll(cx);
                 let turn = turns.end_turn();
-                spend(turn);
+                claim.spend(turn);
                 self.figures.nanoseconds.add(turn.as_nanos() as u64);
                 self.share.charge_turn(total / SLOWNESS, turn / SLOWNESS, Instant::now());
                 (longest, total) = (longest.max(turn), total + turn);

@@ -167,8 +167,7 @@ impl Instance {
         self.store.data_mut().cpu.begin_turns(budget)
     }
 
-    /// Whether the plugin has left more in the host than calls leave that end well: bytes of requests and responses, or
-    /// resources.
+    /// Whether the plugin has left bytes of requests or responses in the host, or more than [`KEPT_RESOURCES`] resources.
     pub fn holds_much(&mut self) -> bool {
         let state = self.store.data_mut();
         state.http.holds_bytes() || state.table.iter_mut().count() > KEPT_RESOURCES

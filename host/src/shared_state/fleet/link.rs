@@ -50,7 +50,7 @@ struct Supervisor {
     number: u64,
     /// Attempts that failed in a row.
     failures: u32,
-    /// The absence that the log tells; `None` if it says that the server is there.
+    /// The last logged absence of the server; `None` while the server is available.
     logged: Option<LoggedAbsence>,
     /// The address, of those that the server's name has, that last answered.
     last: Option<SocketAddr>,
