@@ -1,6 +1,5 @@
-//! Sockets, time and memory, in the forms that tokio and hyper need.
+//! Sockets and time, in the forms that tokio and hyper need, and the turns of a worker.
 
-pub mod allocator;
 pub mod boxed;
 pub mod byte_counter;
 pub mod deadline;

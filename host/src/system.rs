@@ -1,6 +1,7 @@
 //! The facilities of the system and the process that every other part uses: guarded tasks and threads, files, descriptors,
 //! and text that is safe to print.
 
+pub(crate) mod allocator;
 pub(crate) mod background;
 pub(crate) mod bind_error;
 pub mod descriptors;
