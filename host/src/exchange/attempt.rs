@@ -16,7 +16,7 @@ use crate::body::replay::ReplayBuffer;
 use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
-use crate::exchange::collect::read_while;
+use crate::exchange::collect::read_body_while;
 use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
@@ -89,7 +89,7 @@ impl Attempt<'_> {
                 Some(connection) => (connection, ConnectionOrigin::Kept),
                 None => {
                     let connecting = boxed(|| self.connect(&in_flight_guard, wanted));
-                    boxed(|| read_while(connecting, self.content, self.upload, self.space)).await?
+                    boxed(|| read_body_while(connecting, self.content, self.upload, self.space)).await?
                 }
             };
             let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {

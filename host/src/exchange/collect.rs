@@ -71,7 +71,7 @@ pub async fn collect(
 
 /// Waits for a future, and reads the content of a request meanwhile, if its connection has other streams: content that
 /// nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
-pub async fn read_while<T>(
+pub async fn read_body_while<T>(
     future: Pin<Box<dyn Future<Output = T> + '_>>,
     content: &RefCell<ReplayBuffer>,
     upload: &UploadProgress,

@@ -355,27 +355,31 @@ impl BodyFilter {
 
     /// Ends the body. Returns the bytes that the plugin has held back.
     pub fn finish(&mut self) -> Result<Bytes, BodyFilterError> {
-        let Some(body) = self.end_input() else { return Ok(Bytes::new()) };
+        if matches!(self.state, BodyState::Passing) {
+            self.is_over = true;
+            return Ok(Bytes::new());
+        }
+        let body = self.take_gathered();
         let out = self.rest(body.as_deref());
         self.finished(body, out)
     }
 
     /// Ends the body in a plugin that may wait. Returns the bytes that the plugin has held back.
     pub async fn finish_waiting(&mut self, sender: &CalloutSender) -> Result<Bytes, BodyFilterError> {
-        let Some(body) = self.end_input() else { return Ok(Bytes::new()) };
+        if matches!(self.state, BodyState::Passing) {
+            self.is_over = true;
+            return Ok(Bytes::new());
+        }
+        let body = self.take_gathered();
         let out = self.rest_waiting(sender, body.as_deref()).await;
         self.finished(body, out)
     }
 
-    /// Ends the input; returns the whole body if it was gathered. `None` if the body passes without the plugin.
-    fn end_input(&mut self) -> Option<Option<Bytes>> {
+    /// Returns the whole body if it was gathered.
+    fn take_gathered(&mut self) -> Option<Bytes> {
         match &mut self.state {
-            BodyState::Passing => {
-                self.is_over = true;
-                None
-            }
-            BodyState::Streaming => Some(None),
-            BodyState::Buffering(gathered, ..) => Some(Some(gathered.split().freeze())),
+            BodyState::Buffering(gathered, ..) => Some(gathered.split().freeze()),
+            BodyState::Passing | BodyState::Streaming => None,
         }
     }
 
