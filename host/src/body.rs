@@ -13,7 +13,7 @@ pub mod upload;
 
 use std::pin::Pin;
 
-use http_body::Body;
+use http_body::{Body, SizeHint};
 
 use backlog::Piece;
 
@@ -22,3 +22,13 @@ pub type BoxBody = Pin<Box<dyn Body<Data = Piece, Error = BodyError>>>;
 
 /// The error that ends a body before its end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Returns the size of content with some more bytes before it.
+pub fn longer(rest: SizeHint, bytes: u64) -> SizeHint {
+    let mut hint = SizeHint::new();
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(upper.saturating_add(bytes));
+    }
+    hint.set_lower(rest.lower().saturating_add(bytes));
+    hint
+}

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 
 use super::BodyError;
 use super::buffer_space::BufferSpace;
@@ -74,16 +74,6 @@ pub async fn read_while<T>(future: impl Future<Output = T>, mut read: impl FnMut
         output
     };
     poll_fn(poll).await
-}
-
-/// Returns the size of content with some more bytes before it.
-pub fn longer(rest: SizeHint, bytes: u64) -> SizeHint {
-    let mut hint = SizeHint::new();
-    if let Some(upper) = rest.upper() {
-        hint.set_upper(upper.saturating_add(bytes));
-    }
-    hint.set_lower(rest.lower().saturating_add(bytes));
-    hint
 }
 
 impl EarlyContent {

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::collected::CollectedBody;
 use crate::body::upload::RequestBody;
+use crate::body::{BodyError, longer};
 
 /// The content of a request, for as many attempts as are made.
 pub struct ReplayBuffer {
@@ -192,13 +192,7 @@ impl Body for ReplayBody {
     fn size_hint(&self) -> SizeHint {
         let buffered = self.buffered.borrow();
         let ahead: usize = buffered.read.iter().skip(self.next).map(Bytes::len).sum();
-        let rest = buffered.rest.size_hint();
-        let mut hint = SizeHint::new();
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(ahead as u64));
-        }
-        hint.set_lower(rest.lower() + ahead as u64);
-        hint
+        longer(buffered.rest.size_hint(), ahead as u64)
     }
 }
 

@@ -8,14 +8,14 @@ use std::task::{Context, Poll, ready};
 
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
-use crate::body::early_content::{self, EarlyContent, NextContent, longer, poll_next_content};
+use crate::body::early_content::{self, EarlyContent, NextContent, poll_next_content};
 use crate::body::replay::ReplayBuffer;
 use crate::body::spool::{Overflow, Spool};
 use crate::body::upload::{RequestBody, UploadProgress};
+use crate::body::{BodyError, longer};
 use crate::error::{Error, FailureKind, causes};
 use crate::generation::{BufferedContent, RequestBuffer};
 

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::BodyError;
+use crate::body::{BodyError, longer};
 use crate::plugin::body_permit::BodyPermit;
 
 /// Content that is in memory, or the beginning of it with the rest behind.
@@ -111,17 +111,12 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for GatheredBody<B> 
     /// Returns the length of the content. It is unknown if trailers follow, because HTTP/1 has no trailers after content
     /// of a known length.
     fn size_hint(&self) -> SizeHint {
-        let mut hint = match &self.rest {
+        let rest = match &self.rest {
             Some(rest) => rest.size_hint(),
             None if self.trailers.is_some() => return SizeHint::default(),
             None => SizeHint::with_exact(0),
         };
-        let length = self.content.len() as u64;
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(length));
-        }
-        hint.set_lower(hint.lower().saturating_add(length));
-        hint
+        longer(rest, self.content.len() as u64)
     }
 }
 
