@@ -365,9 +365,8 @@ impl<'a> AttemptLoop<'a> {
         let failed = error.map_or(FailureKind::ProtocolError, |error| error.kind);
         // A connection that an endpoint shuts down in an orderly way is no failure of the endpoint.
         let is_failure = !matches!(outcome, Err(AttemptFailure { reached: Delivery::Unread, .. }));
-        let is_news = is_failure
-            && endpoint_view.endpoint.notice.fail(failed, Instant::now())
-            && failure_log::admits(Topic::Attempt(failed), &endpoint_view.name);
+        let admits = || failure_log::admits(Topic::Attempt(failed), &endpoint_view.name);
+        let is_news = is_failure && endpoint_view.endpoint.notice.fail(failed, Instant::now(), admits);
         if !is_news && !tracing::enabled!(tracing::Level::DEBUG) {
             return;
         }

@@ -36,11 +36,13 @@ impl FailureNotice {
         FailureNotice { born: now, state: AtomicU64::new(0) }
     }
 
-    /// Records a failure. Returns whether it is to be logged: no failure of this kind was logged since the last success.
-    pub fn fail(&self, kind: FailureKind, now: Instant) -> bool {
+    /// Records a failure, and returns whether it is to be logged: no failure of this kind was logged since the last success,
+    /// and `admits` allows a line now. A failure that is not logged for lack of room is news again the next time.
+    pub fn fail(&self, kind: FailureKind, now: Instant, admits: impl FnOnce() -> bool) -> bool {
         let step = (now.saturating_duration_since(self.born).as_secs() / PAUSE.as_secs()) as u32;
         let change = |state| NoticeState::of(state).fail(kind, step).map(NoticeState::word);
-        self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+        let is_news = change(self.state.load(Ordering::Relaxed)).is_some();
+        is_news && admits() && self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
     }
 
     /// Records a success. Returns whether it is to be logged: a failure was logged before.
@@ -87,10 +89,15 @@ mod tests {
         let now = Instant::now();
         let notice = FailureNotice::new(now);
         assert!(!notice.succeed(), "nothing was logged");
-        assert_eq!([REFUSED, REFUSED, LATE, LATE].map(|kind| notice.fail(kind, now)), [true, false, true, false]);
-        assert!(!notice.fail(LATE, now + 100 * PAUSE), "it is still the same");
+        assert_eq!(
+            [REFUSED, REFUSED, LATE, LATE].map(|kind| notice.fail(kind, now, || true)),
+            [true, false, true, false]
+        );
+        assert!(!notice.fail(LATE, now + 100 * PAUSE, || true), "it is still the same");
         assert_eq!([notice.succeed(), notice.succeed()], [true, false]);
-        assert!(notice.fail(LATE, now));
+        assert!(!notice.fail(LATE, now, || false), "there is no room in the log");
+        assert!(!notice.succeed(), "nothing was logged");
+        assert!(notice.fail(LATE, now, || true));
     }
 
     #[test]
@@ -98,7 +105,7 @@ mod tests {
         let now = Instant::now();
         let notice = FailureNotice::new(now);
         let logged = |count: usize, now| {
-            let flaps = (0..count).map(|_| (notice.fail(REFUSED, now), notice.succeed()));
+            let flaps = (0..count).map(|_| (notice.fail(REFUSED, now, || true), notice.succeed()));
             flaps.filter(|(failed, succeeded)| *failed && *succeeded).count()
         };
         assert_eq!(logged(1000, now), usize::from(AT_ONCE));
