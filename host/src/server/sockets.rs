@@ -68,6 +68,8 @@ struct SocketFile {
     socket: UnixListener,
     /// Whether the log says that the file is lost.
     is_reported: bool,
+    /// Whether the log has said that the socket keeps a mode which the manifest no longer has.
+    keeps_mode: bool,
 }
 
 impl ListeningSockets {
@@ -209,7 +211,8 @@ impl SocketFile {
         }
         socket.bind(&SockAddr::unix(path)?)?;
         let id = FileId::of(&std::fs::symlink_metadata(path)?);
-        let file = SocketFile { path: path.into(), mode, id, socket: socket.into(), is_reported: false };
+        let file =
+            SocketFile { path: path.into(), mode, id, socket: socket.into(), is_reported: false, keeps_mode: false };
         if let Some(mode) = mode {
             std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
@@ -234,13 +237,15 @@ impl SocketFile {
                     warn!(path = ?self.path, %error, "the mode of a unix socket can't be changed");
                 }
             }
+            None if self.keeps_mode => return,
             None if self.mode.is_some() => {
+                self.keeps_mode = true;
                 warn!(path = ?self.path, "a unix socket has its mode until the next start: the manifest no longer has `mode`");
                 return;
             }
             _ => {}
         }
-        self.mode = mode;
+        (self.mode, self.keeps_mode) = (mode, false);
     }
 }
 
