@@ -1,6 +1,6 @@
 //! A worker: one thread with its own runtime, listeners, connections, pools and instances.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -86,6 +86,8 @@ struct Named {
     address: Arc<str>,
     shown: Arc<str>,
     leaving: Rc<LeavingListeners>,
+    /// The listener in `leaving` when the socket was closed; unset before.
+    left: Rc<OnceCell<Arc<Listener>>>,
 }
 
 /// The listeners that the generation in service no longer has, for the clients that wait at their sockets until these
@@ -246,14 +248,16 @@ async fn listen(
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
                     let named = Named::new(address.clone(), &listener, leaving.clone());
+                    let left = named.left.clone();
                     let task = keep_accepting(listener, named, closed, worker_shared.clone(), alive.clone());
-                    accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
+                    accepting.insert(address, (close, left, spawn_turns(Task::Accept, task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
             // Its task ends by itself.
             Some(SocketChange::Close(address)) => {
-                if let Some((close, _)) = accepting.remove(&address) {
+                if let Some((close, left, _)) = accepting.remove(&address) {
+                    leaving.get(&address).into_iter().for_each(|listener| drop(left.set(listener)));
                     let _ = close.send(());
                 }
             }
@@ -281,7 +285,9 @@ async fn keep_accepting(
             _ => break,
         }
     }
-    named.leaving.0.borrow_mut().remove(&named.address);
+    if let Some(left) = named.left.get() {
+        named.leaving.forget(&named.address, left);
+    }
 }
 
 /// Accepts connections until the socket is closed: by a message if another listener takes the address over, or the
@@ -380,11 +386,23 @@ fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, 
 impl Named {
     fn new(address: Arc<str>, listener: &AcceptLoop, leaving: Rc<LeavingListeners>) -> Self {
         let shown = listener.shown(&address);
-        Named { address, shown, leaving }
+        Named { address, shown, leaving, left: Rc::default() }
     }
 }
 
 impl LeavingListeners {
+    fn get(&self, address: &str) -> Option<Arc<Listener>> {
+        self.0.borrow().get(address).cloned()
+    }
+
+    /// Removes a listener whose socket is closed. Meanwhile the manifest may have had its address again, and removed it again.
+    fn forget(&self, address: &str, listener: &Arc<Listener>) {
+        let mut leaving = self.0.borrow_mut();
+        if leaving.get(address).is_some_and(|left| Arc::ptr_eq(left, listener)) {
+            leaving.remove(address);
+        }
+    }
+
     /// Adds the listeners that only the old generation has, and removes those that the next one has again.
     fn update(&self, old: &Generation, next: &Generation) {
         let is_gone = |address: &Arc<str>| !next.listeners.contains_key(address);
