@@ -397,7 +397,9 @@ fn survives(task: &str, turn: u32, text: &str) {
 
 #[test]
 fn a_panic_in_a_task_of_a_worker_ends_one_turn() {
-    for (task, turn) in [("tick", 5), ("timer", 5), ("accept", 1), ("connection", 1), ("plugin-clock", 5), ("log", 1)] {
+    for (task, turn) in
+        [("tick", 5), ("timer", 5), ("accept", 1), ("connection", 1), ("plugin-clock", 5), ("log", 1), ("turns", 1)]
+    {
         survives(task, turn, &hasty(&echo(), "", ""));
     }
 }

@@ -127,7 +127,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
-    let pacing = spawn_turns(Task::Tick, pace());
+    let pacing = spawn_turns(Task::Turns, keep_pace());
     let observing = spawn_turns(Task::Observer, observe(endings, clock.clone()));
     let leaving = Rc::new(LeavingListeners::default());
     let swaps = Swaps { current: current.clone(), leaving: leaving.clone(), swapped };
@@ -207,10 +207,19 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerS
     }
 }
 
-/// Calls the observers that may wait, each on a task of its own.
+/// Begins the turns of computations, after a panic too: else all computations would wait for ever.
+async fn keep_pace() {
+    while supervised(Task::Turns, pace()).await.is_err() {}
+}
+
+/// Calls the observers of exchanges that were queued: those that may wait on tasks of their own, the others in turn.
 async fn observe(mut endings: mpsc::Receiver<EndedExchange>, clock: Rc<Clock>) {
     while let Some(ended) = endings.recv().await {
-        spawn(Task::Observer, waiting::observe(ended, clock.clone()));
+        if ended.waits() {
+            spawn(Task::Observer, waiting::observe(ended, clock.clone()));
+        } else {
+            let _ = supervised(Task::Observer, waiting::observe_at_turn(ended)).await;
+        }
     }
 }
 

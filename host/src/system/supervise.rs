@@ -38,6 +38,7 @@ pub enum Task {
     Tick,
     Timer,
     Tunnel,
+    Turns,
     UpstreamConnection,
     UpstreamTick,
     Worker,
@@ -60,7 +61,7 @@ thread_local! {
 
 impl Task {
     /// All tasks, each at its own discriminant.
-    pub const ALL: [Task; 29] = [
+    pub const ALL: [Task; 30] = [
         Task::AccessLog,
         Task::Accept,
         Task::Admin,
@@ -86,6 +87,7 @@ impl Task {
         Task::Tick,
         Task::Timer,
         Task::Tunnel,
+        Task::Turns,
         Task::UpstreamConnection,
         Task::UpstreamTick,
         Task::Worker,
@@ -120,6 +122,7 @@ impl Task {
             Task::Tick => "tick",
             Task::Timer => "timer",
             Task::Tunnel => "tunnel",
+            Task::Turns => "turns",
             Task::UpstreamConnection => "upstream-connection",
             Task::UpstreamTick => "upstream-tick",
             Task::Worker => "worker",
