@@ -59,6 +59,8 @@ pub struct ExchangeContext {
     pub named_scheme: Option<Scheme>,
     /// Whether the request may have fields that an origin confuses with others.
     pub has_aliases: bool,
+    /// The number of proxies named `plugway` that the request has passed, this one included.
+    pub passages: u8,
     /// The chain of addresses that trusted proxies have sent.
     chain: Option<HeaderValue>,
     /// The name of the matched route.
@@ -100,7 +102,7 @@ pub struct CalloutCause {
     /// The request ID; `None` if there is no exchange.
     id: Option<[u8; 32]>,
     /// The number of proxies named `plugway` that the exchange's request has passed, including this proxy.
-    passages: usize,
+    passages: u8,
 }
 
 /// A path in the spelling of the client.
@@ -405,6 +407,7 @@ impl ExchangeContext {
             client,
             named_scheme,
             has_aliases,
+            passages: 0,
             route,
             upstream,
             endpoint,
@@ -442,8 +445,7 @@ impl ExchangeContext {
     pub fn callout_cause(&self) -> CalloutCause {
         self.request_id();
         let (peer, client, route) = (self.peer.clone(), self.client.clone(), self.route.clone());
-        let passages = hop_by_hop::passages(&self.request.headers);
-        CalloutCause { peer, client, route, id: self.id.get().copied(), passages }
+        CalloutCause { peer, client, route, id: self.id.get().copied(), passages: self.passages }
     }
 
     /// Returns the head of a request that a plugin sends.
@@ -452,6 +454,7 @@ impl ExchangeContext {
         let received = RequestLine::of(&request, Words::Unneeded);
         let mut context = ExchangeContext::new(received, request, cause.peer.clone(), cause.route.clone(), upstream);
         context.client.clone_from(&cause.client);
+        context.passages = cause.passages;
         if let Some(id) = cause.id {
             context.id = OnceCell::from(id);
         }
@@ -464,7 +467,7 @@ impl ExchangeContext {
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
         let mut copy = ExchangeContext::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
-        (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
+        (copy.client, copy.has_aliases, copy.passages) = (self.client.clone(), self.has_aliases, self.passages);
         copy.named_scheme = self.named_scheme;
         copy.chain = self.chain.clone();
         copy.sent_path.clone_from(&self.sent_path);

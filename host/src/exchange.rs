@@ -217,7 +217,7 @@ pub fn receive(
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
-    context.content = content_length(&body);
+    (context.content, context.passages) = (content_length(&body), hop.passages);
     let descending = Descending { worker, route_id, arrival, timers, upload: record.upload.clone() };
     let passed = descending.run(UnsentRequest { body, hop }, &mut context, &mut way);
     descending.settle(passed, context, way, record)

@@ -17,6 +17,8 @@ use crate::protocol::framing;
 pub struct HopOptions {
     /// The protocol to switch to (RFC 9110 §7.8); `None` if there is none.
     pub upgrade: Option<HeaderValue>,
+    /// The number of proxies named `plugway` that the request has passed, this one included. Plugins may remove `Via`.
+    pub passages: u8,
     /// Whether trailers are accepted (RFC 9110 §6.5.1); gRPC endpoints require the announcement.
     pub trailers: bool,
 }
@@ -25,7 +27,9 @@ pub struct HopOptions {
 pub fn request(version: Version, fields: &mut HeaderMap) -> HopOptions {
     let present = Present::among(fields);
     let upgrade = if present.has(UPGRADE) { upgrade(version, fields) } else { None };
-    let hop = HopOptions { upgrade, trailers: present.has(TE) && has_token(fields, header::TE, "trailers") };
+    let trailers = present.has(TE) && has_token(fields, header::TE, "trailers");
+    let passages = u8::try_from(passages(fields) + 1).unwrap_or(u8::MAX);
+    let hop = HopOptions { upgrade, passages, trailers };
     remove_hop_by_hop(present, fields);
     if version == Version::HTTP_2 {
         join_cookies(fields);
@@ -46,8 +50,8 @@ pub fn own_request(fields: &mut HeaderMap) {
 
 /// Adds `Via` with a number of proxies named `plugway` to a request of a plugin: the number that the causing request has
 /// passed.
-pub fn put_passages(passages: usize, fields: &mut HeaderMap) {
-    let line = vec![via(Version::HTTP_11); passages].join(", ");
+pub fn put_passages(passages: u8, fields: &mut HeaderMap) {
+    let line = vec![via(Version::HTTP_11); passages.into()].join(", ");
     if let Some(line) = HeaderValue::try_from(line).ok().filter(|line| !line.is_empty()) {
         fields.append(header::VIA, line);
     }
@@ -77,7 +81,7 @@ pub fn is_looping(fields: &HeaderMap) -> bool {
 }
 
 /// Returns the number of proxies named `plugway` that a request has passed.
-pub fn passages(fields: &HeaderMap) -> usize {
+fn passages(fields: &HeaderMap) -> usize {
     members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway")).count()
 }
 
