@@ -1237,8 +1237,8 @@ pub struct PluginLimitsTable {
     ///
     /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
     pub queue_time: Option<Spanned<String>>,
-    /// The longest time of a call that may wait, with all that the call waits for. A plugin that asks a service while it is
-    /// configured holds up the start or the reload for this time at most.
+    /// The longest time of a call that may wait, with all that the call waits for, the worker's time included. A plugin that
+    /// asks a service while it is configured holds up the start or the reload for this time at most.
     ///
     /// Type: duration. Default: `"10s"`. Example: `"2s"`.
     pub call_time: Option<Spanned<String>>,

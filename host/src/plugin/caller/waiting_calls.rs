@@ -156,10 +156,13 @@ impl PluginCaller {
         instance: &mut Instance,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let call_time = self.configured.limits.waiting.call_time;
-        let result = step.limit(call_time, self.run_turns(instance, permit, call)).await;
+        let (call_time, is_queued) = (self.configured.limits.waiting.call_time, Cell::new(false));
+        let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
-            self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
+            // The plugin is not to blame for computations of others.
+            if permit != CallPermit::Usual || !is_queued.get() {
+                self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
+            }
             Err(PluginFailure::CallTime(call_time))
         })
     }
@@ -199,11 +202,12 @@ impl PluginCaller {
         Ok(WaitingInstance { instance, _place: place })
     }
 
-    /// Runs a call turn by turn, counts and charges it.
+    /// Runs a call turn by turn, counts and charges it. `is_queued` tells whether the call waits for a turn of the worker.
     async fn run_turns<R>(
         &self,
         instance: &mut Instance,
         permit: CallPermit,
+        is_queued: &Cell<bool>,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         self.figures.calls.add(1);
@@ -220,7 +224,9 @@ impl PluginCaller {
                 if !total.is_zero() {
                     ready!(pause.poll(self, cx));
                 }
+                is_queued.set(true);
                 ready!(claim.poll(cx));
+                is_queued.set(false);
                 turns.begin_turn();
                 let polled = call.as_mut().poll(cx);
                 let turn = turns.end_turn();
