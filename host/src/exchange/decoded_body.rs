@@ -14,6 +14,7 @@ use crate::body::BodyError;
 use crate::body::early_content::ReadEarly;
 use crate::error::FailureKind;
 use crate::net::turn::TurnClaim;
+use crate::plugin::body_filter::BodyFilterError;
 use crate::plugin::caller::PluginCaller;
 use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::decoder_memory::{DecoderMemory, DecoderMemoryFull};
@@ -102,9 +103,16 @@ impl<B> DecodedBody<B> {
     }
 
     /// Waits until the worker has time for decoding, and the plugin a share of it: a few bytes may decode to very many.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        ready!(self.pause.poll(&self.guard, cx));
-        self.claim.poll(cx)
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFilterError>> {
+        if self.pause.poll(&self.guard, cx).is_pending() {
+            if !self.pause.is_too_long() {
+                return Poll::Pending;
+            }
+            let spent = self.guard.share_error();
+            self.guard.record_failure("decoding", &spent, None);
+            return Poll::Ready(Err(spent.into()));
+        }
+        self.claim.poll(cx).map(Ok)
     }
 
     /// Decodes one piece.
@@ -126,7 +134,7 @@ impl<B> DecodedBody<B> {
     }
 
     /// Ends the content after an error.
-    fn fail(&mut self, error: DecodedBodyError) -> BodyError {
+    fn fail(&mut self, error: impl Into<BodyError>) -> BodyError {
         self.drop_decoder();
         self.status = match self.on_error {
             OnError::Respond(status) => Some(status),
@@ -166,9 +174,13 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Deco
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         while this.decoder.is_some() {
-            if this.poll_turn(cx).is_pending() {
-                this.source.read_early(cx);
-                return Poll::Pending;
+            match this.poll_turn(cx) {
+                Poll::Pending => {
+                    this.source.read_early(cx);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(this.fail(error)))),
+                Poll::Ready(Ok(())) => {}
             }
             match this.step() {
                 Ok(DecodingStep::Content(content)) => return Poll::Ready(Some(Ok(Frame::data(content)))),

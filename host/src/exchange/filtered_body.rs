@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -23,6 +23,7 @@ use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::net::turn::TurnClaim;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
+use crate::plugin::caller::share_pause::{MAX_PAUSE, MIN_STEP};
 
 /// A body and the plugins that it passes, in the order of its way.
 pub struct FilteredBody<B> {
@@ -65,12 +66,6 @@ struct Pause {
     began: Instant,
     sleep: Pin<Box<Sleep>>,
 }
-
-/// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-
-/// The shortest step of a wait, which is what timers can measure.
-const MIN_STEP: Duration = Duration::from_millis(1);
 
 /// The state of a body that passes plugins.
 pub enum FilterState {

@@ -289,7 +289,7 @@ impl PluginCaller {
     }
 
     /// The error of a call that the share does not admit.
-    pub(super) fn share_error(&self) -> PluginFailure {
+    pub fn share_error(&self) -> PluginFailure {
         PluginFailure::Share(self.configured.limits.share)
     }
 

@@ -4,27 +4,44 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::PluginCaller;
 
 /// The wait of work that is under way for its plugin's share of the worker's time.
 #[derive(Default)]
-pub struct SharePause(Option<Pin<Box<Sleep>>>);
+pub struct SharePause {
+    /// The step of the wait; `None` if the work does not wait.
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// The beginning of the wait; `None` if the work does not wait.
+    began: Option<Instant>,
+}
 
-/// The least pause, which is what timers can measure.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
+pub const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// The shortest step of a wait, which is what timers can measure.
+pub const MIN_STEP: Duration = Duration::from_millis(1);
 
 impl SharePause {
     /// Waits until the plugin may use the worker's time again.
     pub fn poll(&mut self, guard: &PluginCaller, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Some(sleep) = &mut self.0 {
+            if let Some(sleep) = &mut self.sleep {
                 ready!(sleep.as_mut().poll(cx));
-                self.0 = None;
+                self.sleep = None;
             }
-            let Some(wait) = guard.wait() else { return Poll::Ready(()) };
-            self.0 = Some(Box::pin(sleep(wait.max(MIN_PAUSE))));
+            let Some(wait) = guard.wait() else {
+                self.began = None;
+                return Poll::Ready(());
+            };
+            self.began.get_or_insert_with(Instant::now);
+            self.sleep = Some(Box::pin(sleep(wait.clamp(MIN_STEP, MAX_PAUSE))));
         }
+    }
+
+    /// Whether the work waits for [`MAX_PAUSE`].
+    pub fn is_too_long(&self) -> bool {
+        self.began.is_some_and(|began| began.elapsed() >= MAX_PAUSE)
     }
 }
