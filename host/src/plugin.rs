@@ -28,6 +28,7 @@ pub mod instance_orders;
 mod key_value;
 pub mod key_value_bucket;
 pub mod load_error;
+mod load_meter;
 mod log_lines;
 mod memory_limit;
 mod metrics;

@@ -23,6 +23,13 @@ pub struct EndpointChoice {
     pub edits: Option<BalancerEdits>,
 }
 
+/// Waits until an endpoint may be chosen, if the balancer takes much of the worker's time.
+pub async fn turn(worker: &WorkerState, upstream_id: UpstreamId) {
+    if let Some(balancer) = worker.generation.upstreams[upstream_id].balancer {
+        worker.guards[balancer].turn().await;
+    }
+}
+
 /// Chooses an endpoint for a request to an upstream, given by its index. The request has failed at the endpoints
 /// `tried` already.
 pub fn choose(

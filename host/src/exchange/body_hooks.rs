@@ -266,7 +266,10 @@ impl<B: PassingContent> BodyPassage<B> {
                         let beginning = hooks.begin_waiting(&calls, hook, permit, context);
                         read_while(beginning, |cx| content.read_early(cx)).await?;
                     }
-                    false => hooks.begin_hook(worker, hook, permit, context)?,
+                    false => {
+                        read_while(worker.guards[hook.plugin_id].turn(), |cx| content.read_early(cx)).await;
+                        hooks.begin_hook(worker, hook, permit, context)?;
+                    }
                 }
                 continue;
             };
@@ -344,7 +347,7 @@ impl PassageHooks {
                 continue;
             }
             let configured = &worker.generation.bindings[hook.plugin_id];
-            if hook.gathered.is_some() || configured.waits() {
+            if hook.gathered.is_some() || configured.waits() || worker.guards[hook.plugin_id].waits_for_turn() {
                 return Ok(content);
             }
             match BodyPermit::take(&configured.supply, hook.resource(false)) {
@@ -492,7 +495,10 @@ impl PassageHooks {
                 let call = async |instance: &mut Instance| instance.take_body_waiting(body, needs, context).await;
                 origin.call(&step, call).await
             }
-            false => worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context)),
+            false => {
+                worker.guards[hook.plugin_id].turn().await;
+                worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context))
+            }
         };
         let decided = called.and_then(|verdict| {
             let (decision, edits) = match verdict {

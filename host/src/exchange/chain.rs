@@ -134,6 +134,9 @@ pub fn down(
     for (depth, plugin_id) in route.chain.iter().enumerate().skip(from.0) {
         let configured = &worker.generation.bindings[*plugin_id];
         let hooked = match &configured.request {
+            Hook::Absent if configured.cache.is_some() && worker.guards[*plugin_id].waits_for_turn() => {
+                return Ok(RequestHooks::Wait(ChainPosition(depth)));
+            }
             Hook::Absent => Ok(None),
             Hook::Plan(plan) => worker.guards[*plugin_id]
                 .admit_work()

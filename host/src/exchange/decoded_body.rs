@@ -83,7 +83,7 @@ impl<B> DecodedBody<B> {
     /// Returns content that a decoder decodes at the expense of the plugin that wants it plain.
     pub fn new(source: B, decoder: ContentDecoder, guard: Rc<PluginCaller>) -> Self {
         let (decoder, memory) = (Some(Box::new(decoder)), DecoderMemory::new(guard.supply()));
-        let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), TurnClaim::default());
+        let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), guard.claim());
         DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, guard, pause, claim }
     }
 

@@ -78,7 +78,8 @@ pub enum FilterState {
 impl<B> FilteredBody<B> {
     /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
     pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
-        let (state, pause, claim, status) = (FilterState::Passing, None, TurnClaim::default(), None);
+        let claim = TurnClaim::new(stages.iter().any(BodyFilter::takes_turns));
+        let (state, pause, status) = (FilterState::Passing, None, None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
         FilteredBody { source, stages, state, pause, claim, status, waiting }
     }

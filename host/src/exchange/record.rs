@@ -209,11 +209,12 @@ impl ExchangeRecord {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            if self.worker.generation.bindings[*binding].waits() {
-                self.worker.observe_later(*binding, declared(needs, context), summary, context);
+            let values = declared(needs, context);
+            if self.worker.observes_later(*binding) {
+                self.worker.observe_later(*binding, values, summary, context);
                 continue;
             }
-            let called = self.worker.call(*binding, |instance| instance.observe(needs, context, &summary));
+            let called = self.worker.call(*binding, |instance| instance.observe(&values, &summary));
             if let Err(failure) = called {
                 self.worker.record_plugin_failure(*binding, "observer", &failure, Some(context));
             }

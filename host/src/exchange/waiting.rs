@@ -1,9 +1,10 @@
-//! Head hooks, timers and observers of plugins that may wait, and head hooks that wait for their turn on a busy worker. The
-//! way through a chain is suspended at such a head hook, and taken up again behind it.
+//! Head hooks, timers and observers of plugins that may wait, and calls that wait for their turn on a busy worker. The way
+//! through a chain is suspended at such a head hook or cache, and taken up again behind it.
 
-use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
+
+use smallvec::SmallVec;
 
 use super::callouts::CalloutOrigin;
 use super::chain::{self, ChainFailure, RequestHooks, ResponseHooks, RouteChain};
@@ -12,7 +13,7 @@ use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::worker_state::{EndedExchange, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
-use crate::net::turn::TurnClaim;
+use crate::net::turn::next_turn;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
 use crate::plugin::settings::Hook;
@@ -36,10 +37,16 @@ impl WaitingHook<'_> {
         let WaitingHook { worker, plugin_id, side } = self;
         let configured = &worker.generation.bindings[plugin_id];
         let hook = if side == MessageSide::Request { &configured.request } else { &configured.response };
-        let Hook::Call(needs) = hook else { return Err(PluginFailure::NoHook) };
+        let needs = match hook {
+            Hook::Call(needs) => needs,
+            // A cache has its call behind the verdict.
+            _ => {
+                next_turn().await;
+                return Ok(FilterVerdict::Proceed(SmallVec::new()));
+            }
+        };
         if !configured.waits() {
-            let mut claim = TurnClaim::without_free_time();
-            poll_fn(|cx| claim.poll(cx)).await;
+            next_turn().await;
             return chain::call(worker, plugin_id, side, needs, context);
         }
         let cause = worker.callout_cause(plugin_id, context);
@@ -57,6 +64,15 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
     let called = origin.call(&step, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, clock.now());
+}
+
+/// Passes an exchange that has ended to an observer that does not wait, at its turn.
+pub async fn observe_at_turn(ended: EndedExchange) {
+    let EndedExchange { worker, plugin_id, values, summary, name, .. } = ended;
+    worker.guards[plugin_id].turn().await;
+    if let Err(failure) = worker.call(plugin_id, |instance| instance.observe(&values, &summary)) {
+        worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
+    }
 }
 
 /// Passes an exchange that has ended to an observer that may wait. The limits of such calls bound how many are under way and

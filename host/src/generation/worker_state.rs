@@ -74,7 +74,7 @@ pub struct WorkerState {
 /// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
 pub struct ChainCall(Rc<WorkerState>);
 
-/// An exchange that has ended, for an observer that may wait. The worker doesn't end before the observer.
+/// An exchange that has ended, for an observer that may wait or waits for its turn. The worker doesn't end before the observer.
 pub struct EndedExchange {
     pub worker: Rc<WorkerState>,
     pub plugin_id: PluginId,
@@ -88,8 +88,8 @@ pub struct EndedExchange {
     pub alive: Option<mpsc::Sender<()>>,
 }
 
-/// Exchanges that have ended in one turn of a worker and are queued for observers that may wait. How many of them wait for
-/// a call is limited by `limits.queued-calls`.
+/// Exchanges that have ended and are queued for observers. How many of them wait for a call of an observer that may wait
+/// is limited by `limits.queued-calls`.
 pub const ENDED_EXCHANGES: usize = 4096;
 
 /// An instance whose timer is called.
@@ -274,7 +274,14 @@ impl WorkerState {
         (!has_none).then(|| context.callout_cause())
     }
 
-    /// Queues an exchange that has ended for an observer that may wait.
+    /// Whether exchanges that have ended are queued for an observer: it may wait, or waits for its turn and the queue has
+    /// room.
+    pub fn observes_later(&self, plugin_id: PluginId) -> bool {
+        let waits_for_turn = || self.guards[plugin_id].waits_for_turn() && self.ended.capacity() > 0;
+        self.generation.bindings[plugin_id].waits() || waits_for_turn()
+    }
+
+    /// Queues an exchange that has ended for an observer.
     pub fn observe_later(
         self: &Rc<Self>,
         plugin_id: PluginId,
@@ -381,6 +388,13 @@ impl WorkerState {
         if !was_released {
             self.generation.tenancy.leave();
         }
+    }
+}
+
+impl EndedExchange {
+    /// Whether the observer may wait.
+    pub fn waits(&self) -> bool {
+        self.worker.generation.bindings[self.plugin_id].waits()
     }
 }
 

@@ -97,9 +97,9 @@ impl TurnClaim {
         spend(time);
     }
 
-    /// Returns a claim that waits from the beginning.
-    pub fn without_free_time() -> Self {
-        TurnClaim { used: FREE, ..TurnClaim::default() }
+    /// Returns a claim, which may wait `from_the_beginning` or has some time without waiting.
+    pub fn new(from_the_beginning: bool) -> Self {
+        TurnClaim { used: if from_the_beginning { FREE } else { Duration::ZERO }, ..TurnClaim::default() }
     }
 }
 
@@ -156,7 +156,14 @@ impl Turns {
     }
 }
 
-/// Whether a computation would have to wait for its turn.
+/// Waits until a computation may begin.
+pub async fn next_turn() {
+    let mut claim = TurnClaim::new(true);
+    poll_fn(|cx| claim.poll(cx)).await;
+}
+
+/// Whether a computation would have to wait for its turn. After [`BUDGET`] has been used up without others that wait, one
+/// computation waits for nothing: turns are counted only while some wait.
 pub fn is_contended() -> bool {
     TURNS.with_borrow(|turns| !turns.has_time() || !turns.is_empty())
 }
@@ -212,7 +219,7 @@ mod tests {
             let pacer = tokio::task::spawn_local(pace());
             tokio::task::yield_now().await;
             let compute = |name: usize| {
-                let (order, mut claim, mut left) = (order.clone(), TurnClaim::without_free_time(), steps[name]);
+                let (order, mut claim, mut left) = (order.clone(), TurnClaim::new(true), steps[name]);
                 tokio::task::spawn_local(poll_fn(move |cx| {
                     while left > 0 {
                         std::task::ready!(claim.poll(cx));
@@ -270,7 +277,7 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
-        let mut claim = TurnClaim::without_free_time();
+        let mut claim = TurnClaim::new(true);
         for task in [&first, &second] {
             assert!(claim.poll(&mut Context::from_waker(&Waker::from(task.clone()))).is_pending());
         }
@@ -286,9 +293,9 @@ mod tests {
         let task = Arc::new(Wakes::default());
         let waker = Waker::from(task.clone());
         for _ in 0..1000 {
-            assert!(TurnClaim::without_free_time().poll(&mut Context::from_waker(&waker)).is_pending());
+            assert!(TurnClaim::new(true).poll(&mut Context::from_waker(&waker)).is_pending());
         }
-        let mut claim = TurnClaim::without_free_time();
+        let mut claim = TurnClaim::new(true);
         assert!(claim.poll(&mut Context::from_waker(&waker)).is_pending());
         TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
         assert_eq!(task.0.load(Ordering::Relaxed), 1);
@@ -300,11 +307,10 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (task, other) = (Waker::from(Arc::new(Wakes::default())), Waker::from(Arc::new(Wakes::default())));
-        let (mut inner, mut outer, mut others) =
-            (TurnClaim::without_free_time(), TurnClaim::without_free_time(), Vec::new());
+        let (mut inner, mut outer, mut others) = (TurnClaim::new(true), TurnClaim::new(true), Vec::new());
         assert!(inner.poll(&mut Context::from_waker(&task)).is_pending());
         for _ in 0..2 * WOKEN {
-            let mut claim = TurnClaim::without_free_time();
+            let mut claim = TurnClaim::new(true);
             assert!(claim.poll(&mut Context::from_waker(&other)).is_pending());
             others.push(claim);
         }
@@ -322,12 +328,12 @@ mod tests {
             tokio::task::yield_now().await;
             spend(BUDGET);
             // Those that wait first ignore that they are due, or are gone.
-            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::without_free_time()).collect();
+            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::new(true)).collect();
             for claim in &mut ignoring {
                 assert!(poll_fn(|cx| Poll::Ready(claim.poll(cx))).await.is_pending());
             }
             ignoring.truncate(6);
-            let mut claim = TurnClaim::without_free_time();
+            let mut claim = TurnClaim::new(true);
             tokio::task::spawn_local(poll_fn(move |cx| claim.poll(cx))).await.unwrap();
             pacer.abort();
         });

@@ -237,6 +237,11 @@ impl BodyFilter {
         if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait() }
     }
 
+    /// Whether the body waits for its turn from the beginning, because calls of the plugin are measured.
+    pub fn takes_turns(&self) -> bool {
+        self.guard.takes_turns()
+    }
+
     /// Returns the error of a body that has waited for too long.
     pub fn share_error(&self) -> BodyFilterError {
         BodyFilterError::Trap(self.guard.share_error())

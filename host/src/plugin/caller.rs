@@ -23,7 +23,8 @@ use super::instance_orders::OrderedInstance;
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use crate::net::turn::{TurnClaim, is_contended, spend};
+use crate::net::boxed::boxed;
+use crate::net::turn::{TurnClaim, is_contended, next_turn, spend};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -149,10 +150,27 @@ impl PluginCaller {
         self.configured.on_error
     }
 
-    /// Whether the next call of a hook has to wait for its turn: recent calls of the plugin were long, and other computations
-    /// use up the worker's time.
+    /// Whether the next call of a hook has to wait for its turn: recent calls of the plugin were long, or not brief while
+    /// calls took much of the worker's time, and computations use up the worker's time.
     pub fn waits_for_turn(&self) -> bool {
-        self.share.is_watched() && is_contended()
+        self.takes_turns() && is_contended()
+    }
+
+    /// Waits until the next call of a hook may be made, if it has to wait.
+    pub async fn turn(&self) {
+        if self.waits_for_turn() {
+            boxed(next_turn).await;
+        }
+    }
+
+    /// Returns the claim of a call or a body of the plugin to the worker's time.
+    pub fn claim(&self) -> TurnClaim {
+        TurnClaim::new(self.takes_turns())
+    }
+
+    /// Whether calls and bodies of the plugin wait for their turn from the beginning.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.share.is_watched()
     }
 
     /// Charges the time that the host has worked for a call or a body that is under way. Short times are charged together.

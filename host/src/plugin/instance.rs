@@ -406,17 +406,10 @@ impl Instance {
     }
 
     /// Passes an exchange that has ended to an observer.
-    pub fn observe(
-        &mut self,
-        needs: &[ValueName],
-        context: &ExchangeContext,
-        summary: &Summary,
-    ) -> Result<(), PluginFailure> {
+    pub fn observe(&mut self, values: &[Option<Vec<u8>>], summary: &Summary) -> Result<(), PluginFailure> {
         self.begin_call(HookKind::Observer);
-        let copy = |name| context.value(name).map(|value| value.bytes().to_vec());
-        let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
         let hook = self.observer.as_ref().ok_or(PluginFailure::NoHook)?;
-        hook.plugway_plugin_observer().call_on_end(&mut self.store, &values, summary).map_err(trapped)
+        hook.plugway_plugin_observer().call_on_end(&mut self.store, values, summary).map_err(trapped)
     }
 
     /// Lets a timer's interval have passed.

@@ -22,6 +22,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use super::cpu_time::TICK;
+use super::load_meter::LoadMeter;
 
 /// The share of a configured plugin on one worker.
 pub struct TimeShare {
@@ -36,7 +37,8 @@ pub struct TimeShare {
     of_kinds: [KindBudget; KINDS.len()],
     worker: Rc<Shares>,
     is_spent: Cell<bool>,
-    /// The number of calls that are still measured from beginning to end, since one has missed ticks.
+    /// The number of calls that are still measured from beginning to end, since one has missed ticks, or calls take much
+    /// of the worker's time.
     watched_calls: Cell<u32>,
     /// The time until which all calls are measured, because one of the measured calls was long; `None` if none was.
     watched_until: Cell<Option<Instant>>,
@@ -47,6 +49,8 @@ pub struct Shares {
     of_plugins: RefCell<Vec<Weak<TimeShare>>>,
     /// The buckets of all plugins for each [`CallKind`], which hold as much as the largest of theirs.
     of_kinds: [Bucket; KINDS.len()],
+    /// The time of calls that are no shorter than [`BRIEF`].
+    load: LoadMeter,
 }
 
 /// A kind of calls that have a budget of their own.
@@ -109,8 +113,9 @@ const SLOW_BURST: Duration = Duration::from_millis(100);
 /// calls, and one of them is to leave the rest of the burst to others.
 const MAX_SLOW_COST: Duration = Duration::from_millis(10);
 
-/// The number of calls that are measured after a call that missed a tick, which any call may do by chance. Two readings
-/// of the clock cost as much as a short call, so they are few beside the calls that no tick meets.
+/// The number of calls that are measured after a call that missed a tick, which any call may do by chance, and after one
+/// that a tick has met while calls take much of the worker's time. Two readings of the clock cost as much as a short
+/// call, so they are few beside the calls that no tick meets.
 const WATCHED_CALLS: u32 = 16;
 
 /// The time in which all calls are measured after a long call. A plugin whose calls miss ticks over and over gets one
@@ -123,6 +128,10 @@ const SHORT: Duration = Duration::from_millis(1);
 
 /// The least cost of a turn of a call that waits: the worker's own work for it.
 const MIN_TURN: Duration = Duration::from_micros(20);
+
+/// The length below which a call is never measured for the load of the worker: it delays others no more than a request
+/// without plugins does, and to queue it would cost more.
+const BRIEF: Duration = Duration::from_micros(50);
 
 /// The length up to which a call delays others no more than a request without plugins does.
 const FAST: Duration = Duration::from_micros(100);
@@ -196,7 +205,7 @@ impl TimeShare {
         self.watched_calls.get() > 0 || self.watched_until.get().is_some()
     }
 
-    /// Measures the next calls, after one that missed ticks.
+    /// Measures the next calls.
     pub fn watch(&self) {
         self.watched_calls.set(WATCHED_CALLS);
     }
@@ -204,11 +213,24 @@ impl TimeShare {
     /// Charges a call that was measured from its beginning to its end.
     pub fn charge_measured(&self, time: Duration, now: Instant) {
         self.charge_time(time, now);
-        self.watched_calls.set(self.watched_calls.get().saturating_sub(1));
+        self.count_watched(time, now);
         if time > SHORT {
             self.watched_until.set(Some(now + WATCH));
         } else if self.watched_until.get().is_some_and(|until| until <= now) {
             self.watched_until.set(None);
+        }
+    }
+
+    /// Counts a call that was measured; the next calls are measured too while calls take much of the worker's time.
+    fn count_watched(&self, time: Duration, now: Instant) {
+        self.watched_calls.set(self.watched_calls.get().saturating_sub(1));
+        self.note_load(time, time, now);
+    }
+
+    /// Notes the time of a call for the load of the worker. `known` is the length that the call has at least.
+    fn note_load(&self, known: Duration, time: Duration, now: Instant) {
+        if known >= BRIEF && self.worker.load.note(time, now) {
+            self.watch();
         }
     }
 
@@ -225,6 +247,7 @@ impl TimeShare {
         if since_first_tick <= SHORT {
             cost.of_kinds[CallKind::Long as usize] = 0;
         }
+        self.note_load(since_first_tick, since_first_tick.max(TICK), now);
         self.charge(cost, now);
     }
 
@@ -237,6 +260,7 @@ impl TimeShare {
     /// slow together, and hold others up one by one.
     pub fn charge_turn(&self, before: Duration, turn: Duration, now: Instant) {
         self.charge_part(before, turn.max(MIN_TURN), now);
+        self.count_watched(turn, now);
     }
 
     /// Charges an uninterrupted part of a call, of which earlier parts took `before`.
@@ -328,7 +352,7 @@ impl Cost {
 impl Shares {
     pub fn new(now: Instant) -> Rc<Self> {
         let of_kinds = [Bucket::new(micros(LONG_WINDOW), now), Bucket::new(micros(SLOW_BURST), now)];
-        Rc::new(Shares { of_plugins: RefCell::default(), of_kinds })
+        Rc::new(Shares { of_plugins: RefCell::default(), of_kinds, load: LoadMeter::new(now) })
     }
 
     /// Charges the bucket of all plugins. If it is empty then, plugins that have used more than a little of their own
@@ -518,6 +542,30 @@ mod tests {
         assert!(share.is_watched());
         measured(1, WATCH);
         assert!(!share.is_watched(), "no call was long for a minute");
+    }
+
+    /// Whether calls of a length are measured, after a second in which they take a part of the worker's time.
+    fn are_watched(length: Duration, percent: u32, plugins: usize) -> bool {
+        let mut worker = Worker::new(1);
+        let shares: Vec<Rc<TimeShare>> = (0..plugins).map(|_| worker.share(WHOLE)).collect();
+        while worker.passed() < Duration::from_secs(1) {
+            for share in &shares {
+                let _ = worker.call(share, length);
+                worker.now += length * (100 - percent) / percent;
+            }
+        }
+        shares.iter().all(|share| share.is_watched())
+    }
+
+    #[test]
+    fn calls_are_measured_while_they_take_much_of_the_workers_time() {
+        for length in [100, 200, 350, 900] {
+            for plugins in [1, 8] {
+                assert!(are_watched(Duration::from_micros(length), 80, plugins), "{length} {plugins}");
+                assert!(!are_watched(Duration::from_micros(length), 10, plugins), "{length} {plugins}");
+            }
+        }
+        assert!(!are_watched(Duration::from_micros(20), 80, 1), "brief calls are never measured");
     }
 
     #[test]

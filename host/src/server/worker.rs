@@ -273,7 +273,7 @@ async fn listen(
             None => break,
         }
     }
-    for (close, task) in accepting.into_values() {
+    for (close, _, task) in accepting.into_values() {
         drop(close);
         let _ = task.await;
     }
@@ -366,7 +366,7 @@ async fn grace_end(grace: Option<tokio::time::Instant>) {
 fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, alive: &mpsc::Sender<()>) {
     // A socket is closed only after the swap to a generation without its listener.
     let known = worker_shared.current.borrow().generation.listeners.get(&named.address).cloned();
-    let known = known.or_else(|| named.leaving.0.borrow().get(&named.address).cloned());
+    let known = known.or_else(|| named.leaving.get(&named.address));
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
     let client = match &accepted {

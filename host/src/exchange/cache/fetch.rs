@@ -103,6 +103,7 @@ impl Fetch<'_> {
             self.pass_through(context, body, None)
         } else {
             let decision = if is_ours {
+                self.worker.guards[self.miss.stage.binding].turn().await;
                 self.decide_storage(context, &body, times)?
             } else {
                 StoreDecision::Refuse(Refusal::Other(OTHER_UPSTREAM.into()))

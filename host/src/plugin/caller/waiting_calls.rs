@@ -24,7 +24,6 @@ use super::share_pause::SharePause;
 use super::{PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
-use crate::net::turn::TurnClaim;
 
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
@@ -216,7 +215,7 @@ impl PluginCaller {
         }
         let turns = instance.begin_turns();
         let (mut longest, mut total) = (Duration::ZERO, Duration::ZERO);
-        let (mut pause, mut claim) = (SharePause::default(), TurnClaim::default());
+        let (mut pause, mut claim) = (SharePause::default(), self.claim());
         let result = {
             let mut call = pin!(call(&mut *instance));
             poll_fn(|cx| {
