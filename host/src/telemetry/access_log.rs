@@ -290,12 +290,7 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
 
 /// Appends a text that is one word of a line: readers of the format split lines at spaces.
 fn word(line: &mut Vec<u8>, bytes: &[u8]) {
-    let mut pieces = bytes.split(|byte| *byte == b' ');
-    quoted(line, pieces.next().unwrap_or_default(), MAX_TEXT_BYTES);
-    for piece in pieces {
-        line.extend_from_slice(b"\\x20");
-        quoted(line, piece, MAX_TEXT_BYTES);
-    }
+    escape(line, bytes, MAX_TEXT_BYTES, |byte| byte == b' ' || ends_text(byte));
 }
 
 /// Returns the request target as a request line of HTTP/1 has it.
@@ -309,10 +304,23 @@ fn target(received: &RequestLine) -> Cow<'_, str> {
 
 /// Appends a text of at max `max` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
 fn quoted(line: &mut Vec<u8>, bytes: &[u8], max: usize) {
-    for byte in &bytes[..bytes.len().min(max)] {
-        match byte {
-            b'"' | b'\\' | 0..0x20 | 0x7f.. => line.extend_from_slice(format!("\\x{byte:02X}").as_bytes()),
-            _ => line.push(*byte),
+    escape(line, bytes, max, ends_text);
+}
+
+/// Whether a byte would end a quotation or a line, or is not ASCII.
+fn ends_text(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\' | 0..0x20 | 0x7f..)
+}
+
+/// Appends a text of at most `max` bytes, in which some bytes are escaped.
+fn escape(line: &mut Vec<u8>, bytes: &[u8], max: usize, is_escaped: impl Fn(u8) -> bool) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in bytes.iter().copied().take(max) {
+        if is_escaped(byte) {
+            let (high, low) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
+            line.extend_from_slice(&[b'\\', b'x', high, low]);
+        } else {
+            line.push(byte);
         }
     }
     if bytes.len() > max {
@@ -478,6 +486,16 @@ mod tests {
         quoted(&mut line, b"a\"b\\c\nd\xff", 100);
         assert_eq!(line, br"a\x22b\x5Cc\x0Ad\xFF");
         assert_eq!(escaped(json!("\u{9b}\u{202e}\n\u{7f}ä").to_string()), r#""\u009b\u202e\n\u007fä""#);
+    }
+
+    #[test]
+    fn a_word_has_no_spaces_and_is_truncated_as_a_whole() {
+        for bytes in [&b" "[..], b"a ", b"\x80 "] {
+            let mut line = Vec::new();
+            word(&mut line, &bytes.repeat(65536));
+            assert!(line.len() <= 4 * MAX_TEXT_BYTES + TRUNCATED.len(), "{}", line.len());
+            assert!(!line.contains(&b' '), "{line:?}");
+        }
     }
 
     #[test]
