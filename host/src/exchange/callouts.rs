@@ -42,7 +42,6 @@ pub struct CalloutOrigin<'a> {
 const TIME: Duration = Duration::from_secs(10);
 
 /// The requests of a call that are under way.
-#[derive(Default)]
 struct UnderWay<'a> {
     sent: Vec<SentCallout<'a>>,
     pause: SharePause,
@@ -72,7 +71,8 @@ impl CalloutOrigin<'_> {
     /// are dropped.
     pub async fn drive<R>(&self, call: impl Future<Output = R>, mut callouts: CalloutReceiver) -> R {
         let mut call = pin!(call);
-        let mut under_way = UnderWay::default();
+        let claim = self.worker.guards[self.plugin_id].claim();
+        let mut under_way = UnderWay { sent: Vec::new(), pause: SharePause::default(), claim };
         poll_fn(|cx| {
             let polled = call.as_mut().poll(cx);
             // A response wakes the call.

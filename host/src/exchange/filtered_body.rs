@@ -78,10 +78,12 @@ pub enum FilterState {
 impl<B> FilteredBody<B> {
     /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
     pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
-        let claim = TurnClaim::new(stages.iter().any(BodyFilter::takes_turns));
-        let (state, pause, status) = (FilterState::Passing, None, None);
+        let takes_turns = stages.iter().any(BodyFilter::takes_turns);
+        let owner = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::turn_owner);
+        let claim = TurnClaim::new(owner.unwrap_or_default(), takes_turns);
+        let (state, begun, pause, status) = (FilterState::Passing, VecDeque::new(), None, None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
-        FilteredBody { source, stages, state, pause, claim, status, waiting }
+        FilteredBody { source, stages, state, begun, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.

@@ -41,12 +41,12 @@ impl WaitingHook<'_> {
             Hook::Call(needs) => needs,
             // A cache has its call behind the verdict.
             _ => {
-                next_turn().await;
+                next_turn(worker.guards[plugin_id].turn_owner()).await;
                 return Ok(FilterVerdict::Proceed(SmallVec::new()));
             }
         };
         if !configured.waits() {
-            next_turn().await;
+            next_turn(worker.guards[plugin_id].turn_owner()).await;
             return chain::call(worker, plugin_id, side, needs, context);
         }
         let cause = worker.callout_cause(plugin_id, context);

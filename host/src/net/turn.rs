@@ -1,5 +1,5 @@
 //! Turns of a worker's event loop: in each turn, all long computations together have [`BUDGET`]. A computation that finds no
-//! time left waits in a queue, while the worker serves other tasks.
+//! time left waits in the queue of its owner, while the worker serves other tasks. Owners are served in turn.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,9 +22,14 @@ const FREE: Duration = Duration::from_micros(100);
 /// The number of computations that are woken when a turn begins. A computation that leaves time wakes another one.
 const WOKEN: usize = 4;
 
+/// The owner of computations, such as a version of a plugin: however many they are, they wait in one queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnOwner(pub usize);
+
 /// The claim of one computation to the time of its worker.
 #[derive(Debug, Default)]
 pub struct TurnClaim {
+    owner: TurnOwner,
     /// The place in the queue; `None` if the computation does not wait.
     place: Option<Rc<QueuePlace>>,
     /// The time that the computation has taken.
@@ -47,13 +52,20 @@ struct Turns {
     spent: Duration,
     /// The computations that were woken and found no time left. They precede those in `waiting`.
     overdue: VecDeque<Rc<QueuePlace>>,
-    waiting: VecDeque<Rc<QueuePlace>>,
+    /// The queues that are not empty, in the order in which they are served.
+    waiting: VecDeque<OwnerQueue>,
     /// The tasks that were woken in this turn. All their claims are granted, because one computation may run inside another.
     granted: SmallVec<[Waker; WOKEN]>,
     /// Whether [`pace`] runs on this thread.
     is_paced: bool,
     /// The waker of [`pace`]; `None` while it has something to do.
     pacer: Option<Waker>,
+}
+
+/// The computations of an owner that wait.
+struct OwnerQueue {
+    owner: TurnOwner,
+    places: VecDeque<Rc<QueuePlace>>,
 }
 
 thread_local! {
@@ -78,7 +90,7 @@ impl TurnClaim {
             }
             place => {
                 let was_due = place.is_some();
-                self.place = turns.queue(was_due, cx);
+                self.place = turns.queue(self.owner, was_due, cx);
                 Err(turns.pacer.take())
             }
         });
@@ -98,8 +110,8 @@ impl TurnClaim {
     }
 
     /// Returns a claim, which may wait `from_the_beginning` or has some time without waiting.
-    pub fn new(from_the_beginning: bool) -> Self {
-        TurnClaim { used: if from_the_beginning { FREE } else { Duration::ZERO }, ..TurnClaim::default() }
+    pub fn new(owner: TurnOwner, from_the_beginning: bool) -> Self {
+        TurnClaim { owner, used: if from_the_beginning { FREE } else { Duration::ZERO }, ..TurnClaim::default() }
     }
 }
 
@@ -119,7 +131,7 @@ impl Turns {
     }
 
     /// Queues a computation and returns its place; `None` if it only waits for the next turn.
-    fn queue(&mut self, was_due: bool, cx: &mut Context<'_>) -> Option<Rc<QueuePlace>> {
+    fn queue(&mut self, owner: TurnOwner, was_due: bool, cx: &mut Context<'_>) -> Option<Rc<QueuePlace>> {
         if !self.is_paced {
             self.spent = Duration::ZERO;
             give_way(cx);
@@ -129,7 +141,7 @@ impl Turns {
         let place = Rc::new(QueuePlace { is_due: Cell::new(false), waker });
         match was_due {
             true => self.overdue.push_back(place.clone()),
-            false => self.waiting.push_back(place.clone()),
+            false => self.queue_of(owner).push_back(place.clone()),
         }
         Some(place)
     }
@@ -141,10 +153,30 @@ impl Turns {
         (0..WOKEN).map_while(|_| self.next()).collect()
     }
 
-    /// Makes the computation due that has waited for longest; returns its waker.
+    /// Returns the queue of an owner.
+    fn queue_of(&mut self, owner: TurnOwner) -> &mut VecDeque<Rc<QueuePlace>> {
+        let known = self.waiting.iter().position(|queue| queue.owner == owner);
+        let index = known.unwrap_or_else(|| {
+            self.waiting.push_back(OwnerQueue { owner, places: VecDeque::new() });
+            self.waiting.len() - 1
+        });
+        &mut self.waiting[index].places
+    }
+
+    /// Removes the place that has waited for longest from the queue of the owner whose turn it is.
+    fn first(&mut self) -> Option<Rc<QueuePlace>> {
+        let mut queue = self.waiting.pop_front()?;
+        let place = queue.places.pop_front();
+        if !queue.places.is_empty() {
+            self.waiting.push_back(queue);
+        }
+        place
+    }
+
+    /// Makes a computation due; returns its waker.
     fn next(&mut self) -> Option<Waker> {
         loop {
-            let place = self.overdue.pop_front().or_else(|| self.waiting.pop_front())?;
+            let place = self.overdue.pop_front().or_else(|| self.first())?;
             // The claims of streams that were reset have left their places behind.
             if Rc::strong_count(&place) > 1 {
                 place.is_due.set(true);
@@ -157,8 +189,8 @@ impl Turns {
 }
 
 /// Waits until a computation may begin.
-pub async fn next_turn() {
-    let mut claim = TurnClaim::new(true);
+pub async fn next_turn(owner: TurnOwner) {
+    let mut claim = TurnClaim::new(owner, true);
     poll_fn(|cx| claim.poll(cx)).await;
 }
 
@@ -219,7 +251,8 @@ mod tests {
             let pacer = tokio::task::spawn_local(pace());
             tokio::task::yield_now().await;
             let compute = |name: usize| {
-                let (order, mut claim, mut left) = (order.clone(), TurnClaim::new(true), steps[name]);
+                let (order, mut claim, mut left) =
+                    (order.clone(), TurnClaim::new(TurnOwner::default(), true), steps[name]);
                 tokio::task::spawn_local(poll_fn(move |cx| {
                     while left > 0 {
                         std::task::ready!(claim.poll(cx));
@@ -277,7 +310,7 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
-        let mut claim = TurnClaim::new(true);
+        let mut claim = TurnClaim::new(TurnOwner::default(), true);
         for task in [&first, &second] {
             assert!(claim.poll(&mut Context::from_waker(&Waker::from(task.clone()))).is_pending());
         }
@@ -293,9 +326,9 @@ mod tests {
         let task = Arc::new(Wakes::default());
         let waker = Waker::from(task.clone());
         for _ in 0..1000 {
-            assert!(TurnClaim::new(true).poll(&mut Context::from_waker(&waker)).is_pending());
+            assert!(TurnClaim::new(TurnOwner::default(), true).poll(&mut Context::from_waker(&waker)).is_pending());
         }
-        let mut claim = TurnClaim::new(true);
+        let mut claim = TurnClaim::new(TurnOwner::default(), true);
         assert!(claim.poll(&mut Context::from_waker(&waker)).is_pending());
         TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
         assert_eq!(task.0.load(Ordering::Relaxed), 1);
@@ -307,10 +340,11 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (task, other) = (Waker::from(Arc::new(Wakes::default())), Waker::from(Arc::new(Wakes::default())));
-        let (mut inner, mut outer, mut others) = (TurnClaim::new(true), TurnClaim::new(true), Vec::new());
+        let (mut inner, mut outer, mut others) =
+            (TurnClaim::new(TurnOwner::default(), true), TurnClaim::new(TurnOwner::default(), true), Vec::new());
         assert!(inner.poll(&mut Context::from_waker(&task)).is_pending());
         for _ in 0..2 * WOKEN {
-            let mut claim = TurnClaim::new(true);
+            let mut claim = TurnClaim::new(TurnOwner::default(), true);
             assert!(claim.poll(&mut Context::from_waker(&other)).is_pending());
             others.push(claim);
         }
@@ -321,6 +355,25 @@ mod tests {
     }
 
     #[test]
+    fn one_of_an_owner_waits_for_one_of_each_other_owner() {
+        TURNS.with_borrow_mut(|turns| turns.is_paced = true);
+        spend(BUDGET);
+        let (many, one) = (Waker::from(Arc::new(Wakes::default())), Arc::new(Wakes::default()));
+        let claims: Vec<TurnClaim> = (0..100)
+            .map(|_| {
+                let mut claim = TurnClaim::new(TurnOwner(1), true);
+                assert!(claim.poll(&mut Context::from_waker(&many)).is_pending());
+                claim
+            })
+            .collect();
+        let mut claim = TurnClaim::new(TurnOwner(2), true);
+        assert!(claim.poll(&mut Context::from_waker(&Waker::from(one.clone()))).is_pending());
+        TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
+        assert_eq!(one.0.load(Ordering::Relaxed), 1);
+        drop(claims);
+    }
+
+    #[test]
     fn a_computation_that_is_not_polled_again_holds_up_no_other() {
         let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
         runtime.block_on(async {
@@ -328,12 +381,12 @@ mod tests {
             tokio::task::yield_now().await;
             spend(BUDGET);
             // Those that wait first ignore that they are due, or are gone.
-            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::new(true)).collect();
+            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::new(TurnOwner::default(), true)).collect();
             for claim in &mut ignoring {
                 assert!(poll_fn(|cx| Poll::Ready(claim.poll(cx))).await.is_pending());
             }
             ignoring.truncate(6);
-            let mut claim = TurnClaim::new(true);
+            let mut claim = TurnClaim::new(TurnOwner::default(), true);
             tokio::task::spawn_local(poll_fn(move |cx| claim.poll(cx))).await.unwrap();
             pacer.abort();
         });

@@ -29,6 +29,7 @@ use crate::context::bounds;
 use crate::context::edit_check::{self, MessageSide};
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::net::deadline::Deadline;
+use crate::net::turn::TurnOwner;
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -235,6 +236,11 @@ impl BodyFilter {
     /// Returns the time until the plugin's share admits the next call; `None` if it does now.
     pub fn wait(&self) -> Option<Duration> {
         if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait() }
+    }
+
+    /// Returns the owner of the plugin's computations.
+    pub fn turn_owner(&self) -> TurnOwner {
+        self.guard.turn_owner()
     }
 
     /// Whether the body waits for its turn from the beginning, because calls of the plugin are measured.

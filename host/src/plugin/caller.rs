@@ -24,7 +24,7 @@ use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::net::boxed::boxed;
-use crate::net::turn::{TurnClaim, is_contended, next_turn, spend};
+use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -153,19 +153,25 @@ impl PluginCaller {
     /// Whether the next call of a hook has to wait for its turn: recent calls of the plugin were long, or not brief while
     /// calls took much of the worker's time, and computations use up the worker's time.
     pub fn waits_for_turn(&self) -> bool {
-        self.takes_turns() && is_contended()
+        // A call that the share rejects computes nothing.
+        self.takes_turns() && !self.share.is_spent() && is_contended()
     }
 
     /// Waits until the next call of a hook may be made, if it has to wait.
     pub async fn turn(&self) {
         if self.waits_for_turn() {
-            boxed(next_turn).await;
+            boxed(|| next_turn(self.turn_owner())).await;
         }
     }
 
     /// Returns the claim of a call or a body of the plugin to the worker's time.
     pub fn claim(&self) -> TurnClaim {
-        TurnClaim::new(self.takes_turns())
+        TurnClaim::new(self.turn_owner(), self.takes_turns())
+    }
+
+    /// Returns the owner of the plugin's computations: all bindings of a version wait in one queue.
+    pub fn turn_owner(&self) -> TurnOwner {
+        TurnOwner(self.share.version())
     }
 
     /// Whether calls and bodies of the plugin wait for their turn from the beginning.

@@ -172,6 +172,11 @@ impl TimeShare {
         }
     }
 
+    /// Returns the plugin's version, by which shares are told apart.
+    pub fn version(&self) -> usize {
+        self.version
+    }
+
     /// Whether the share was used up at the last charge.
     pub fn is_spent(&self) -> bool {
         self.is_spent.get()
