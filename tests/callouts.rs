@@ -431,6 +431,19 @@ fn an_observer_may_make_requests_in_the_background() {
     proxy.wait_log("limits.waiting-calls of 4 is reached");
 }
 
+#[test]
+fn exchanges_that_wait_for_an_observer_are_bounded_in_bytes() {
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let limits = "limits = { waiting-calls = 1, queued-calls = 65536, queue-time = \"60s\" }\n\
+                  [plugin.none]\nuse = \"ip-filter\"\nconfig.deny = [\"0.0.0.0/0\"]";
+    let text = calling(&silent, AUTH, &format!("config.observe = \"http://auth/\"\n{limits}"));
+    // A plugin above answers, so that only the observer is called. It declares the path.
+    let proxy = start(&text.replace("[\"caller\"]", "[\"none\", \"caller\"]"));
+    let path = format!("/{}", "a".repeat(6 << 10));
+    (0..2000).for_each(|_| assert_eq!(proxy.get(&path, "").status(), 403));
+    proxy.wait_log("4194304 bytes of exchanges that have ended wait for it");
+}
+
 /// An origin that counts its requests, and answers with keys.
 fn issuer() -> (String, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));

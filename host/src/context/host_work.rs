@@ -44,6 +44,11 @@ impl HostWork {
         self.add(edits as u64 * EDIT + bytes as u64 / COPIED_BYTES);
     }
 
+    /// Counts bytes that were copied.
+    pub fn add_copy(&self, bytes: usize) {
+        self.add(bytes as u64 / COPIED_BYTES);
+    }
+
     /// Returns the time that was counted, and begins anew.
     pub fn take(&self) -> Duration {
         Duration::from_nanos(self.0.take())

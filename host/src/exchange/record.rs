@@ -15,6 +15,7 @@ use crate::generation::connection_counts::CountedRequest;
 use crate::generation::ids::RouteId;
 use crate::generation::worker_state::WorkerState;
 use crate::plugin::body_filter::BodyFilterError;
+use crate::plugin::caller::held_ends::ObservedEnd;
 use crate::plugin::instance::Summary;
 use crate::plugin::instance::waiting_hooks::declared;
 use crate::system::supervise::{Task, guard};
@@ -209,12 +210,8 @@ impl ExchangeRecord {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            let values = declared(needs, context);
-            if self.worker.observes_later(*binding) {
-                self.worker.observe_later(*binding, values, summary, context);
-                continue;
-            }
-            let called = self.worker.call(*binding, |instance| instance.observe(&values, &summary));
+            let called = declared(needs, context)
+                .and_then(|values| self.worker.observe(*binding, ObservedEnd { values, summary }, context));
             if let Err(failure) = called {
                 self.worker.record_plugin_failure(*binding, "observer", &failure, Some(context));
             }

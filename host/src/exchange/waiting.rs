@@ -68,9 +68,9 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
 
 /// Passes an exchange that has ended to an observer that does not wait, at its turn.
 pub async fn observe_at_turn(ended: EndedExchange) {
-    let EndedExchange { worker, plugin_id, values, summary, name, .. } = ended;
+    let EndedExchange { worker, plugin_id, end, name, held: _held, alive: _alive, .. } = ended;
     worker.guards[plugin_id].turn().await;
-    if let Err(failure) = worker.call(plugin_id, |instance| instance.observe(&values, &summary)) {
+    if let Err(failure) = worker.call(plugin_id, |instance| instance.observe(&end.values, &end.summary)) {
         worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
     }
 }
@@ -78,10 +78,10 @@ pub async fn observe_at_turn(ended: EndedExchange) {
 /// Passes an exchange that has ended to an observer that may wait. The limits of such calls bound how many are under way and
 /// queued.
 pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
-    let EndedExchange { worker, plugin_id, values, summary, name, cause, alive: _alive } = ended;
+    let EndedExchange { worker, plugin_id, end, name, cause, held: _held, alive: _alive } = ended;
     let [step] = clock.deadlines();
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock };
-    let observe = async |instance: &mut Instance| instance.observe_waiting(values, summary).await;
+    let observe = async |instance: &mut Instance| instance.observe_waiting(end.values, end.summary).await;
     if let Err(failure) = origin.call(&step, observe).await {
         worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
     }

@@ -11,10 +11,11 @@ use crate::generation::target::Target;
 use crate::generation::{Generation, Route, UNROUTED, Upstream};
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
+use crate::plugin::caller::held_ends::{HeldEnd, HeldEnds, ObservedEnd};
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
-use crate::plugin::instance::{Instance, Summary};
+use crate::plugin::instance::Instance;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
 use crate::static_files::open_files::OpenFiles;
@@ -78,18 +79,17 @@ pub struct ChainCall(Rc<WorkerState>);
 pub struct EndedExchange {
     pub worker: Rc<WorkerState>,
     pub plugin_id: PluginId,
-    /// The values that the observer has declared.
-    pub values: Vec<Option<Vec<u8>>>,
-    pub summary: Summary,
+    pub end: ObservedEnd,
     /// The name of the exchange for the log.
     pub name: ExchangeName,
     /// The client of the exchange.
     pub cause: Option<CalloutCause>,
+    pub held: HeldEnd,
     pub alive: Option<mpsc::Sender<()>>,
 }
 
-/// Exchanges that have ended and are queued for observers. How many of them wait for a call of an observer that may wait
-/// is limited by `limits.queued-calls`.
+/// Exchanges that have ended in one turn of a worker and are queued for observers. How many of them wait for a call of an
+/// observer that may wait is limited by `limits.queued-calls`.
 pub const ENDED_EXCHANGES: usize = 4096;
 
 /// An instance whose timer is called.
@@ -274,26 +274,27 @@ impl WorkerState {
         (!has_none).then(|| context.callout_cause())
     }
 
-    /// Whether exchanges that have ended are queued for an observer: it may wait, or waits for its turn and the queue has
-    /// room.
-    pub fn observes_later(&self, plugin_id: PluginId) -> bool {
-        let waits_for_turn = || self.guards[plugin_id].waits_for_turn() && self.ended.capacity() > 0;
-        self.generation.bindings[plugin_id].waits() || waits_for_turn()
-    }
-
-    /// Queues an exchange that has ended for an observer.
-    pub fn observe_later(
+    /// Passes an exchange that has ended to an observer, at once or by a queue: an observer may wait, or waits for its turn.
+    pub fn observe(
         self: &Rc<Self>,
         plugin_id: PluginId,
-        values: Vec<Option<Vec<u8>>>,
-        summary: Summary,
+        end: ObservedEnd,
         context: &ExchangeContext,
-    ) {
-        let (worker, name, cause) = (self.clone(), ExchangeName::of(context), self.callout_cause(plugin_id, context));
-        let ended = EndedExchange { worker, plugin_id, values, summary, name, cause, alive: self.alive.upgrade() };
-        if self.ended.try_send(ended).is_err() {
-            let full = PluginFailure::EndedExchanges(ENDED_EXCHANGES);
-            self.record_plugin_failure(plugin_id, "observer", &full, Some(context));
+    ) -> Result<(), PluginFailure> {
+        let (guard, waits) = (&self.guards[plugin_id], self.generation.bindings[plugin_id].waits());
+        guard.charge_work(context.work.take());
+        let is_later = waits || guard.waits_for_turn();
+        let held = is_later.then(|| guard.ended.hold(end.bytes()));
+        match held {
+            Some(Some(held)) => {
+                let (worker, name, cause) =
+                    (self.clone(), ExchangeName::of(context), self.callout_cause(plugin_id, context));
+                let alive = self.alive.upgrade();
+                let ended = EndedExchange { worker, plugin_id, end, name, cause, held, alive };
+                self.ended.try_send(ended).map_err(|_| PluginFailure::EndedExchanges(HeldEnds::MAX))
+            }
+            Some(None) if waits => Err(PluginFailure::EndedExchanges(HeldEnds::MAX)),
+            _ => self.call(plugin_id, |instance| instance.observe(&end.values, &end.summary)),
         }
     }
 

@@ -178,10 +178,13 @@ impl BodyFilter {
     ) -> Result<Self, PluginFailure> {
         let BodyStart { side, mode, needs, context } = start;
         let WaitingBody { sender, step } = waiting;
-        let (values, memory) = (declared(needs, context), guard.configured.limits.memory);
+        let memory = guard.configured.limits.memory;
         let begin = async |instance: &mut Instance| {
             instance.store.set_hostcall_fuel(memory);
             instance.allow_callouts(sender);
+            // Copied here: bodies that wait for a call hold no values.
+            let values = declared(needs, context)?;
+            guard.charge_work(context.work.take());
             instance.begin_body_waiting(side, values).await
         };
         let (taken, body) = guard.begin_waiting(&step, begin).await?;

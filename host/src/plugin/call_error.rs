@@ -49,8 +49,10 @@ pub enum PluginFailure {
     Queue { calls: u32, queued: u32 },
     #[error("limits.waiting-calls of {calls} is reached, and no call ended within limits.queue-time of {time:?}")]
     QueueTime { calls: u32, time: Duration },
-    #[error("{0} exchanges that have ended at once wait for observers that may wait")]
+    #[error("{0} bytes of exchanges that have ended wait for it")]
     EndedExchanges(usize),
+    #[error("the values that it declares have more than {0} bytes")]
+    Values(usize),
     #[error("limits.call-time of {0:?} exceeded")]
     CallTime(Duration),
     #[error("it asks a service, or for a password, while it is configured")]

@@ -28,8 +28,10 @@ use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
+use held_ends::HeldEnds;
 use waiting_calls::WaitingInstances;
 
+pub mod held_ends;
 pub mod share_pause;
 pub(super) mod waiting_calls;
 
@@ -48,6 +50,8 @@ pub struct PluginCaller {
     worker_metrics: WorkerMetrics,
     /// The instances of a plugin whose hooks may wait; none for other plugins.
     pub(super) waiting: WaitingInstances,
+    /// The exchanges that have ended and wait for the plugin's observer.
+    pub ended: HeldEnds,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
     /// The host's work that is not charged yet, because it was short.
@@ -86,8 +90,8 @@ impl PluginCaller {
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
         let waiting = WaitingInstances::default();
-        let (is_released, owed) = (Cell::new(false), Cell::new(Duration::ZERO));
-        PluginCaller { configured, share, figures, worker_metrics, waiting, is_released, owed }
+        let (ended, is_released, owed) = (HeldEnds::default(), Cell::new(false), Cell::new(Duration::ZERO));
+        PluginCaller { configured, share, figures, worker_metrics, waiting, ended, is_released, owed }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.

@@ -212,13 +212,13 @@ async fn keep_pace() {
     while supervised(Task::Turns, pace()).await.is_err() {}
 }
 
-/// Calls the observers of exchanges that were queued: those that may wait on tasks of their own, the others in turn.
+/// Calls the observers of exchanges that were queued, each on a task of its own.
 async fn observe(mut endings: mpsc::Receiver<EndedExchange>, clock: Rc<Clock>) {
     while let Some(ended) = endings.recv().await {
         if ended.waits() {
             spawn(Task::Observer, waiting::observe(ended, clock.clone()));
         } else {
-            let _ = supervised(Task::Observer, waiting::observe_at_turn(ended)).await;
+            spawn(Task::Observer, waiting::observe_at_turn(ended));
         }
     }
 }

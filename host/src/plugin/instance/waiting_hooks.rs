@@ -222,7 +222,7 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
-        let values = declared(needs, context);
+        let values = declared(needs, context)?;
         let _lending = self.lend(context);
         self.hook = match side {
             MessageSide::Request => HookKind::RequestFilter,
@@ -248,7 +248,7 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<BodyVerdict, PluginFailure> {
-        let values = declared(needs, context);
+        let values = declared(needs, context)?;
         let _lending = self.lend(context);
         self.hook = HookKind::Body;
         let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
@@ -352,9 +352,24 @@ impl Instance {
 }
 
 /// Returns the values that a hook has declared.
-pub fn declared(needs: &[ValueName], context: &ExchangeContext) -> Vec<Option<Vec<u8>>> {
-    needs.iter().map(|name| context.value(name).map(|value| value.bytes().to_vec())).collect()
+pub fn declared(needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Option<Vec<u8>>>, PluginFailure> {
+    let mut bytes = 0;
+    let copy = |name| {
+        let value = context.value(name);
+        bytes += value.as_ref().map_or(0, |value| value.bytes().len());
+        if bytes > MAX_DECLARED_BYTES {
+            return Err(PluginFailure::Values(MAX_DECLARED_BYTES));
+        }
+        Ok(value.map(|value| value.bytes().to_vec()))
+    };
+    let values = needs.iter().map(copy).collect();
+    context.work.add_copy(bytes);
+    values
 }
+
+/// The maximum size in bytes of the values that a call receives, where they are copied before it: more than a message and
+/// its notes have.
+const MAX_DECLARED_BYTES: usize = 1 << 20;
 
 /// Runs a call that may not wait: it is over with its first turn, or it has failed.
 pub(super) fn at_once<R>(call: impl Future<Output = wasmtime::Result<R>>) -> Result<R, PluginFailure> {
