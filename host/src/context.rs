@@ -36,6 +36,7 @@ use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
 use crate::protocol::hop_by_hop;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
+use crate::system::random;
 
 /// The heads of both messages, and the state of the exchange.
 #[derive(Debug)]
@@ -604,9 +605,8 @@ impl ExchangeContext {
     /// Returns the request ID: 32 random hexadecimal digits, the same for the whole exchange.
     pub fn request_id(&self) -> &str {
         let digits = self.id.get_or_init(|| {
-            let mut random = [0; 16];
             // Without random numbers an identifier of zeros is better than no service.
-            let _ = getrandom::fill(&mut random);
+            let random = random::id();
             let mut digits = [0; 32];
             for (index, digit) in digits.iter_mut().enumerate() {
                 let nibble = random[index / 2] >> (4 * (index % 2)) & 15;

@@ -7,5 +7,6 @@ pub(crate) mod bind_error;
 pub mod descriptors;
 pub(crate) mod files;
 pub mod printable;
+pub mod random;
 pub(crate) mod service_manager;
 pub mod supervise;

@@ -8,6 +8,7 @@ use http::{StatusCode, response};
 use smallvec::SmallVec;
 
 use super::conditions::is_same;
+use crate::system::random;
 
 /// The maximum number of ranges in a response. A request for more ranges gets the complete content (RFC 9110 §14.2).
 const MAX_RANGES: usize = 16;
@@ -165,10 +166,8 @@ fn set(head: &mut response::Parts, name: HeaderName, value: String) {
 
 /// Returns a boundary between parts. The chance that the content contains it is 2 to the power of -128.
 fn boundary() -> String {
-    let mut random = [0; 16];
     // If the system has no random numbers, the content is still unlikely to contain the boundary.
-    let _ = getrandom::fill(&mut random);
-    random.iter().fold(String::from("plugway-"), |mut text, byte| {
+    random::id().iter().fold(String::from("plugway-"), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })

@@ -5,6 +5,8 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderValue};
 
+use crate::system::random;
+
 /// The name of the protocol in `Upgrade` and in `:protocol`.
 pub const PROTOCOL: &str = "websocket";
 
@@ -18,10 +20,8 @@ pub fn is_websocket(protocol: &HeaderValue) -> bool {
 
 /// Returns a new key: 16 random bytes in Base64.
 pub fn key() -> HeaderValue {
-    let mut random = [0; 16];
     // The key is no secret: it proves that the endpoint has read this handshake.
-    let _ = getrandom::fill(&mut random);
-    HeaderValue::try_from(BASE64_STANDARD.encode(random)).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::try_from(BASE64_STANDARD.encode(random::id())).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Whether a response accepts the handshake of a request: it switches to WebSocket, and has the value that only a
