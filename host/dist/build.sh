@@ -29,7 +29,7 @@ build_by_profile() {
   rm -rf "$profile" # What the build itself may have left there.
   LLVM_PROFILE_FILE="$profile/%p.profraw" PLUGWAY=$built python3 bench/bench.py run --peers plugway \
     --rounds 1 --seconds 2 --tries 1 --patience 0 \
-    --scenarios plain+rewrite+lb+lc+script+chain3+cache1k+cache64k+cachedisk1m+tls+handshake+h2+big1m+upload
+    --scenarios plain+rewrite+lb+lc+script+chain3+cache1k+cache64k+cachedisk1m+tls+handshake+h2+big1m+upload+platform+bodies1k+bodies1m
   "$tools/llvm-profdata" merge -o target/plugway.profdata "$profile"
   build "-Cprofile-use=$PWD/target/plugway.profdata"
 }
