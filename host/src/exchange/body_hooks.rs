@@ -156,10 +156,8 @@ impl PassingContent for UploadContent {
 }
 
 impl PassingContent for ResponseBody {
-    /// Content that is there already has a length behind the plugins. A request's content is first read when its endpoint is
-    /// connected: a client may wait for that (RFC 9110 §10.1.1).
     fn filtered(passage: FilteredBody<Self>) -> Self {
-        passage.begin().map_or_else(|passage| ResponseBody::Filtered(Box::new(passage)), ResponseBody::Full)
+        ResponseBody::Filtered(Box::new(passage))
     }
 
     fn decoded(body: DecodedBody<Self>) -> Self {

@@ -1,10 +1,9 @@
 //! A body on its way through the plugins of a chain that transform bodies.
 #![expect(clippy::disallowed_methods, reason = "a pause of a body is rare, and measured exactly")]
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -31,8 +30,6 @@ pub struct FilteredBody<B> {
     source: B,
     stages: Vec<BodyFilter>,
     state: FilterState,
-    /// The pieces that have passed the plugins already, and an error behind them.
-    begun: VecDeque<Result<Bytes, BodyError>>,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
     claim: TurnClaim,
@@ -70,9 +67,6 @@ struct Pause {
     sleep: Pin<Box<Sleep>>,
 }
 
-/// The most bytes of a body that pass the plugins before the head of its message is sent.
-const BEGINNING: usize = 64 << 10;
-
 /// The state of a body that passes plugins.
 pub enum FilterState {
     Passing,
@@ -87,9 +81,9 @@ impl<B> FilteredBody<B> {
         let takes_turns = stages.iter().any(BodyFilter::takes_turns);
         let owner = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::turn_owner);
         let claim = TurnClaim::new(owner.unwrap_or_default(), takes_turns);
-        let (state, begun, pause, status) = (FilterState::Passing, VecDeque::new(), None, None);
+        let (state, pause, status) = (FilterState::Passing, None, None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
-        FilteredBody { source, stages, state, begun, pause, claim, status, waiting }
+        FilteredBody { source, stages, state, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -177,57 +171,6 @@ impl<B> FilteredBody<B> {
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> FilteredBody<B> {
-    /// Takes the content that is there already through the plugins, if none of them may wait. Returns the content if that is
-    /// all of it, so that it has a length; otherwise the body, which begins with the content that has passed.
-    pub fn begin(mut self) -> Result<Bytes, Self> {
-        // The body is polled again, with a waker of its own, before anything can wait for it.
-        let cx = &mut Context::from_waker(Waker::noop());
-        let mut length = 0;
-        while self.waiting.is_none() && length < BEGINNING && matches!(self.state, FilterState::Passing) {
-            match self.poll_data(cx) {
-                Poll::Ready(Some(Ok(data))) => {
-                    length += data.len();
-                    self.begun.push_back(Ok(data));
-                }
-                Poll::Ready(Some(Err(error))) => self.begun.push_back(Err(error)),
-                Poll::Ready(None) => {}
-                Poll::Pending => break,
-            }
-        }
-        if !matches!(self.state, FilterState::Over) || self.begun.iter().any(Result::is_err) {
-            return Err(self);
-        }
-        let pieces: Vec<Bytes> = self.begun.into_iter().flatten().collect();
-        Ok(match &pieces[..] {
-            [piece] => piece.clone(),
-            pieces => pieces.concat().into(),
-        })
-    }
-
-    /// Reads on until a piece has passed the plugins, which may keep content back; `None` at the end of the content.
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        while matches!(self.state, FilterState::Passing) {
-            if self.claim.poll(cx).is_pending() {
-                self.source.read_early(cx);
-                return Poll::Pending;
-            }
-            let passed = ready!(self.poll_next(cx));
-            if !matches!(self.state, FilterState::Passing) {
-                // Their instances serve the next bodies.
-                self.stages.clear();
-            }
-            match passed {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Poll::Ready(Some(Ok(data))),
-                Err(error) => {
-                    self.state = FilterState::Over;
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
-        }
-        Poll::Ready(None)
-    }
-
     /// Takes the next frame through the plugins. While these wait, the source is read early.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let mut polled = self.poll_plugins(cx);
@@ -253,17 +196,36 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let data = match this.begun.pop_front() {
-            Some(passed) => Some(passed),
-            None => ready!(this.poll_data(cx)),
-        };
-        if data.is_some() {
-            return Poll::Ready(data.map(|data| data.map(Frame::data)));
+        loop {
+            match std::mem::replace(&mut this.state, FilterState::Passing) {
+                FilterState::Over => {
+                    this.state = FilterState::Over;
+                    return Poll::Ready(None);
+                }
+                FilterState::Trailers(trailers) => {
+                    this.state = FilterState::Over;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                FilterState::Passing => {}
+            }
+            if this.claim.poll(cx).is_pending() {
+                this.source.read_early(cx);
+                return Poll::Pending;
+            }
+            let passed = ready!(this.poll_next(cx));
+            if !matches!(this.state, FilterState::Passing) {
+                // Their instances serve the next bodies.
+                this.stages.clear();
+            }
+            match passed {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(error) => {
+                    this.state = FilterState::Over;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
         }
-        Poll::Ready(match std::mem::replace(&mut this.state, FilterState::Over) {
-            FilterState::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
-            FilterState::Passing | FilterState::Over => None,
-        })
     }
 
     /// Returns no size: only the plugins know the length of their output.
