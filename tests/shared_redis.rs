@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use plugway_test_guests::{COUNTED, SHARED};
@@ -9,7 +10,7 @@ use plugway_test_guests::{COUNTED, SHARED};
 use crate::dead_endpoints::{Hole, start_with_hosts};
 use crate::support::client::load;
 use crate::support::redis::Redis;
-use crate::support::{Proxy, echo, manifest, plugway, read_message, until};
+use crate::support::{PATIENCE, Proxy, echo, manifest, plugway, read_message, until};
 
 /// Returns a manifest with the plugin that does what requests say, and with more keys of `[shared]`.
 fn with(shared: &str) -> String {
@@ -255,6 +256,65 @@ fn a_server_that_says_nothing_is_waited_for_no_longer_than_the_timeout() {
         (0..10).for_each(|_| assert_eq!(ask(&proxy, "add n"), "Err(Unavailable)"));
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     }
+}
+
+/// Starts a server that answers a first ping and nothing else. Returns its URL, and the keys of the commands that arrive.
+fn mute() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let (seen, keys) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line == "PING"));
+        (&stream).write_all(b"+PONG\r\n").unwrap();
+        lines.filter(|line| line.starts_with("plugway:")).for_each(|key| drop(seen.send(key)));
+    });
+    (url, keys)
+}
+
+#[test]
+fn a_plugin_whose_commands_are_not_answered_leaves_places_to_others() {
+    let (url, keys) = mute();
+    let plugin = |name: &str| format!("[plugin.{name}]\nuse = {SHARED:?}\ngrants.shared = true\n");
+    let more = format!(
+        "path = \"/evil\"\n[[route]]\nupstream = \"app\"\nplugins = [\"honest\"]\n{}{}\
+         [shared]\nredis = {url:?}\ncommands = 8\ntimeout = \"60s\"\n",
+        plugin("evil"),
+        plugin("honest"),
+    );
+    let proxy = Proxy::start(&manifest("127.0.0.1:9", r#""evil""#, &more));
+    let asking = |path: &str| {
+        let mut stream = proxy.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a.test\r\nX-Shared: get n\r\n\r\n").unwrap();
+        stream
+    };
+    let mut streams: Vec<TcpStream> = (0..20).map(|_| asking("/evil")).collect();
+    until("all calls have begun", || proxy.metric("plugway_shared_redis_calls_total{plugin=\"evil\"}") == 20.0);
+    streams.push(asking("/"));
+    // Seen before: eight commands of `evil`, and none of others.
+    let next = || keys.recv_timeout(PATIENCE).expect("one more command arrives");
+    assert_eq!([next(), next(), next()], ["plugway:evil:n", "plugway:evil:n", "plugway:honest:n"]);
+}
+
+#[test]
+fn a_late_command_leaves_the_connection_to_others() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&on(&redis, "timeout = \"1s\""));
+    assert_eq!(ask(&proxy, "add n"), "Ok(1)");
+    let connection = || {
+        let clients = redis.ask(&["client", "list"]);
+        let ours = clients.lines().find(|line| !line.contains("cmd=client"));
+        ours.and_then(|line| line.split(' ').next()).map(String::from)
+    };
+    let before = connection();
+    // The command is late, and the ping after it is answered in time.
+    redis.ask(&["client", "pause", "1500", "all"]);
+    assert_eq!(ask(&proxy, "get n"), "Err(Unavailable)");
+    until("the server answers again", || ask(&proxy, "get n") == "Ok(Some(1))");
+    assert!(before.is_some() && connection() == before, "{before:?} {:?}", connection());
+    assert!(failures(&proxy, "timeout") >= 1.0 && failures(&proxy, "lost") + failures(&proxy, "away") == 0.0);
+    assert!(!proxy.has_logged("Redis is not available"));
 }
 
 #[test]

@@ -128,13 +128,13 @@ pub struct SharedTable {
     ///
     /// Type: string. Default: `"plugway:"`.
     pub prefix: Option<Spanned<String>>,
-    /// The longest time of a call that asks the server, from `1ms` to `1m`. After a call that took longer, the server is
-    /// only asked again once it answers a ping.
+    /// The longest time of a call that asks the server, from `1ms` to `1m`. After a call that took longer, the server gets a
+    /// ping. If it doesn't answer that in the same time, it is only asked again once it answers another one.
     ///
     /// Type: duration. Default: `"500ms"`.
     pub timeout: Option<Spanned<String>>,
     /// The most commands that wait for the server's answer at a time, from 1 to 10,000; others wait for their turn within
-    /// `timeout`.
+    /// `timeout`. A plugin has a quarter of them at most, and at least one.
     ///
     /// Type: number. Default: `256`.
     pub commands: Option<Spanned<usize>>,

@@ -1,21 +1,23 @@
 //! The state that plugins share over a fleet of proxies, on a Redis or Valkey server: the operations of
 //! [`SharedState`](super::SharedState), each of which waits for the server.
 //!
-//! One connection of the process carries the commands of all workers. Each command has a time limit, and a server that
-//! doesn't answer is not asked again before it has answered a ping.
+//! One connection of the process carries the commands of all workers, and a plugin has a quarter of its places at most. Each
+//! command has a time limit. A command that is late has the server pinged; a server that doesn't answer the ping is not
+//! asked again before it has answered another one.
 
+mod command_places;
 mod link;
 mod scripts;
 mod settings;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisError, RedisResult, ScriptInvocation};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use super::{KeyPage, MAX_LISTED_KEYS, SharedError, StateOwner, TakeRate, Taken};
@@ -25,14 +27,18 @@ use crate::system::printable::one_line;
 pub use link::LinkStatus;
 pub use settings::{FleetFallback, FleetSettings, FleetTls, InvalidFleetUrl};
 
-use link::Link;
+use command_places::{CommandPlace, CommandPlaces, MAX_PLUGIN_BYTES};
+use link::{Link, LinkEnd};
 
 /// The client of a server, which all plugins of a generation use.
 pub struct FleetClient {
     settings: Arc<FleetSettings>,
     link: watch::Receiver<Link>,
-    /// The other end of `link`, until the thread of the connection has started.
-    sender: Mutex<Option<watch::Sender<Link>>>,
+    /// The thread's end of the connection, until the thread has started.
+    end: Mutex<Option<LinkEnd>>,
+    places: Arc<CommandPlaces>,
+    /// The way of late commands to the thread of the connection. There are no more of them than places.
+    late: mpsc::UnboundedSender<LateCommand>,
     breakage: Arc<Breakage>,
     /// The time at which a failed command was last logged, in milliseconds, plus one; 0 before the first.
     logged: AtomicU64,
@@ -46,11 +52,24 @@ struct Breakage {
     signal: Notify,
 }
 
+/// A command whose call has ended before the answer was there. It keeps its place until the server has answered it.
+struct LateCommand {
+    _place: CommandPlace,
+    /// The number of the connection.
+    connection: u64,
+}
+
+/// A command that is under way, which is late if it is dropped before the answer.
+struct SentCommand<'a> {
+    late: &'a mpsc::UnboundedSender<LateCommand>,
+    command: Option<LateCommand>,
+}
+
 /// The state that one plugin shares over a fleet.
 pub struct FleetState {
     client: Arc<FleetClient>,
     /// The beginning of the plugin's keys on the server.
-    prefix: Box<[u8]>,
+    prefix: Arc<[u8]>,
     counts: FleetCounts,
 }
 
@@ -74,6 +93,8 @@ struct FleetCounts {
 pub enum FleetFailure {
     /// The server was not connected, so that the command was not sent.
     Away,
+    /// The command has found no place in time, so that it was not sent.
+    Busy,
     /// The server did not answer within `[shared] timeout`.
     Timeout,
     /// The connection was lost before the answer.
@@ -107,6 +128,9 @@ const LOG_PAUSE_MS: u64 = 60_000;
 /// Bytes of the server's messages in the log.
 const MAX_MESSAGE_BYTES: usize = 200;
 
+/// The message about a command that has found no place.
+const NO_PLACE: &str = "no place among `[shared] commands` in time; a plugin has a quarter of them at most";
+
 // === FleetStates ===
 
 impl FleetStates {
@@ -139,8 +163,11 @@ impl FleetClient {
     /// Returns a client that is not connected yet.
     pub fn new(settings: FleetSettings) -> Self {
         let (sender, link) = watch::channel(Link::Connecting);
-        let (sender, logged) = (Mutex::new(Some(sender)), AtomicU64::new(0));
-        FleetClient { settings: Arc::new(settings), link, sender, breakage: Arc::default(), logged }
+        let (late, received) = mpsc::unbounded_channel();
+        let places = Arc::new(CommandPlaces::new(settings.commands));
+        let end = Mutex::new(Some(LinkEnd { link: sender, late: received }));
+        let (breakage, logged) = (Arc::default(), AtomicU64::new(0));
+        FleetClient { settings: Arc::new(settings), link, end, places, late, breakage, logged }
     }
 
     pub fn settings(&self) -> &FleetSettings {
@@ -149,9 +176,9 @@ impl FleetClient {
 
     /// Connects to the server on a thread of its own, unless that has begun. The thread ends with the client.
     pub fn start(&self) {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(sender) = sender {
-            link::start(self.settings.clone(), sender, self.breakage.clone());
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(end) = end {
+            link::start(self.settings.clone(), end, self.breakage.clone());
         }
     }
 
@@ -160,32 +187,40 @@ impl FleetClient {
         self.link.borrow().status()
     }
 
-    /// Sends a command once the server is connected, and waits for the answer. All of that takes at most the timeout.
-    async fn run<T>(&self, command: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>) -> Result<T, Failed> {
-        let mut link = self.link.clone();
-        let used = AtomicU64::new(0);
+    /// Sends a command of a plugin once the server is connected and the command has a place, and waits for the answer. All of
+    /// that takes at most the timeout. `bytes` is the length of the command and of its answer.
+    async fn run<T>(
+        &self,
+        plugin: &Arc<[u8]>,
+        bytes: usize,
+        command: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T, Failed> {
+        // A connection that has not been made is the link's affair.
+        let waits_for = AtomicUsize::new(FleetFailure::Away as usize);
+        let waits_for_next = |reason: FleetFailure| waits_for.store(reason as usize, Ordering::Relaxed);
+        let away = || Failed::because(FleetFailure::Away);
         let answer = timeout(self.settings.timeout, async {
-            let connection = match link.wait_for(|link| !matches!(link, Link::Connecting)).await.as_deref() {
-                Ok(Link::Up { connection, number }) => {
-                    used.store(*number, Ordering::Relaxed);
-                    connection.clone()
-                }
-                _ => return None,
-            };
-            Some(command(connection).await)
+            self.connection().await.ok_or_else(away)?;
+            waits_for_next(FleetFailure::Busy);
+            let place = self.places.admit(plugin, bytes).await.ok_or_else(away)?;
+            waits_for_next(FleetFailure::Away);
+            let (connection, number) = self.connection().await.ok_or_else(away)?;
+            waits_for_next(FleetFailure::Timeout);
+            let late = LateCommand { _place: place, connection: number };
+            let sent = SentCommand { late: &self.late, command: Some(late) };
+            let result = command(connection).await;
+            sent.is_answered();
+            result.map_err(|error| self.failed(&error, number))
         });
         let answer = answer.await;
-        let used = used.into_inner();
-        match answer {
-            Ok(Some(Ok(result))) => Ok(result),
-            Ok(Some(Err(error))) => Err(self.failed(&error, used)),
-            Ok(None) => Err(Failed::because(FleetFailure::Away)),
-            // A connection that has not been made is the link's affair.
-            Err(_) if used == 0 => Err(Failed::because(FleetFailure::Away)),
-            Err(_) => {
-                self.breakage.report(used);
-                Err(Failed::because(FleetFailure::Timeout))
-            }
+        answer.unwrap_or_else(|_| Err(Failed::because(FleetFailure::ALL[waits_for.into_inner()])))
+    }
+
+    /// Waits until the server is connected, and returns the connection with its number; `None` if the server is away.
+    async fn connection(&self) -> Option<(MultiplexedConnection, u64)> {
+        match self.link.clone().wait_for(|link| !matches!(link, Link::Connecting)).await.as_deref() {
+            Ok(Link::Up { connection, number }) => Some((connection.clone(), *number)),
+            _ => None,
         }
     }
 
@@ -217,6 +252,21 @@ impl FleetClient {
     }
 }
 
+impl SentCommand<'_> {
+    /// Returns the place of a command that has been answered.
+    fn is_answered(mut self) {
+        self.command = None;
+    }
+}
+
+impl Drop for SentCommand<'_> {
+    fn drop(&mut self) {
+        if let Some(command) = self.command.take() {
+            let _ = self.late.send(command);
+        }
+    }
+}
+
 impl Breakage {
     /// Says that the connection with this number is of no use.
     fn report(&self, number: u64) {
@@ -241,19 +291,21 @@ struct Failed {
 
 impl Failed {
     fn because(reason: FleetFailure) -> Self {
-        Failed { reason, message: None }
+        let message = (reason == FleetFailure::Busy).then(|| NO_PLACE.into());
+        Failed { reason, message }
     }
 }
 
 impl FleetFailure {
     /// All reasons, each at its own discriminant.
-    pub const ALL: [FleetFailure; 4] =
-        [FleetFailure::Away, FleetFailure::Timeout, FleetFailure::Lost, FleetFailure::Refused];
+    pub const ALL: [FleetFailure; 5] =
+        [FleetFailure::Away, FleetFailure::Busy, FleetFailure::Timeout, FleetFailure::Lost, FleetFailure::Refused];
 
     /// Returns the reason as a label of metrics.
     pub fn word(self) -> &'static str {
         match self {
             FleetFailure::Away => "away",
+            FleetFailure::Busy => "busy",
             FleetFailure::Timeout => "timeout",
             FleetFailure::Lost => "lost",
             FleetFailure::Refused => "refused",
@@ -296,13 +348,13 @@ impl FleetState {
     pub async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, SharedError> {
         let mut call = scripts::GET.key(self.key(key)?);
         call.arg(bounds::SHARED_VALUE);
-        let (code, value): (i64, Option<Vec<u8>>) = self.invoke(call).await?;
+        let (code, value): (i64, Option<Vec<u8>>) = self.invoke(call, key.len() + bounds::SHARED_VALUE).await?;
         scripts::checked(code).map(|()| value)
     }
 
     /// Sets the value of a key, whatever the key had before.
     pub async fn set(&self, key: &[u8], value: &[u8], ttl_ms: Option<u64>) -> Result<(), SharedError> {
-        let key = self.key(key)?;
+        let (key, bytes) = (self.key(key)?, key.len() + value.len());
         check_value(value)?;
         let mut command = match ttl_ms {
             Some(0) => redis::cmd("DEL"),
@@ -315,7 +367,7 @@ impl FleetState {
         if let Some(ttl) = ttl_ms.filter(|ttl| *ttl > 0) {
             command.arg("PX").arg(ttl.min(MAX_TTL_MS));
         }
-        self.run(async |mut connection| command.query_async::<()>(&mut connection).await).await
+        self.run(bytes, async |mut connection| command.query_async::<()>(&mut connection).await).await
     }
 
     /// Adds to a counter, and returns its new value.
@@ -323,7 +375,7 @@ impl FleetState {
         let mut call = scripts::ADD.key(self.key(key)?);
         call.arg(amount).arg(ttl(ttl_ms));
         // As text: numbers of scripts have 53 bits.
-        let (code, sum): (i64, Option<String>) = self.invoke(call).await?;
+        let (code, sum): (i64, Option<String>) = self.invoke(call, key.len()).await?;
         scripts::checked(code)?;
         sum.and_then(|sum| sum.parse().ok()).ok_or(SharedError::Unavailable)
     }
@@ -336,7 +388,7 @@ impl FleetState {
         value: &[u8],
         ttl_ms: Option<u64>,
     ) -> Result<bool, SharedError> {
-        let key = self.key(key)?;
+        let (key, bytes) = (self.key(key)?, key.len() + expected.map_or(0, <[u8]>::len) + value.len());
         check_value(value)?;
         // No value is as long.
         if expected.is_some_and(|expected| expected.len() > bounds::SHARED_VALUE) {
@@ -344,7 +396,7 @@ impl FleetState {
         }
         let mut call = scripts::COMPARE_AND_SWAP.key(key);
         call.arg(i64::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value).arg(ttl(ttl_ms));
-        let (code, is_swapped): (i64, i64) = self.invoke(call).await?;
+        let (code, is_swapped): (i64, i64) = self.invoke(call, bytes).await?;
         scripts::checked(code).map(|()| is_swapped == 1)
     }
 
@@ -352,16 +404,15 @@ impl FleetState {
     pub async fn delete(&self, key: &[u8]) -> Result<bool, SharedError> {
         let mut command = redis::cmd("DEL");
         command.arg(self.key(key)?);
-        self.run(async |mut connection| command.query_async::<bool>(&mut connection).await).await
+        self.run(key.len(), async |mut connection| command.query_async::<bool>(&mut connection).await).await
     }
 
     /// Takes tokens from the bucket of a key, if it has as many. The time is the server's.
     pub async fn take(&self, key: &[u8], rate: TakeRate, cost: u32) -> Result<Taken, SharedError> {
-        let key = self.key(key)?;
-        let limiter = rate.limiter(cost)?;
-        let mut call = scripts::TAKE.key(key);
+        let (own_key, limiter) = (self.key(key)?, rate.limiter(cost)?);
+        let mut call = scripts::TAKE.key(own_key);
         call.arg(limiter.burst()).arg(limiter.cost());
-        let (code, missing, used): (i64, u64, u64) = self.invoke(call).await?;
+        let (code, missing, used): (i64, u64, u64) = self.invoke(call, key.len()).await?;
         scripts::checked(code).map(|()| limiter.taken(missing, used))
     }
 
@@ -372,7 +423,8 @@ impl FleetState {
         command.arg(cursor).arg("MATCH").arg(scripts::pattern(&whole)).arg("COUNT").arg(MAX_LISTED_KEYS);
         command.arg("TYPE").arg("string");
         let scan = async |mut connection| command.query_async::<(u64, Vec<Vec<u8>>)>(&mut connection).await;
-        let (next, keys) = self.run(scan).await?;
+        // The server looks at keys of everybody for it: a plugin has one such command under way at a time.
+        let (next, keys) = self.run(MAX_PLUGIN_BYTES, scan).await?;
         let own = |key: Vec<u8>| key.strip_prefix(&*whole).map(<[u8]>::to_vec);
         Ok(KeyPage { keys: keys.into_iter().filter_map(own).collect(), next: (next != 0).then_some(next) })
     }
@@ -385,17 +437,18 @@ impl FleetState {
         Ok([&self.prefix, key].concat())
     }
 
-    async fn invoke<T: FromRedisValue>(&self, call: ScriptInvocation<'_>) -> Result<T, SharedError> {
-        self.run(async |mut connection| call.invoke_async(&mut connection).await).await
+    async fn invoke<T: FromRedisValue>(&self, call: ScriptInvocation<'_>, bytes: usize) -> Result<T, SharedError> {
+        self.run(bytes, async |mut connection| call.invoke_async(&mut connection).await).await
     }
 
-    /// Runs a command, and counts it.
+    /// Runs a command that has so many bytes with its answer, and counts it.
     async fn run<T>(
         &self,
+        bytes: usize,
         command: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, SharedError> {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        self.client.run(command).await.map_err(|failed| {
+        self.client.run(&self.prefix, bytes, command).await.map_err(|failed| {
             self.counts.failures[failed.reason as usize].fetch_add(1, Ordering::Relaxed);
             self.client.log(&failed);
             SharedError::Unavailable

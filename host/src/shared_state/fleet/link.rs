@@ -1,6 +1,7 @@
 //! The connection to the server: made, watched and made again on a thread of its own.
 #![expect(clippy::disallowed_methods, reason = "the thread has no clock of a worker")]
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -11,12 +12,12 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixStream, lookup_host};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::settings::{FleetAddress, FleetFallback, FleetSettings};
-use super::{Breakage, MAX_MESSAGE_BYTES};
+use super::{Breakage, LateCommand, MAX_MESSAGE_BYTES};
 use crate::net::happy_eyeballs;
 use crate::system::printable::one_line;
 use crate::system::supervise::{Task, guard};
@@ -41,10 +42,18 @@ pub enum LinkStatus {
     Down(Arc<str>),
 }
 
+/// The end of the connection that its thread has.
+pub(super) struct LinkEnd {
+    pub link: watch::Sender<Link>,
+    /// The commands whose calls have ended before the answer was there.
+    pub late: mpsc::UnboundedReceiver<LateCommand>,
+}
+
 /// The thread's view of the connection.
 struct Supervisor {
     settings: Arc<FleetSettings>,
     link: watch::Sender<Link>,
+    late: mpsc::UnboundedReceiver<LateCommand>,
     breakage: Arc<Breakage>,
     /// The number of the last connection.
     number: u64,
@@ -94,7 +103,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that was of use for less than this time counts as a failed attempt, so that a server that accepts and
-/// then rejects is not connected to over and over.
+/// then rejects is not connected to over and over. The time that it takes to find out comes on top.
 const MIN_LIFE: Duration = Duration::from_secs(1);
 
 /// The time after which an absence is logged again.
@@ -103,9 +112,10 @@ const LOGGED_AGAIN: Duration = Duration::from_secs(600);
 /// The shortest time between two lines about an absence whose error changes.
 const LOGGED_AT_MOST: Duration = Duration::from_secs(5);
 
-/// Starts the thread, which ends when no receiver of `link` is left.
-pub(super) fn start(settings: Arc<FleetSettings>, link: watch::Sender<Link>, breakage: Arc<Breakage>) {
-    let supervisor = Supervisor { settings, link, breakage, number: 0, failures: 0, logged: None, last: None };
+/// Starts the thread, which ends when no receiver of its `link` is left.
+pub(super) fn start(settings: Arc<FleetSettings>, end: LinkEnd, breakage: Arc<Breakage>) {
+    let LinkEnd { link, late } = end;
+    let supervisor = Supervisor { settings, link, late, breakage, number: 0, failures: 0, logged: None, last: None };
     let started = std::thread::Builder::new().name("shared-redis".into()).spawn(move || supervisor.run_on_thread());
     if let Err(error) = started {
         tracing::error!(%error, "the thread of the connection to Redis doesn't start");
@@ -171,12 +181,15 @@ impl Supervisor {
         self.last = address;
         self.number += 1;
         self.note_up();
-        self.link.send_replace(Link::Up { connection, number: self.number });
+        self.link.send_replace(Link::Up { connection: connection.clone(), number: self.number });
+        let limit = self.settings.timeout;
         let why = tokio::select! {
             () = &mut driver => "the server closed the connection",
             () = self.breakage.of(self.number) => "the server doesn't answer as it should",
+            () = answer_late(&mut self.late, connection, self.number, limit) => "the server doesn't answer a ping",
         };
-        if began.elapsed() < MIN_LIFE {
+        // A late command and a ping take as long.
+        if began.elapsed() < MIN_LIFE + 2 * limit {
             return self.failed(why);
         }
         tracing::debug!(server = %self.settings.name, why, "connection to Redis lost");
@@ -210,6 +223,33 @@ impl Supervisor {
     }
 }
 
+/// Pings the server for late commands: answers come in the order of commands, so that a ping is answered after them, and
+/// their places are free then. Returns when a ping is not answered in time.
+async fn answer_late(
+    late: &mut mpsc::UnboundedReceiver<LateCommand>,
+    mut connection: MultiplexedConnection,
+    number: u64,
+    limit: Duration,
+) {
+    loop {
+        let mut commands = Vec::new();
+        if late.recv_many(&mut commands, usize::MAX).await == 0 {
+            // The client is gone, which ends the thread.
+            return pending().await;
+        }
+        // Those of an earlier connection are not answered any more.
+        commands.retain(|command| command.connection == number);
+        if !commands.is_empty() && !timeout(limit, is_answering(&mut connection)).await.unwrap_or(false) {
+            return;
+        }
+    }
+}
+
+/// Whether the server answers a ping.
+async fn is_answering(connection: &mut MultiplexedConnection) -> bool {
+    redis::cmd("PING").query_async::<String>(connection).await.is_ok()
+}
+
 impl LoggedAbsence {
     /// Whether another line is due, for the error that the server is away for now.
     fn is_outdated(&self, error: &str) -> bool {
@@ -222,7 +262,9 @@ async fn connect(settings: &FleetSettings, within: Duration, last: Option<Socket
     let opened = open(settings, within, last).await.map_err(|error| error.to_string())?;
     let Opened { transport: stream, address } = opened;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let config = config.set_concurrency_limit(settings.commands).set_pipeline_buffer_size(settings.commands);
+    // Besides the commands that have places, there are pings.
+    let most = settings.commands + 1;
+    let config = config.set_concurrency_limit(most).set_pipeline_buffer_size(most);
     let connected = MultiplexedConnection::new_with_config(&settings.account, stream, config).await;
     let (mut connection, driver) = connected.map_err(|error| error.to_string())?;
     let mut driver: Pin<Box<dyn Future<Output = ()>>> = Box::pin(driver);
