@@ -703,6 +703,35 @@ fn a_policy_that_traps_or_lies_harms_its_own_request_only() {
 }
 
 #[test]
+fn a_policy_invalidates_its_own_keys_alone() {
+    let origin = Origin::new(|request, number| match request.start.split(' ').next() {
+        Some("POST") => response("", ""),
+        _ => response("Cache-Control: max-age=60", &number.to_string()),
+    });
+    let evil = format!(
+        "path = \"/evil\"\n[[route]]\nupstream = \"app\"\nplugins = [\"keyed\"]\n[plugin.evil]\nuse = {POLICY:?}\n\
+         [plugin.keyed]\nuse = \"cache\"\nconfig = {{ report = \"keyed\", report-key = true }}\n{ADMIN}"
+    );
+    let proxy = Proxy::start_after(&manifest(&origin.address, r#""evil""#, &evil), "admin at");
+    let texts = || ["/a", "/evil/a"].map(|path| proxy.get(path, "").text());
+    assert_eq!((texts(), texts()), (["1", "2"].map(String::from), ["1", "2"].map(String::from)));
+    let shown = proxy.get("/a", "");
+    assert!(status_of(&shown).ends_with("; key=\"http://example.org/a\""), "{shown:?}");
+    let invalidate = |key: &str| {
+        let head = format!("POST /evil HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0\r\nX-Misbehave: key {key}");
+        assert_eq!(proxy.exchange(&head).status(), 200);
+    };
+    invalidate("http://example.org/a");
+    // Seen before: "4", since the key of one plugin was that of all.
+    assert_eq!(texts(), ["1", "2"]);
+    invalidate("http://example.org/evil/a");
+    assert_eq!(texts(), ["1", "5"]);
+    // Purges are of all plugins.
+    assert_eq!(proxy.ask_admin("POST /purge?uri=http://example.org/a").text(), "1 purged\n");
+    assert_eq!(proxy.ask_admin("POST /purge?prefix=http://example.org/").text(), "1 purged\n");
+}
+
+#[test]
 fn hidden_tags_outlast_a_304_that_has_none() {
     let origin = Origin::new(|request, number| match request.field("if-none-match") {
         Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\n\r\n".into(),

@@ -223,8 +223,8 @@ impl Store {
     }
 
     /// Invalidates all responses under a cache key.
-    pub fn invalidate(&self, id: u128) {
-        self.purges.change(id);
+    pub fn invalidate(&self, id: u128, key: &[u8]) {
+        self.purges.change(id, key);
         // Memory last, as with a purge.
         let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
         let changed = on_disk + self.memory.remove_all(id);

@@ -20,6 +20,9 @@ const FIELD: u64 = 10;
 /// The time to carry out an edit, in nanoseconds.
 const EDIT: u64 = 100;
 
+/// The time to invalidate the responses under a cache key, in nanoseconds.
+const INVALIDATION: u64 = 1_000;
+
 /// The number of bytes that are copied in a nanosecond, at least.
 const COPIED_BYTES: u64 = 4;
 
@@ -47,6 +50,11 @@ impl HostWork {
     /// Counts bytes that were copied.
     pub fn add_copy(&self, bytes: usize) {
         self.add(bytes as u64 / COPIED_BYTES);
+    }
+
+    /// Counts the invalidation of a cache key.
+    pub fn add_invalidation(&self, key_bytes: usize) {
+        self.add(INVALIDATION + key_bytes as u64);
     }
 
     /// Returns the time that was counted, and begins anew.

@@ -138,7 +138,10 @@ pub fn look_up(
     let route = &worker.generation.routes[destination.route];
     let stage = CacheStage { at, binding: at.plugin(route) };
     let cache_key = match stage.decide_lookup(worker, context)? {
-        PolicyLookup::UseCache(cache_key) if unfit.is_none() && is_read(&context.request) => cache_key,
+        PolicyLookup::UseCache(mut cache_key) if unfit.is_none() && is_read(&context.request) => {
+            stage.needs(worker).own(&mut cache_key.key);
+            cache_key
+        }
         lookup => {
             stage.count(worker, context, CacheOutcome::Bypass);
             return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request, unfit)));
@@ -214,8 +217,7 @@ impl BypassedCache {
             let sent = std::mem::replace(&mut context.request, *request);
             let keys = stage.notify(worker, context, |policy| policy.invalidated_keys(&needs.response, context));
             context.request = sent;
-            let store = &worker.generation.store;
-            keys.unwrap_or_default().iter().for_each(|key| store.invalidate(store.id(key)));
+            stage.invalidate(worker, context, keys.unwrap_or_default());
         }
         let report = CacheStatus::forwarded(self.why).detail(self.detail.as_deref());
         let report = if self.is_answered { report.status(status) } else { report };
@@ -554,9 +556,26 @@ impl CacheStage {
     }
 
     fn needs(self, worker: &WorkerState) -> &CacheInputs {
-        static NONE: CacheInputs =
-            CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name: None, tells_key: false };
+        static NONE: CacheInputs = CacheInputs {
+            request: Vec::new(),
+            response: Vec::new(),
+            plan: None,
+            name: None,
+            tells_key: false,
+            owner: Vec::new(),
+        };
         worker.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Invalidates the responses under keys of the policy, at the expense of the plugin.
+    fn invalidate(self, worker: &WorkerState, context: &ExchangeContext, keys: Vec<Vec<u8>>) {
+        let (store, needs) = (&worker.generation.store, self.needs(worker));
+        for mut key in keys {
+            context.work.add_invalidation(key.len());
+            needs.own(&mut key);
+            store.invalidate(store.id(&key), &key);
+        }
+        worker.guards[self.binding].charge_work(context.work.take());
     }
 
     fn figures(self, worker: &WorkerState) -> &CacheMetrics {

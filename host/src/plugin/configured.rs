@@ -105,8 +105,8 @@ fn first_instance(config: &PluginConfig, lines: PluginLog) -> Result<(Settings, 
     Ok((settings, Box::new(first)))
 }
 
-/// Returns the inputs of a cache policy, which are taken out of the settings.
-fn cache_inputs(settings: &mut Settings) -> Result<CacheInputs, EditError> {
+/// Returns the inputs of a plugin's cache policy, which are taken out of the settings.
+fn cache_inputs(name: &str, settings: &mut Settings) -> Result<CacheInputs, EditError> {
     let status = settings.cache_status.take();
     Ok(CacheInputs {
         request: names(std::mem::take(&mut settings.cache_request_values))?,
@@ -114,6 +114,7 @@ fn cache_inputs(settings: &mut Settings) -> Result<CacheInputs, EditError> {
         plan: settings.lookup_plan.take().map(settings::lookup_plan).transpose()?,
         tells_key: status.as_ref().is_some_and(|status| status.key),
         name: status.map(|status| settings::token(status.name)).transpose()?,
+        owner: CacheInputs::owner_of(name),
     })
 }
 
@@ -216,7 +217,7 @@ impl ConfiguredPlugin {
         let PluginConfig { name, plugin, limits, on_error, isolation, .. } = config;
         let request_ability = plugin.body_ability(MessageSide::Request, limits.memory);
         let response_ability = plugin.body_ability(MessageSide::Response, limits.memory);
-        let cache = plugin.cache_policy.as_ref().map(|_| cache_inputs(&mut settings)).transpose()?;
+        let cache = plugin.cache_policy.as_ref().map(|_| cache_inputs(&name, &mut settings)).transpose()?;
         let plans = settings::plans(settings.edit_plans, request_ability.or(response_ability))?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;

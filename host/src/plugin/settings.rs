@@ -31,6 +31,8 @@ pub struct CacheInputs {
     pub name: Option<String>,
     /// Whether `Cache-Status` has the key.
     pub tells_key: bool,
+    /// The last line of the plugin's keys in the store, with the line break before it.
+    pub owner: Vec<u8>,
 }
 
 /// The inputs of a body hook, as a plugin declared them.
@@ -62,6 +64,24 @@ const DEFAULT_BODY_WAIT: Duration = Duration::from_secs(1);
 
 /// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
 pub(super) const SETUP_TIME_FACTOR: u32 = 20;
+
+impl CacheInputs {
+    /// Returns the last line of the keys of a plugin that has this name in the manifest.
+    pub fn owner_of(name: &str) -> Vec<u8> {
+        // In one line, whatever the name is: no key that another plugin chooses can end so.
+        format!("\nplugin:{}", name.escape_default()).into_bytes()
+    }
+
+    /// Turns a key of the policy into the one in the store, which is the plugin's own.
+    pub fn own(&self, key: &mut Vec<u8>) {
+        key.extend_from_slice(&self.owner);
+    }
+
+    /// Returns a key in the store as the policy knows it.
+    pub fn policy_key<'a>(&self, key: &'a [u8]) -> &'a [u8] {
+        key.strip_suffix(&*self.owner).unwrap_or(key)
+    }
+}
 
 /// The kind of a hook.
 pub enum Hook {
@@ -183,6 +203,9 @@ pub struct LookupPlan {
     values: Vec<ValueName>,
 }
 
+/// The room for a key, in bytes: most have less with their plugin's line, and are not copied as they grow.
+const USUAL_KEY: usize = 128;
+
 /// A piece of a key.
 enum KeyPart {
     /// A literal text.
@@ -206,7 +229,7 @@ impl LookupPlan {
         if self.fields.iter().any(has) || self.values.iter().any(|name| context.value(name).is_some()) {
             return None;
         }
-        let mut key = Vec::new();
+        let mut key = Vec::with_capacity(USUAL_KEY);
         for part in &self.key {
             if key.len() > bounds::KEY {
                 break;

@@ -36,14 +36,28 @@ struct RecentPurges {
     purges: VecDeque<(u64, Purge)>,
     /// The number of the last purge that was dropped from the log.
     purges_forgotten: u64,
-    /// Invalidations by the hash of the cache key, because there may be many per second.
-    changes: HashMap<u128, u64>,
-    changes_forgotten: u64,
+    /// The invalidations by plugin: by the last line of the keys. There are as many as manifests have had caches.
+    changes: HashMap<Box<[u8]>, Invalidations>,
+}
+
+/// The recent invalidations of one plugin's keys, by the hash of the key, because there may be many per second. When the
+/// newer half is full, the older one is forgotten.
+#[derive(Debug, Default)]
+struct Invalidations {
+    newer: HashMap<u128, u64>,
+    older: HashMap<u128, u64>,
+    /// The position of the log at which the newer half began.
+    newer_since: u64,
+    /// The position of the log up to which invalidations are forgotten.
+    forgotten: u64,
 }
 
 /// The maximum number of purges in the log. A response that was requested before the oldest of them isn't stored.
 const MAX_PURGES: usize = 1024;
-const MAX_INVALIDATIONS: usize = 64 << 10;
+
+/// The maximum number of invalidations of a plugin in half of the log. A plugin's response that was requested before the
+/// oldest one isn't stored.
+const MAX_INVALIDATIONS: usize = 32 << 10;
 
 impl PurgeLog {
     /// Returns the current position in the log.
@@ -65,15 +79,14 @@ impl PurgeLog {
     }
 
     /// Records the invalidation of a cache key.
-    pub fn change(&self, id: u128) {
+    pub fn change(&self, id: u128, key: &[u8]) {
         let mut late = self.late();
-        if late.changes.len() == MAX_INVALIDATIONS {
-            late.changes.clear();
-            late.changes_forgotten = late.so_far;
-        }
         late.so_far += 1;
-        let number = late.so_far;
-        late.changes.insert(id, number);
+        let (number, owner) = (late.so_far, owner(key));
+        match late.changes.get_mut(owner) {
+            Some(changes) => changes.add(id, number),
+            None => late.changes.entry(owner.into()).or_default().add(id, number),
+        }
     }
 
     /// Returns the strongest purge that hit a response after `epoch`; an invalidation counts as a hard purge. `None` if
@@ -81,8 +94,8 @@ impl PurgeLog {
     pub fn since(&self, epoch: PurgeEpoch, id: u128, key: &[u8], variant_info: &VariantInfo) -> Option<PurgeKind> {
         let late = self.late();
         let PurgeEpoch(epoch) = epoch;
-        let is_forgotten = epoch < late.purges_forgotten || epoch < late.changes_forgotten;
-        if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > epoch) {
+        let is_changed = || late.changes.get(owner(key)).is_some_and(|changes| changes.may_have(id, epoch));
+        if epoch < late.purges_forgotten || is_changed() {
             return Some(PurgeKind::Hard);
         }
         let since = late.purges.iter().rev().take_while(|(number, _)| *number > epoch);
@@ -92,6 +105,28 @@ impl PurgeLog {
     fn late(&self) -> MutexGuard<'_, RecentPurges> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Invalidations {
+    fn add(&mut self, id: u128, number: u64) {
+        if self.newer.len() == MAX_INVALIDATIONS {
+            self.older = std::mem::take(&mut self.newer);
+            self.forgotten = self.newer_since;
+            self.newer_since = number - 1;
+        }
+        self.newer.insert(id, number);
+    }
+
+    /// Whether a key was invalidated after `epoch`, or may have been, because so much is forgotten.
+    fn may_have(&self, id: u128, epoch: u64) -> bool {
+        let last = self.newer.get(&id).or_else(|| self.older.get(&id));
+        epoch < self.forgotten || last.is_some_and(|number| *number > epoch)
+    }
+}
+
+/// Returns the part of a cache key that says whose it is: the last line.
+fn owner(key: &[u8]) -> &[u8] {
+    key.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()
 }
 
 impl PurgeTarget {
@@ -133,30 +168,53 @@ mod tests {
     #[test]
     fn later_purges_are_known_and_forgotten_ones_count_as_purges() {
         let (purges, variant_info) = (PurgeLog::default(), tagged("red"));
-        let since = |epoch| purges.since(epoch, 7, b"http://a/x", &variant_info);
+        let key = b"http://a/x\nplugin:cache";
+        let since = |epoch| purges.since(epoch, 7, key, &variant_info);
         let before = purges.moment();
         assert_eq!(since(before), None);
         purges.purge(&Purge { what: PurgeTarget::Tag("red".into()), strength: PurgeKind::Soft });
         assert_eq!((since(before), since(purges.moment())), (Some(PurgeKind::Soft), None));
         let between = purges.moment();
-        purges.change(7);
+        purges.change(7, key);
         assert_eq!(
             (since(before), since(between), since(purges.moment())),
             (Some(PurgeKind::Hard), Some(PurgeKind::Hard), None)
         );
         let after = purges.moment();
         for id in 0..MAX_PURGES as u128 * 2 {
-            purges.change(id + 100);
+            purges.change(id + 100, key);
         }
         assert_eq!(since(after), None, "changes of others push out nothing");
         for _ in 0..=MAX_PURGES {
             purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
         }
         assert_eq!(since(after), Some(PurgeKind::Hard));
-        let after = purges.moment();
-        for id in 0..=MAX_INVALIDATIONS as u128 {
-            purges.change(id + 100);
+    }
+
+    #[test]
+    fn invalidations_are_forgotten_by_halves_and_for_their_plugin_alone() {
+        let (purges, variant_info) = (PurgeLog::default(), VariantInfo::default());
+        let since = |epoch, id, key: &[u8]| purges.since(epoch, id, key, &variant_info);
+        let (key, others): (&[u8], &[u8]) = (b"http://a/x\nplugin:cache", b"http://a/x\nplugin:evil");
+        purges.change(7, key);
+        let begun = purges.moment();
+        for id in 0..4 * MAX_INVALIDATIONS as u128 {
+            purges.change(id + 100, others);
         }
-        assert_eq!(since(after), Some(PurgeKind::Hard));
+        assert_eq!(since(begun, 8, key), None, "invalidations of another plugin are no reason to forget");
+        assert_eq!(since(begun, 8, others), Some(PurgeKind::Hard));
+        // The first one fills the newer half with those of the loop; the last one begins another half.
+        for id in 1..MAX_INVALIDATIONS as u128 {
+            purges.change(id + 100, key);
+        }
+        let (middle, last) = (purges.moment(), 100 + MAX_INVALIDATIONS as u128);
+        purges.change(last, key);
+        assert_eq!((since(begun, 8, key), since(middle, 8, key)), (None, None), "all are known");
+        assert_eq!((since(middle, last, key), since(begun, 101, key)), (Some(PurgeKind::Hard), Some(PurgeKind::Hard)));
+        for id in 1..=MAX_INVALIDATIONS as u128 {
+            purges.change(id + last, key);
+        }
+        assert_eq!(since(begun, 8, key), Some(PurgeKind::Hard), "the older half is forgotten");
+        assert_eq!((since(middle, 8, key), since(middle, last, key)), (None, Some(PurgeKind::Hard)));
     }
 }

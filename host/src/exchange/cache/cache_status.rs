@@ -106,7 +106,7 @@ impl<'a> CacheStatus<'a> {
         }
         if let Some(key) = key.filter(|_| needs.tells_key) {
             text.push_str("; key=");
-            quote(key, &mut text);
+            quote(needs.policy_key(key), &mut text);
         }
         match self.detail {
             Some(detail) if is_token(detail) => {
@@ -162,9 +162,10 @@ mod tests {
 
     fn written(report: CacheStatus, tells_key: bool) -> String {
         let name = Some("edge".into());
-        let needs = CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
+        let owner = CacheInputs::owner_of("edge");
+        let needs = CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key, owner };
         let mut fields = HeaderMap::new();
-        report.append_to(&needs, Some(b"http://a/\"b\xff"), &mut fields);
+        report.append_to(&needs, Some(b"http://a/\"b\xff\nplugin:edge"), &mut fields);
         fields[CACHE_STATUS].to_str().unwrap().into()
     }
 

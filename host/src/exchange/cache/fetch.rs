@@ -405,7 +405,8 @@ impl Fetch<'_> {
     ) -> StoredResponse {
         let mut uri = Vec::new();
         context.put_uri(&mut uri);
-        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.miss.cache_key.key);
+        let key = self.miss.stage.needs(self.worker).policy_key(&self.miss.cache_key.key);
+        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != key);
         let selectors = VaryValue::from_request(storage.vary.into_iter(), &context.request.headers);
         let variant_info = VariantInfo::new(self.miss.scope, selectors, uri.map(Into::into), storage.tags);
         StoredResponse::new(variant_info, &came, content, storage.rules, times.received_ms)
