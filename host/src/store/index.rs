@@ -74,6 +74,10 @@ pub const PARTS: usize = 16;
 /// The maximum number of variants of one scope under one key. The oldest is evicted first.
 const MAX_VARIANTS: usize = 64;
 
+/// The maximum number of variants of all scopes under one key. A lookup walks through them, and a client makes scopes: each
+/// spelling of a path is one where paths are forwarded as they are.
+const MAX_VARIANTS_OF_KEY: usize = 256;
+
 /// The maximum number of fields that these variants depend on, together: eight for each. A lookup compares each field
 /// with the request.
 const MAX_SELECTORS: usize = 512;
@@ -303,18 +307,21 @@ impl<V: IndexedVariant> CacheEntry<V> {
         self.variants.iter().find(fits).cloned()
     }
 
-    /// Removes the oldest variants of a scope that are too many beside a new one. Variants of other scopes stay,
-    /// because they belong to other routes.
+    /// Removes the oldest variants of a scope that are too many beside a new one. Variants of other scopes stay, because
+    /// they belong to other routes, unless the key has too many in all.
     fn make_room(&mut self, new: &VariantInfo) {
-        let (mut variants, mut selectors) = (1, new.selectors.count());
+        let (mut variants, mut selectors, mut kept) = (1, new.selectors.count(), 1);
         self.variants.retain(|known| {
             let variant_info = known.variant_info();
-            if variant_info.scope != new.scope {
-                return true;
+            if variant_info.scope == new.scope {
+                variants += 1;
+                selectors += variant_info.selectors.count();
+                if variants > MAX_VARIANTS || selectors > MAX_SELECTORS {
+                    return false;
+                }
             }
-            variants += 1;
-            selectors += variant_info.selectors.count();
-            variants <= MAX_VARIANTS && selectors <= MAX_SELECTORS
+            kept += 1;
+            kept <= MAX_VARIANTS_OF_KEY
         });
     }
 

@@ -72,6 +72,17 @@ fn variants_that_depend_on_many_fields_are_few_and_those_of_other_routes_stay() 
     assert_eq!(found(1).len(), 64, "another route keeps its variants");
 }
 
+/// A client makes a scope by each spelling of a path where paths are forwarded as they are.
+#[test]
+fn a_key_has_so_many_variants_however_many_scopes_there_are() {
+    let store = Store::new(64 << 20);
+    let count = 300;
+    (0..count).for_each(|scope| put(&store, object("/a", scope, VaryValue::default(), 10, &[])));
+    let is_found =
+        |scope: &u64| matches!(store.find(store.id(b"/a"), b"/a", *scope, &HeaderMap::new(), 0), Found::Variant(_));
+    assert_eq!((0..count).filter(is_found).collect::<Vec<_>>(), (count - 256..count).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_newer_response_takes_the_place_of_the_older() {
     let store = Store::new(1 << 20);
