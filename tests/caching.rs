@@ -318,6 +318,42 @@ fn rfc_5861_stale_is_served_at_once_and_validated_behind_the_clients_back() {
     until("the new one is there", || proxy.get("/", "").text() == "2");
 }
 
+#[test]
+fn revalidations_that_hang_are_few_and_later_hits_try_again() {
+    let (hangs, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (gate, counted) = (hangs.clone(), asked.clone());
+    let origin = origin(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        until("the origin goes on", || gate.load(Ordering::Relaxed) == 0);
+        response("Cache-Control: max-age=60, stale-while-revalidate=60", "x").into_bytes()
+    });
+    let text = manifest(&origin, CACHE, ADMIN).replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start_after(&text, "admin at");
+    let get_all = |wanted: &str| {
+        for number in 0..100 {
+            let got = proxy.get(&format!("/{number}"), "");
+            assert!(got.status() == 200 && status_of(&got).contains(wanted), "{got:?}");
+        }
+    };
+    get_all("stored");
+    assert_eq!(proxy.ask_admin("POST /purge?all&soft").text(), "100 purged\n");
+    hangs.store(1, Ordering::Relaxed);
+    get_all("hit; ttl=");
+    // Seen before: 100, one for each.
+    assert_eq!(proxy.metric(VALIDATED), 64.0);
+    until("the revalidations are under way", || asked.load(Ordering::Relaxed) == 164);
+    get_all("hit; ttl=");
+    assert_eq!(proxy.metric(VALIDATED), 64.0);
+    hangs.store(0, Ordering::Relaxed);
+    until("later hits have the others revalidated", || {
+        get_all("hit; ttl=");
+        proxy.metric(VALIDATED) == 100.0
+    });
+}
+
+/// The number of revalidations that have begun.
+const VALIDATED: &str = "plugway_cache_requests_total{plugin=\"cache\",outcome=\"validated\"}";
+
 /// The drill: the origin stops, answers with errors, and recovers.
 #[test]
 fn rfc_5861_stale_stands_for_a_failing_origin() {

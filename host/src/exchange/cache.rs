@@ -5,6 +5,7 @@ mod cache_status;
 mod fetch;
 mod hit;
 mod reader_backlog;
+mod revalidation_place;
 mod store_writer;
 
 use std::cell::Cell;
@@ -39,6 +40,7 @@ use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::CacheMetrics;
 use cache_status::{CacheStatus, ForwardReason};
 use fetch::Fetch;
+use revalidation_place::RevalidationPlace;
 
 /// The result of looking up a request in the cache.
 pub enum Lookup {
@@ -367,7 +369,8 @@ impl CacheMiss {
         Ok(None)
     }
 
-    /// Starts a background revalidation, unless a fetch of the response is already in progress.
+    /// Starts a background revalidation, unless a fetch of the response is already in progress, or too many others are: a
+    /// later hit tries again then.
     fn revalidate(
         mut self,
         worker: &Rc<WorkerState>,
@@ -375,6 +378,7 @@ impl CacheMiss {
         context: &ExchangeContext,
         clock: &Rc<Clock>,
     ) {
+        let Some(place) = RevalidationPlace::take(worker.revalidations(destination.upstream)) else { return };
         let FetchRole::Lead(lead) = worker.generation.store.fetches.join(self.fetch_id(worker, context)) else {
             return;
         };
@@ -397,7 +401,7 @@ impl CacheMiss {
             if let Err(ChainFailure { error, .. }) = validated {
                 record::log(&error, Some(&context), "stored response not validated", ClientState::Present);
             }
-            drop(in_chain);
+            drop((in_chain, place));
         });
     }
 

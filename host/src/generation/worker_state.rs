@@ -64,6 +64,8 @@ pub struct WorkerState {
     timers: Vec<Timer>,
     /// The index of the timer that has the first turn at the next tick.
     first_timer: Cell<usize>,
+    /// Background revalidations of stored responses that are no upstream's.
+    revalidations: Rc<Cell<usize>>,
     /// Exchanges whose response has not passed the plugins yet.
     in_chains: Cell<usize>,
     /// Whether a later generation has replaced this one.
@@ -143,6 +145,8 @@ pub struct UpstreamState {
     pub budget: RefCell<RetryBudget>,
     /// The upstream's settings, for futures that outlive a borrow of it.
     pub rules: Rc<ConnectionSettings>,
+    /// Background revalidations of stored responses that are under way.
+    revalidations: Rc<Cell<usize>>,
     endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
     replacement: RefCell<Option<BalancerReplacement>>,
@@ -165,6 +169,7 @@ impl UpstreamState {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
+            revalidations: Rc::default(),
             endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker))),
             balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
@@ -222,6 +227,7 @@ impl WorkerState {
             pools,
             timers,
             first_timer: Cell::new(0),
+            revalidations: Rc::default(),
             in_chains,
             is_retired,
             is_released,
@@ -266,6 +272,11 @@ impl WorkerState {
     /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
     pub fn upstream_name(&self, upstream: Option<UpstreamId>) -> Arc<str> {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
+    }
+
+    /// Returns the number of background revalidations at an upstream; of responses of no upstream if `None`.
+    pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &Rc<Cell<usize>> {
+        upstream.map_or(&self.revalidations, |upstream_id| &self.upstreams[upstream_id].revalidations)
     }
 
     /// Returns an exchange as the cause of requests that a plugin sends; `None` if it has no destination for one.
