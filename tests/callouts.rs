@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use plugway_test_guests::{CALLER, FORWARD_AUTH};
 
@@ -206,7 +207,7 @@ fn failures_have_names() {
 fn the_limits_of_the_upstream_hold() {
     let (release, held) = mpsc::channel::<()>();
     let (arrive, arrived) = mpsc::channel::<()>();
-    let gate = std::sync::Arc::new(std::sync::Mutex::new((arrive, held)));
+    let gate = Arc::new(std::sync::Mutex::new((arrive, held)));
     let auth = origin(move |_| {
         let gate = gate.lock().unwrap();
         let _ = gate.0.send(());
@@ -222,6 +223,39 @@ fn the_limits_of_the_upstream_hold() {
     release.send(()).unwrap();
     let response = read_message(&mut BufReader::new(first)).unwrap();
     assert!(response.text().contains("x-outcome: 200 late"), "{}", response.text());
+}
+
+#[test]
+fn requests_of_a_plugin_beyond_its_limit_wait_for_others() {
+    let (arrived, released) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (seen, gate) = (arrived.clone(), released.clone());
+    let auth = origin(move |_| {
+        let number = seen.fetch_add(1, Ordering::Relaxed) + 1;
+        until("the request is released", || gate.load(Ordering::Relaxed) >= number);
+        ok("late")
+    });
+    let proxy = start(&calling(&auth, AUTH, "limits.callouts = 2"));
+    let call = |_| {
+        let mut client = proxy.connect();
+        write!(client, "GET / HTTP/1.1\r\nHost: a\r\nX-Call: http://auth/\r\nX-Timeout: 60000\r\n\r\n").unwrap();
+        client
+    };
+    let clients: Vec<TcpStream> = (0..6).map(call).collect();
+    until("all calls are under way", || proxy.metric("plugway_plugin_calls_total{plugin=\"caller\"}") == 6.0);
+    until("two requests are under way", || arrived.load(Ordering::Relaxed) >= 2);
+    assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 100"), "Busy");
+    let line = proxy.wait_log("request of a plugin failed");
+    assert!(line.contains("limits.callouts"), "{line}");
+    // Seen before: all of them.
+    assert_eq!(arrived.load(Ordering::Relaxed), 2);
+    for number in 1..=6 {
+        released.store(number, Ordering::Relaxed);
+        until("the next one is sent", || arrived.load(Ordering::Relaxed) == (number + 2).min(6));
+    }
+    for client in clients {
+        let response = read_message(&mut BufReader::new(client)).unwrap();
+        assert!(response.text().contains("x-outcome: 200 late"), "{}", response.text());
+    }
 }
 
 #[test]
@@ -338,16 +372,16 @@ fn failed_calls_of_a_whole_body_have_names() {
 
 #[test]
 fn a_streamed_body_waits_at_each_chunk_and_at_its_end() {
-    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::new(AtomicUsize::new(0));
     let asked = count.clone();
-    let auth = origin(move |_| ok(&asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string()));
+    let auth = origin(move |_| ok(&asked.fetch_add(1, Ordering::Relaxed).to_string()));
     let proxy = start(&with_bodies(&auth, "stream", ""));
     let passed = post(&proxy, "http://auth/", "some");
     assert_eq!((passed.status(), passed.text().as_str()), (200, "[200 0]some[end 200 1]"));
     let mut stream = proxy.connect();
     let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Body-Call: http://auth/\r\n";
     write!(stream, "{head}Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n").unwrap();
-    until("the first chunk is asked about", || count.load(std::sync::atomic::Ordering::Relaxed) == 3);
+    until("the first chunk is asked about", || count.load(Ordering::Relaxed) == 3);
     write!(stream, "3\r\ntwo\r\n0\r\n\r\n").unwrap();
     let passed = read_message(&mut BufReader::new(stream)).unwrap();
     assert_eq!(passed.text(), "[200 2]one[200 3]two[end 200 4]");
@@ -414,7 +448,7 @@ fn bodies_beyond_the_limit_fail_by_the_name_of_the_key_while_one_waits() {
 #[test]
 fn an_observer_may_make_requests_in_the_background() {
     let (told, heard) = mpsc::channel();
-    let told = std::sync::Arc::new(std::sync::Mutex::new(told));
+    let told = Arc::new(std::sync::Mutex::new(told));
     let service = origin(move |request: &Message| {
         let _ = told.lock().unwrap().send(request.text());
         ok("")
@@ -445,11 +479,11 @@ fn exchanges_that_wait_for_an_observer_are_bounded_in_bytes() {
 }
 
 /// An origin that counts its requests, and answers with keys.
-fn issuer() -> (String, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
-    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+fn issuer() -> (String, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
     let asked = count.clone();
     let address = origin(move |_| {
-        asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        asked.fetch_add(1, Ordering::Relaxed);
         ok("keys")
     });
     (address, count)
@@ -465,7 +499,7 @@ fn early(proxy: &Proxy) -> Option<String> {
 #[test]
 fn a_plugin_asks_once_while_it_is_configured() {
     let (issuer, count) = issuer();
-    let asked = || count.load(std::sync::atomic::Ordering::Relaxed);
+    let asked = || count.load(Ordering::Relaxed);
     let text = calling(&issuer, AUTH, EARLY);
     let proxy = start(&text);
     assert_eq!(asked(), 1);
@@ -502,7 +536,7 @@ fn a_check_asks_no_service() {
     let (code, output) = run(&["check", file.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("which a check doesn't"), "{output}");
-    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(count.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examinatio
 use crate::plugin::access::WantedAccess;
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin};
 use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, MAX_WAITING_CALLS, Plugin};
+use crate::plugin::outgoing_http::MAX_CALLOUTS;
 use crate::plugin::plugin_config::PluginConfig;
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::{DecodingLimits, Isolation, OnError, PluginLimits, WaitingLimits};
@@ -32,6 +33,9 @@ const MAX_CHILDREN: usize = 4;
 
 /// Calls that a plugin may have queued: each holds a request, as a connection to an endpoint would.
 const MAX_QUEUED_CALLS: usize = 65_536;
+
+/// The maximum of `limits.callouts`: that of `limits.waiting-calls`, each of which has four requests at a time.
+const MAX_PLUGIN_CALLOUTS: usize = MAX_WAITING_CALLS as usize * MAX_CALLOUTS;
 
 /// The maximum of `limits.decoded-ratio`: codings reach more only with content that is all alike.
 const MAX_RATIO: usize = 100_000;
@@ -496,6 +500,8 @@ impl Assembly<'_> {
             queued: self.count(source, limits.queued_calls.as_ref(), queued, MAX_QUEUED_CALLS) as u32,
             queue_time: self.duration(source, limits.queue_time.as_ref(), defaults.queue_time),
             call_time: self.duration(source, limits.call_time.as_ref(), defaults.call_time),
+            callouts: self.count(source, limits.callouts.as_ref(), defaults.callouts as usize, MAX_PLUGIN_CALLOUTS)
+                as u32,
         }
     }
 

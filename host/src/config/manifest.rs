@@ -1242,6 +1242,11 @@ pub struct PluginLimitsTable {
     ///
     /// Type: duration. Default: `"10s"`. Example: `"2s"`.
     pub call_time: Option<Spanned<String>>,
+    /// The most requests of the plugin's own that are under way at a time, over all workers, from 1 to 4000. Further ones
+    /// wait, as a part of their own time for a response, and of `call-time`.
+    ///
+    /// Type: number. Default: `64`.
+    pub callouts: Option<Spanned<usize>>,
 }
 
 /// The effect of a failed call as the manifest writes it.

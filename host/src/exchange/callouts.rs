@@ -1,6 +1,7 @@
 //! Requests of plugins: sent through upstreams, while the call that makes them waits. They end with the call.
 #![expect(clippy::disallowed_methods, reason = "the time that plugins' responses take is measured exactly")]
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -140,10 +141,15 @@ impl CalloutOrigin<'_> {
         let mut context = ExchangeContext::of_callout(cause, parts, upstream);
         let body = if content.is_empty() { RequestBody::Empty } else { RequestBody::Whole(content) };
         let mut sending = OutgoingRequest { body, ..OutgoingRequest::empty() };
-        let forwarded = forward(worker, upstream_id, &mut context, &mut sending, &step);
-        let forwarded = total.limit(times.head.unwrap_or(TIME), forwarded).await;
+        let place = Cell::new(None);
+        let forwarded = total.limit(times.head.unwrap_or(TIME), async {
+            place.set(worker.guards[self.plugin_id].callout_place().await);
+            forward(worker, upstream_id, &mut context, &mut sending, &step).await
+        });
+        let forwarded = forwarded.await;
+        let place = place.take();
         let late = |what| Error::new(FailureKind::ResponseTimeout, format!("no {what} in the plugin's time"));
-        let received = forwarded.unwrap_or_else(|_| Err(late("response")));
+        let received = forwarded.unwrap_or_else(|_| Err(if place.is_some() { late("response") } else { no_place() }));
         let collected = match received {
             Ok(received) => {
                 let late = || late("further content");
@@ -168,6 +174,12 @@ impl CalloutOrigin<'_> {
         let endpoint = context.endpoint.as_deref();
         tracing::warn!(kind, request_id, route, plugin, upstream, endpoint, cause, limit, "request of a plugin failed");
     }
+}
+
+/// Returns the error of a request that was not sent, because too many others of the plugin were under way.
+fn no_place() -> Error {
+    let cause = "the plugin has as many requests under way as it may have, and none ended in this one's time";
+    Error::new(FailureKind::LimitReached, cause).with_limit("limits.callouts")
 }
 
 /// Receives the content of a response, whose parts arrive within a time of each other.

@@ -13,6 +13,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::SemaphorePermit;
+
 use super::breaker::{CallOutcome, CallPermit, HookKind};
 use super::call_error::PluginFailure;
 use super::configured::ConfiguredPlugin;
@@ -159,6 +161,11 @@ impl PluginCaller {
     pub fn waits_for_turn(&self) -> bool {
         // A call that the share rejects computes nothing.
         self.takes_turns() && !self.share.is_spent() && is_contended()
+    }
+
+    /// Waits until the plugin may have one more request of its own under way, by `limits.callouts`.
+    pub async fn callout_place(&self) -> Option<SemaphorePermit<'_>> {
+        self.supply().waiting.callout().await
     }
 
     /// Waits until the next call of a hook may be made, if it has to wait.

@@ -1,4 +1,5 @@
-//! The limit of the calls that may wait of one version of a plugin, and their queue.
+//! The limit of the calls that may wait of one version of a plugin, and their queue; the limit of the requests that they
+//! make.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +13,8 @@ use crate::net::deadline::Deadline;
 pub struct WaitingLimit {
     // Its lock is taken when a call ends, for some nanoseconds; a call waits for at least a hundred times as long.
     calls: Semaphore,
+    // The same holds for requests.
+    callouts: Semaphore,
     /// The number of calls that are queued.
     queued: AtomicU32,
     /// The number of instances for such calls, idle or not.
@@ -27,8 +30,8 @@ pub const RESERVED_CALLS: u32 = 32;
 impl WaitingLimit {
     /// Returns a limit that nothing uses yet.
     pub(super) fn new(limits: WaitingLimits) -> Self {
-        let calls = Semaphore::new(limits.calls as usize);
-        WaitingLimit { calls, queued: AtomicU32::new(0), instances: AtomicU32::new(0) }
+        let (calls, callouts) = (Semaphore::new(limits.calls as usize), Semaphore::new(limits.callouts as usize));
+        WaitingLimit { calls, callouts, queued: AtomicU32::new(0), instances: AtomicU32::new(0) }
     }
 
     /// Waits until a call may be made.
@@ -45,6 +48,11 @@ impl WaitingLimit {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(PluginFailure::QueueTime { calls: limits.calls, time: limits.queue_time }),
         }
+    }
+
+    /// Waits until the plugin may have one more request of its own under way; `None` if it never may.
+    pub(super) async fn callout(&self) -> Option<SemaphorePermit<'_>> {
+        self.callouts.acquire().await.ok()
     }
 
     fn queue(&self, limits: WaitingLimits) -> Result<QueuedCall<'_>, PluginFailure> {
