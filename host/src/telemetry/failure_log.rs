@@ -1,5 +1,5 @@
-//! The rate limits of log lines about failures, per topic and second. A part of a topic, such as a route, has a lower
-//! limit, so that a part that always fails hides no other. Suppressed lines are counted. Callers ask [`admits`] first,
+//! The rate limits of log lines about failures, per topic and second. A part of a topic, such as a route, has no more lines
+//! than the topic has room left, so that parts that always fail hide no other. Suppressed lines are counted. Callers ask [`admits`] first,
 //! and then log the line themselves.
 #![expect(
     clippy::disallowed_methods,
@@ -41,9 +41,8 @@ pub enum Topic {
 const LINES: u64 = 20;
 const LINES_A_SECOND: u64 = 2;
 
-/// The maximum number of lines per part of a topic at once, and per second after that.
-const LINES_OF_PART: u64 = 10;
-const LINES_OF_PART_A_SECOND: u64 = 1;
+/// A line as counters count it, so that the counts of parts decrease in proportion.
+const LINE: u64 = 1000;
 
 /// The number of parts that are distinguished, by a hash of their names.
 const PARTS: usize = 16;
@@ -55,7 +54,7 @@ const TOPICS: usize = 2 * KINDS + 8;
 struct Limiter {
     /// The second, since the first line, up to which `lines` and the counts of parts have decreased.
     second: AtomicU64,
-    /// The number of lines that still count.
+    /// The lines that still count, of all parts and of each, in units of [`LINE`].
     lines: AtomicU64,
     parts: [AtomicU64; PARTS],
     /// The number of lines that were suppressed and not reported yet.
@@ -167,10 +166,12 @@ impl Limiter {
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let part = &self.parts[hash as usize % PARTS];
-        let has_room = part.load(Ordering::Relaxed) < LINES_OF_PART && self.lines.load(Ordering::Relaxed) < LINES;
+        // With n parts that always fail, each has a share of n + 1, and one share is left for the next part that fails.
+        let room = (LINES * LINE).saturating_sub(self.lines.load(Ordering::Relaxed));
+        let has_room = part.load(Ordering::Relaxed) < room;
         if has_room {
-            part.fetch_add(1, Ordering::Relaxed);
-            self.lines.fetch_add(1, Ordering::Relaxed);
+            part.fetch_add(LINE, Ordering::Relaxed);
+            self.lines.fetch_add(LINE, Ordering::Relaxed);
         } else {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -186,8 +187,12 @@ impl Limiter {
             return;
         }
         let passed = now.saturating_sub(second);
-        sink(&self.lines, passed.saturating_mul(LINES_A_SECOND));
-        self.parts.iter().for_each(|part| sink(part, passed.saturating_mul(LINES_OF_PART_A_SECOND)));
+        let before = self.lines.load(Ordering::Relaxed);
+        let after = before.saturating_sub(passed.saturating_mul(LINES_A_SECOND * LINE));
+        self.lines.store(after, Ordering::Relaxed);
+        for part in &self.parts {
+            part.store(part.load(Ordering::Relaxed) * after / before.max(1), Ordering::Relaxed);
+        }
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
         if left_out > 0 {
             let (topic, kind) = (topic.name(), topic.kind());
@@ -195,14 +200,10 @@ impl Limiter {
                 topic,
                 kind,
                 left_out,
-                "failures left out: {LINES} at once and {LINES_A_SECOND} a second are logged, half as many of a part"
+                "failures left out: {LINES} at once and {LINES_A_SECOND} a second are logged, of a part half of those that are left"
             );
         }
     }
-}
-
-fn sink(count: &AtomicU64, by: u64) {
-    count.store(count.load(Ordering::Relaxed).saturating_sub(by), Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -221,12 +222,31 @@ mod tests {
     fn a_part_that_fails_all_the_time_hides_no_other() {
         let limiter = Limiter::new();
         let admitted = |part, now| (0..1000).filter(|_| limiter.admits(TOPIC, part, now)).count() as u64;
-        assert_eq!(admitted("a", 0), LINES_OF_PART);
-        assert_eq!(admitted("b", 0), LINES_OF_PART);
-        assert_eq!(admitted("c", 0), 0, "the topic is full");
-        assert_eq!(limiter.dropped.load(Ordering::Relaxed), 3000 - LINES);
-        assert_eq!(admitted("c", 1), LINES_A_SECOND, "what a second makes room for");
-        assert_eq!(limiter.left_out.load(Ordering::Relaxed), 1000 - LINES_A_SECOND, "what was before is reported");
-        assert_eq!(admitted("a", 100), LINES_OF_PART, "after a while all is as in the beginning");
+        let parts = ["a", "b", "c", "d", "e", "f"];
+        assert_eq!(parts.map(|part| admitted(part, 0)), [10, 5, 3, 1, 1, 0], "each has half of what is left");
+        assert_eq!(limiter.dropped.load(Ordering::Relaxed), 6000 - LINES);
+        assert_eq!(admitted("f", 1), 1, "what a second makes room for");
+        assert_eq!(limiter.left_out.load(Ordering::Relaxed), 999, "what was before is reported");
+        assert_eq!(admitted("a", 100), LINES / 2, "after a while all is as in the beginning");
+    }
+
+    #[test]
+    fn parts_that_fail_all_the_time_leave_room_for_one_that_begins() {
+        let evil = ["a", "b", "c", "d", "e"];
+        for count in 1..=evil.len() {
+            let limiter = Limiter::new();
+            let mut lines = 0;
+            for second in 0..100 {
+                for _ in 0..100 {
+                    lines += evil[..count].iter().filter(|part| limiter.admits(TOPIC, part, second)).count() as u64;
+                }
+                // Seen before: hidden by two others.
+                if second % 10 == 9 {
+                    assert!(limiter.admits(TOPIC, "site", second), "{count} in second {second}");
+                    lines += 1;
+                }
+            }
+            assert!(lines <= LINES + 100 * LINES_A_SECOND, "{lines} lines of {count} parts");
+        }
     }
 }
