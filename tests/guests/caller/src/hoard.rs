@@ -7,6 +7,8 @@ pub fn hoard(what: &str) -> usize {
         "authority" => authority,
         "method" => method,
         "content" => content,
+        "bodies" => bodies,
+        "fields" => fields,
         _ => target,
     };
     (0..60).filter(|_| made().is_some()).count()
@@ -19,7 +21,7 @@ pub fn hoard(_: &str) -> usize {
 }
 
 #[cfg(target_family = "wasm")]
-use wasm::{authority, content, method, target};
+use wasm::{authority, bodies, content, fields, method, target};
 
 #[cfg(target_family = "wasm")]
 mod wasm {
@@ -51,6 +53,26 @@ mod wasm {
         let set = request.set_path_with_query(Some(&format!("/{}", "a".repeat(60_000))));
         forget(request);
         set.ok()
+    }
+
+    /// Writes content of a request that is not sent.
+    pub fn bodies() -> Option<()> {
+        let request = OutgoingRequest::new(Fields::new());
+        let body = request.body().ok()?;
+        let stream = body.write().ok()?;
+        let written = (0..60).take_while(|_| stream.check_write().is_ok_and(|room| room > 0));
+        let written = written.filter(|_| stream.write(&[b'x'; 4096]).is_ok()).count();
+        forget((request, body, stream));
+        (written > 0).then_some(())
+    }
+
+    /// Makes four heads with many fields.
+    pub fn fields() -> Option<()> {
+        let values: Vec<(String, Vec<u8>)> = (0..1500).map(|_| ("x".into(), Vec::new())).collect();
+        for _ in 0..4 {
+            forget(Fields::from_list(&values).ok()?);
+        }
+        Some(())
     }
 
     /// Writes content without its end, which the host receives meanwhile.
