@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use plugway_test_guests::{HOOKS, MISBEHAVE};
+use plugway_test_guests::{HOOKS, MISBEHAVE, WAITING};
 
-use crate::support::{Proxy, echo, plugway_after, until};
+use crate::support::{Proxy, echo, manifest, plugway_after, until};
 
 /// Address space for 2,000 instances, of which 1,750 can be reserved.
 const FEW: &str = "ulimit -v 12000000000";
@@ -41,11 +41,42 @@ fn bodies_of_one_plugin_leave_the_places_of_others() {
         proxy.has_logged(is_full)
     });
     assert!(uploads.len() > 32, "a plugin's own places: {}", uploads.len());
+    let refused = proxy.get("/body", "");
+    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
     for _ in 0..20 {
         assert_eq!(proxy.get("/fresh", "").status(), 200);
     }
     drop(uploads);
     until("the places are free again", || proxy.get("/body", "").status() == 200);
+}
+
+/// The calls of a plugin that naps took all thousand stacks of the engine.
+#[test]
+fn calls_of_one_plugin_that_wait_leave_the_stacks_of_others() {
+    let plugin = |name: &str| {
+        let limits = "limits = { waiting-calls = 1000, call-time = \"1h\", share = 100 }";
+        format!("[plugin.{name}]\nuse = {WAITING:?}\nconfig.hash = \"-\"\n{limits}\n")
+    };
+    let more = format!(
+        "[[route]]\npath = \"/many\"\nupstream = \"app\"\nplugins = [\"many\"]\n[admin]\naddress = \"127.0.0.1:0\"\n{}{}",
+        plugin("many"),
+        plugin("other")
+    );
+    let proxy = Proxy::start_after(&manifest(&echo(), "\"other\"", &more), "admin at ");
+    let call = |path: &str| {
+        let mut stream = proxy.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nX-Wait: nap\r\n\r\n").unwrap();
+        stream
+    };
+    let calls = |name: &str| proxy.metric(&format!("plugway_plugin_calls_total{{plugin=\"{name}\"}}"));
+    let is_full = || proxy.has_logged("the places for instances are used up");
+    let many: Vec<TcpStream> = (0..1000).map(|_| call("/many")).collect();
+    until("many calls wait", || calls("many") >= 1000.0 || is_full());
+    let others: Vec<TcpStream> = (0..20).map(|_| call("/")).collect();
+    until("other calls wait", || calls("other") >= 20.0 || is_full());
+    assert_eq!(proxy.get("/", "").status(), 200);
+    assert!(!is_full());
+    drop((many, others));
 }
 
 #[test]

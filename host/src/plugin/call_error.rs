@@ -39,7 +39,7 @@ pub enum PluginFailure {
     Open,
     #[error("no instance is ready: {0}")]
     NoInstance(&'static str),
-    #[error("the places for instances are used up, by bodies of all plugins")]
+    #[error("the places for instances are used up, by bodies and waiting calls of all plugins")]
     NoPlace,
     #[error("limits.bodies of {0} is reached, and none of them ended within limits.body-wait")]
     Bodies(u32),
@@ -77,11 +77,13 @@ impl PluginFailure {
         }
     }
 
-    /// Returns the limit of calls or bodies at a time that was met: the plugin is no worse than before. `None` if none was.
+    /// Returns the limit of calls, bodies or instances at a time that was met: the plugin is no worse than before. `None` if
+    /// none was.
     pub fn busy_limit(&self) -> Option<&'static str> {
         match self {
             PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some("limits.bodies"),
             PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some("limits.waiting-calls"),
+            PluginFailure::NoPlace => Some("places for instances"),
             _ => None,
         }
     }

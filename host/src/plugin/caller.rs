@@ -381,8 +381,12 @@ impl PluginCaller {
         (self.configured.limits.cpu + TICK * 2).saturating_mul(SLOWNESS)
     }
 
-    /// Settles a trial whose call could not be made for want of an instance, which the next trial may have.
+    /// Settles a trial whose call could not be made for want of an instance, which the next trial may have. A lack of places
+    /// says nothing about the plugin: the trial is repeated, as one that never ended is.
     pub(super) fn settle_without_call(&self, permit: CallPermit, failure: &PluginFailure) {
+        if matches!(failure, PluginFailure::NoPlace) {
+            return;
+        }
         let outcome =
             if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
         if matches!(permit, CallPermit::Trial(_)) {

@@ -28,7 +28,8 @@ use crate::system::printable;
 use crate::system::supervise::{Task, guard};
 
 /// The places for instances, over all workers and generations. Each costs 4 GiB of address space, a quarter of what a
-/// process has in all, and 300 bytes of memory.
+/// process has in all, and 300 bytes of memory. Each has a stack for an instance whose calls may wait, so that stacks never
+/// run out before places do: 2 MiB of address space, and the memory that its deepest call has used, 64 KiB for most.
 const INSTANCES: u32 = 8_000;
 
 /// The least number of places, made where address space is short.
@@ -40,12 +41,8 @@ const MARGIN: u32 = 8;
 /// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
 
-/// Stacks for instances whose calls may wait, over all workers and generations. Each has 2 MiB of address space, and the
-/// memory that its deepest call has used: 64 KiB for most.
-const STACKS: u32 = 1_000;
-
-/// No plugin's limit of calls that wait can be higher: each of them holds a stack.
-pub const MAX_WAITING_CALLS: u32 = STACKS;
+/// No plugin's limit of calls that wait can be higher: each of them holds an instance.
+pub const MAX_WAITING_CALLS: u32 = 1_000;
 
 /// No plugin's limit of bodies can be higher: each body holds an instance.
 pub const MAX_BODIES: u32 = 4096;
@@ -395,7 +392,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     // Only counted, so that a component with many takes none from others.
     pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
     pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MAX_MEMORY_BYTES);
-    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16).total_stacks(STACKS);
+    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16).total_stacks(instances);
     pool
 }
 

@@ -1,7 +1,7 @@
 //! A plugin whose hooks wait, as a request says in `x-wait`: words with commas between them, carried out in turn.
 //!
-//! `verify` verifies the password in `x-password`, `forever` never stops to verify, `spin` never returns, `trap` traps,
-//! `value` reads the path by the host, `answer` responds.
+//! `verify` verifies the password in `x-password`, `forever` never stops to verify, `nap` sleeps for an hour, `spin` never
+//! returns, `trap` traps, `value` reads the path by the host, `answer` responds.
 
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ impl Waiting {
             match word {
                 "verify" => done.verified = format!("{:?}", verify()),
                 "forever" => while verify().is_ok() {},
+                "nap" => std::thread::sleep(Duration::from_secs(3600)),
                 "spin" => loop {
                     std::hint::black_box(());
                 },
