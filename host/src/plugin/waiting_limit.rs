@@ -17,7 +17,7 @@ pub struct WaitingLimit {
     callouts: Semaphore,
     /// The number of calls that are queued.
     queued: AtomicU32,
-    /// The number of instances for such calls, idle or not.
+    /// The number of instances for such calls, idle or not, beyond the first of each worker.
     pub(super) instances: AtomicU32,
 }
 

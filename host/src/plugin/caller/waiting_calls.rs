@@ -41,10 +41,15 @@ pub(in crate::plugin) struct WaitingInstance {
 }
 
 /// The place of an instance for calls that may wait, until dropped.
-struct WaitingPlace {
-    version: Arc<PluginVersion>,
-    /// The place of an instance beyond [`RESERVED_CALLS`].
-    _place: Option<ReservedInstances>,
+enum WaitingPlace {
+    /// The place that a generation has for the first instance of each worker.
+    OfGeneration,
+    /// The place of a further instance, which counts for its version.
+    Further {
+        version: Arc<PluginVersion>,
+        /// The place of an instance beyond [`RESERVED_CALLS`].
+        _place: Option<ReservedInstances>,
+    },
 }
 
 /// Idle instances that a worker keeps at most.
@@ -54,19 +59,25 @@ const MAX_IDLE_INSTANCES: usize = 64;
 const SWEEP: Duration = Duration::from_secs(10);
 
 impl WaitingPlace {
-    fn new(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
-        let before = version.waiting.instances.fetch_add(1, Ordering::Relaxed);
-        let mut place = WaitingPlace { version: version.clone(), _place: None };
-        if before >= RESERVED_CALLS {
-            place._place = Some(version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
+    fn further(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+        let mut reserved = None;
+        if version.waiting.instances.fetch_add(1, Ordering::Relaxed) >= RESERVED_CALLS {
+            let places = &version.recipe.plugin.places;
+            let lack = |_| {
+                version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+                PluginFailure::NoPlace
+            };
+            reserved = Some(places.reserve(1).map_err(lack)?);
         }
-        Ok(place)
+        Ok(WaitingPlace::Further { version: version.clone(), _place: reserved })
     }
 }
 
 impl Drop for WaitingPlace {
     fn drop(&mut self) {
-        self.version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+        if let WaitingPlace::Further { version, .. } = self {
+            version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -176,12 +187,9 @@ impl PluginCaller {
         }
     }
 
-    /// Keeps an instance for the calls of this worker.
+    /// Keeps the first instance for the calls of this worker.
     pub fn keep_waiting(&self, instance: Box<Instance>) {
-        // The first instance of each worker has a place of its generation.
-        if let Ok(place) = WaitingPlace::new(self.supply()) {
-            self.waiting.keep(WaitingInstance { instance, _place: place });
-        }
+        self.waiting.keep(WaitingInstance { instance, _place: WaitingPlace::OfGeneration });
     }
 
     /// Drops idle instances that were not needed for a while.
@@ -190,7 +198,7 @@ impl PluginCaller {
     }
 
     async fn fresh_waiting(&self, step: &Deadline) -> Result<WaitingInstance, PluginFailure> {
-        let place = WaitingPlace::new(self.supply())?;
+        let place = WaitingPlace::further(self.supply())?;
         let instance = if self.supply().asks() {
             let limit = self.configured.limits.waiting.call_time;
             let made = step.limit(limit, boxed(|| self.make_instance(None))).await;
