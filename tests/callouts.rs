@@ -555,6 +555,18 @@ fn a_service_that_fails_while_a_plugin_is_configured_is_a_typed_error() {
     assert_eq!(outcome(&proxy, "ftp://", ""), "Invalid");
 }
 
+/// Each instance of such a plugin held up the instances of all plugins for `limits.call-time`.
+#[test]
+fn a_plugin_that_sleeps_while_it_is_configured_holds_up_no_other_instances() {
+    let (issuer, _) = issuer();
+    let plain = calling(&issuer, AUTH, EARLY);
+    let proxy = start(&plain);
+    proxy.reload(&plain.replace(EARLY, "config = { early = \"http://auth/keys\", nap = 300 }"));
+    let error = proxy.wait_log("not reloaded, the old manifest goes on serving");
+    proxy.wait_log("it waits while it is configured, where its first instance got answers");
+    assert_eq!(early(&proxy).as_deref(), Some("keys"), "{error}");
+}
+
 #[test]
 fn a_service_that_hangs_while_a_plugin_is_configured_holds_up_nothing() {
     let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));

@@ -59,6 +59,8 @@ pub enum PluginFailure {
     Asks,
     #[error("it waits in a call that may not wait")]
     MayNotWait,
+    #[error("it waits while it is configured, where its first instance got answers")]
+    WaitsAgain,
 }
 
 impl PluginFailure {

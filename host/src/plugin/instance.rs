@@ -35,7 +35,7 @@ use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointStat
 
 pub use types::Summary;
 
-use waiting_hooks::{WaitingHooks, at_once};
+use waiting_hooks::{WaitingHooks, at_once, without_waiting};
 
 pub mod waiting_hooks;
 
@@ -64,8 +64,6 @@ pub struct Instance {
     pub(super) store: Store<HostState>,
     /// The CPU time of a call, `limits.cpu`.
     limit: Duration,
-    /// The longest time of a call that may wait, `limits.call-time`.
-    call_time: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
     /// The hook of the last call.
@@ -207,7 +205,6 @@ impl Instance {
         Ok(Instance {
             store,
             limit: limits.cpu,
-            call_time: limits.waiting.call_time,
             budget: limits.cpu,
             hook: HookKind::RequestFilter,
             imports_exchange: plugin.imports_exchange,
@@ -282,8 +279,8 @@ impl Instance {
         }
     }
 
-    /// Gives the plugin its configuration with the answers that another instance has got. Only off the workers: this thread
-    /// waits.
+    /// Gives the plugin its configuration with the answers that another instance has got. Nothing else is waited for: one
+    /// thread makes the instances of all plugins.
     fn configure_by(
         &mut self,
         answers: Arc<EarlyAnswers>,
@@ -293,9 +290,8 @@ impl Instance {
         let failed = |_| PluginFailure::NoInstance("the system has no descriptor for making one");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         self.answer_by(answers);
-        let limit = self.call_time;
-        let configured = async { tokio::time::timeout(limit, self.configure_waiting(config, time)).await };
-        runtime.block_on(configured).unwrap_or(Err(PluginFailure::CallTime(limit)))
+        let configured = without_waiting(self.configure_waiting(config, time));
+        runtime.block_on(configured).unwrap_or(Err(PluginFailure::WaitsAgain))
     }
 
     /// Returns the metrics that the instance has defined, if it is the first of its version.

@@ -153,7 +153,8 @@ impl HostState {
 
     /// Returns the state of the plugin for a call that waits for it.
     pub(super) fn waiting_shared(&mut self) -> WaitingShared {
-        WaitingShared { state: self.shared().clone(), may_wait: self.cpu.has_turns() }
+        let may_wait = self.cpu.has_turns() && self.http.given().is_none();
+        WaitingShared { state: self.shared().clone(), may_wait }
     }
 }
 

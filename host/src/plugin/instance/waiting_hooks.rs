@@ -4,7 +4,8 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use wasmtime::Store;
@@ -25,6 +26,9 @@ use super::{
 use crate::context::bounds;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
+
+/// The turns that tasks of a call have to wake it, if it has all that it needs. They take some microseconds.
+const IDLE_TURNS: u32 = 16;
 
 /// The resources that an instance may have between its calls: standard streams, and some that a plugin keeps.
 const KEPT_RESOURCES: usize = 16;
@@ -113,6 +117,16 @@ impl WaitingHooks {
         config: &str,
     ) -> Result<Result<Settings, Vec<ConfigError>>, PluginFailure> {
         at_once(self.configure.call_async(store, (config.into(),))).map(|(settings,)| settings)
+    }
+}
+
+/// Whether a call was woken since its last turn.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -371,11 +385,47 @@ pub fn declared(needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Op
 /// its notes have.
 const MAX_DECLARED_BYTES: usize = 1 << 20;
 
+/// Runs a call that waits for its own tasks alone, within a runtime; `None` if it waits for anything else.
+pub(super) async fn without_waiting<R>(call: impl Future<Output = R>) -> Option<R> {
+    let (mut call, woken) = (pin!(call), Arc::new(Woken::default()));
+    let waker = Waker::from(woken.clone());
+    loop {
+        if let Poll::Ready(returned) = call.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(returned);
+        }
+        let mut turns = 0;
+        while !woken.0.swap(false, Ordering::Relaxed) {
+            if turns == IDLE_TURNS {
+                return None;
+            }
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// Runs a call that may not wait: it is over with its first turn, or it has failed.
 pub(super) fn at_once<R>(call: impl Future<Output = wasmtime::Result<R>>) -> Result<R, PluginFailure> {
     let mut call = pin!(call);
     match call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(returned) => returned.map_err(trapped),
         Poll::Pending => Err(PluginFailure::MayNotWait),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_call_waits_for_its_own_tasks_and_for_nothing_else() {
+        let asked = async {
+            let inner = tokio::spawn(async { tokio::spawn(async { 1 }).await });
+            inner.await.ok()?.ok()
+        };
+        assert_eq!(without_waiting(asked).await, Some(Some(1)));
+        assert_eq!(without_waiting(tokio::time::sleep(Duration::from_secs(3600))).await, None);
+        let (_sender, answer) = tokio::sync::oneshot::channel::<()>();
+        assert!(without_waiting(answer).await.is_none());
     }
 }

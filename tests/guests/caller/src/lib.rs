@@ -20,6 +20,8 @@ use plugway_sdk::{
 pub struct Config {
     /// The URL that is asked while the plugin is configured; the origin gets the outcome in `x-early`.
     early: Option<String>,
+    /// The time that the plugin sleeps after it has asked, in milliseconds.
+    nap: Option<u64>,
     /// Whether the plugin rejects a configuration whose early request has failed.
     #[serde(default)]
     strict: bool,
@@ -73,6 +75,9 @@ impl Plugin for Caller {
             Some(Err(error)) => Some(format!("{error:?}")),
             None => None,
         };
+        if let Some(nap) = config.nap {
+            std::thread::sleep(Duration::from_millis(nap));
+        }
         setup.timer_interval = config.timer.as_ref().map(|_| Duration::from_millis(50));
         let mode = match config.bodies.as_deref() {
             Some("whole") => BodyMode::Buffered(1000, OverLimit::Reject),
