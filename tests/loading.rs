@@ -229,6 +229,18 @@ fn the_tables_of_a_component_are_bounded_together() {
     assert_eq!(run(&["inspect", folder.path().join("one.wasm").to_str().unwrap()]).0, Some(0));
 }
 
+/// Instances with sixteen tables took the tables of other plugins: four times as many as there are places for instances.
+#[test]
+fn a_component_has_no_more_tables_than_each_instance_has_places_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = "(module (table 1 funcref))";
+    std::fs::write(folder.path().join("four.wasm"), with_instances(table, 2)).unwrap();
+    std::fs::write(folder.path().join("five.wasm"), with_instances(table, 3)).unwrap();
+    let error = checked(folder.path(), &naming("five.wasm", ""));
+    assert!(error.contains("table count too high at 5"), "{error}");
+    assert_eq!(run(&["inspect", folder.path().join("four.wasm").to_str().unwrap()]).0, Some(0));
+}
+
 #[test]
 fn a_plugin_that_is_configured_without_end_dies_apart() {
     let folder = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use super::bindings::{
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time;
 use super::function_names;
-use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
+use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::http_linker;
 use super::instance_limit::InstanceLimit;
 use super::key_value;
@@ -391,7 +391,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
     // Only counted, so that a component with many takes none from others.
     pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
-    pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MAX_MEMORY_BYTES);
+    pool.total_memories(instances).total_tables(instances * MAX_TABLES as u32).max_memory_size(MAX_MEMORY_BYTES);
     pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16).total_stacks(instances);
     pool
 }

@@ -91,13 +91,17 @@ pub(super) const MAX_RESOURCES: usize = 256;
 /// all.
 pub(super) const MAX_CORE_INSTANCES: usize = 64;
 
+/// The maximum number of tables of an instance, each of which has a place in the pool. Components of Rust and JavaScript
+/// have two, and those of Python two for all their libraries: one for indirect calls, and one for the calls of the host.
+pub(super) const MAX_TABLES: usize = 4;
+
 /// Elements of all tables of an instance: functions that it may call indirectly; large guests have some thousands.
 pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
     pub fn new(memory: usize, lines: PluginLog, access: &GrantedAccess) -> Self {
-        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
+        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(MAX_TABLES);
         let limits = limits.instances(MAX_CORE_INSTANCES).table_elements(MAX_TABLE_ELEMENTS);
         let limits = MemoryLimit::new(limits.build(), MAX_TABLE_ELEMENTS);
         let mut table = ResourceTable::new();
