@@ -531,6 +531,38 @@ fn a_plugin_asks_once_while_it_is_configured() {
     assert_eq!((early(&proxy).as_deref(), asked()), (Some("keys"), 3));
 }
 
+/// A reload that was rejected gave its answers to the instances of the manifest that went on.
+#[test]
+fn answers_to_a_manifest_that_is_rejected_reach_no_instance() {
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(1));
+    let issuer = origin(move |_| ok(&format!("keys {}", count.fetch_add(1, std::sync::atomic::Ordering::Relaxed))));
+    let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let text = calling(&issuer, &format!("{AUTH}, \"http://{silent}\""), EARLY);
+    let proxy = start(&text);
+    let strict = format!(
+        "[upstream.gone]\nendpoints = [{:?}]\nretry = false\n\
+         [[route]]\npath = \"/strict\"\nupstream = \"app\"\nplugins = [\"strict\"]\n\
+         [plugin.strict]\nuse = {CALLER:?}\ngrants.http = [{{ upstream = \"gone\" }}]\n\
+         config = {{ early = \"http://gone/\", strict = true }}\n",
+        nowhere()
+    );
+    proxy.reload(&(text + &strict));
+    proxy.wait_log("another service refused the connection");
+    // More calls at a time than there are instances.
+    let calls: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            let fields = format!("X-Call: http://{silent}/\r\nX-Timeout: 500\r\nConnection: close");
+            write!(stream, "GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for call in calls {
+        let response = read_message(&mut BufReader::new(call)).unwrap().text();
+        assert!(response.contains("x-early: keys 1\n"), "{response}");
+    }
+}
+
 #[test]
 fn a_check_asks_no_service() {
     let (issuer, count) = issuer();

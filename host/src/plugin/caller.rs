@@ -21,7 +21,7 @@ use super::configured::ConfiguredPlugin;
 use super::cpu_time::{CallStart, TICK};
 use super::failure::ExchangeName;
 use super::instance::Instance;
-use super::instance_orders::OrderedInstance;
+use super::instance_orders::{OrderedInstance, WantedInstance};
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
@@ -265,6 +265,9 @@ impl PluginCaller {
 
     /// Returns a fresh instance for this worker.
     pub(super) fn fresh(&self, need: InstanceNeed) -> Result<Box<Instance>, PluginFailure> {
+        if self.configured.answers.is_some() {
+            return Err(PluginFailure::NoInstance("the plugin asks while it is configured, and a worker may not wait"));
+        }
         let need = if self.is_released.get() { InstanceNeed::Last } else { need };
         self.supply().obtain(&self.share, need).map(|instance| self.adopt(instance))
     }
@@ -277,7 +280,7 @@ impl PluginCaller {
 
     /// Orders an instance from the thread that makes them. A balancer's instance gets the endpoints `members`.
     pub fn order(&self, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
-        self.supply().order_for_worker(members)
+        self.supply().order_for_worker(WantedInstance { members, answers: self.configured.answers.clone() })
     }
 
     /// Orders an instance from the thread that makes them, and waits for it.

@@ -62,6 +62,9 @@ pub struct ConfiguredPlugin {
     pub response_body: Option<BodyInputs>,
     /// Whether the plugin asks something while it is configured, and is not configured yet: it has no settings.
     pub asks: bool,
+    /// The answers that the first instance got while it was configured, with which the others are; `None` if it has asked
+    /// nothing. The settings are those of these answers, whatever another generation of the same version was told.
+    pub(super) answers: Option<Arc<EarlyAnswers>>,
     /// The plugin's own metrics on each worker, which last as long as the configured plugin; locked when an instance is
     /// made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
@@ -203,9 +206,7 @@ impl ConfiguredPlugin {
         };
         let configured = ConfiguredPlugin::from_settings(config, self.supply.clone(), settings)?;
         let _ = recipe.metrics.set(first.defined_metrics());
-        recipe.keep_answers(answers);
-        self.supply.drop_spares();
-        Ok(configured)
+        Ok(ConfiguredPlugin { answers: Some(answers), ..configured })
     }
 
     /// Checks the settings that a plugin declared, and returns the configured plugin.
@@ -258,6 +259,7 @@ impl ConfiguredPlugin {
             request_body,
             response_body,
             asks: false,
+            answers: None,
             figures: Mutex::default(),
         })
     }

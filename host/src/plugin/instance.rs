@@ -2,7 +2,7 @@
 //! call has returned, so that a trap, a deadline or a refused growth costs exactly this instance.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -52,8 +52,6 @@ pub struct InstanceRecipe {
     pub(super) metrics: OnceLock<Vec<PluginMetricDefinition>>,
     /// The number of live instances, over all workers and generations.
     pub(super) live: Arc<AtomicU32>,
-    /// The answers that the first instance got while it was configured; `None` if it has asked nothing.
-    pub(super) answers: Mutex<Option<Arc<EarlyAnswers>>>,
 }
 
 /// The count of a live instance, until dropped.
@@ -141,16 +139,6 @@ impl InstanceRecipe {
         self.metrics.get().map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Returns the answers with which further instances are configured; `None` if the plugin has asked nothing.
-    pub(super) fn answers(&self) -> Option<Arc<EarlyAnswers>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Keeps the answers of a first instance.
-    pub(super) fn keep_answers(&self, answers: Arc<EarlyAnswers>) {
-        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(answers);
-    }
-
     /// Counts an instance.
     pub(super) fn count(&self) -> InstanceCount {
         self.live.fetch_add(1, Ordering::Relaxed);
@@ -227,12 +215,17 @@ impl Instance {
         })
     }
 
-    /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
-    pub fn new(recipe: &InstanceRecipe, time: Duration) -> Result<Self, PluginFailure> {
+    /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`. `answers` are
+    /// those that the first instance got while it was configured, if it has asked.
+    pub(super) fn new(
+        recipe: &InstanceRecipe,
+        answers: Option<Arc<EarlyAnswers>>,
+        time: Duration,
+    ) -> Result<Self, PluginFailure> {
         let InstanceRecipe { plugin, limits, lines, access, .. } = recipe;
         let mut instance = Instance::unconfigured(plugin, *limits, lines.clone(), access, time)?;
         instance.store.data_mut().figures = InstanceMetrics::known(recipe.loose_figures());
-        let configured = match recipe.answers() {
+        let configured = match answers {
             Some(answers) => instance.configure_by(answers, &recipe.config, time)?,
             None => instance.configure(&recipe.config, time)?,
         };

@@ -5,7 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the maker is a thread of its own")]
 
 use std::collections::VecDeque;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,9 @@ use tracing::warn;
 
 use super::call_error::PluginFailure;
 use super::cpu_time::thread_time;
+use super::early_answers::EarlyAnswers;
 use super::instance::Instance;
-use super::instance_orders::{InstanceOrder, InstanceOrders, WorkerOrder};
+use super::instance_orders::{InstanceOrder, InstanceOrders, WantedInstance, WorkerOrder};
 use super::settings::Isolation;
 use super::version::{PluginVersion, PluginVersions};
 use crate::system::supervise::{Task, guard};
@@ -140,7 +141,7 @@ impl Queues<PluginVersion> {
             return;
         }
         let began = thread_time();
-        match make(&version) {
+        match make(&version, None) {
             Ok(instance) => {
                 version.keep(instance);
                 let rest = if version.isolation == Isolation::Request { REST_PER_CALL } else { REST };
@@ -163,12 +164,12 @@ impl Queues<PluginVersion> {
 
 /// Makes an instance that a worker waits for.
 fn make_for_worker(order: WorkerOrder<PluginVersion>) {
-    let WorkerOrder { version, members, reply } = order;
+    let WorkerOrder { version, wanted: WantedInstance { members, answers }, reply } = order;
     // The worker has given up, because another instance could not be made.
     if reply.is_closed() {
         return;
     }
-    let made = make(&version).and_then(|mut instance| {
+    let made = make(&version, answers).and_then(|mut instance| {
         if let Some(members) = &members {
             let tell = || instance.endpoints_changed(members, version.recipe.limits.making_time());
             version.measure_telling(|| guarded(tell))?;
@@ -178,9 +179,9 @@ fn make_for_worker(order: WorkerOrder<PluginVersion>) {
     let _ = reply.send(made);
 }
 
-fn make(version: &PluginVersion) -> Result<Box<Instance>, PluginFailure> {
+fn make(version: &PluginVersion, answers: Option<Arc<EarlyAnswers>>) -> Result<Box<Instance>, PluginFailure> {
     let recipe = &version.recipe;
-    version.measure(|| guarded(|| Instance::new(recipe, recipe.limits.making_time()).map(Box::new)))
+    version.measure(|| guarded(|| Instance::new(recipe, answers, recipe.limits.making_time()).map(Box::new)))
 }
 
 /// Turns a panic into a failure: the thread serves all plugins.
@@ -198,8 +199,6 @@ fn lower_priority() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::sync::oneshot;
 
     use super::*;
@@ -211,7 +210,8 @@ mod tests {
         versions.iter().for_each(|version| queues.take(InstanceOrder::Spare(Arc::downgrade(version))));
         for version in ["x", "y"] {
             let reply = oneshot::channel().0;
-            queues.take(InstanceOrder::ForWorker(WorkerOrder { version: Arc::new(version), members: None, reply }));
+            let wanted = WantedInstance::default();
+            queues.take(InstanceOrder::ForWorker(WorkerOrder { version: Arc::new(version), wanted, reply }));
         }
         let mut made = Vec::new();
         for seconds in 1..=8 {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::oneshot;
 
 use super::call_error::PluginFailure;
+use super::early_answers::EarlyAnswers;
 use super::instance::Instance;
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -26,9 +27,17 @@ pub(super) enum InstanceOrder<V> {
 /// An order for an instance that a worker waits for.
 pub(super) struct WorkerOrder<V> {
     pub(super) version: Arc<V>,
+    pub(super) wanted: WantedInstance,
+    pub(super) reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
+}
+
+/// The properties of an instance that a worker waits for.
+#[derive(Default)]
+pub(super) struct WantedInstance {
     /// The endpoints for the instance, if it is a balancer.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
-    pub(super) reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
+    /// The answers with which the instance is configured, if its plugin asks meanwhile.
+    pub(super) answers: Option<Arc<EarlyAnswers>>,
 }
 
 /// The maximum number of orders that wait: workers send one at a time for a new generation, and one for each balancer
@@ -48,9 +57,9 @@ impl<V> InstanceOrders<V> {
     }
 
     /// Orders an instance for a worker. The receiver's sender is dropped if there is no room for the order.
-    pub(super) fn order(&self, version: &Arc<V>, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
+    pub(super) fn order(&self, version: &Arc<V>, wanted: WantedInstance) -> OrderedInstance {
         let (reply, receiver) = oneshot::channel();
-        let _ = self.0.try_send(InstanceOrder::ForWorker(WorkerOrder { version: version.clone(), members, reply }));
+        let _ = self.0.try_send(InstanceOrder::ForWorker(WorkerOrder { version: version.clone(), wanted, reply }));
         OrderedInstance(receiver)
     }
 }

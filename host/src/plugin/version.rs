@@ -18,14 +18,13 @@ use super::call_error::PluginFailure;
 use super::cpu_time::thread_time;
 use super::engine::Plugin;
 use super::instance::{Instance, InstanceRecipe};
-use super::instance_orders::{InstanceOrders, OrderedInstance};
+use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
 use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
 use super::time_share::TimeShare;
 use super::waiting_limit::WaitingLimit;
 use crate::telemetry::metrics::CallRejection;
-use crate::upstream::endpoint_set::EndpointSnapshot;
 
 /// The versions that are in use.
 #[derive(Clone)]
@@ -119,7 +118,6 @@ impl PluginVersions {
             access: access.clone(),
             metrics: OnceLock::new(),
             live: Arc::default(),
-            answers: Mutex::default(),
         };
         let version = Arc::new(PluginVersion::new(name.clone(), recipe, *isolation, self.orders.clone()));
         known.push(Arc::downgrade(&version));
@@ -191,16 +189,6 @@ impl PluginVersion {
         self.is_failing.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the plugin asks something while it is configured, so that its instances are made off the workers.
-    pub fn asks(&self) -> bool {
-        self.recipe.answers().is_some()
-    }
-
-    /// Drops the spare instances, which know the answers to an earlier configuration.
-    pub(super) fn drop_spares(&self) {
-        drop(std::mem::take(&mut *self.spares.lock().unwrap_or_else(PoisonError::into_inner)));
-    }
-
     /// Makes an instance, and notes the CPU time that was used.
     pub(super) fn measure<R, E>(&self, make: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
         let began = thread_time();
@@ -266,9 +254,6 @@ impl PluginVersion {
         share: &TimeShare,
         need: InstanceNeed,
     ) -> Result<Box<Instance>, PluginFailure> {
-        if self.asks() {
-            return Err(PluginFailure::NoInstance("the plugin asks while it is configured, and a worker may not wait"));
-        }
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
             return self.make(share, self.recipe.limits.cpu);
@@ -299,15 +284,15 @@ impl PluginVersion {
         }
     }
 
-    /// Orders an instance for a worker; a balancer's knows the endpoints `members`.
-    pub(super) fn order_for_worker(self: &Arc<Self>, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
-        self.orders.order(self, members)
+    /// Orders an instance for a worker.
+    pub(super) fn order_for_worker(self: &Arc<Self>, wanted: WantedInstance) -> OrderedInstance {
+        self.orders.order(self, wanted)
     }
 
     /// Makes an instance on a worker, at the expense of the plugin's share.
     fn make(self: &Arc<Self>, share: &TimeShare, time: Duration) -> Result<Box<Instance>, PluginFailure> {
         let began = thread_time();
-        let made = Instance::new(&self.recipe, time);
+        let made = Instance::new(&self.recipe, None, time);
         let took = thread_time().saturating_sub(began);
         share.charge_time(took / SLOWNESS, Instant::now());
         if let Err(failure) = &made {

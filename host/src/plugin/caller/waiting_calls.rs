@@ -199,7 +199,7 @@ impl PluginCaller {
 
     async fn fresh_waiting(&self, step: &Deadline) -> Result<WaitingInstance, PluginFailure> {
         let place = WaitingPlace::further(self.supply())?;
-        let instance = if self.supply().asks() {
+        let instance = if self.configured.answers.is_some() {
             let limit = self.configured.limits.waiting.call_time;
             let made = step.limit(limit, boxed(|| self.make_instance(None))).await;
             made.unwrap_or_else(|_| Err(PluginFailure::CallTime(limit)))?
