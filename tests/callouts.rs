@@ -531,6 +531,21 @@ fn a_plugin_asks_once_while_it_is_configured() {
     assert_eq!((early(&proxy).as_deref(), asked()), (Some("keys"), 3));
 }
 
+/// Its instances took a third of a core for ever, at no expense of the plugin.
+#[test]
+fn instances_of_a_plugin_that_asks_are_charged_to_its_share() {
+    let (issuer, _) = issuer();
+    let spinning = "isolation = \"request\"\nconfig = { early = \"http://auth/keys\", spin = 200 }";
+    let proxy = start(&calling(&issuer, AUTH, spinning).replace("workers = 2", "workers = 1"));
+    assert_eq!(early(&proxy).as_deref(), Some("keys"));
+    let rejected = || proxy.metric("plugway_plugin_rejected_total{plugin=\"caller\",reason=\"share\"}");
+    until("the share is used up", || {
+        proxy.get("/", "");
+        rejected() > 0.0
+    });
+    proxy.wait_log("limits.share of 50 % of a worker's time is used up");
+}
+
 /// A reload that was rejected gave its answers to the instances of the manifest that went on.
 #[test]
 fn answers_to_a_manifest_that_is_rejected_reach_no_instance() {

@@ -21,7 +21,7 @@ use super::configured::ConfiguredPlugin;
 use super::cpu_time::{CallStart, TICK};
 use super::failure::ExchangeName;
 use super::instance::Instance;
-use super::instance_orders::{OrderedInstance, WantedInstance};
+use super::instance_orders::{MadeInstance, OrderedInstance, WantedInstance};
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
@@ -280,12 +280,24 @@ impl PluginCaller {
 
     /// Orders an instance from the thread that makes them. A balancer's instance gets the endpoints `members`.
     pub fn order(&self, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
-        self.supply().order_for_worker(WantedInstance { members, answers: self.configured.answers.clone() })
+        self.order_wanted(WantedInstance { members, ..WantedInstance::default() })
+    }
+
+    fn order_wanted(&self, wanted: WantedInstance) -> OrderedInstance {
+        self.supply().order_for_worker(WantedInstance { answers: self.configured.answers.clone(), ..wanted })
     }
 
     /// Orders an instance from the thread that makes them, and waits for it.
     pub async fn make_instance(&self, members: Option<Arc<EndpointSnapshot>>) -> Result<Box<Instance>, PluginFailure> {
-        Ok(self.adopt(self.order(members).wait().await?))
+        Ok(self.adopt(self.order(members).wait().await.made?))
+    }
+
+    /// Orders an instance that a call waits for, and waits for it. The plugin is charged as if the worker had made it.
+    pub(super) async fn make_for_call(&self) -> Result<Box<Instance>, PluginFailure> {
+        let ordered = self.order_wanted(WantedInstance { is_for_call: true, ..WantedInstance::default() });
+        let MadeInstance { made, took } = ordered.wait().await;
+        self.share.charge_time(took / SLOWNESS, Instant::now());
+        Ok(self.adopt(made?))
     }
 
     /// Whether endpoints are passed to a balancer quickly enough to do so on the worker.

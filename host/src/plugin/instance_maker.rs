@@ -1,7 +1,8 @@
 //! The thread that makes instances: for workers that take a generation into service, and spare ones for those that lost
 //! theirs. Workers never wait for it while they serve.
 //!
-//! One plugin can't keep the thread from the others: it rests after each spare instance, and backs off after a failure.
+//! One plugin can't keep the thread from the others: it rests after each spare instance and each that a call waits for, and
+//! backs off after a failure.
 #![expect(clippy::disallowed_methods, reason = "the maker is a thread of its own")]
 
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use super::call_error::PluginFailure;
 use super::cpu_time::thread_time;
 use super::early_answers::EarlyAnswers;
 use super::instance::Instance;
-use super::instance_orders::{InstanceOrder, InstanceOrders, WantedInstance, WorkerOrder};
+use super::instance_orders::{InstanceOrder, InstanceOrders, MadeInstance, WantedInstance, WorkerOrder};
 use super::settings::Isolation;
 use super::version::{PluginVersion, PluginVersions};
 use crate::system::supervise::{Task, guard};
@@ -32,7 +33,8 @@ struct PendingSpare<V> {
 /// over and over take at most a tenth of a core.
 const REST: u32 = 9;
 
-/// The multiple for plugins with a fresh instance for each call, whose instances are not lost by failures.
+/// The multiple for plugins with a fresh instance for each call, whose instances are not lost by failures, and for instances
+/// that calls wait for, which are charged to the share of the plugin.
 const REST_PER_CALL: u32 = 1;
 
 /// The backoff after the first failure; it doubles up to [`MAX_BACKOFF`].
@@ -56,25 +58,44 @@ impl PluginVersions {
 
 /// The state of the thread.
 struct Queues<V> {
-    /// The instances that workers need before they use a generation.
+    /// The instances that workers need before they use a generation, and those of balancers.
     for_workers: VecDeque<WorkerOrder<V>>,
+    /// The instances that calls wait for. The versions are served in turn.
+    for_calls: VecDeque<CallOrders<V>>,
     later: Vec<PendingSpare<V>>,
-    /// Whether the last instance was a spare one.
-    was_spare: bool,
+    /// The kind of the last instance.
+    last: InstancePurpose,
+}
+
+/// The instances of one version that calls wait for.
+struct CallOrders<V> {
+    /// The address of the version, which tells it from others.
+    version: usize,
+    /// The end of the rest after the version's last instance.
+    due: Instant,
+    orders: VecDeque<WorkerOrder<V>>,
+}
+
+/// The kinds of instances, which take turns.
+#[derive(Clone, Copy)]
+enum InstancePurpose {
+    Spare,
+    ForWorker,
+    ForCall,
 }
 
 /// The instance that is made next.
 enum NextInstance<V> {
     Spare(PendingSpare<V>),
     ForWorker(WorkerOrder<V>),
+    ForCall(WorkerOrder<V>),
 }
 
 fn run(orders: &Receiver<InstanceOrder<PluginVersion>>) {
     lower_priority();
     let mut queues = Queues::new();
     loop {
-        let wait = if queues.for_workers.is_empty() { queues.wait() } else { Some(Duration::ZERO) };
-        let received = match wait {
+        let received = match queues.wait() {
             Some(wait) => orders.recv_timeout(wait),
             None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
@@ -86,7 +107,14 @@ fn run(orders: &Receiver<InstanceOrder<PluginVersion>>) {
         orders.try_iter().for_each(|order| queues.take(order));
         match queues.next(Instant::now()) {
             Some(NextInstance::Spare(due)) => queues.make_spare(due),
-            Some(NextInstance::ForWorker(order)) => make_for_worker(order),
+            Some(NextInstance::ForWorker(order)) => {
+                make_for_worker(order);
+            }
+            Some(NextInstance::ForCall(order)) => {
+                let version = Arc::as_ptr(&order.version).addr();
+                let rest = make_for_worker(order);
+                queues.rest(version, Instant::now() + rest);
+            }
             None => {}
         }
     }
@@ -94,7 +122,8 @@ fn run(orders: &Receiver<InstanceOrder<PluginVersion>>) {
 
 impl<V> Queues<V> {
     fn new() -> Self {
-        Queues { for_workers: VecDeque::new(), later: Vec::new(), was_spare: false }
+        let (for_workers, for_calls, later) = (VecDeque::new(), VecDeque::new(), Vec::new());
+        Queues { for_workers, for_calls, later, last: InstancePurpose::ForCall }
     }
 
     fn take(&mut self, order: InstanceOrder<V>) {
@@ -102,25 +131,65 @@ impl<V> Queues<V> {
             InstanceOrder::Spare(version) => {
                 self.later.push(PendingSpare { due: Instant::now(), version, failures: 0 })
             }
+            InstanceOrder::ForWorker(order) if order.wanted.is_for_call => self.take_for_call(order),
             InstanceOrder::ForWorker(order) => self.for_workers.push_back(order),
         }
     }
 
-    /// Returns the time until a spare instance is due; `None` if none will be.
+    fn take_for_call(&mut self, order: WorkerOrder<V>) {
+        let version = Arc::as_ptr(&order.version).addr();
+        match self.for_calls.iter_mut().find(|known| known.version == version) {
+            Some(known) => known.orders.push_back(order),
+            None => self.for_calls.push_back(CallOrders { version, due: Instant::now(), orders: [order].into() }),
+        }
+    }
+
+    /// Makes no further instance of a version that a call waits for before `due`.
+    fn rest(&mut self, version: usize, due: Instant) {
+        match self.for_calls.iter_mut().find(|known| known.version == version) {
+            Some(known) => known.due = due,
+            None => self.for_calls.push_back(CallOrders { version, due, orders: VecDeque::new() }),
+        }
+    }
+
+    /// Returns the time until an instance is due; `None` if none will be.
     fn wait(&self) -> Option<Duration> {
-        let next = self.later.iter().map(|later| later.due).min();
+        if !self.for_workers.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let for_calls = self.for_calls.iter().filter(|version| !version.orders.is_empty()).map(|version| version.due);
+        let next = self.later.iter().map(|later| later.due).chain(for_calls).min();
         next.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// Returns the instance to make next. Spare ones and those that workers wait for take turns: requests are served less
-    /// well without a spare instance than with an old generation, but plugins that lose theirs over and over are to hold up
-    /// no reload.
+    /// Returns the instance to make next. The kinds take turns: requests are served less well without a spare instance than
+    /// with an old generation, but plugins that lose theirs over and over are to hold up no reload and no call.
     fn next(&mut self, now: Instant) -> Option<NextInstance<V>> {
-        let is_workers_turn = self.was_spare && !self.for_workers.is_empty();
-        let spare = if is_workers_turn { None } else { self.due(now) };
-        self.was_spare = spare.is_some();
-        let for_worker = |queues: &mut Self| queues.for_workers.pop_front().map(NextInstance::ForWorker);
-        spare.map(NextInstance::Spare).or_else(|| for_worker(self))
+        let turns = match self.last {
+            InstancePurpose::Spare => [InstancePurpose::ForWorker, InstancePurpose::ForCall, InstancePurpose::Spare],
+            InstancePurpose::ForWorker => [InstancePurpose::ForCall, InstancePurpose::Spare, InstancePurpose::ForWorker],
+            InstancePurpose::ForCall => [InstancePurpose::Spare, InstancePurpose::ForWorker, InstancePurpose::ForCall],
+        };
+        turns.into_iter().find_map(|purpose| {
+            self.last = purpose;
+            match purpose {
+                InstancePurpose::Spare => self.due(now).map(NextInstance::Spare),
+                InstancePurpose::ForWorker => self.for_workers.pop_front().map(NextInstance::ForWorker),
+                InstancePurpose::ForCall => self.due_for_call(now).map(NextInstance::ForCall),
+            }
+        })
+    }
+
+    /// Returns an instance that a call waits for, of the version whose turn it is. Those of calls that have ended are
+    /// forgotten.
+    fn due_for_call(&mut self, now: Instant) -> Option<WorkerOrder<V>> {
+        self.for_calls.iter_mut().for_each(|version| version.orders.retain(|order| !order.reply.is_closed()));
+        self.for_calls.retain(|version| version.due > now || !version.orders.is_empty());
+        let next = self.for_calls.iter().position(|version| version.due <= now)?;
+        let mut version = self.for_calls.remove(next)?;
+        let order = version.orders.pop_front();
+        self.for_calls.push_back(version);
+        order
     }
 
     /// Returns the spare instance that has been due for the longest time.
@@ -162,13 +231,14 @@ impl Queues<PluginVersion> {
     }
 }
 
-/// Makes an instance that a worker waits for.
-fn make_for_worker(order: WorkerOrder<PluginVersion>) {
-    let WorkerOrder { version, wanted: WantedInstance { members, answers }, reply } = order;
+/// Makes an instance that a worker waits for. Returns the rest of its version: longer if nobody is charged for it any more.
+fn make_for_worker(order: WorkerOrder<PluginVersion>) -> Duration {
+    let WorkerOrder { version, wanted: WantedInstance { members, answers, .. }, reply } = order;
     // The worker has given up, because another instance could not be made.
     if reply.is_closed() {
-        return;
+        return Duration::ZERO;
     }
+    let began = thread_time();
     let made = make(&version, answers).and_then(|mut instance| {
         if let Some(members) = &members {
             let tell = || instance.endpoints_changed(members, version.recipe.limits.making_time());
@@ -176,7 +246,9 @@ fn make_for_worker(order: WorkerOrder<PluginVersion>) {
         }
         Ok(instance)
     });
-    let _ = reply.send(made);
+    let took = thread_time().saturating_sub(began);
+    let sent = reply.send(MadeInstance { made, took });
+    took * if sent.is_ok() { REST_PER_CALL } else { REST }
 }
 
 fn make(version: &PluginVersion, answers: Option<Arc<EarlyAnswers>>) -> Result<Box<Instance>, PluginFailure> {
@@ -223,9 +295,42 @@ mod tests {
                     queues.later.push(PendingSpare { due: now, ..spare });
                 }
                 Some(NextInstance::ForWorker(order)) => made.push(*order.version),
-                None => break,
+                Some(NextInstance::ForCall(_)) | None => break,
             }
         }
         assert_eq!(made, ["a", "x", "b", "y", "c", "a", "b", "c"]);
+    }
+
+    #[test]
+    fn calls_of_one_plugin_hold_up_no_others_and_no_reload() {
+        let (mut queues, began) = (Queues::new(), Instant::now());
+        let versions: Vec<Arc<&str>> = ["a", "b", "c", "x"].into_iter().map(Arc::new).collect();
+        let mut order = |version: usize| {
+            let (reply, receiver) = oneshot::channel();
+            let wanted = WantedInstance { is_for_call: version < 3, ..WantedInstance::default() };
+            queues.take(InstanceOrder::ForWorker(WorkerOrder { version: versions[version].clone(), wanted, reply }));
+            receiver
+        };
+        let receivers = [0, 0, 0, 0, 1, 2, 3, 3].map(&mut order);
+        // The call of this one has ended.
+        drop(order(1));
+        let (mut now, mut made) = (began, Vec::new());
+        while made.len() < receivers.len() {
+            now += Duration::from_secs(1);
+            match queues.next(now) {
+                Some(NextInstance::ForCall(order)) => {
+                    made.push(*order.version);
+                    // Each instance takes so long that three of others fit into the rest.
+                    queues.rest(Arc::as_ptr(&order.version).addr(), now + Duration::from_secs(4));
+                }
+                Some(NextInstance::ForWorker(order)) => made.push(*order.version),
+                Some(NextInstance::Spare(_)) => break,
+                None => made.push("-"),
+            }
+        }
+        assert_eq!(made, ["x", "a", "x", "b", "c", "a", "-", "-"]);
+        assert!(queues.wait().is_some());
+        drop(receivers);
+        assert!(queues.next(now + Duration::from_secs(60)).is_none() && queues.wait().is_none());
     }
 }

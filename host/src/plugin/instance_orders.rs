@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -14,7 +15,14 @@ use crate::upstream::endpoint_set::EndpointSnapshot;
 pub struct InstanceOrders<V>(SyncSender<InstanceOrder<V>>);
 
 /// An instance that is being made, or the error of making it.
-pub struct OrderedInstance(oneshot::Receiver<Result<Box<Instance>, PluginFailure>>);
+pub struct OrderedInstance(oneshot::Receiver<MadeInstance>);
+
+/// An instance that was made, or the error of making it.
+pub(super) struct MadeInstance {
+    pub(super) made: Result<Box<Instance>, PluginFailure>,
+    /// The CPU time that making the instance took.
+    pub(super) took: Duration,
+}
 
 /// An order for an instance of a version.
 pub(super) enum InstanceOrder<V> {
@@ -28,7 +36,7 @@ pub(super) enum InstanceOrder<V> {
 pub(super) struct WorkerOrder<V> {
     pub(super) version: Arc<V>,
     pub(super) wanted: WantedInstance,
-    pub(super) reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
+    pub(super) reply: oneshot::Sender<MadeInstance>,
 }
 
 /// The properties of an instance that a worker waits for.
@@ -38,6 +46,8 @@ pub(super) struct WantedInstance {
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// The answers with which the instance is configured, if its plugin asks meanwhile.
     pub(super) answers: Option<Arc<EarlyAnswers>>,
+    /// Whether a call waits for the instance, rather than a generation or a balancer.
+    pub(super) is_for_call: bool,
 }
 
 /// The maximum number of orders that wait: workers send one at a time for a new generation, and one for each balancer
@@ -72,14 +82,14 @@ impl<V> Clone for InstanceOrders<V> {
 
 impl OrderedInstance {
     /// Waits for the instance.
-    pub async fn wait(self) -> Result<Box<Instance>, PluginFailure> {
-        self.0.await.unwrap_or_else(|_| Err(dropped()))
+    pub(super) async fn wait(self) -> MadeInstance {
+        self.0.await.unwrap_or_else(|_| MadeInstance { made: Err(dropped()), took: Duration::ZERO })
     }
 
     /// Returns the instance, or the error of making it; `None` if the instance is still being made.
     pub fn poll(&mut self) -> Option<Result<Box<Instance>, PluginFailure>> {
         match self.0.try_recv() {
-            Ok(made) => Some(made),
+            Ok(MadeInstance { made, .. }) => Some(made),
             Err(oneshot::error::TryRecvError::Empty) => None,
             Err(oneshot::error::TryRecvError::Closed) => Some(Err(dropped())),
         }

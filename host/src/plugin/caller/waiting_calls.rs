@@ -201,7 +201,7 @@ impl PluginCaller {
         let place = WaitingPlace::further(self.supply())?;
         let instance = if self.configured.answers.is_some() {
             let limit = self.configured.limits.waiting.call_time;
-            let made = step.limit(limit, boxed(|| self.make_instance(None))).await;
+            let made = step.limit(limit, boxed(|| self.make_for_call())).await;
             made.unwrap_or_else(|_| Err(PluginFailure::CallTime(limit)))?
         } else {
             self.fresh(InstanceNeed::Body)?

@@ -6,7 +6,7 @@
 
 mod hoard;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plugway_sdk::metrics::{self, Counter};
 use plugway_sdk::{
@@ -22,6 +22,8 @@ pub struct Config {
     early: Option<String>,
     /// The time that the plugin sleeps after it has asked, in milliseconds.
     nap: Option<u64>,
+    /// The time that the plugin computes after it has asked, in milliseconds.
+    spin: Option<u64>,
     /// Whether the plugin rejects a configuration whose early request has failed.
     #[serde(default)]
     strict: bool,
@@ -78,6 +80,8 @@ impl Plugin for Caller {
         if let Some(nap) = config.nap {
             std::thread::sleep(Duration::from_millis(nap));
         }
+        let began = Instant::now();
+        while began.elapsed().as_millis() < config.spin.unwrap_or(0).into() {}
         setup.timer_interval = config.timer.as_ref().map(|_| Duration::from_millis(50));
         let mode = match config.bodies.as_deref() {
             Some("whole") => BodyMode::Buffered(1000, OverLimit::Reject),
