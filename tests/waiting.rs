@@ -205,6 +205,28 @@ fn a_trap_costs_the_instance_of_its_call_alone() {
     assert_eq!(calls("verify").as_deref(), Some("1"));
 }
 
+/// Each worker kept as many idle instances as it had ever had calls at a time, up to 64.
+#[test]
+fn all_workers_keep_no_more_idle_instances_than_calls_are_allowed() {
+    let text = waiting(&echo(), HASH, "limits = { waiting-calls = 8, share = 100 }").replace("workers = 2", "workers = 4");
+    let proxy = start(&text);
+    let live = || {
+        let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
+        let plugins = status["plugins"].as_array().unwrap().iter();
+        let live = plugins.filter(|plugin| plugin["name"] == "waiting").find_map(|plugin| plugin["live"].as_u64());
+        live.unwrap_or_else(|| panic!("{status}"))
+    };
+    for _ in 0..100 {
+        let calls: Vec<_> = (0..8).map(|_| send(&proxy, "verify")).collect();
+        for call in calls {
+            assert_eq!(read_message(&mut std::io::BufReader::new(call)).unwrap().status(), 200);
+        }
+        // Those that may be idle, the only ones of four workers, and a spare one.
+        let live = live();
+        assert!(live <= 8 + 4 + 1, "{live}");
+    }
+}
+
 #[test]
 fn each_call_has_a_fresh_instance_if_the_manifest_says_so() {
     let proxy = start(&waiting(&echo(), HASH, "isolation = \"request\""));

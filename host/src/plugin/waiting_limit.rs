@@ -19,6 +19,8 @@ pub struct WaitingLimit {
     queued: AtomicU32,
     /// The number of instances for such calls, idle or not, beyond the first of each worker.
     pub(super) instances: AtomicU32,
+    /// The number of instances that no call has at the moment, beyond the only one of a worker.
+    idle: AtomicU32,
 }
 
 /// A place in the queue of calls, until dropped.
@@ -31,7 +33,19 @@ impl WaitingLimit {
     /// Returns a limit that nothing uses yet.
     pub(super) fn new(limits: WaitingLimits) -> Self {
         let (calls, callouts) = (Semaphore::new(limits.calls as usize), Semaphore::new(limits.callouts as usize));
-        WaitingLimit { calls, callouts, queued: AtomicU32::new(0), instances: AtomicU32::new(0) }
+        let (queued, instances, idle) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+        WaitingLimit { calls, callouts, queued, instances, idle }
+    }
+
+    /// Counts one more idle instance; returns whether there are no more of them than calls at a time.
+    pub(super) fn keeps_idle(&self, limits: WaitingLimits) -> bool {
+        let add = |count: u32| (count < limits.calls).then_some(count + 1);
+        self.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Counts one idle instance less.
+    pub(super) fn end_idle(&self) {
+        self.idle.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits until a call may be made.

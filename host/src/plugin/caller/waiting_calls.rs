@@ -28,11 +28,21 @@ use crate::net::deadline::Deadline;
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
 pub struct WaitingInstances {
-    idle: RefCell<Vec<WaitingInstance>>,
+    idle: RefCell<Vec<IdleInstance>>,
     /// The fewest idle instances since the last sweep: so many were not needed.
     fewest: Cell<usize>,
     swept: Cell<Option<Instant>>,
 }
+
+/// An instance that no call has at the moment.
+struct IdleInstance {
+    waiting: WaitingInstance,
+    /// The count of the instance among the idle ones of its version; `None` if it was the worker's only one.
+    _counted: Option<IdleCount>,
+}
+
+/// The count of an idle instance, until dropped.
+struct IdleCount(Arc<PluginVersion>);
 
 /// An instance for calls that may wait, with its place.
 pub(in crate::plugin) struct WaitingInstance {
@@ -52,7 +62,8 @@ enum WaitingPlace {
     },
 }
 
-/// Idle instances that a worker keeps at most.
+/// Idle instances that a worker keeps at most. All workers together keep as many as `limits.waiting-calls` says, and each
+/// worker one besides.
 const MAX_IDLE_INSTANCES: usize = 64;
 
 /// Instances that were not needed for so long are dropped, except for the last one.
@@ -81,6 +92,19 @@ impl Drop for WaitingPlace {
     }
 }
 
+impl IdleCount {
+    /// Counts one more idle instance; `None` if there are as many as the plugin may have calls at a time.
+    fn new(version: &Arc<PluginVersion>) -> Option<Self> {
+        version.waiting.keeps_idle(version.recipe.limits.waiting).then(|| IdleCount(version.clone()))
+    }
+}
+
+impl Drop for IdleCount {
+    fn drop(&mut self) {
+        self.0.waiting.end_idle();
+    }
+}
+
 impl WaitingInstances {
     /// Drops the instances.
     pub fn clear(&self) {
@@ -91,14 +115,18 @@ impl WaitingInstances {
         let mut idle = self.idle.borrow_mut();
         let taken = idle.pop();
         self.fewest.set(self.fewest.get().min(idle.len()));
-        taken
+        Some(taken?.waiting)
     }
 
-    fn keep(&self, instance: WaitingInstance) {
+    /// Keeps an instance for later calls, or returns it if there are enough.
+    fn keep(&self, version: &Arc<PluginVersion>, waiting: WaitingInstance) -> Option<WaitingInstance> {
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < MAX_IDLE_INSTANCES {
-            idle.push(instance);
+        let counted = if idle.is_empty() { None } else { IdleCount::new(version) };
+        if idle.is_empty() || idle.len() < MAX_IDLE_INSTANCES && counted.is_some() {
+            idle.push(IdleInstance { waiting, _counted: counted });
+            return None;
         }
+        Some(waiting)
     }
 
     /// Drops those that were not needed for a while.
@@ -180,16 +208,19 @@ impl PluginCaller {
     /// Keeps an instance whose last call has returned, if other calls may have it.
     pub(in crate::plugin) fn return_waiting(&self, mut taken: WaitingInstance) {
         let may_serve = self.configured.isolation == Isolation::Worker && !self.is_released();
-        if may_serve && !taken.instance.holds_much() {
-            self.waiting.keep(taken);
+        let left = if may_serve && !taken.instance.holds_much() {
+            self.waiting.keep(self.supply(), taken)
         } else {
-            self.discard(taken.instance);
+            Some(taken)
+        };
+        if let Some(left) = left {
+            self.discard(left.instance);
         }
     }
 
     /// Keeps the first instance for the calls of this worker.
     pub fn keep_waiting(&self, instance: Box<Instance>) {
-        self.waiting.keep(WaitingInstance { instance, _place: WaitingPlace::OfGeneration });
+        self.waiting.keep(self.supply(), WaitingInstance { instance, _place: WaitingPlace::OfGeneration });
     }
 
     /// Drops idle instances that were not needed for a while.
