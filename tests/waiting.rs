@@ -43,6 +43,13 @@ fn metric(proxy: &Proxy, line: &str) -> f64 {
     text.lines().find_map(|known| known.strip_prefix(line)?.trim().parse().ok()).unwrap()
 }
 
+/// Returns the number of the plugin's instances.
+fn live(proxy: &Proxy) -> u64 {
+    let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
+    let mut plugins = status["plugins"].as_array().unwrap().iter();
+    plugins.find(|plugin| plugin["name"] == "waiting").unwrap()["live"].as_u64().unwrap()
+}
+
 fn rejected(proxy: &Proxy) -> f64 {
     metric(proxy, "plugway_plugin_rejected_total{plugin=\"waiting\",reason=\"waiting\"}")
 }
@@ -205,24 +212,34 @@ fn a_trap_costs_the_instance_of_its_call_alone() {
     assert_eq!(calls("verify").as_deref(), Some("1"));
 }
 
+/// The pages of a stack stayed with the process once a call had used them: half a MiB for each call at a time.
+#[test]
+fn the_stack_of_a_deep_call_is_given_back() {
+    let proxy = start(&waiting(&echo(), HASH, "limits = { share = 100, call-time = \"1h\" }"));
+    let calls = || metric(&proxy, "plugway_plugin_calls_total{plugin=\"waiting\"}");
+    assert_eq!(call(&proxy, "dive", "").status(), 200);
+    let (before, made) = (proxy.memory_kib(), calls());
+    let deep: Vec<_> = (0..200).map(|_| send(&proxy, "dive,nap")).collect();
+    until("the calls wait", || calls() >= made + 200.0);
+    let used = proxy.memory_kib();
+    deep.into_iter().for_each(vanish);
+    until("the calls have ended", || live(&proxy) < 20);
+    let kept = proxy.memory_kib();
+    assert!(kept < before + (40 << 10), "{before} KiB, {used} KiB meanwhile, then {kept} KiB");
+}
+
 /// Each worker kept as many idle instances as it had ever had calls at a time, up to 64.
 #[test]
 fn all_workers_keep_no_more_idle_instances_than_calls_are_allowed() {
     let text = waiting(&echo(), HASH, "limits = { waiting-calls = 8, share = 100 }").replace("workers = 2", "workers = 4");
     let proxy = start(&text);
-    let live = || {
-        let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
-        let plugins = status["plugins"].as_array().unwrap().iter();
-        let live = plugins.filter(|plugin| plugin["name"] == "waiting").find_map(|plugin| plugin["live"].as_u64());
-        live.unwrap_or_else(|| panic!("{status}"))
-    };
     for _ in 0..100 {
         let calls: Vec<_> = (0..8).map(|_| send(&proxy, "verify")).collect();
         for call in calls {
             assert_eq!(read_message(&mut std::io::BufReader::new(call)).unwrap().status(), 200);
         }
         // Those that may be idle, the only ones of four workers, and a spare one.
-        let live = live();
+        let live = live(&proxy);
         assert!(live <= 8 + 4 + 1, "{live}");
     }
 }

@@ -29,7 +29,7 @@ use crate::system::supervise::{Task, guard};
 
 /// The places for instances, over all workers and generations. Each costs 4 GiB of address space, a quarter of what a
 /// process has in all, and 300 bytes of memory. Each has a stack for an instance whose calls may wait, so that stacks never
-/// run out before places do: 2 MiB of address space, and the memory that its deepest call has used, 64 KiB for most.
+/// run out before places do: 2 MiB of address space, and [`KEPT_STACK`] of memory once it was used.
 const INSTANCES: u32 = 8_000;
 
 /// The least number of places, made where address space is short.
@@ -40,6 +40,9 @@ const MARGIN: u32 = 8;
 
 /// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
+
+/// The memory that a stack keeps for the next instance, in bytes: as much as most calls use.
+const KEPT_STACK: usize = 64 << 10;
 
 /// No plugin's limit of calls that wait can be higher: each of them holds an instance.
 pub const MAX_WAITING_CALLS: u32 = 1_000;
@@ -360,7 +363,7 @@ impl Plugin {
 /// Returns the settings that code is compiled for, which are the same on every machine.
 fn settings() -> Config {
     let mut config = Config::new();
-    config.concurrency_support(false).epoch_interruption(true);
+    config.concurrency_support(false).epoch_interruption(true).async_stack_zeroing(true);
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
     proposals::choose(&mut config);
     config
@@ -392,7 +395,8 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     // Only counted, so that a component with many takes none from others.
     pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
     pool.total_memories(instances).total_tables(instances * MAX_TABLES as u32).max_memory_size(MAX_MEMORY_BYTES);
-    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16).total_stacks(instances);
+    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16);
+    pool.total_stacks(instances).async_stack_keep_resident(KEPT_STACK);
     pool
 }
 

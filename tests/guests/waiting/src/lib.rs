@@ -1,7 +1,7 @@
 //! A plugin whose hooks wait, as a request says in `x-wait`: words with commas between them, carried out in turn.
 //!
-//! `verify` verifies the password in `x-password`, `forever` never stops to verify, `nap` sleeps for an hour, `spin` never
-//! returns, `trap` traps, `value` reads the path by the host, `answer` responds.
+//! `verify` verifies the password in `x-password`, `forever` never stops to verify, `nap` sleeps for an hour, `dive`
+//! uses most of the stack, `spin` never returns, `trap` traps, `value` reads the path by the host, `answer` responds.
 
 use std::time::Duration;
 
@@ -59,6 +59,16 @@ impl Plugin for Waiting {
     }
 }
 
+/// The depth of calls that use most of the stack.
+const DEPTH: u64 = 1500;
+
+/// Calls itself until it is so deep, with values that each call keeps on the stack.
+fn dive(depth: u64, values: [u64; 16]) -> u64 {
+    let kept = values.map(|value| std::hint::black_box(value + depth));
+    let below = if depth == 0 { 0 } else { dive(depth - 1, kept) };
+    kept.iter().fold(below, |sum, value| sum ^ value)
+}
+
 impl Waiting {
     fn act(&self, values: &Values, inputs: &Inputs) -> Done {
         let mut done = Done { verified: String::new(), path: None, is_answer: false };
@@ -69,6 +79,7 @@ impl Waiting {
                 "verify" => done.verified = format!("{:?}", verify()),
                 "forever" => while verify().is_ok() {},
                 "nap" => std::thread::sleep(Duration::from_secs(3600)),
+                "dive" => drop(std::hint::black_box(dive(DEPTH, [1; 16]))),
                 "spin" => loop {
                     std::hint::black_box(());
                 },
