@@ -192,7 +192,8 @@ fn calls_within_their_limit_take_no_more_than_the_share() {
     proxy.log_until("limits.share of 5 %", || {
         call(&proxy, "busy:40");
     });
-    assert_eq!(call(&proxy, "").status(), 502);
+    let refused = call(&proxy, "");
+    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
     assert!(rejected(&proxy, "share") >= 1.0);
     assert_eq!(plugin(&proxy)["breaker"], "closed", "the calls were not late");
     assert_eq!(proxy.get("/", "").status(), 200);

@@ -79,13 +79,14 @@ impl PluginFailure {
         }
     }
 
-    /// Returns the limit of calls, bodies or instances at a time that was met: the plugin is no worse than before. `None` if
-    /// none was.
+    /// Returns the limit of calls, bodies or instances at a time, or of the worker's time, that was met: a later call may be
+    /// made. `None` if none was.
     pub fn busy_limit(&self) -> Option<&'static str> {
         match self {
             PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some("limits.bodies"),
             PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } => Some("limits.waiting-calls"),
             PluginFailure::NoPlace => Some("places for instances"),
+            PluginFailure::Share(_) => Some("limits.share"),
             _ => None,
         }
     }
