@@ -231,7 +231,8 @@ fn the_stack_of_a_deep_call_is_given_back() {
 /// Each worker kept as many idle instances as it had ever had calls at a time, up to 64.
 #[test]
 fn all_workers_keep_no_more_idle_instances_than_calls_are_allowed() {
-    let text = waiting(&echo(), HASH, "limits = { waiting-calls = 8, share = 100 }").replace("workers = 2", "workers = 4");
+    let text =
+        waiting(&echo(), HASH, "limits = { waiting-calls = 8, share = 100 }").replace("workers = 2", "workers = 4");
     let proxy = start(&text);
     for _ in 0..100 {
         let calls: Vec<_> = (0..8).map(|_| send(&proxy, "verify")).collect();

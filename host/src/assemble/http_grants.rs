@@ -117,7 +117,7 @@ impl Assembly<'_> {
         let made = self.upstream(&source, &Spanned::new(span.clone(), url), &UpstreamTable::of(endpoint));
         // A balancer has an instance for each upstream, on each worker.
         let workers = self.assembly.workers.unwrap_or(1) as u32;
-        let extended = self.reserved.as_mut().map(|reserved| reserved.extend(workers));
+        let extended = self.reserved.as_mut().map(|reserved| reserved.extend(workers, 0));
         if let Some(Err(shortage)) = extended {
             self.problems.at(&source, span, shortage.to_string());
         }

@@ -7,7 +7,7 @@ use crate::config::load::ManifestFile;
 use crate::config::manifest::{PluginRef, PluginTable};
 use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
 use crate::plugin::body_permit::RESERVED_BODIES;
-use crate::plugin::settings::PluginLimits;
+use crate::plugin::settings::{Isolation, PluginLimits};
 use crate::plugin::version::{SPARES, SPARES_PER_CALL};
 use crate::plugin::waiting_limit::RESERVED_CALLS;
 
@@ -56,6 +56,12 @@ pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
 /// Returns the number of places that a plugin needs for calls that may wait, whatever others do.
 pub fn of_waiting_calls(limits: PluginLimits) -> u32 {
     limits.waiting.calls.min(RESERVED_CALLS)
+}
+
+/// Returns the number of stacks that the instances of a plugin whose calls may wait need, whatever others do.
+pub fn stacks(limits: PluginLimits, isolation: Isolation, workers: usize) -> u32 {
+    let spares = if isolation == Isolation::Request { SPARES_PER_CALL } else { SPARES };
+    of_waiting_calls(limits).saturating_add((workers + spares) as u32)
 }
 
 fn is_per_call(plugin: &PluginTable) -> bool {

@@ -209,7 +209,8 @@ impl Assembly<'_> {
             (false, true) => instances::of_bodies(limits, workers),
             (false, false) => 0,
         };
-        let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
+        let stacks = if configured.waits() { instances::stacks(limits, configured.isolation, workers) } else { 0 };
+        let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted, stacks));
         if let Some(Err(shortage)) = extended {
             self.problems.at(about.source, about.use_span.clone(), shortage.to_string());
             return None;

@@ -28,18 +28,22 @@ use crate::system::printable;
 use crate::system::supervise::{Task, guard};
 
 /// The places for instances, over all workers and generations. Each costs 4 GiB of address space, a quarter of what a
-/// process has in all, and 300 bytes of memory. Each has a stack for an instance whose calls may wait, so that stacks never
-/// run out before places do: 2 MiB of address space, and [`KEPT_STACK`] of memory once it was used.
+/// process has in all, and 300 bytes of memory.
 const INSTANCES: u32 = 8_000;
 
 /// The least number of places, made where address space is short.
 const MIN_INSTANCES: u32 = 2_000;
 
-/// The divisor of the places that generations don't reserve: one in `MARGIN`, for bodies that outlive their generation.
+/// The divisor of the places and stacks that generations don't reserve: one in `MARGIN`, for bodies that outlive their
+/// generation.
 const MARGIN: u32 = 8;
 
 /// The places of an engine that loads components and serves nothing.
 const INSTANCES_FOR_LOADING: u32 = 4;
+
+/// Stacks for instances whose calls may wait, over all workers and generations. Each has 2 MiB of address space, and
+/// [`KEPT_STACK`] of memory once it was used. To prepare one takes 2 µs at the start.
+const STACKS: u32 = 3_000;
 
 /// The memory that a stack keeps for the next instance, in bytes: as much as most calls use.
 const KEPT_STACK: usize = 64 << 10;
@@ -125,7 +129,9 @@ impl Runtime {
         });
         let artifacts = opened.ok().flatten().map_or_else(CompiledCache::unkept, Ok).map_err(StartError::Key)?;
         let (engine, places) = pooling_engine(INSTANCES, MIN_INSTANCES).map_err(StartError::Engine)?;
-        Runtime::new(engine, artifacts, InstanceLimit::new(places - places / MARGIN)).map_err(StartError::Engine)
+        let (stacks, reserved) = (stacks(places), |all: u32| all - all / MARGIN);
+        let limit = InstanceLimit::new(reserved(places), reserved(stacks));
+        Runtime::new(engine, artifacts, limit).map_err(StartError::Engine)
     }
 
     /// Starts an engine that compiles for the one of [`Runtime::start`], and that rejects whatever that engine would
@@ -133,7 +139,7 @@ impl Runtime {
     pub fn start_for_loading() -> Result<Self, StartError> {
         let engine = pooling_engine(INSTANCES_FOR_LOADING, INSTANCES_FOR_LOADING).map_err(StartError::Engine)?.0;
         let artifacts = CompiledCache::unkept().map_err(StartError::Key)?;
-        Runtime::new(engine, artifacts, InstanceLimit::new(u32::MAX)).map_err(StartError::Engine)
+        Runtime::new(engine, artifacts, InstanceLimit::new(u32::MAX, u32::MAX)).map_err(StartError::Engine)
     }
 
     fn new(engine: Engine, artifacts: CompiledCache, places: Arc<InstanceLimit>) -> wasmtime::Result<Self> {
@@ -390,13 +396,18 @@ fn pooling_engine(wanted: u32, least: u32) -> wasmtime::Result<(Engine, u32)> {
     }
 }
 
+/// Returns the number of stacks beside so many instances.
+fn stacks(instances: u32) -> u32 {
+    instances.min(STACKS)
+}
+
 fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
     // Only counted, so that a component with many takes none from others.
     pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
     pool.total_memories(instances).total_tables(instances * MAX_TABLES as u32).max_memory_size(MAX_MEMORY_BYTES);
     pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16);
-    pool.total_stacks(instances).async_stack_keep_resident(KEPT_STACK);
+    pool.total_stacks(stacks(instances)).async_stack_keep_resident(KEPT_STACK);
     pool
 }
 

@@ -4,18 +4,27 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The places of a process.
+/// The places of a process, and the stacks of those whose instances may wait.
 #[derive(Debug)]
 pub struct InstanceLimit {
+    places: PlaceCount,
+    stacks: PlaceCount,
+}
+
+/// A number of things, some of which are taken.
+#[derive(Debug)]
+struct PlaceCount {
+    what: &'static str,
     all: u32,
     taken: AtomicU32,
 }
 
-/// A number of reserved places, which are released on drop.
+/// A number of reserved places and stacks, which are released on drop.
 #[derive(Debug)]
 pub struct ReservedInstances {
     of: Arc<InstanceLimit>,
     places: u32,
+    stacks: u32,
 }
 
 /// The places of a generation, released when the last worker has dropped its instances or the generation is dropped.
@@ -28,8 +37,9 @@ pub struct Tenancy {
 
 /// The error for a generation that needs more places for instances than are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many plugin instances: {wanted} places needed, and {free} of {all} are free for one manifest; {REMEDY}")]
+#[error("too many plugin instances: {wanted} {what} needed, and {free} of {all} are free for one manifest; {REMEDY}")]
 pub struct InstanceShortage {
+    what: &'static str,
     wanted: u32,
     free: u32,
     all: u32,
@@ -37,41 +47,72 @@ pub struct InstanceShortage {
 
 const REMEDY: &str = "use fewer plugins or workers, or wait until exchanges of earlier manifests have ended";
 
-impl InstanceLimit {
-    /// Returns a limit of this many places, all of them free.
-    pub fn new(all: u32) -> Arc<Self> {
-        Arc::new(InstanceLimit { all, taken: AtomicU32::new(0) })
-    }
-
-    /// Reserves the places of a generation, all or none of them. A generation gets half of all places at most, since
-    /// the next one needs places beside it.
-    pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
-        let half = self.all / 2;
-        if places > half {
-            return Err(InstanceShortage { wanted: places, free: half, all: self.all });
-        }
-        self.reserve(places)
-    }
-
-    /// Reserves places, all or none of them.
-    pub fn reserve(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
-        self.take(places)?;
-        Ok(ReservedInstances { of: self.clone(), places })
+impl PlaceCount {
+    fn new(what: &'static str, all: u32) -> Self {
+        PlaceCount { what, all, taken: AtomicU32::new(0) }
     }
 
     fn take(&self, wanted: u32) -> Result<(), InstanceShortage> {
         let take = |taken: u32| taken.checked_add(wanted).filter(|taken| *taken <= self.all);
         let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        let shortage = |taken| InstanceShortage { wanted, free: self.all.saturating_sub(taken), all: self.all };
-        taken.map(drop).map_err(shortage)
+        taken.map(drop).map_err(|taken| self.shortage(wanted, self.all.saturating_sub(taken)))
+    }
+
+    /// Returns an error if a generation wants more than half of all, since the next one needs as many beside it.
+    fn check_generation(&self, wanted: u32) -> Result<(), InstanceShortage> {
+        let half = self.all / 2;
+        if wanted > half { Err(self.shortage(wanted, half)) } else { Ok(()) }
+    }
+
+    fn shortage(&self, wanted: u32, free: u32) -> InstanceShortage {
+        InstanceShortage { what: self.what, wanted, free, all: self.all }
+    }
+
+    fn give_back(&self, count: u32) {
+        self.taken.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+impl InstanceLimit {
+    /// Returns a limit of so many places and stacks, all of them free.
+    pub fn new(places: u32, stacks: u32) -> Arc<Self> {
+        let (places, stacks) =
+            (PlaceCount::new("places", places), PlaceCount::new("stacks for calls that wait", stacks));
+        Arc::new(InstanceLimit { places, stacks })
+    }
+
+    /// Reserves the places of a generation, all or none of them. A generation gets half of all places at most, since
+    /// the next one needs places beside it.
+    pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
+        self.places.check_generation(places)?;
+        self.reserve(places)
+    }
+
+    /// Reserves places, all or none of them.
+    pub fn reserve(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
+        self.take(places, 0)?;
+        Ok(ReservedInstances { of: self.clone(), places, stacks: 0 })
+    }
+
+    /// Reserves a place with a stack, for an instance whose calls may wait.
+    pub fn reserve_waiting(self: &Arc<Self>) -> Result<ReservedInstances, InstanceShortage> {
+        self.take(1, 1)?;
+        Ok(ReservedInstances { of: self.clone(), places: 1, stacks: 1 })
+    }
+
+    fn take(&self, places: u32, stacks: u32) -> Result<(), InstanceShortage> {
+        self.places.take(places)?;
+        self.stacks.take(stacks).inspect_err(|_| self.places.give_back(places))
     }
 }
 
 impl ReservedInstances {
-    /// Reserves further places, all or none of them.
-    pub fn extend(&mut self, places: u32) -> Result<(), InstanceShortage> {
-        self.of.take(places)?;
+    /// Reserves further places and stacks of a generation, all or none of them.
+    pub fn extend(&mut self, places: u32, stacks: u32) -> Result<(), InstanceShortage> {
+        self.of.stacks.check_generation(self.stacks.saturating_add(stacks))?;
+        self.of.take(places, stacks)?;
         self.places += places;
+        self.stacks += stacks;
         Ok(())
     }
 
@@ -83,7 +124,8 @@ impl ReservedInstances {
 
 impl Drop for ReservedInstances {
     fn drop(&mut self) {
-        self.of.taken.fetch_sub(self.places, Ordering::Relaxed);
+        self.of.places.give_back(self.places);
+        self.of.stacks.give_back(self.stacks);
     }
 }
 
@@ -102,19 +144,38 @@ mod tests {
 
     #[test]
     fn places_are_taken_all_or_none_and_come_back() {
-        let all = InstanceLimit::new(10);
+        let all = InstanceLimit::new(10, 0);
         let mut first = all.reserve(4).unwrap();
-        assert_eq!(all.reserve(7).unwrap_err(), InstanceShortage { wanted: 7, free: 6, all: 10 });
-        first.extend(6).unwrap();
-        assert!(first.extend(1).is_err() && all.reserve(u32::MAX).is_err());
+        let shortage = InstanceShortage { what: "places", wanted: 7, free: 6, all: 10 };
+        assert_eq!(all.reserve(7).unwrap_err(), shortage);
+        first.extend(6, 0).unwrap();
+        assert!(first.extend(1, 0).is_err() && all.reserve(u32::MAX).is_err());
         drop(first);
         assert!(all.reserve(10).is_ok());
         assert!(all.reserve_for_generation(5).is_ok() && all.reserve_for_generation(6).is_err());
     }
 
     #[test]
+    fn stacks_are_taken_with_their_places() {
+        let all = InstanceLimit::new(10, 6);
+        let mut generation = all.reserve_for_generation(1).unwrap();
+        generation.extend(2, 2).unwrap();
+        // Half of all are for the next generation.
+        assert!(generation.extend(2, 2).is_err() && generation.extend(0, u32::MAX).is_err());
+        let waiting: Vec<_> = std::iter::from_fn(|| all.reserve_waiting().ok()).collect();
+        assert_eq!(waiting.len(), 4);
+        // No place was taken without its stack.
+        let others = all.reserve(3).unwrap();
+        assert!(all.reserve(1).is_err());
+        drop((generation, waiting));
+        let mut next = all.reserve_for_generation(5).unwrap();
+        assert!(next.extend(1, 3).is_ok() && next.extend(2, 0).is_err());
+        drop(others);
+    }
+
+    #[test]
     fn a_generation_gives_its_places_back_with_the_last_worker() {
-        let all = InstanceLimit::new(10);
+        let all = InstanceLimit::new(10, 0);
         let tenancy = all.reserve(10).unwrap().into_tenancy(2);
         tenancy.leave();
         assert!(all.reserve(1).is_err());

@@ -6,8 +6,8 @@
 #![expect(clippy::disallowed_methods, reason = "the maker is a thread of its own")]
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -167,7 +167,9 @@ impl<V> Queues<V> {
     fn next(&mut self, now: Instant) -> Option<NextInstance<V>> {
         let turns = match self.last {
             InstancePurpose::Spare => [InstancePurpose::ForWorker, InstancePurpose::ForCall, InstancePurpose::Spare],
-            InstancePurpose::ForWorker => [InstancePurpose::ForCall, InstancePurpose::Spare, InstancePurpose::ForWorker],
+            InstancePurpose::ForWorker => {
+                [InstancePurpose::ForCall, InstancePurpose::Spare, InstancePurpose::ForWorker]
+            }
             InstancePurpose::ForCall => [InstancePurpose::Spare, InstancePurpose::ForWorker, InstancePurpose::ForCall],
         };
         turns.into_iter().find_map(|purpose| {

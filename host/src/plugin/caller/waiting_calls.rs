@@ -57,7 +57,7 @@ enum WaitingPlace {
     /// The place of a further instance, which counts for its version.
     Further {
         version: Arc<PluginVersion>,
-        /// The place of an instance beyond [`RESERVED_CALLS`].
+        /// The place and the stack of an instance beyond [`RESERVED_CALLS`].
         _place: Option<ReservedInstances>,
     },
 }
@@ -78,7 +78,7 @@ impl WaitingPlace {
                 version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
                 PluginFailure::NoPlace
             };
-            reserved = Some(places.reserve(1).map_err(lack)?);
+            reserved = Some(places.reserve_waiting().map_err(lack)?);
         }
         Ok(WaitingPlace::Further { version: version.clone(), _place: reserved })
     }
