@@ -275,6 +275,21 @@ fn rfc_9111_section_4_4_a_change_makes_stale_what_it_concerns() {
 }
 
 #[test]
+fn rfc_9111_section_4_4_a_change_that_names_another_method_makes_stale_too() {
+    let origin = Origin::new(|request, number| match request.start.split(' ').next() {
+        Some("POST") => response("", ""),
+        _ => response("Cache-Control: max-age=60", &number.to_string()),
+    });
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/a", "").text(), "1");
+    let changed = proxy.exchange(
+        "POST /a HTTP/1.1\r\nHost: example.org\r\nX-HTTP-Method-Override: PUT\r\nX-Host: h\r\nContent-Length: 0",
+    );
+    assert_eq!(status_of(&changed), "plugway; fwd=method; fwd-status=200");
+    assert_eq!(proxy.get("/a", "").text(), "3");
+}
+
+#[test]
 fn rfc_9111_section_5_2_1_only_if_cached_asks_nobody() {
     let origin = Origin::always("Cache-Control: max-age=60");
     let proxy = origin.proxy();

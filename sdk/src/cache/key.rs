@@ -15,6 +15,16 @@ pub enum Query {
     Only(Vec<String>),
 }
 
+/// The fields of a request that are in a cache key.
+#[derive(Clone, Copy)]
+enum KeyFields {
+    All,
+    /// All fields except those that name another method.
+    NoMethods,
+    /// No field is in the key.
+    Without,
+}
+
 /// The declared values that a cache key is made of.
 #[derive(Clone, Debug)]
 pub(super) struct KeyParts {
@@ -46,6 +56,27 @@ impl KeyParts {
 
     /// Returns the cache key: scheme, authority, path and query, then the other values that a response depends on.
     pub fn key(&self, values: &Values, query: &Query, sorts: bool) -> Vec<u8> {
+        let mut key = self.uri(values, query, sorts);
+        self.put_rest(values, KeyFields::All, &mut key);
+        key
+    }
+
+    /// Returns the keys of a URI for requests that lack fields of this one. Clients send some of them, such as
+    /// `X-HTTP-Method-Override`, with unsafe requests only, so that no response is stored under a key with them.
+    pub fn keys(&self, values: &Values, uri: &[u8]) -> Vec<Vec<u8>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        for fields in [KeyFields::All, KeyFields::NoMethods, KeyFields::Without] {
+            let mut key = uri.to_vec();
+            self.put_rest(values, fields, &mut key);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    /// Returns the beginning of the cache key: scheme, authority, path and query.
+    pub fn uri(&self, values: &Values, query: &Query, sorts: bool) -> Vec<u8> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let (scheme, authority, path) = (bytes(self.scheme), bytes(self.authority), bytes(self.path));
         let search = values.bytes(self.query);
@@ -56,12 +87,11 @@ impl KeyParts {
         if let Some(search) = search {
             put_query(search, query, sorts, &mut key);
         }
-        self.put_rest(values, &mut key);
         key
     }
 
-    /// Returns the key of another resource, by a reference from this one (RFC 3986 §5.2), for an otherwise equal
-    /// request. `None` for a resource of another origin.
+    /// Returns the beginning of the key of another resource, by a reference from this one (RFC 3986 §5.2). `None` for a
+    /// resource of another origin.
     pub fn referred(&self, values: &Values, reference: &[u8], query: &Query, sorts: bool) -> Option<Vec<u8>> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let mut key = Vec::new();
@@ -96,19 +126,23 @@ impl KeyParts {
         if let Some(search) = search {
             put_query(search, query, sorts, &mut key);
         }
-        self.put_rest(values, &mut key);
         Some(key)
     }
 
     /// Appends the values that a response depends on besides the URI.
-    fn put_rest(&self, values: &Values, into: &mut Vec<u8>) {
+    fn put_rest(&self, values: &Values, fields: KeyFields, into: &mut Vec<u8>) {
         let mut put = |label: &str, value: &[u8]| {
             into.push(b'\n');
             into.extend_from_slice(label.as_bytes());
             into.push(b':');
             into.extend_from_slice(value);
         };
-        for (need, label) in &self.fields {
+        let is_meant = |label: &str| match fields {
+            KeyFields::All => true,
+            KeyFields::NoMethods => !OTHER_METHODS.contains(&label),
+            KeyFields::Without => false,
+        };
+        for (need, label) in self.fields.iter().filter(|(_, label)| is_meant(label)) {
             match values.bytes(*need) {
                 Some(value) if label == FORWARDED => {
                     Some(of_the_request(value))
@@ -125,6 +159,9 @@ impl KeyParts {
         }
     }
 }
+
+/// The fields that name the method which the origin takes a request for.
+pub(super) const OTHER_METHODS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
 
 /// The name of the field of RFC 7239.
 const FORWARDED: &str = "forwarded";

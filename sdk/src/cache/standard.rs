@@ -201,7 +201,8 @@ impl Standard {
         let (needs, query, sorts) = (&self.response, &self.options.query, self.options.sort_query);
         let referred = [needs.location, needs.content_location].into_iter().filter_map(|need| response.bytes(need));
         let referred = referred.filter_map(|reference| needs.key.referred(response, reference, query, sorts));
-        let keys = std::iter::once(needs.key.key(response, query, sorts)).chain(referred);
+        let uris = std::iter::once(needs.key.uri(response, query, sorts)).chain(referred);
+        let keys = uris.flat_map(|uri| needs.key.keys(response, &uri));
         // No response is stored under a longer key.
         keys.filter(|key| key.len() <= bounds::KEY).collect()
     }

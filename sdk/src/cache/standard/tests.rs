@@ -227,6 +227,25 @@ fn section_4_4_what_changes_something_makes_stale() {
 }
 
 #[test]
+fn fields_that_only_the_changing_request_has_hide_nothing_from_it() {
+    let keys = |request: Request, fields: &[(&str, &str)]| {
+        let keys = plain().invalidated_keys(&request, &response(200, fields));
+        keys.into_iter().map(|key| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
+    };
+    let (uri, other) = ("http://example.org/a", "http://example.org/b");
+    for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
+        let request = Request::new("POST", "/a").field(name, "PUT");
+        assert_eq!(keys(request, &[]), [format!("{uri}\n{name}:PUT"), uri.into()]);
+    }
+    // The proxy before this one sends its field with each request, and the client the method with this one.
+    let request = Request::new("POST", "/a").field("x-forwarded-host", "h").field("x-http-method", "PUT");
+    let of = |uri: &str| {
+        [format!("{uri}\nx-forwarded-host:h\nx-http-method:PUT"), format!("{uri}\nx-forwarded-host:h"), uri.into()]
+    };
+    assert_eq!(keys(request, &[("location", "/b")]), [of(uri), of(other)].concat());
+}
+
+#[test]
 fn section_5_2_1_what_requests_say() {
     assert_eq!(reuse("no-cache", &stored(0)), Reuse::Validate);
     assert_eq!(reuse("max-age=10", &stored(10_000)), Reuse::Serve);
