@@ -611,6 +611,8 @@ fn purges_take_what_they_name() {
     }
     assert_eq!(purge("prefix=htt"), "3 purged\n");
     assert_eq!(texts().len(), 3);
+    assert_eq!(purge("prefix=HTTP%3A%2F%2FExample.org"), "3 purged\n");
+    assert_eq!(texts().len(), 3);
     let refused = proxy.ask_admin("POST /purge?uri=a&tag=b");
     assert_eq!(refused.status(), 400, "{refused:?}");
     let path = proxy.folder.path().join("plugway.toml");

@@ -171,10 +171,12 @@ fn normal_uri(uri: &str) -> Option<String> {
     Some(format!("{origin}{path}{query}"))
 }
 
-/// Returns a prefix of URIs in normal form; its host is normalised if it is complete. Of the path, the last segment may
-/// be incomplete, and so may an escape at its end.
+/// Returns a prefix of URIs in normal form. Without a path, the host may be incomplete; a default port and a dot at its
+/// end are removed. Of the path, the last segment may be incomplete, and so may an escape at its end.
 fn normal_prefix(prefix: &str) -> Option<String> {
-    let (origin, target) = normal_origin(prefix).filter(|(_, target)| !target.is_empty())?;
+    let Some((origin, target)) = normal_origin(prefix).filter(|(_, target)| !target.is_empty()) else {
+        return normal_beginning(prefix);
+    };
     if target.contains('?') {
         return normal_uri(prefix);
     }
@@ -186,18 +188,39 @@ fn normal_prefix(prefix: &str) -> Option<String> {
     Some(format!("{origin}{folders}{}{escape}", path::normal(&last).ok()?.strip_prefix("/x")?))
 }
 
+/// Returns a prefix that ends within the authority, in normal form as far as an incomplete authority has one; `None` if it
+/// ends elsewhere.
+fn normal_beginning(prefix: &str) -> Option<String> {
+    let (scheme, port, authority) = split_scheme(prefix).filter(|(.., rest)| !rest.contains(['/', '?']))?;
+    let lower = authority.to_ascii_lowercase();
+    if authority.starts_with('[') {
+        let whole = authority::normal(authority.as_bytes(), Some(port)).ok();
+        let whole = whole.and_then(|whole| String::from_utf8(whole.into_owned()).ok());
+        return Some(format!("{scheme}://{}", whole.unwrap_or(lower)));
+    }
+    // No other host is read as an address: `127.1` may also be the beginning of `127.10.0.1`.
+    let is_default = |digits: &str| digits.is_empty() || digits.parse() == Ok(port);
+    let host = lower.rsplit_once(':').filter(|(_, digits)| is_default(digits)).map_or(&*lower, |(host, _)| host);
+    // The dot at the end of `example.` may be that before `org`.
+    let is_name = |name: &&str| name.contains('.') && !name.ends_with(|last: char| last.is_ascii_digit());
+    let host = host.strip_suffix('.').filter(is_name).unwrap_or(host);
+    Some(format!("{scheme}://{host}"))
+}
+
 /// Returns scheme and authority of a URI in normal form, and the rest of the URI.
 fn normal_origin(uri: &str) -> Option<(String, &str)> {
-    let (scheme, rest) = uri.split_once("://")?;
-    let scheme = scheme.to_ascii_lowercase();
-    let port = match scheme.as_str() {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
+    let (scheme, port, rest) = split_scheme(uri)?;
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let authority = authority::normal(authority.as_bytes(), Some(port)).ok()?;
     Some((format!("{scheme}://{}", std::str::from_utf8(&authority).ok()?), target))
+}
+
+/// Returns the scheme of a URI in lower case, its default port, and the text after `://`; `None` for other schemes than
+/// those of HTTP.
+fn split_scheme(uri: &str) -> Option<(&'static str, u16, &str)> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let known = [("http", 80), ("https", 443)].into_iter().find(|(known, _)| scheme.eq_ignore_ascii_case(known))?;
+    Some((known.0, known.1, rest))
 }
 
 #[cfg(test)]
@@ -225,11 +248,23 @@ mod tests {
             ("http://h/a//b/../c/./d", "http://h/a/c/d"),
             ("http://h/a/..", "http://h/a/.."),
             ("http://h/%7e?%7e", "http://h/~?%7e"),
+            ("https://Example.org", "https://example.org"),
+            ("HTTPS://example.org", "https://example.org"),
+            ("https://example.org:443", "https://example.org"),
+            ("https://example.org.", "https://example.org"),
+            ("http://example.org:8080", "http://example.org:8080"),
+            ("http://example.or", "http://example.or"),
+            ("http://127.1", "http://127.1"),
+            ("http://10.", "http://10."),
+            ("https://example.", "https://example."),
+            ("Http://[2001:DB8:", "http://[2001:db8:"),
+            ("http://[2001:DB8::0:1]:80", "http://[2001:db8::1]"),
+            ("HTTP://", "http://"),
         ];
         for (prefix, wanted) in cases {
             assert_eq!(normal_prefix(prefix).as_deref(), Some(wanted), "{prefix}");
         }
-        for prefix in ["http://example.or", "key:", "ftp://a/"] {
+        for prefix in ["key:", "ftp://a/", "http:/", "http://a@b/"] {
             assert_eq!(normal_prefix(prefix), None, "{prefix}");
         }
     }
