@@ -1,4 +1,4 @@
-//! Paths of requests: as conditions have to read them, and built from segments.
+//! Paths of requests: as conditions have to read and to write them, and built from segments.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,6 +36,103 @@ pub fn without_parameters(path: &str) -> Cow<'_, str> {
 /// ```
 pub fn segments(path: &str) -> impl Iterator<Item = Cow<'_, [u8]>> {
     path.split('/').filter(|segment| !segment.is_empty()).map(|segment| percent::decode(segment.as_bytes()))
+}
+
+/// Returns why no request has a path; `None` if requests may have it. Meant for the check of a configuration.
+///
+/// The proxy gives paths a normal form before filters see them: single slashes, no dot segments, and escapes in upper case,
+/// of no letters, digits and `-._~`.
+///
+/// ```
+/// use plugway_sdk::path::never_requested;
+///
+/// assert_eq!(never_requested("/caf%C3%A9/a.b"), None);
+/// assert!(never_requested("/caf\u{e9}").unwrap().ends_with("write `/caf%C3%A9`"));
+/// assert!(never_requested("/a//b").is_some() && never_requested("/a/../b").is_some());
+/// ```
+pub fn never_requested(path: &str) -> Option<String> {
+    mistake(path, Extent::Whole)
+}
+
+/// Returns why the path of no request begins with a text; `None` if paths may begin with it. Meant for the check of
+/// conditions that compare a text with the beginning of [`without_parameters`].
+///
+/// The last segment of the text may be incomplete, and so may an escape at its end.
+///
+/// ```
+/// use plugway_sdk::path::never_begins;
+///
+/// assert_eq!(never_begins("/a/.well"), None);
+/// assert_eq!(never_begins("/a/."), None, "the beginning of `/a/.well-known`");
+/// assert!(never_begins("/a/./b").is_some() && never_begins("/a;b").is_some());
+/// ```
+pub fn never_begins(beginning: &str) -> Option<String> {
+    if beginning.contains(';') || beginning.contains("%3B") {
+        return Some(format!(
+            "path that no request has: `{beginning}`; parameters (`;` and what follows it in a segment) are not compared"
+        ));
+    }
+    mistake(beginning, Extent::Beginning)
+}
+
+/// The part of a path that a text is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    Beginning,
+}
+
+fn mistake(path: &str, extent: Extent) -> Option<String> {
+    if !path.starts_with('/') {
+        return Some(format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));
+    }
+    if path.contains(['?', '#']) {
+        return Some(format!("invalid path: `{path}`; a path ends before `?` and `#`"));
+    }
+    let mut encoded = String::with_capacity(path.len());
+    percent::push_encoded(&mut encoded, path.as_bytes(), |byte| byte.is_ascii_graphic() && !b"<>`".contains(&byte));
+    let has = |why: &str| Some(format!("path that no request has: `{path}` has {why}"));
+    if encoded != path {
+        return has(&format!("characters that requests have percent-encoded; write `{encoded}`"));
+    }
+    if path.contains('\\') {
+        return has("a backslash, and requests with one are rejected");
+    }
+    if path.contains("//") {
+        return has("an empty segment; expected single slashes");
+    }
+    let complete = if extent == Extent::Whole { path } else { &path[..path.rfind('/').unwrap_or(0)] };
+    if complete.split('/').any(is_dots) {
+        return has("a dot segment, which requests have no longer when filters see them");
+    }
+    path.match_indices('%').find_map(|(at, _)| wrong_escape(&path.as_bytes()[at..], extent)).and_then(has)
+}
+
+/// Whether a segment is `.` or `..`, with or without a parameter.
+fn is_dots(segment: &str) -> bool {
+    let name = segment.split(';').next().and_then(|name| name.split("%3B").next()).unwrap_or(segment);
+    matches!(name, "." | "..")
+}
+
+/// Returns why the escape at the beginning of a text is none that requests have; `None` if they may have it.
+fn wrong_escape(text: &[u8], extent: Extent) -> Option<&'static str> {
+    let digits = &text[1..text.len().min(3)];
+    let is_incomplete = digits.len() < 2 && extent == Extent::Beginning;
+    if !digits.iter().all(u8::is_ascii_hexdigit) || digits.len() < 2 && !is_incomplete {
+        return Some("a `%` without two hexadecimal digits");
+    }
+    let unsettled = "an escape that requests don't have; expected upper-case digits, and letters as they are";
+    if digits.iter().any(u8::is_ascii_lowercase) {
+        return Some(unsettled);
+    }
+    match *percent::decode(&text[..=digits.len()]) {
+        [b'%'] if text.get(3..5).is_some_and(|more| is_hidden(&[&b"%"[..], more].concat())) => {
+            Some("an escape that is escaped once more, and requests with one are rejected")
+        }
+        [0 | b'/' | b'\\'] => Some("an escape for which requests are rejected"),
+        [byte] if !is_incomplete && percent::is_unreserved(byte) => Some(unsettled),
+        _ => None,
+    }
 }
 
 /// A path that is built from segments, which are percent-encoded.
@@ -198,6 +295,67 @@ mod tests {
         assert_eq!(build(new().segment("a").path("/b/").segment("c").slash().slash()), "/a/b/c/");
         assert_eq!(build(new().path("/a%2C/").path("/b")), "/a%2C/b");
         assert_eq!(build(new().path("a").path("b").segments(["c", "?#"])), "/a/b/c/%3F%23");
+    }
+
+    #[test]
+    fn paths_that_requests_can_have_are_told_from_others() {
+        for good in
+            ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b", "/a;x=1", "/...", "/a{b}", "/100%25", "/%2541", "/.a"]
+        {
+            assert_eq!(never_requested(good), None, "{good}");
+        }
+        for (bad, reason) in [
+            ("", "write `/`"),
+            ("a", "write `/a`"),
+            ("/a?b", "ends before `?`"),
+            ("/a#b", "ends before `?`"),
+            ("/a b", "write `/a%20b`"),
+            ("/caf\u{e9}", "write `/caf%C3%A9`"),
+            ("/<a>", "write `/%3Ca%3E`"),
+            ("/a\\b", "backslash"),
+            ("/a//b", "empty segment"),
+            ("/a/./b", "dot segment"),
+            ("/a/..", "dot segment"),
+            ("/a/..;x/b", "dot segment"),
+            ("/.%3Bx", "dot segment"),
+            ("/%", "two hexadecimal digits"),
+            ("/%4", "two hexadecimal digits"),
+            ("/%4g", "two hexadecimal digits"),
+            ("/%e9", "upper-case digits"),
+            ("/%7Euser", "letters as they are"),
+            ("/%2F", "rejected"),
+            ("/%5C", "rejected"),
+            ("/%00", "rejected"),
+            ("/%252F", "once more"),
+        ] {
+            let found = never_requested(bad);
+            assert!(found.as_ref().is_some_and(|found| found.contains(reason)), "{bad}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_beginning_may_be_incomplete() {
+        for good in ["/", "/a/", "/a/.", "/a/..", "/caf%C3%A9/", "/caf%", "/caf%4", "/caf%C", "/a%25"] {
+            assert_eq!(never_begins(good), None, "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            "/a b",
+            "/gr\u{f6}\u{df}e/",
+            "/%7Euser/",
+            "/%c3%a9/",
+            "/%c",
+            "//a/",
+            "/a/../b/",
+            "/./",
+            "/a;",
+            "/a%3Bb",
+            "/a?",
+            "/%g",
+        ] {
+            assert!(never_begins(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

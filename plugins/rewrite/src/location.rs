@@ -77,25 +77,6 @@ pub fn checked(path: &str) -> Result<String, String> {
     Ok(checked)
 }
 
-/// Returns why no request has a path; `None` if requests may have it. The host has normalised the paths of requests.
-pub fn never_requested(path: &str) -> Option<String> {
-    let is_settled = |(at, _): (usize, &str)| {
-        let digits = path.get(at + 1..at + 3).unwrap_or_default();
-        let is_upper = digits.bytes().all(|digit| digit.is_ascii_digit() || digit.is_ascii_uppercase());
-        is_upper && u8::from_str_radix(digits, 16).is_ok_and(|byte| !percent::is_unreserved(byte))
-    };
-    let why = match checked(path) {
-        Err(_) => return Some(format!("invalid path: `{path}`; expected one such as `/old/page`")),
-        Ok(_) if path.contains("//") => "an empty segment; expected single slashes",
-        Ok(checked) if checked != path => "characters that requests have percent-encoded",
-        Ok(_) if !path.match_indices('%').all(is_settled) => {
-            "an escape that requests don't have; expected upper-case digits, and letters as they are"
-        }
-        Ok(_) => return None,
-    };
-    Some(format!("path that no request has: `{path}` has {why}"))
-}
-
 /// Appends text, with bytes that must be escaped in a URI and the bytes of `others` percent-encoded.
 pub fn push_escaped(into: &mut String, text: &[u8], others: &[u8]) {
     let is_kept = |byte: u8| byte.is_ascii_graphic() && !b"\"<>`{}".contains(&byte) && !others.contains(&byte);

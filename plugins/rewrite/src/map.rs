@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use plugway_sdk::lines::{self, Line};
+use plugway_sdk::path::never_requested;
 use plugway_sdk::{ConfigError, Setup};
 
-use crate::location::{Location, never_requested};
+use crate::location::Location;
 use crate::rules::check_status;
 use crate::target::{Target, Use};
 
