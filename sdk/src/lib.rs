@@ -4,8 +4,8 @@
 //! [`ResponseFilter`], [`RequestBody`], [`ResponseBody`], [`BufferedRequestBody`], [`BufferedResponseBody`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
 //! the hooks, and `cargo build --target wasm32-wasip2` makes a component that the proxy loads.
 //!
-//! [`path`], [`query`], [`form`], [`cookie`] and [`media_type`] read and write the parts of messages, [`exchange`] has values
-//! that were not declared, [`clock`] has the time, [`log`] and [`metrics`] report.
+//! [`path`], [`authority`], [`query`], [`form`], [`cookie`] and [`media_type`] read and write the parts of messages,
+//! [`exchange`] has values that were not declared, [`clock`] has the time, [`log`] and [`metrics`] report.
 //!
 //! A filter declares in [`Plugin::new`] which values it needs and receives exactly those with each call. It never
 //! changes a message itself: it returns a [`Verdict`], which the host applies.
@@ -58,6 +58,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod authority;
 #[doc(hidden)]
 pub mod bindings;
 pub mod bounds;

@@ -1,9 +1,9 @@
 //! The rules: conditions, and the limits that apply where they hold.
 
-use plugway_sdk::path::without_parameters;
+use plugway_sdk::path::{never_begins, without_parameters};
 use plugway_sdk::token::is_token;
 use plugway_sdk::{
-    ConfigError, EditPlan, EditPlanId, Input, Response, Setup, ValueName, Values, Verdict, lines, units,
+    ConfigError, EditPlan, EditPlanId, Input, Response, Setup, ValueName, Values, Verdict, authority, lines, units,
 };
 
 use crate::config::{Config, Rule};
@@ -131,8 +131,8 @@ fn rule_of(place: usize, rule: &Rule, others: &Limits, setup: &mut Setup) -> (Co
     }
     let conditions = Conditions {
         methods: checked(&rule.methods, &at("methods"), setup, method),
-        paths: checked(&rule.paths, &at("paths"), setup, path),
-        hosts: checked(&rule.hosts, &at("hosts"), setup, host),
+        paths: checked(&rule.paths, &at("paths"), setup, |path| never_begins(path).map_or(Ok(()), Err)),
+        hosts: checked(&rule.hosts, &at("hosts"), setup, |host| authority::never_requested(host).map_or(Ok(()), Err)),
         types: media_types(&rule.types, &at("types"), setup),
     };
     let limits = Limits {
@@ -189,23 +189,4 @@ fn method(method: &str) -> Result<(), String> {
     }
     let upper = method.to_ascii_uppercase();
     if method == upper { Ok(()) } else { Err(format!("`{method}`: methods are in capitals; write `{upper}`")) }
-}
-
-fn path(path: &str) -> Result<(), String> {
-    if !path.starts_with('/') || path.contains(['?', '#', ';']) {
-        return Err(format!("invalid path: `{path}`; expected one such as `/upload/`"));
-    }
-    Ok(())
-}
-
-fn host(host: &str) -> Result<(), String> {
-    let name = host.strip_prefix("*.").unwrap_or(host);
-    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._[:]".contains(&byte);
-    let has_port = name.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
-    if name.is_empty() || !name.bytes().all(is_part) || has_port {
-        return Err(format!(
-            "invalid host: `{host}`; expected one such as `files.example.org` or `*.example.org`, without a port"
-        ));
-    }
-    Ok(())
 }

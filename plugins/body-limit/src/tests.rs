@@ -90,6 +90,40 @@ fn a_length_has_to_be_announced_where_that_is_demanded() {
 }
 
 #[test]
+fn conditions_that_no_request_meets_are_errors() {
+    let error = |list: &str, condition: &str| {
+        let config = json!({ "rules": [{ list: [condition], "max": "1 KiB" }] });
+        let mut found = Harness::<BodyLimit>::errors(config);
+        assert_eq!(found.len(), 1, "{condition}: {found:?}");
+        assert_eq!(found[0].path, format!("/rules/0/{list}/0"), "{condition}");
+        found.swap_remove(0).message
+    };
+    for (path, part) in [
+        ("/gr\u{f6}\u{df}e/", "write `/gr%C3%B6%C3%9Fe/`"),
+        ("/a b", "write `/a%20b`"),
+        ("/%7Euser/", "letters as they are"),
+        ("/%c3%a9/", "upper-case digits"),
+        ("//upload/", "empty segment"),
+        ("/a/../upload/", "dot segment"),
+        ("/a;b", "parameters"),
+        ("/a?b", "ends before `?`"),
+    ] {
+        let message = error("paths", path);
+        assert!(message.contains(part), "{path}: {message}");
+    }
+    for (host, part) in [
+        ("files.example.org.", "write `files.example.org`"),
+        ("files..example.org", "invalid host"),
+        ("[0:0::1]", "write `[::1]`"),
+        ("*.Example.org", "write `*.example.org`"),
+    ] {
+        let message = error("hosts", host);
+        assert!(message.contains(part), "{host}: {message}");
+    }
+    harness(json!({ "rules": [{ "paths": ["/a/.", "/%C3%9F"], "hosts": ["[::1]", "*.a.example"], "max": "1 KiB" }] }));
+}
+
+#[test]
 fn configurations_that_limit_nothing_are_errors() {
     for (config, path, part) in [
         (json!({}), "", "nothing is limited"),

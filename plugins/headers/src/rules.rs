@@ -1,6 +1,6 @@
 //! Parsing of edits and conditions.
 
-use plugway_sdk::path::without_parameters;
+use plugway_sdk::path::{never_begins, without_parameters};
 use plugway_sdk::pointer;
 use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
@@ -49,11 +49,7 @@ pub fn check_conditions(when: &When) -> Result<(), ConfigError> {
         }
     }
     for (at, path) in when.paths.iter().enumerate() {
-        if !path.starts_with('/') {
-            return wrong("paths", at, format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));
-        }
-        if path.contains(['?', '#', ';']) {
-            let why = format!("path that no request has: `{path}`; paths end before `?`, `#` and `;`");
+        if let Some(why) = never_begins(path) {
             return wrong("paths", at, why);
         }
     }

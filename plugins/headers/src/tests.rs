@@ -139,7 +139,10 @@ fn all_mistakes_of_templates_are_named() {
 fn conditions_that_no_message_meets_are_errors() {
     for (when, pointer, why) in [
         (json!({ "paths": ["/a", "api"] }), "/when/paths/1", "write `/api`"),
-        (json!({ "paths": ["/a?b"] }), "/when/paths/0", "end before `?`"),
+        (json!({ "paths": ["/a?b"] }), "/when/paths/0", "ends before `?`"),
+        (json!({ "paths": ["/gr\u{f6}\u{df}e/"] }), "/when/paths/0", "write `/gr%C3%B6%C3%9Fe/`"),
+        (json!({ "paths": ["/%7Euser/"] }), "/when/paths/0", "letters as they are"),
+        (json!({ "paths": ["/a;b"] }), "/when/paths/0", "parameters"),
         (json!({ "methods": ["get"] }), "/when/methods/0", "write `GET`"),
         (json!({ "methods": ["A B"] }), "/when/methods/0", "invalid method"),
         (json!({ "statuses": [200, 20] }), "/when/statuses/1", "invalid status: 20"),
