@@ -16,7 +16,8 @@ pub struct Config {
     pub request: Edits,
     /// The edits to responses.
     pub response: Edits,
-    /// Conditions: the edits are made only if all conditions hold.
+    /// Conditions: the edits are made only if all conditions hold. For responses, the method and the path are those that
+    /// the plugins below have left, as `rewrite` may have changed them.
     pub when: Option<When>,
     /// Fields that describe the client to the upstream, by the rules for proxies behind proxies.
     pub forwarded: Option<Forwarded>,
