@@ -35,6 +35,9 @@ const FORMAT: &str = "1";
 const LOCK: &str = "lock";
 const TEMPORARY: &str = "tmp";
 
+/// The folder that ext4 and others make at the top of a file system, which a cache may have for itself.
+const RECOVERED: &str = "lost+found";
+
 impl DirectoryLock {
     /// Locks a directory for this process, and creates or prepares it if necessary. The error explains how to fix the
     /// problem.
@@ -174,7 +177,9 @@ fn known_seed(path: &Path) -> io::Result<Option<u64>> {
     let text = match files::read_text(&path.join(MARKER), files::MARKER) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let is_other = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK);
+            let is_other = |entry: io::Result<DirEntry>| {
+                entry.is_ok_and(|entry| entry.file_name() != LOCK && entry.file_name() != RECOVERED)
+            };
             if std::fs::read_dir(path)?.any(is_other) {
                 return Err(io::Error::other("it holds other files; expected an empty folder, or a new one"));
             }

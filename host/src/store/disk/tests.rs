@@ -214,6 +214,18 @@ fn a_folder_of_others_is_left_as_it_is() {
 }
 
 #[test]
+fn a_file_system_of_its_own_is_an_empty_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("lost+found")).unwrap();
+    assert_eq!(check(folder.path()), Ok(()));
+    let disk = open(folder.path());
+    put(&disk, "content");
+    close(disk);
+    assert_eq!(read(&open(folder.path())), Some("content".into()));
+    assert!(folder.path().join("lost+found").exists());
+}
+
+#[test]
 fn entries_with_long_names_and_tags_count_for_the_memory_that_they_take() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
