@@ -4,6 +4,7 @@ mod canonical;
 mod config;
 mod location;
 mod map;
+mod mismatch;
 mod policy;
 mod query;
 mod rewriter;

@@ -5,6 +5,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use crate::config::RuleConfig;
 use crate::location::Location;
+use crate::mismatch::mismatch;
 use crate::target::{Target, Use};
 
 /// The rules in their order.
@@ -68,6 +69,9 @@ impl Rule {
             .dfa_size_limit(DFA_SIZE)
             .build()
             .map_err(|error| ("regex", format!("invalid regular expression: {}", reason(&error))))?;
+        if let Some(why) = mismatch(&rule.regex) {
+            return Err(("regex", format!("expression that no path matches: `{}`; {why}", rule.regex)));
+        }
         if let Some(status) = rule.redirect {
             check_status(status).map_err(|message| ("redirect", message))?;
         }
