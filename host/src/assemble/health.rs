@@ -168,12 +168,18 @@ impl Assembly<'_> {
     pub(super) fn speaks_grpc(
         &mut self,
         source: &Arc<Source>,
-        checks: &Spanned<manifest::HealthChecksTable>,
+        upstream: &manifest::UpstreamTable,
         members: &ListedEndpoints,
     ) {
-        let Some(kind) = checks.get_ref().kind.as_ref().filter(|kind| kind.get_ref() == "grpc") else { return };
+        let kind = upstream.health.as_ref().and_then(|checks| checks.get_ref().kind.as_ref());
+        let Some(kind) = kind.filter(|kind| kind.get_ref() == "grpc") else { return };
         if members.speak().any(|speaks| *speaks == EndpointProtocol::Http1) {
             let message = "gRPC over HTTP/1: an endpoint has neither `h2c://` nor `https://`; write one of them, such as \"h2c://127.0.0.1:50051\"";
+            self.problems.at(source, kind.span(), message);
+        }
+        let is_refused = upstream.tls.as_ref().is_some_and(|tls| tls.get_ref().http2 == Some(false));
+        if is_refused && members.speak().any(|speaks| matches!(speaks, EndpointProtocol::Tls(_))) {
+            let message = "gRPC without HTTP/2: an endpoint with `https://` speaks HTTP/1 by `http2 = false` of `tls`; remove `http2`";
             self.problems.at(source, kind.span(), message);
         }
     }

@@ -74,7 +74,7 @@ impl Assembly<'_> {
         let balancer = self.balancer(source, name, upstream, &members);
         let rules = self.rules(source, upstream);
         let check = upstream.health.as_ref().and_then(|health| {
-            self.speaks_grpc(source, health, &members);
+            self.speaks_grpc(source, upstream, &members);
             self.check(source, health.get_ref(), &rules)
         });
         let health = self.health(source, upstream);
