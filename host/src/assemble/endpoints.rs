@@ -1,7 +1,7 @@
 //! The assembly of an upstream's list of endpoints: addresses, names to look up, and files with more endpoints.
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -301,9 +301,20 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
     is_host.then_some((host, port))
 }
 
+/// Whether a text is the name of a service: `_service._protocol.` and a domain (RFC 2782), of labels that DNS can have.
 fn is_service(text: &str) -> bool {
-    text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label =
+        |label: &str| (2..=63).contains(&label.len()) && label.starts_with('_') && label[1..].bytes().all(is_part);
+    let mut labels = name.splitn(3, '.');
+    let are_named = labels.next().is_some_and(is_label) && labels.next().is_some_and(is_label);
+    let is_domain = |domain: &str| is_name(domain) && domain.parse::<Ipv4Addr>().is_err();
+    are_named && labels.next().is_some_and(is_domain) && name.len() <= MAX_NAME_BYTES
 }
+
+/// The maximum length of a domain name (RFC 1035 §2.3.4), as text without the dot at its end.
+const MAX_NAME_BYTES: usize = 253;
 
 /// Returns the address that is probably meant by an address with a path, or without a port.
 fn meant(text: &str) -> Option<String> {
@@ -362,6 +373,32 @@ mod tests {
         assert_eq!(scheme("h2c://unix:/run/a"), (EndpointScheme::H2c, "unix:/run/a"));
         assert_eq!(scheme("a:80"), (EndpointScheme::Http, "a:80"));
         assert_eq!((host("[::1]:443"), host("a.b:1")), ("::1", "a.b"));
-        assert!(is_service("_http._tcp.a") && !is_service("a.b") && !is_service("_http._tcp.a:80"));
+    }
+
+    #[test]
+    fn names_of_services_are_such_as_dns_can_have() {
+        let label = "a".repeat(63);
+        let longest = format!("_http._tcp.{}", [&*label; 3].join(".") + "." + &"b".repeat(50));
+        for good in ["_http._tcp.a", "_http._tcp.a.b.", "_my-app_2._tcp.service.consul", &longest] {
+            assert!(is_service(good), "{good}");
+        }
+        let (long, too_long) = (format!("_http._tcp.{label}a"), format!("{longest}b"));
+        for bad in [
+            "a.b",
+            "_http._tcp.a:80",
+            "_http._tcp",
+            "_http._tcp.",
+            "_http._tcp..a",
+            "_http._tcp.a..",
+            "_http.tcp.a",
+            "_._tcp.a",
+            "_http._tcp.b\u{fc}cher",
+            "_http._tcp.127.0.0.1",
+            "_http._tcp.a b",
+            &long,
+            &too_long,
+        ] {
+            assert!(!is_service(bad), "{bad}");
+        }
     }
 }

@@ -60,8 +60,7 @@ struct MonitoredSet {
 /// A failed lookup.
 struct FailedLookup {
     error: String,
-    /// Whether a name server says that there is nothing.
-    is_certain: bool,
+    remedy: &'static str,
 }
 
 /// A background task that is aborted when the value is dropped.
@@ -83,7 +82,7 @@ const SHOWN_TARGETS: usize = 3;
 /// The maximum length of their errors in the log, in bytes.
 const MAX_SHOWN_BYTES: usize = 512;
 
-/// The remedies of lookups that fail: a name server says that there is nothing, or says nothing of use.
+/// The remedies of lookups that fail: the name is at fault, or no name server says anything of use.
 const CORRECT_NAME: &str =
     "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
 const CORRECT_SERVER: &str =
@@ -192,13 +191,14 @@ impl MonitoredSet {
             Ok::<_, LookupError>(lifetime)
         };
         let found = supervised(supervise::Task::Lookup, turn).await;
-        let panicked = |panicked: supervise::Panicked| FailedLookup { error: panicked.to_string(), is_certain: false };
+        let panicked =
+            |panicked: supervise::Panicked| FailedLookup { error: panicked.to_string(), remedy: CORRECT_SERVER };
         found.map_err(panicked)?.map_err(|error| {
-            let is_certain = error.is_certain();
-            if is_certain {
+            if error.is_certain() {
                 self.note_answer(name_index);
             }
-            FailedLookup { error: error.to_string(), is_certain }
+            let remedy = if error.is_about_name() { CORRECT_NAME } else { CORRECT_SERVER };
+            FailedLookup { error: error.to_string(), remedy }
         })
     }
 
@@ -242,7 +242,7 @@ impl MonitoredSet {
         if kept > 0 {
             return warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
         }
-        let remedy = if failed.is_certain { CORRECT_NAME } else { CORRECT_SERVER };
+        let remedy = failed.remedy;
         if endpoints == 0 {
             error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");
         } else if self.is_former.get() {

@@ -401,6 +401,11 @@ impl LookupError {
         matches!(self, Self::NoSuchName(_) | Self::NoAddresses(_) | Self::NoServices(_))
     }
 
+    /// Whether the name has to be corrected, and not the name servers.
+    pub fn is_about_name(&self) -> bool {
+        matches!(self, Self::BadName(_)) || self.is_certain()
+    }
+
     /// Combines two lookups. The answer is only certain if both are.
     fn or(self, other: Self) -> Self {
         if self.is_certain() { other } else { self }
