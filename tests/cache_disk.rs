@@ -201,6 +201,22 @@ fn purges_and_changes_outlast_a_restart() {
 
 /// A purge is complete when it is answered, however many writes are queued.
 #[test]
+fn a_soft_purge_of_a_file_that_is_gone_warns_of_nothing() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let warm = Warm::new(&origin.address, CACHE);
+    let mut proxy = warm.start();
+    proxy.get("/", "");
+    until("the file is known", || proxy.metric("plugway_cache_disk_keys") == 1.0);
+    std::fs::remove_file(&warm.files()[0]).unwrap();
+    // The command waits until the file is marked.
+    assert_eq!(proxy.ask_admin("POST /purge?all&soft").text(), "1 purged\n");
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit(), Some(0));
+    let log = proxy.log_to_end();
+    assert!(!log.contains("can't be marked"), "{log}");
+}
+
+#[test]
 fn purged_response_does_not_return_after_a_crash() {
     let origin = Origin::new(|_, _| response("Cache-Control: max-age=600", &text_of(200_000, 1)));
     let warm = Warm::new(&origin.address, CACHE);

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Weak};
@@ -56,13 +57,19 @@ fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
         Job::Remove(number) => remove(&folder.file(number)),
         Job::Discard(number) => remove(&folder.temporary(number)),
         Job::Mark(number) => {
-            let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
-            // A file that doesn't exist needs no mark.
-            if let Err(error) = file.and_then(|file| record::mark(&file)) {
+            if let Err(error) = mark(&folder.file(number)) {
                 warn!(path = %folder.file(number).display(), %error, "a purged response can't be marked: it may be served again");
             }
         }
         Job::Flush(done) => drop(done.send(())),
+    }
+}
+
+/// Marks a file as purged softly. A file that doesn't exist, because it was evicted since, needs no mark.
+fn mark(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => record::mark(&file?),
     }
 }
 
