@@ -69,6 +69,14 @@ fn path_of(proxy: &Proxy) -> String {
 }
 
 #[test]
+fn a_monitor_of_http_1_0_needs_no_host() {
+    let proxy = with_admin(&manifest(&echo(), "", ADMIN));
+    let mut stream = TcpStream::connect(&proxy.noted).unwrap();
+    stream.write_all(b"GET /status HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 200);
+}
+
+#[test]
 fn a_page_in_a_browser_is_refused_and_changes_nothing() {
     let origin = echo();
     let folder = folder_with_token(TOKEN);
@@ -87,7 +95,7 @@ fn a_page_in_a_browser_is_refused_and_changes_nothing() {
         (&own, "Sec-Fetch-Site: same-site\r\n", 403, 403),
         (rebound, "", 403, 403),
         (rebound, "Origin: http://attacker.example\r\nSec-Fetch-Site: same-origin\r\n", 403, 403),
-        ("", "", 403, 403),
+        ("", "", 400, 400),
         (&own, "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n", 401, 200),
         (&own, "User-Agent: curl/8\r\n", 401, 200),
     ];

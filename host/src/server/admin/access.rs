@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderName};
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode, Version};
 
 use crate::assemble::admin::AdminToken;
 
@@ -35,6 +35,10 @@ const FOREIGN_HOST: AccessRefusal = forbidden(
     "use the address of the admin listener, not another host name; or send the token of its token-file, as \
      Authorization: Bearer",
 );
+const NO_HOST: AccessRefusal = AccessRefusal {
+    status: StatusCode::BAD_REQUEST,
+    reason: "one field `Host` is needed, with the address of the admin listener, such as Host: 127.0.0.1:9145",
+};
 const FOREIGN_PAGE: AccessRefusal = forbidden("requests of web pages are refused");
 const NO_TOKEN: AccessRefusal = forbidden(
     "changes over TCP need a token: use the admin socket, as plugway reload, purge and drain do by default, or set \
@@ -65,7 +69,12 @@ pub fn check<B>(
     let has_token = token.zip(shown(fields)).is_some_and(|(token, shown)| token.matches(shown));
     // A page that resolves its own name to loopback (DNS rebinding) still sends that name, and doesn't know the token.
     let is_own = |host: &str| has_token || is_own_address(host);
-    let host = one(fields, header::HOST).filter(|host| is_own(host)).ok_or(FOREIGN_HOST)?;
+    let host = match one(fields, header::HOST) {
+        Some(host) if is_own(host) => Some(host),
+        Some(_) => return Err(FOREIGN_HOST),
+        None if may_lack_host(request, transport) => None,
+        None => return Err(NO_HOST),
+    };
     if request.uri().authority().is_some_and(|authority| !is_own(authority.as_str())) {
         return Err(FOREIGN_HOST);
     }
@@ -77,6 +86,13 @@ pub fn check<B>(
     }
     let has_length = fields.get_all(header::CONTENT_LENGTH).iter().any(|length| length != "0");
     if has_length || fields.contains_key(header::TRANSFER_ENCODING) { Err(CONTENT) } else { Ok(()) }
+}
+
+/// Whether a request needs no `Host`: one of HTTP/1.0 from this machine, as monitors send it. No page can send such a
+/// request, since browsers send HTTP/1.1 with `Host`.
+fn may_lack_host<B>(request: &Request<B>, transport: AdminTransport) -> bool {
+    let is_local = transport != AdminTransport::Network;
+    is_local && request.version() <= Version::HTTP_10 && !request.headers().contains_key(header::HOST)
 }
 
 /// Whether a request is `OPTIONS *`, by which commands ask what a server is before they send the token.
@@ -121,8 +137,10 @@ fn is_own_address(text: &str) -> bool {
 }
 
 /// Whether a request has no `Origin`, or the origin of the admin listener's own documents.
-fn is_own_origin(fields: &HeaderMap, host: &str) -> bool {
-    let is_own = |origin: &str| origin.strip_prefix("http://").is_some_and(|own| own.eq_ignore_ascii_case(host));
+fn is_own_origin(fields: &HeaderMap, host: Option<&str>) -> bool {
+    let is_own = |origin: &str| {
+        origin.strip_prefix("http://").zip(host).is_some_and(|(own, host)| own.eq_ignore_ascii_case(host))
+    };
     !fields.contains_key(header::ORIGIN) || one(fields, header::ORIGIN).is_some_and(is_own)
 }
 

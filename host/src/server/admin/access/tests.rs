@@ -34,8 +34,32 @@ fn hosts_are_addresses_or_localhost() {
     bad.iter()
         .for_each(|host| assert_eq!(outcome("GET", &[("host", host)], AdminTransport::Loopback, None), 403, "{host}"));
     let two = [("host", "127.0.0.1"), ("host", "attacker.example")];
-    assert_eq!(outcome("GET", &two, AdminTransport::Owner, None), 403);
-    assert_eq!(outcome("GET", &[], AdminTransport::Owner, None), 403);
+    assert_eq!(outcome("GET", &two, AdminTransport::Owner, None), 400);
+    assert_eq!(outcome("GET", &[], AdminTransport::Owner, None), 400);
+}
+
+#[test]
+fn a_monitor_of_this_machine_may_leave_out_the_host() {
+    let ask = |method: &str, version, fields: &[(&str, &str)], transport| {
+        let mut request = Request::builder().method(method).uri("/status").version(version);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        check(&request.body(()).unwrap(), transport, None)
+    };
+    for local in [AdminTransport::Owner, AdminTransport::Loopback] {
+        assert_eq!(ask("GET", Version::HTTP_10, &[], local), Ok(()), "{local:?}");
+        assert_eq!(ask("GET", Version::HTTP_11, &[], local), Err(NO_HOST), "{local:?}");
+        let two = [("host", "127.0.0.1"), ("host", "127.0.0.1")];
+        assert_eq!(ask("GET", Version::HTTP_10, &two, local), Err(NO_HOST), "{local:?}");
+        assert_eq!(ask("GET", Version::HTTP_10, &[("host", "attacker.example")], local), Err(FOREIGN_HOST));
+        for page in [("origin", "http://"), ("origin", "http://attacker.example"), ("sec-fetch-site", "same-site")] {
+            assert_eq!(ask("GET", Version::HTTP_10, &[page], local), Err(FOREIGN_PAGE), "{page:?}");
+        }
+    }
+    assert_eq!(ask("GET", Version::HTTP_10, &[], AdminTransport::OtherUser), Err(OTHER_USER));
+    assert_eq!(ask("GET", Version::HTTP_10, &[], AdminTransport::Network), Err(NO_HOST));
+    assert_eq!(ask("POST", Version::HTTP_10, &[], AdminTransport::Loopback), Err(NO_TOKEN));
 }
 
 #[test]
@@ -52,7 +76,7 @@ fn the_token_makes_any_host_acceptable() {
     }
     let page = [("host", "plugway:9145"), ("authorization", &*right), ("origin", "http://attacker.example")];
     assert_eq!(outcome("GET", &page, AdminTransport::Network, Some(&token)), 403);
-    assert_eq!(outcome("GET", &[page[1]], AdminTransport::Network, Some(&token)), 403, "one Host is needed");
+    assert_eq!(outcome("GET", &[page[1]], AdminTransport::Network, Some(&token)), 400, "one Host is needed");
 }
 
 #[test]
