@@ -266,3 +266,19 @@ impl StdError for Error {
         Some(&*self.cause)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_kinds_has_each_with_its_status() {
+        let page = include_str!("../../docs/metrics.md");
+        for kind in FailureKind::ALL {
+            let begin = format!("| `{}` |", kind.token());
+            let row =
+                page.lines().find(|line| line.starts_with(&begin)).unwrap_or_else(|| panic!("no row of {kind:?}"));
+            assert!(row.contains(kind.status().as_str()), "{row}");
+        }
+    }
+}
