@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use plugway_sdk::authority::{is_authority, never_requested};
 use plugway_sdk::{ConfigError, Setup};
 
 use crate::config::{self, Redirect, TrailingSlash};
@@ -122,8 +123,9 @@ fn is_name(authority: &str) -> bool {
     host.contains('.') && !host.starts_with('[') && !host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
+/// Whether a text is a host that requests can have, with or without a port. An address of IPv6 is none, because its colons
+/// would be taken for a port.
 fn is_host(host: &str) -> bool {
-    let (name, port) = host.split_once(':').unwrap_or((host, "80"));
-    let is_fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_fit) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    let (name, _) = split_port(host);
+    is_authority(host) && never_requested(name).is_none() && !name.starts_with('[')
 }

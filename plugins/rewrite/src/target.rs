@@ -1,5 +1,6 @@
 //! Targets of the configuration: a path with the captures of a regular expression in it, or a URI of another site.
 
+use plugway_sdk::authority::is_authority;
 use regex::bytes::{Captures, Regex};
 
 use crate::location::{Location, checked, push_escaped};
@@ -104,8 +105,7 @@ fn split_site(text: &str) -> Result<(Option<&str>, &str), String> {
     };
     let length = text[scheme.len()..].find(['/', '?', '#']).unwrap_or(text.len() - scheme.len());
     let (site, rest) = text.split_at(scheme.len() + length);
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-    if length == 0 || !site[scheme.len()..].bytes().all(is_host) {
+    if !is_authority(&site[scheme.len()..]) {
         return Err(format!(
             "invalid host: `{site}`; expected a fixed host such as `https://example.org/`, since a request must not choose it"
         ));
