@@ -550,7 +550,8 @@ fn followers_stream_what_still_comes_in() {
 #[test]
 fn content_that_breaks_off_is_told_as_broken_and_not_stored() {
     let (gate, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let proxy = Proxy::start(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ""));
+    let proxy = Proxy::start_after(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ADMIN), "admin at");
+    let stored = || proxy.metric("plugway_cache_stored_total{plugin=\"cache\"}");
     let mut client = proxy.connect();
     write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
     read_until(&mut client, "first\r\n");
@@ -558,9 +559,11 @@ fn content_that_breaks_off_is_told_as_broken_and_not_stored() {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "", "no end that looks like one");
+    assert_eq!(stored(), 0.0);
     gate.store(1, Ordering::Relaxed);
     assert_eq!(proxy.get("/", "").text(), "firstsecond");
     assert_eq!(asked.load(Ordering::Relaxed), 2);
+    until("the other response is counted", || stored() == 1.0);
 }
 
 #[test]

@@ -582,7 +582,7 @@ impl CacheStage {
         worker.guards[self.binding].charge_work(context.work.take());
     }
 
-    fn figures(self, worker: &WorkerState) -> &CacheMetrics {
+    fn figures(self, worker: &WorkerState) -> &Arc<CacheMetrics> {
         &worker.caches[self.binding]
     }
 

@@ -381,8 +381,8 @@ impl Fetch<'_> {
             into: WriteTarget::Memory,
             backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer),
             exchange: FetchName::of(context),
+            figures: miss.stage.figures(worker).clone(),
         };
-        miss.stage.figures(worker).stored.add(1);
         // Requests on other workers may read the response, and those workers may outlive this one.
         let alive = worker.alive.upgrade();
         spawn(Task::CacheFill, async move {

@@ -22,6 +22,7 @@ use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
 use crate::telemetry::failure_log::{self, Topic};
+use crate::telemetry::metrics::CacheMetrics;
 
 /// A response that is being stored while it arrives.
 pub struct StoreWriter {
@@ -41,6 +42,7 @@ pub struct StoreWriter {
     /// The content that waits for slower readers, if it is not stored.
     pub backlog: ReaderBacklog,
     pub exchange: FetchName,
+    pub figures: Arc<CacheMetrics>,
 }
 
 /// The exchange that fetches a response, as it is named in the log.
@@ -115,11 +117,14 @@ impl StoreWriter {
             WriteTarget::Memory => {
                 let object = Arc::new(self.object.with_content(self.fill.content(trailers).into()));
                 self.store.insert(self.id, &self.key, object, self.epoch);
+                self.figures.stored.add(1);
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());
                 let (id, epoch, length) = (self.id, self.epoch, bytes);
-                spill.finish(WrittenResponse { id, key, epoch, object, length, trailers }).await;
+                if spill.finish(WrittenResponse { id, key, epoch, object, length, trailers }).await {
+                    self.figures.stored.add(1);
+                }
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
             WriteTarget::Nowhere => {}

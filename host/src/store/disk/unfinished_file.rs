@@ -79,8 +79,8 @@ impl UnfinishedFile {
         true
     }
 
-    /// Finishes the file, after which requests can find it.
-    pub async fn finish(mut self, written: WrittenResponse) {
+    /// Finishes the file, after which requests can find it. Returns whether it was written.
+    pub async fn finish(mut self, written: WrittenResponse) -> bool {
         let WrittenResponse { id, key, epoch, object, length, trailers } = written;
         let finished = spawn_blocking(move || {
             let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
@@ -99,9 +99,10 @@ impl UnfinishedFile {
             });
             self.is_finished = size.is_ok();
             self.disk.finish_write(id, &key, &object, size, epoch);
+            self.is_finished
         });
         // The task doesn't panic, and at the end of the process its result isn't needed.
-        let _ = finished.await;
+        finished.await.unwrap_or(false)
     }
 }
 
