@@ -594,3 +594,20 @@ fn a_folder_has_one_process_and_nothing_else() {
     until("it is found again", || status(&proxy).contains("\"found\":true,\"keys\":1,"));
     assert_eq!(proxy.get("/", "").text(), "1");
 }
+
+#[test]
+fn a_reload_may_spell_the_folder_anew() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let warm = Warm::new(&origin.address, CACHE);
+    let proxy = warm.start();
+    assert_eq!(proxy.get("/", "").text(), "1");
+    std::os::unix::fs::symlink("store", warm.folder.path().join("link")).unwrap();
+    let store = warm.folder.path().join("store");
+    for spelling in [store.to_str().unwrap(), "link", "store/../store"] {
+        let text = warm.text.replace("path = \"store\"", &format!("path = {spelling:?}"));
+        std::fs::write(warm.folder.path().join("plugway.toml"), text).unwrap();
+        proxy.signal("HUP");
+        proxy.wait_log("reloaded: generation");
+        assert_eq!(proxy.get("/", "").text(), "1", "{spelling}");
+    }
+}

@@ -96,7 +96,7 @@ pub struct Assembler {
     shared_states: SharedStates,
     /// The states that plugins share with other processes.
     fleet_states: FleetStates,
-    /// The stores of caches, by folder.
+    /// The stores of caches, by folder, each in one spelling.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// The time of a check that builds nothing that is served; `None` if generations are built. A check opens nothing that
     /// another process may use.

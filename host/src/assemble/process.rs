@@ -109,10 +109,11 @@ impl Assembly<'_> {
     /// Returns the store for these limits: that of the last generation, or another one that is still in use at the same
     /// place.
     pub(super) fn store(&mut self, files: &[ManifestFile], limits: &StoreLimits) -> Arc<Store> {
-        let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
+        // A folder has one store, however the manifest spells it: this process has locked it already.
+        let folder = || limits.disk.as_ref().map(|disk| whole(&disk.folder));
         let stores = &mut self.assembly.stores;
         stores.retain(|_, store| store.strong_count() > 0);
-        if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
+        if let Some(store) = stores.get(&folder()).and_then(Weak::upgrade) {
             return store;
         }
         let is_only_looked_at = self.assembly.check_time.is_some() || self.problems.count() > 0;
@@ -131,7 +132,8 @@ impl Assembly<'_> {
         if is_only_looked_at {
             return store;
         }
-        self.assembly.stores.insert(folder, Arc::downgrade(&store));
+        // The folder may exist only since it was opened.
+        self.assembly.stores.insert(folder(), Arc::downgrade(&store));
         store
     }
 
