@@ -549,7 +549,7 @@ fn instances_of_a_plugin_that_asks_are_charged_to_its_share() {
 /// A reload that was rejected gave its answers to the instances of the manifest that went on.
 #[test]
 fn answers_to_a_manifest_that_is_rejected_reach_no_instance() {
-    let count = std::sync::Arc::new(AtomicUsize::new(1));
+    let count = Arc::new(AtomicUsize::new(1));
     let issuer = origin(move |_| ok(&format!("keys {}", count.fetch_add(1, Ordering::Relaxed))));
     let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let text = calling(&issuer, &format!("{AUTH}, \"http://{silent}\""), EARLY);
