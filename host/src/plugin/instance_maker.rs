@@ -233,7 +233,8 @@ impl Queues<PluginVersion> {
     }
 }
 
-/// Makes an instance that a worker waits for. Returns the rest of its version: longer if nobody is charged for it any more.
+/// Makes an instance that a worker waits for. Returns the rest of its version, which is longer if the plugin is not charged,
+/// because the call has ended.
 fn make_for_worker(order: WorkerOrder<PluginVersion>) -> Duration {
     let WorkerOrder { version, wanted: WantedInstance { members, answers, .. }, reply } = order;
     // The worker has given up, because another instance could not be made.

@@ -55,6 +55,13 @@ pub struct Caller {
 /// A body whose chunks have outcomes of requests between them.
 pub struct Asking(Option<http::Request>);
 
+/// Computes for some time.
+#[expect(clippy::disallowed_methods, reason = "a guest has no clock of a worker")]
+fn spin(time: Duration) {
+    let began = Instant::now();
+    while began.elapsed() < time {}
+}
+
 /// Returns the outcome of a request as text.
 fn outcome(call: http::Request) -> String {
     match call.send() {
@@ -80,8 +87,7 @@ impl Plugin for Caller {
         if let Some(nap) = config.nap {
             std::thread::sleep(Duration::from_millis(nap));
         }
-        let began = Instant::now();
-        while began.elapsed().as_millis() < config.spin.unwrap_or(0).into() {}
+        spin(Duration::from_millis(config.spin.unwrap_or(0)));
         setup.timer_interval = config.timer.as_ref().map(|_| Duration::from_millis(50));
         let mode = match config.bodies.as_deref() {
             Some("whole") => BodyMode::Buffered(1000, OverLimit::Reject),
