@@ -37,8 +37,8 @@ pub struct FleetClient {
     /// The thread's end of the connection, until the thread has started.
     end: Mutex<Option<LinkEnd>>,
     places: Arc<CommandPlaces>,
-    /// The way of late commands to the thread of the connection. There are no more of them than places.
-    late: mpsc::UnboundedSender<LateCommand>,
+    /// The way of late commands to the thread of the connection.
+    late: mpsc::Sender<LateCommand>,
     breakage: Arc<Breakage>,
     /// The time at which a failed command was last logged, in milliseconds, plus one; 0 before the first.
     logged: AtomicU64,
@@ -61,7 +61,7 @@ struct LateCommand {
 
 /// A command that is under way, which is late if it is dropped before the answer.
 struct SentCommand<'a> {
-    late: &'a mpsc::UnboundedSender<LateCommand>,
+    late: &'a mpsc::Sender<LateCommand>,
     command: Option<LateCommand>,
 }
 
@@ -163,7 +163,7 @@ impl FleetClient {
     /// Returns a client that is not connected yet.
     pub fn new(settings: FleetSettings) -> Self {
         let (sender, link) = watch::channel(Link::Connecting);
-        let (late, received) = mpsc::unbounded_channel();
+        let (late, received) = mpsc::channel(settings.commands);
         let places = Arc::new(CommandPlaces::new(settings.commands));
         let end = Mutex::new(Some(LinkEnd { link: sender, late: received }));
         let (breakage, logged) = (Arc::default(), AtomicU64::new(0));
@@ -209,7 +209,7 @@ impl FleetClient {
             let late = LateCommand { _place: place, connection: number };
             let sent = SentCommand { late: &self.late, command: Some(late) };
             let result = command(connection).await;
-            sent.is_answered();
+            sent.end();
             result.map_err(|error| self.failed(&error, number))
         });
         let answer = answer.await;
@@ -254,7 +254,7 @@ impl FleetClient {
 
 impl SentCommand<'_> {
     /// Returns the place of a command that has been answered.
-    fn is_answered(mut self) {
+    fn end(mut self) {
         self.command = None;
     }
 }
@@ -262,7 +262,8 @@ impl SentCommand<'_> {
 impl Drop for SentCommand<'_> {
     fn drop(&mut self) {
         if let Some(command) = self.command.take() {
-            let _ = self.late.send(command);
+            // There is room for as many as have places; without a thread, the place is returned at once.
+            let _ = self.late.try_send(command);
         }
     }
 }

@@ -46,14 +46,14 @@ pub enum LinkStatus {
 pub(super) struct LinkEnd {
     pub link: watch::Sender<Link>,
     /// The commands whose calls have ended before the answer was there.
-    pub late: mpsc::UnboundedReceiver<LateCommand>,
+    pub late: mpsc::Receiver<LateCommand>,
 }
 
 /// The thread's view of the connection.
 struct Supervisor {
     settings: Arc<FleetSettings>,
     link: watch::Sender<Link>,
-    late: mpsc::UnboundedReceiver<LateCommand>,
+    late: mpsc::Receiver<LateCommand>,
     breakage: Arc<Breakage>,
     /// The number of the last connection.
     number: u64,
@@ -226,7 +226,7 @@ impl Supervisor {
 /// Pings the server for late commands: answers come in the order of commands, so that a ping is answered after them, and
 /// their places are free then. Returns when a ping is not answered in time.
 async fn answer_late(
-    late: &mut mpsc::UnboundedReceiver<LateCommand>,
+    late: &mut mpsc::Receiver<LateCommand>,
     mut connection: MultiplexedConnection,
     number: u64,
     limit: Duration,
