@@ -15,7 +15,7 @@ pub struct HeldEnd {
     bytes: usize,
 }
 
-/// What an observer receives of an exchange that has ended.
+/// The part of an exchange that an observer receives once the exchange has ended.
 pub struct ObservedEnd {
     /// The values that the observer has declared.
     pub values: Vec<Option<Vec<u8>>>,
