@@ -128,6 +128,9 @@ const LOG_PAUSE_MS: u64 = 60_000;
 /// Bytes of the server's messages in the log.
 const MAX_MESSAGE_BYTES: usize = 200;
 
+/// The maximum number of late commands that the link looks after.
+const MAX_LATE: usize = 10_000;
+
 /// The message about a command that has found no place.
 const NO_PLACE: &str = "no place among `[shared] commands` in time; a plugin has a quarter of them at most";
 
@@ -163,7 +166,8 @@ impl FleetClient {
     /// Returns a client that is not connected yet.
     pub fn new(settings: FleetSettings) -> Self {
         let (sender, link) = watch::channel(Link::Connecting);
-        let (late, received) = mpsc::channel(settings.commands);
+        // A wrong number is an error of its own, which is found while the manifest is read.
+        let (late, received) = mpsc::channel(settings.commands.clamp(1, MAX_LATE));
         let places = Arc::new(CommandPlaces::new(settings.commands));
         let end = Mutex::new(Some(LinkEnd { link: sender, late: received }));
         let (breakage, logged) = (Arc::default(), AtomicU64::new(0));
