@@ -210,8 +210,11 @@ impl ExchangeRecord {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            let called = declared(needs, context)
-                .and_then(|values| self.worker.observe(*binding, ObservedEnd { values, summary }, context));
+            let guard = &self.worker.guards[*binding];
+            let values = guard.admit_work().and_then(|()| declared(needs, context));
+            guard.charge_work(context.work.take());
+            let called =
+                values.and_then(|values| self.worker.observe(*binding, ObservedEnd { values, summary }, context));
             if let Err(failure) = called {
                 self.worker.record_plugin_failure(*binding, "observer", &failure, Some(context));
             }

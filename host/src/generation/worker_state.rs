@@ -293,7 +293,6 @@ impl WorkerState {
         context: &ExchangeContext,
     ) -> Result<(), PluginFailure> {
         let (guard, waits) = (&self.guards[plugin_id], self.generation.bindings[plugin_id].waits());
-        guard.charge_work(context.work.take());
         let is_later = waits || guard.waits_for_turn();
         let held = is_later.then(|| guard.ended.hold(end.bytes()));
         match held {
