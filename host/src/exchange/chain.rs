@@ -134,7 +134,11 @@ pub fn down(
     for (depth, plugin_id) in route.chain.iter().enumerate().skip(from.0) {
         let configured = &worker.generation.bindings[*plugin_id];
         let hooked = match &configured.request {
-            Hook::Absent if configured.cache.is_some() && worker.guards[*plugin_id].waits_for_turn() => {
+            // A lookup by a plan makes no call.
+            Hook::Absent
+                if configured.cache.as_ref().is_some_and(|inputs| inputs.plan.is_none())
+                    && worker.guards[*plugin_id].waits_for_turn() =>
+            {
                 return Ok(RequestHooks::Wait(ChainPosition(depth)));
             }
             Hook::Absent => Ok(None),
