@@ -128,6 +128,10 @@ const LOG_PAUSE_MS: u64 = 60_000;
 /// Bytes of the server's messages in the log.
 const MAX_MESSAGE_BYTES: usize = 200;
 
+/// The length in bytes that is expected of a value which a command gets: a plugin has a quarter of all commands under way, and
+/// no more than its bytes, if its values are no longer.
+const USUAL_VALUE: usize = 16 << 10;
+
 /// The maximum number of late commands that the link looks after.
 const MAX_LATE: usize = 10_000;
 
@@ -353,7 +357,7 @@ impl FleetState {
     pub async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, SharedError> {
         let mut call = scripts::GET.key(self.key(key)?);
         call.arg(bounds::SHARED_VALUE);
-        let (code, value): (i64, Option<Vec<u8>>) = self.invoke(call, key.len() + bounds::SHARED_VALUE).await?;
+        let (code, value): (i64, Option<Vec<u8>>) = self.invoke(call, key.len() + USUAL_VALUE).await?;
         scripts::checked(code).map(|()| value)
     }
 
