@@ -37,7 +37,8 @@ pub mod held_ends;
 pub mod share_pause;
 pub(super) mod waiting_calls;
 
-/// The minimum of work that is charged, in time. Plans of usual length take far less, and cost no clock reading.
+/// The minimum of work that is charged at once, in time. Plans of usual length take far less, and few of them cost a clock
+/// reading.
 const MIN_CHARGED_WORK: Duration = Duration::from_micros(20);
 
 /// A worker's place for the instance of a configured plugin. Boxed, since the instance leaves it for every call.
@@ -146,8 +147,18 @@ impl PluginCaller {
 
     /// Charges the host's work for the plugin outside of calls.
     pub fn charge_work(&self, work: Duration) {
-        if work >= MIN_CHARGED_WORK {
-            self.share.charge_time(work, Instant::now());
+        if !work.is_zero() {
+            self.charge_owed(work);
+        }
+    }
+
+    /// Charges time together with the short times before it.
+    fn charge_owed(&self, time: Duration) {
+        let owed = self.owed.take() + time;
+        if owed >= MIN_CHARGED_WORK {
+            self.share.charge_time(owed, Instant::now());
+        } else {
+            self.owed.set(owed);
         }
     }
 
@@ -193,12 +204,7 @@ impl PluginCaller {
     /// Charges the time that the host has worked for a call or a body that is under way. Short times are charged together.
     pub fn charge_elapsed(&self, claim: &mut TurnClaim, time: Duration) {
         claim.spend(time);
-        let owed = self.owed.take() + time / SLOWNESS;
-        if owed >= MIN_CHARGED_WORK {
-            self.share.charge_time(owed, Instant::now());
-        } else {
-            self.owed.set(owed);
-        }
+        self.charge_owed(time / SLOWNESS);
     }
 
     /// Keeps no instances from now on.
