@@ -198,7 +198,7 @@ impl PluginCaller {
         let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
             // The plugin is not to blame for computations of others.
-            if permit != CallPermit::Usual || !is_queued.get() {
+            if matches!(permit, CallPermit::Trial(_)) || !is_queued.get() {
                 self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
             }
             Err(PluginFailure::CallTime(call_time))
