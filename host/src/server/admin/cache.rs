@@ -200,11 +200,12 @@ fn normal_beginning(prefix: &str) -> Option<String> {
     }
     // No other host is read as an address: `127.1` may also be the beginning of `127.10.0.1`.
     let is_default = |digits: &str| digits.is_empty() || digits.parse() == Ok(port);
-    let host = lower.rsplit_once(':').filter(|(_, digits)| is_default(digits)).map_or(&*lower, |(host, _)| host);
+    let (host, digits) = lower.rsplit_once(':').filter(|(_, digits)| is_default(digits)).unwrap_or((&lower, ""));
     // The dot at the end of `example.` may be that before `org`.
     let is_name = |name: &&str| name.contains('.') && !name.ends_with(|last: char| last.is_ascii_digit());
     let host = host.strip_suffix('.').filter(is_name).unwrap_or(host);
-    Some(format!("{scheme}://{host}"))
+    // A whole port ends the host, which would be the beginning of others without it.
+    Some(format!("{scheme}://{host}{}", if digits.is_empty() { "" } else { "/" }))
 }
 
 /// Returns scheme and authority of a URI in normal form, and the rest of the URI.
@@ -250,7 +251,7 @@ mod tests {
             ("http://h/%7e?%7e", "http://h/~?%7e"),
             ("https://Example.org", "https://example.org"),
             ("HTTPS://example.org", "https://example.org"),
-            ("https://example.org:443", "https://example.org"),
+            ("https://example.org:443", "https://example.org/"),
             ("https://example.org.", "https://example.org"),
             ("http://example.org:8080", "http://example.org:8080"),
             ("http://example.or", "http://example.or"),
