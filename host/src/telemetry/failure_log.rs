@@ -1,6 +1,6 @@
 //! The rate limits of log lines about failures, per topic and second. A part of a topic, such as a route, has no more lines
-//! than the topic has room left, so that parts that always fail hide no other. Suppressed lines are counted. Callers ask [`admits`] first,
-//! and then log the line themselves.
+//! than the topic has room left, so that parts that always fail hide no other. Suppressed lines are counted. Callers ask
+//! [`admits`] first, and then log the line themselves.
 #![expect(
     clippy::disallowed_methods,
     reason = "limits of the log hold over all threads, most of which have no clock of a worker"

@@ -80,8 +80,7 @@ impl Fetch<'_> {
         let validating = if is_own { None } else { self.make_unconditional(context) };
         let sent_ms = now_ms();
         let below = self.forward_below(context).await;
-        let received_ms = now_ms();
-        let times = FetchTimes { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
+        let times = times_since(sent_ms);
         context.request = received;
         let FetchedResponse { body, edits, is_ours } = match below {
             Ok(below) => below,
@@ -248,6 +247,12 @@ impl Fetch<'_> {
             hooks => boxed(|| waiting::up(self.chain(), plugins, hooks, context, step)).await,
         }
     }
+}
+
+/// Returns the times of a response that has just arrived to a request that was sent at `sent_ms`.
+fn times_since(sent_ms: u64) -> FetchTimes {
+    let received_ms = now_ms();
+    FetchTimes { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) }
 }
 
 /// Decisions about a response.
