@@ -12,7 +12,7 @@ use plugway_test_guests::{BODIES, CALLER};
 use socket2::{Domain, Socket, Type};
 
 use crate::http2::frame;
-use crate::support::{PATIENCE, Proxy, manifest, ok, origin, output, raw_origin, read_message, until, vanish};
+use crate::support::{PATIENCE, Proxy, manifest, ok, origin, output, plugway, raw_origin, read_message, until, vanish};
 
 const MIB: usize = 1 << 20;
 
@@ -569,6 +569,29 @@ fn gunicorn_with_one_worker_serves_others_beside_slow_clients() {
     assert_eq!(answer(&up).field("x-received"), Some("1048576"));
     assert_eq!(std::io::copy(&mut (&mut down).take(64 << 20), &mut std::io::sink()).unwrap(), 64 << 20);
     until_empty(&proxy);
+}
+
+#[test]
+fn the_command_proxy_receives_slow_uploads_before_it_asks_gunicorn() {
+    let gunicorn = Gunicorn::start();
+    let mut command = Command::new("sh");
+    // The shell ignores the arguments for a manifest.
+    let program = plugway().get_program().to_owned();
+    command.arg("-c").arg(format!("exec {program:?} proxy --to {} --listen 127.0.0.1:0", gunicorn.address));
+    let proxy = Proxy::start_by(command, tempfile::tempdir().unwrap().path(), "");
+    let uploads = ["Content-Length: 3145728\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n300000\r\n"].map(|framing| {
+        let mut slow = proxy.connect();
+        write!(slow, "POST / HTTP/1.1\r\nHost: a\r\n{framing}").unwrap();
+        slow.write_all(&content(3 * MIB - 1)).unwrap();
+        slow
+    });
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/7", "").body.len(), 7, "the worker is free");
+    }
+    for (mut slow, end) in uploads.into_iter().zip(["x", "x\r\n0\r\n\r\n"]) {
+        slow.write_all(end.as_bytes()).unwrap();
+        assert_eq!(answer(&slow).field("x-received"), Some("3145728"));
+    }
 }
 
 /// Returns a manifest with an upstream that serves one connection at a time, and one for the path `/free`.

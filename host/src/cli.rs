@@ -64,10 +64,9 @@ enum Command {
         /// Threads that serve; as many as there are cores if not given.
         #[arg(long)]
         workers: Option<usize>,
-        /// The longest upload that is received before an endpoint is asked, in chunks too, such as "100 MiB"; without it,
-        /// 1 MiB, and no chunks.
-        #[arg(long)]
-        request_buffer: Option<String>,
+        /// The longest upload that is received before an endpoint is asked, in chunks too; `false` streams all.
+        #[arg(long, default_value = "100 MiB")]
+        request_buffer: String,
     },
     /// Validates a manifest, loads and configures its plugins, and reports all errors.
     Check {
@@ -299,7 +298,7 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             server::run(control()?, move || load::load(&manifest, &environment), cache.as_deref())
         }
         Command::Proxy { to, listen, workers, request_buffer } => {
-            let text = proxy_manifest(&to, &listen, workers, request_buffer.as_deref());
+            let text = proxy_manifest(&to, &listen, workers, &request_buffer);
             server::run(control()?, move || load::parse("command line", text.clone(), &environment), cache.as_deref())
         }
         Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
@@ -432,14 +431,14 @@ fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<
     Ok(configured.describe_inputs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }
 
-fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>, request_buffer: Option<&str>) -> String {
-    let request_buffer = request_buffer.map(|size| format!("request-buffer = {size:?}\n")).unwrap_or_default();
+fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>, request_buffer: &str) -> String {
+    let request_buffer = if request_buffer == "false" { request_buffer.into() } else { format!("{request_buffer:?}") };
     let workers = workers.map(|workers| format!("workers = {workers}\n")).unwrap_or_default();
     format!(
         "{workers}[[listener]]\naddress = {listen:?}\n[upstream.app]\nendpoints = {endpoints:?}\n\
          [[route]]\nupstream = \"app\"\nplugins = [{{ use = \"headers\", config = {{ request = {{ set = {{ \
          X-Real-IP = \"{{client.ip}}\", X-Forwarded-For = \"{{forwarded-for}}\", X-Forwarded-Proto = \"{{scheme}}\" \
-         }} }} }} }}]\n{request_buffer}"
+         }} }} }} }}]\nrequest-buffer = {request_buffer}\n"
     )
 }
 
