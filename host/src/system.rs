@@ -5,6 +5,7 @@ pub(crate) mod allocator;
 pub(crate) mod background;
 pub(crate) mod bind_error;
 pub mod descriptors;
+pub(crate) mod fair_queue;
 pub(crate) mod files;
 pub mod printable;
 pub mod random;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::system::fair_queue::FairQueue;
+
 /// The time of all computations in one turn of a worker's event loop. Each step of another task waits for this time at
 /// most, and for the step that exceeds it.
 const BUDGET: Duration = Duration::from_micros(500);
@@ -52,20 +54,13 @@ struct Turns {
     spent: Duration,
     /// The computations that were woken and found no time left. They precede those in `waiting`.
     overdue: VecDeque<Rc<QueuePlace>>,
-    /// The queues that are not empty, in the order in which they are served.
-    waiting: VecDeque<OwnerQueue>,
+    waiting: FairQueue<TurnOwner, Rc<QueuePlace>>,
     /// The tasks that were woken in this turn. All their claims are granted, because one computation may run inside another.
     granted: SmallVec<[Waker; WOKEN]>,
     /// Whether [`pace`] runs on this thread.
     is_paced: bool,
     /// The waker of [`pace`]; `None` while it has something to do.
     pacer: Option<Waker>,
-}
-
-/// The computations of an owner that wait.
-struct OwnerQueue {
-    owner: TurnOwner,
-    places: VecDeque<Rc<QueuePlace>>,
 }
 
 thread_local! {
@@ -141,7 +136,7 @@ impl Turns {
         let place = Rc::new(QueuePlace { is_due: Cell::new(false), waker });
         match was_due {
             true => self.overdue.push_back(place.clone()),
-            false => self.queue_of(owner).push_back(place.clone()),
+            false => self.waiting.push(owner, place.clone()),
         }
         Some(place)
     }
@@ -153,30 +148,10 @@ impl Turns {
         (0..WOKEN).map_while(|_| self.next()).collect()
     }
 
-    /// Returns the queue of an owner.
-    fn queue_of(&mut self, owner: TurnOwner) -> &mut VecDeque<Rc<QueuePlace>> {
-        let known = self.waiting.iter().position(|queue| queue.owner == owner);
-        let index = known.unwrap_or_else(|| {
-            self.waiting.push_back(OwnerQueue { owner, places: VecDeque::new() });
-            self.waiting.len() - 1
-        });
-        &mut self.waiting[index].places
-    }
-
-    /// Removes the place that has waited for longest from the queue of the owner whose turn it is.
-    fn first(&mut self) -> Option<Rc<QueuePlace>> {
-        let mut queue = self.waiting.pop_front()?;
-        let place = queue.places.pop_front();
-        if !queue.places.is_empty() {
-            self.waiting.push_back(queue);
-        }
-        place
-    }
-
     /// Makes a computation due; returns its waker.
     fn next(&mut self) -> Option<Waker> {
         loop {
-            let place = self.overdue.pop_front().or_else(|| self.first())?;
+            let place = self.overdue.pop_front().or_else(|| self.waiting.pop())?;
             // The claims of streams that were reset have left their places behind.
             if Rc::strong_count(&place) > 1 {
                 place.is_due.set(true);
@@ -243,6 +218,11 @@ mod tests {
 
     use super::*;
 
+    /// Returns a claim that has no time without waiting.
+    fn claim_that_waits() -> TurnClaim {
+        TurnClaim::new(TurnOwner::default(), true)
+    }
+
     /// Runs computations of a number of steps each on one worker, and returns the order of their steps.
     fn run(steps: &[usize], step: Duration) -> Vec<usize> {
         let order = Rc::new(RefCell::new(Vec::new()));
@@ -251,8 +231,7 @@ mod tests {
             let pacer = tokio::task::spawn_local(pace());
             tokio::task::yield_now().await;
             let compute = |name: usize| {
-                let (order, mut claim, mut left) =
-                    (order.clone(), TurnClaim::new(TurnOwner::default(), true), steps[name]);
+                let (order, mut claim, mut left) = (order.clone(), claim_that_waits(), steps[name]);
                 tokio::task::spawn_local(poll_fn(move |cx| {
                     while left > 0 {
                         std::task::ready!(claim.poll(cx));
@@ -310,7 +289,7 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
-        let mut claim = TurnClaim::new(TurnOwner::default(), true);
+        let mut claim = claim_that_waits();
         for task in [&first, &second] {
             assert!(claim.poll(&mut Context::from_waker(&Waker::from(task.clone()))).is_pending());
         }
@@ -326,9 +305,9 @@ mod tests {
         let task = Arc::new(Wakes::default());
         let waker = Waker::from(task.clone());
         for _ in 0..1000 {
-            assert!(TurnClaim::new(TurnOwner::default(), true).poll(&mut Context::from_waker(&waker)).is_pending());
+            assert!(claim_that_waits().poll(&mut Context::from_waker(&waker)).is_pending());
         }
-        let mut claim = TurnClaim::new(TurnOwner::default(), true);
+        let mut claim = claim_that_waits();
         assert!(claim.poll(&mut Context::from_waker(&waker)).is_pending());
         TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
         assert_eq!(task.0.load(Ordering::Relaxed), 1);
@@ -340,11 +319,10 @@ mod tests {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
         let (task, other) = (Waker::from(Arc::new(Wakes::default())), Waker::from(Arc::new(Wakes::default())));
-        let (mut inner, mut outer, mut others) =
-            (TurnClaim::new(TurnOwner::default(), true), TurnClaim::new(TurnOwner::default(), true), Vec::new());
+        let (mut inner, mut outer, mut others) = (claim_that_waits(), claim_that_waits(), Vec::new());
         assert!(inner.poll(&mut Context::from_waker(&task)).is_pending());
         for _ in 0..2 * WOKEN {
-            let mut claim = TurnClaim::new(TurnOwner::default(), true);
+            let mut claim = claim_that_waits();
             assert!(claim.poll(&mut Context::from_waker(&other)).is_pending());
             others.push(claim);
         }
@@ -381,12 +359,12 @@ mod tests {
             tokio::task::yield_now().await;
             spend(BUDGET);
             // Those that wait first ignore that they are due, or are gone.
-            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| TurnClaim::new(TurnOwner::default(), true)).collect();
+            let mut ignoring: Vec<TurnClaim> = (0..9).map(|_| claim_that_waits()).collect();
             for claim in &mut ignoring {
                 assert!(poll_fn(|cx| Poll::Ready(claim.poll(cx))).await.is_pending());
             }
             ignoring.truncate(6);
-            let mut claim = TurnClaim::new(TurnOwner::default(), true);
+            let mut claim = claim_that_waits();
             tokio::task::spawn_local(poll_fn(move |cx| claim.poll(cx))).await.unwrap();
             pacer.abort();
         });

@@ -5,7 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "read beside a hash of a password, which costs more")]
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::bindings::passwords::{Host, VerifyError};
 use super::early_answers::{EarlyAnswer, password_digest};
 use super::host::HostState;
 use super::wasi::waits;
+use crate::system::fair_queue::FairQueue;
 use crate::system::supervise::{Task, guard};
 
 /// The MAC of a hash and a password under a random key.
@@ -48,13 +49,7 @@ struct KnownPasswords {
     /// The requests that wait for each verification.
     waiting: HashMap<Mac, Vec<oneshot::Sender<Verified>>>,
     /// The passwords that wait for a thread, by plugin. The threads serve the plugins in turn.
-    queues: VecDeque<PluginQueue>,
-}
-
-/// The passwords of one plugin that wait for a thread.
-struct PluginQueue {
-    plugin: Arc<str>,
-    jobs: VecDeque<Verification>,
+    queue: FairQueue<Arc<str>, Verification>,
 }
 
 /// The passwords that were right lately, by plugin, with the ends of their memory.
@@ -182,13 +177,9 @@ impl RememberedPasswords {
 impl KnownPasswords {
     /// Puts a password behind the others of its plugin; `false` if that has too many.
     fn enqueue(&mut self, plugin: &Arc<str>, job: Verification) -> bool {
-        let Some(queue) = self.queues.iter_mut().find(|queue| queue.plugin == *plugin) else {
-            self.queues.push_back(PluginQueue { plugin: plugin.clone(), jobs: [job].into() });
-            return true;
-        };
-        let has_room = queue.jobs.len() < QUEUE;
+        let has_room = self.queue.count(plugin) < QUEUE;
         if has_room {
-            queue.jobs.push_back(job);
+            self.queue.push(plugin.clone(), job);
         }
         has_room
     }
@@ -196,12 +187,7 @@ impl KnownPasswords {
     /// Returns the next password of the plugin whose turn it is. Those whose clients have left are forgotten.
     fn dequeue(&mut self) -> Option<Verification> {
         loop {
-            let mut queue = self.queues.pop_front()?;
-            let job = queue.jobs.pop_front();
-            if !queue.jobs.is_empty() {
-                self.queues.push_back(queue);
-            }
-            let Some(job) = job else { continue };
+            let job = self.queue.pop()?;
             let waiting = self.waiting.get(&job.mac);
             if waiting.is_some_and(|waiting| waiting.iter().any(|one| !one.is_closed())) {
                 return Some(job);
@@ -511,7 +497,7 @@ mod tests {
         assert!(enqueue("b", 0) && enqueue("b", 1));
         let next: Vec<String> = std::iter::from_fn(|| known.dequeue()).map(|job| job.hash).collect();
         assert_eq!((next[..5].join(""), next.len()), ("ababa".into(), QUEUE + 2));
-        assert!(known.queues.is_empty());
+        assert!(known.queue.is_empty());
     }
 
     /// Polls all futures until each has its output.
