@@ -66,24 +66,22 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     timer.settle(called, clock.now());
 }
 
-/// Passes an exchange that has ended to an observer that does not wait, at its turn.
-pub async fn observe_at_turn(ended: EndedExchange) {
-    let EndedExchange { worker, plugin_id, end, name, held: _held, alive: _alive, .. } = ended;
-    worker.guards[plugin_id].turn().await;
-    if let Err(failure) = worker.call(plugin_id, |instance| instance.observe(&end.values, &end.summary)) {
-        worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
-    }
-}
-
-/// Passes an exchange that has ended to an observer that may wait. The limits of such calls bound how many are under way and
-/// queued.
+/// Passes an exchange that has ended to an observer: to one that may wait within the limits of such calls, which bound how
+/// many are under way and queued, and to another one at its turn.
 pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
     let EndedExchange { worker, plugin_id, end, name, cause, held: _held, alive: _alive } = ended;
-    let [step] = clock.deadlines();
-    let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock };
-    let observe = async |instance: &mut Instance| instance.observe_waiting(end.values, end.summary).await;
-    if let Err(failure) = origin.call(&step, observe).await {
-        worker.guards[plugin_id].record_failure("observer", &failure, Some(&name));
+    let guard = &worker.guards[plugin_id];
+    let called = if worker.generation.bindings[plugin_id].waits() {
+        let ([step], worker) = (clock.deadlines(), &*worker);
+        let origin = CalloutOrigin { worker, plugin_id, cause, clock };
+        let observe = async |instance: &mut Instance| instance.observe_waiting(end.values, end.summary).await;
+        origin.call(&step, observe).await
+    } else {
+        guard.turn().await;
+        worker.call(plugin_id, |instance| instance.observe(&end.values, &end.summary))
+    };
+    if let Err(failure) = called {
+        guard.record_failure("observer", &failure, Some(&name));
     }
 }
 

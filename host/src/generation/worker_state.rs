@@ -402,13 +402,6 @@ impl WorkerState {
     }
 }
 
-impl EndedExchange {
-    /// Whether the observer may wait.
-    pub fn waits(&self) -> bool {
-        self.worker.generation.bindings[self.plugin_id].waits()
-    }
-}
-
 impl WaitingTimer {
     /// Returns the state of the worker that the timer belongs to.
     pub fn worker(&self) -> &Rc<WorkerState> {

@@ -215,11 +215,7 @@ async fn keep_pace() {
 /// Calls the observers of exchanges that were queued, each on a task of its own.
 async fn observe(mut endings: mpsc::Receiver<EndedExchange>, clock: Rc<Clock>) {
     while let Some(ended) = endings.recv().await {
-        if ended.waits() {
-            spawn(Task::Observer, waiting::observe(ended, clock.clone()));
-        } else {
-            spawn(Task::Observer, waiting::observe_at_turn(ended));
-        }
+        spawn(Task::Observer, waiting::observe(ended, clock.clone()));
     }
 }
 
