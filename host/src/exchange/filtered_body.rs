@@ -9,7 +9,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
 
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
@@ -23,7 +22,7 @@ use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::net::turn::TurnClaim;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
-use crate::plugin::caller::share_pause::{MAX_PAUSE, MIN_STEP};
+use crate::plugin::caller::share_pause::SharePause;
 
 /// A body and the plugins that it passes, in the order of its way.
 pub struct FilteredBody<B> {
@@ -31,7 +30,7 @@ pub struct FilteredBody<B> {
     stages: Vec<BodyFilter>,
     state: FilterState,
     /// The wait for a plugin that has used its share of the worker's time.
-    pause: Option<Pause>,
+    pause: SharePause,
     claim: TurnClaim,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
@@ -61,12 +60,6 @@ struct Waiting {
     under_way: Option<PassFuture>,
 }
 
-/// A wait, in steps, until all plugins may be called again.
-struct Pause {
-    began: Instant,
-    sleep: Pin<Box<Sleep>>,
-}
-
 /// The state of a body that passes plugins.
 pub enum FilterState {
     Passing,
@@ -78,40 +71,29 @@ pub enum FilterState {
 impl<B> FilteredBody<B> {
     /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
     pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
-        let takes_turns = stages.iter().any(BodyFilter::takes_turns);
-        let owner = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::turn_owner);
-        let claim = TurnClaim::new(owner.unwrap_or_default(), takes_turns);
-        let (state, pause, status) = (FilterState::Passing, None, None);
+        let claim = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::claim).unwrap_or_default();
+        let (state, pause, status) = (FilterState::Passing, SharePause::default(), None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
         FilteredBody { source, stages, state, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
     fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFilterError>> {
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.sleep.as_mut().poll(cx));
+        while self.pause.poll_until_none(|| self.stages.iter().filter_map(BodyFilter::wait).max(), cx).is_pending() {
+            if !self.pause.is_too_long() {
+                return Poll::Pending;
             }
+            self.pause = SharePause::default();
             let waits = self.stages.iter_mut().filter_map(|stage| Some((stage.wait()?, stage)));
-            let Some((wait, stage)) = waits.max_by_key(|(wait, _)| *wait) else {
-                self.pause = None;
-                return Poll::Ready(Ok(()));
-            };
-            let began = self.pause.as_ref().map_or_else(Instant::now, |pause| pause.began);
-            let left = MAX_PAUSE.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                let spent = stage.share_error();
-                if let Err(error) = stage.skip(spent) {
-                    stage.record_failure(&error);
-                    self.status = stage.status();
-                    return Poll::Ready(Err(error));
-                }
-                self.pause = None;
-                continue;
+            let Some((_, stage)) = waits.max_by_key(|(wait, _)| *wait) else { continue };
+            let spent = stage.share_error();
+            if let Err(error) = stage.skip(spent) {
+                stage.record_failure(&error);
+                self.status = stage.status();
+                return Poll::Ready(Err(error));
             }
-            let sleep = Box::pin(tokio::time::sleep(wait.clamp(MIN_STEP, left.max(MIN_STEP))));
-            self.pause = Some(Pause { began, sleep });
         }
+        Poll::Ready(Ok(()))
     }
 
     /// Takes what the source gave through all stages; `Pending` if one of them waits, and [`Self::poll_passed`] has the

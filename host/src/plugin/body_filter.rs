@@ -29,7 +29,7 @@ use crate::context::bounds;
 use crate::context::edit_check::{self, MessageSide};
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::net::deadline::Deadline;
-use crate::net::turn::TurnOwner;
+use crate::net::turn::TurnClaim;
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -241,9 +241,9 @@ impl BodyFilter {
         if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait() }
     }
 
-    /// Returns the owner of the plugin's computations.
-    pub fn turn_owner(&self) -> TurnOwner {
-        self.guard.turn_owner()
+    /// Returns the claim of the body to the worker's time.
+    pub fn claim(&self) -> TurnClaim {
+        self.guard.claim()
     }
 
     /// Whether the body waits for its turn from the beginning, because calls of the plugin are measured.

@@ -18,25 +18,32 @@ pub struct SharePause {
 }
 
 /// The maximum time that a body waits for a plugin's share of time, and then fails: as long as an idle client may wait.
-pub const MAX_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// The shortest step of a wait, which is what timers can measure.
-pub const MIN_STEP: Duration = Duration::from_millis(1);
+const MIN_STEP: Duration = Duration::from_millis(1);
 
 impl SharePause {
     /// Waits until the plugin may use the worker's time again.
     pub fn poll(&mut self, guard: &PluginCaller, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_until_none(|| guard.wait(), cx)
+    }
+
+    /// Waits, in steps, as long as `wait` returns a time.
+    pub fn poll_until_none(&mut self, wait: impl Fn() -> Option<Duration>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(sleep) = &mut self.sleep {
                 ready!(sleep.as_mut().poll(cx));
                 self.sleep = None;
             }
-            let Some(wait) = guard.wait() else {
+            let Some(wait) = wait() else {
                 self.began = None;
                 return Poll::Ready(());
             };
-            self.began.get_or_insert_with(Instant::now);
-            self.sleep = Some(Box::pin(sleep(wait.clamp(MIN_STEP, MAX_PAUSE))));
+            let left = MAX_PAUSE.saturating_sub(self.began.get_or_insert_with(Instant::now).elapsed());
+            // A step ends with the maximum, unless the work waits for longer anyway.
+            let step = if left.is_zero() { wait } else { wait.min(left) };
+            self.sleep = Some(Box::pin(sleep(step.max(MIN_STEP))));
         }
     }
 
