@@ -7,6 +7,7 @@ pub(crate) mod bind_error;
 pub mod descriptors;
 pub(crate) mod fair_queue;
 pub(crate) mod files;
+pub(crate) mod local_limit;
 pub mod printable;
 pub mod random;
 pub(crate) mod service_manager;

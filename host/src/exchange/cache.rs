@@ -5,7 +5,6 @@ mod cache_status;
 mod fetch;
 mod hit;
 mod reader_backlog;
-mod revalidation_place;
 mod store_writer;
 
 use std::cell::Cell;
@@ -40,7 +39,6 @@ use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::CacheMetrics;
 use cache_status::{CacheStatus, ForwardReason};
 use fetch::Fetch;
-use revalidation_place::RevalidationPlace;
 
 /// The result of looking up a request in the cache.
 pub enum Lookup {
@@ -378,7 +376,7 @@ impl CacheMiss {
         context: &ExchangeContext,
         clock: &Rc<Clock>,
     ) {
-        let Some(place) = RevalidationPlace::take(worker.revalidations(destination.upstream)) else { return };
+        let Some(place) = worker.revalidations(destination.upstream).hold(1) else { return };
         let FetchRole::Lead(lead) = worker.generation.store.fetches.join(self.fetch_id(worker, context)) else {
             return;
         };

@@ -15,7 +15,7 @@ use crate::generation::connection_counts::CountedRequest;
 use crate::generation::ids::RouteId;
 use crate::generation::worker_state::WorkerState;
 use crate::plugin::body_filter::BodyFilterError;
-use crate::plugin::caller::held_ends::ObservedEnd;
+use crate::plugin::caller::observed_end::ObservedEnd;
 use crate::plugin::instance::Summary;
 use crate::plugin::instance::waiting_hooks::declared;
 use crate::system::supervise::{Task, guard};

@@ -27,13 +27,14 @@ use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::net::boxed::boxed;
 use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
+use crate::system::local_limit::LocalLimit;
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
-use held_ends::HeldEnds;
+use observed_end::MAX_WAITING_BYTES;
 use waiting_calls::WaitingInstances;
 
-pub mod held_ends;
+pub mod observed_end;
 pub mod share_pause;
 pub(super) mod waiting_calls;
 
@@ -53,8 +54,8 @@ pub struct PluginCaller {
     worker_metrics: WorkerMetrics,
     /// The instances of a plugin whose hooks may wait; none for other plugins.
     pub(super) waiting: WaitingInstances,
-    /// The exchanges that have ended and wait for the plugin's observer.
-    pub ended: HeldEnds,
+    /// The limit of the exchanges that have ended and wait for the plugin's observer, in bytes.
+    pub ended: LocalLimit,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
     /// The host's work that is not charged yet, because it was short.
@@ -93,7 +94,8 @@ impl PluginCaller {
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
         let waiting = WaitingInstances::default();
-        let (ended, is_released, owed) = (HeldEnds::default(), Cell::new(false), Cell::new(Duration::ZERO));
+        let (ended, is_released, owed) =
+            (LocalLimit::new(MAX_WAITING_BYTES), Cell::new(false), Cell::new(Duration::ZERO));
         PluginCaller { configured, share, figures, worker_metrics, waiting, ended, is_released, owed }
     }
 
