@@ -105,6 +105,22 @@ fn socket_manifest(path: &Path, more: &str) -> String {
     format!("{text}[[listener]]\naddress = \"unix:{}\"\n{more}", path.display())
 }
 
+/// Clients beyond those that one turn of a worker accepts were reset.
+#[test]
+fn clients_that_are_queued_at_the_stop_are_served() {
+    let mut proxy = Proxy::start(&at(&["127.0.0.1:0"], "x"));
+    proxy.signal("STOP");
+    let mut clients: Vec<_> = (0..600).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    }
+    proxy.signal("TERM");
+    proxy.signal("CONT");
+    let answers = clients.into_iter().filter_map(|client| read_message(&mut BufReader::new(client)));
+    assert_eq!(answers.filter(|answer| answer.text() == "x").count(), 600);
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
 #[test]
 fn a_socket_that_another_process_has_replaced_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();

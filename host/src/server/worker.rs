@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
+use rustix::net::{SocketFlags, accept_with};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -310,15 +311,23 @@ async fn accept(
     // The end of the time in which handshakes that have begun may end; `None` if the process stops.
     let mut grace = None;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            end = &mut *closed, if left.is_none() => {
-                left = Some(BACKLOG);
-                grace = end.is_ok().then(|| listener.begin_close()).flatten();
-                continue;
-            }
-            accepted = listener.accept(), if left != Some(0) => accepted,
-            () = grace_end(grace), if left.is_some() => return,
+        let queued = left.filter(|left| *left > 0).and_then(|_| listener.accept_queued());
+        let accepted = match queued {
+            Some(accepted) => accepted,
+            None => tokio::select! {
+                biased;
+                end = &mut *closed, if left.is_none() => {
+                    left = Some(BACKLOG);
+                    grace = end.is_ok().then(|| listener.begin_close()).flatten();
+                    continue;
+                }
+                accepted = listener.accept(), if left != Some(0) => accepted,
+                () = grace_end(grace), if left.is_some() => match grace.take() {
+                    // Once more, for clients of which the runtime has not told yet.
+                    Some(_) => continue,
+                    None => return,
+                },
+            },
         };
         left = left.map(|left| left - 1);
         match accepted {
@@ -452,16 +461,44 @@ impl AcceptLoop {
         match self {
             AcceptLoop::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
-                let _ = stream.set_nodelay(true);
-                let destination = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                Ok(AcceptedSocket::Tcp(stream, ConnectionAddresses { client, destination }))
+                Ok(AcceptedSocket::tcp(stream, client))
             }
             AcceptLoop::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
+        }
+    }
+
+    /// Accepts a client that the system has queued; `None` if there is none. Unlike `accept`, it doesn't rely on what
+    /// the runtime knows of the socket: that is older than the order to close it, and one turn reads only a part of a
+    /// long queue.
+    fn accept_queued(&self) -> Option<io::Result<AcceptedSocket>> {
+        let accepted = match self {
+            AcceptLoop::Tcp(listener) => accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+                .map_err(io::Error::from)
+                .and_then(|stream| TcpStream::from_std(stream.into()))
+                .and_then(|stream| stream.peer_addr().map(|client| AcceptedSocket::tcp(stream, client))),
+            AcceptLoop::Unix(listener) => accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+                .map_err(io::Error::from)
+                .and_then(|stream| UnixStream::from_std(stream.into()))
+                .map(AcceptedSocket::Unix),
+        };
+        match accepted {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            // Its client has left already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                Some(Err(io::ErrorKind::ConnectionAborted.into()))
+            }
+            accepted => Some(accepted),
         }
     }
 }
 
 impl AcceptedSocket {
+    fn tcp(stream: TcpStream, client: SocketAddr) -> Self {
+        let _ = stream.set_nodelay(true);
+        let destination = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+        AcceptedSocket::Tcp(stream, ConnectionAddresses { client, destination })
+    }
+
     fn descriptor(&self) -> usize {
         let descriptor = match self {
             AcceptedSocket::Tcp(stream, ..) => stream.as_raw_fd(),
