@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
-use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until, vanish};
+use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, refusing, until, vanish};
 
 pub const CACHE: &str = r#""cache""#;
 pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
@@ -310,7 +310,7 @@ fn rfc_9111_section_5_1_only_what_was_stored_has_an_age() {
 
 #[test]
 fn rfc_9211_no_status_is_reported_that_no_next_hop_has_sent() {
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let dead = refusing();
     let proxy = Proxy::start(&manifest(&dead, CACHE, ""));
     let got = proxy.exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0");
     assert_eq!((got.status(), status_of(&got)), (502, "plugway; fwd=method"));

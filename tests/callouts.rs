@@ -1,14 +1,14 @@
 //! Requests of plugins: to granted destinations alone, through upstreams, with typed errors, and no longer than the call.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use plugway_test_guests::{CALLER, FORWARD_AUTH};
 
 use crate::support::{
-    Message, PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, run, until, vanish,
+    Message, PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, refusing, run, until, vanish,
 };
 
 /// Returns a manifest with the plugin `caller` in the route, and the upstream `auth` at an address.
@@ -50,7 +50,7 @@ fn a_request_of_a_plugin_is_sent_for_the_client_of_its_exchange() {
 
 #[test]
 fn the_log_of_a_failed_request_of_a_plugin_names_its_exchange() {
-    let text = calling(&nowhere(), AUTH, "").replace("[upstream.auth]", "[upstream.auth]\nretry = false");
+    let text = calling(&refusing(), AUTH, "").replace("[upstream.auth]", "[upstream.auth]\nretry = false");
     let proxy = start(&text.replace("[[route]]", "[[route]]\nname = \"site\""));
     assert_eq!(outcome(&proxy, "http://auth/", ""), "Refused");
     let line = proxy.wait_log("request of a plugin failed");
@@ -70,11 +70,6 @@ fn a_response_that_arrives_steadily_is_waited_for() {
     });
     let proxy = start(&calling(&steady, AUTH, ""));
     assert_eq!(outcome(&proxy, "http://auth/", "\r\nX-Timeout: 600"), "200 xxxxxxxx");
-}
-
-/// An address at which nothing listens.
-fn nowhere() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[test]
@@ -193,7 +188,7 @@ fn failures_have_names() {
     let long = origin(|_| ok(&"x".repeat((1 << 20) + 1)));
     let nearly = origin(|_| ok(&"x".repeat(1 << 20)));
     for (address, wanted) in [
-        (nowhere(), "Refused"),
+        (refusing(), "Refused"),
         (silent, "Timeout"),
         (rude, "Terminated"),
         (foreign, "Protocol"),
@@ -307,7 +302,7 @@ fn forward_auth_decides_by_the_answer_of_the_service() {
     assert!(passed.text().contains("x-user: alice") && !passed.text().contains("root"), "{}", passed.text());
     let refused = proxy.get("/a", "\r\nX-User: root");
     assert_eq!((refused.status(), refused.field("location"), refused.field("server")), (302, Some("/login"), None));
-    let closed = Proxy::start(&text.replace("127.0.0.1:8001", &nowhere()));
+    let closed = Proxy::start(&text.replace("127.0.0.1:8001", &refusing()));
     assert_eq!(closed.get("/a", "\r\nCookie: session=1").status(), 503);
 }
 
@@ -366,7 +361,7 @@ fn a_whole_body_waits_for_the_judgement_of_a_service() {
 fn failed_calls_of_a_whole_body_have_names() {
     let silent = raw_origin(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let rude = raw_origin(|mut stream| drop(stream.read(&mut [0; 100])));
-    for (address, wanted) in [(nowhere(), "Refused"), (silent, "Timeout"), (rude, "Terminated")] {
+    for (address, wanted) in [(refusing(), "Refused"), (silent, "Timeout"), (rude, "Terminated")] {
         let proxy = start(&with_bodies(&address, "whole", "on-error = 503"));
         assert_eq!(post(&proxy, "http://auth/", "good").status(), 503, "{wanted}");
         proxy.wait_log(&format!("it gave up: {wanted}"));
@@ -559,7 +554,7 @@ fn answers_to_a_manifest_that_is_rejected_reach_no_instance() {
          [[route]]\npath = \"/strict\"\nupstream = \"app\"\nplugins = [\"strict\"]\n\
          [plugin.strict]\nuse = {CALLER:?}\ngrants.http = [{{ upstream = \"gone\" }}]\n\
          config = {{ early = \"http://gone/\", strict = true }}\n",
-        nowhere()
+        refusing()
     );
     proxy.reload(&(text + &strict));
     proxy.wait_log("another service refused the connection");
@@ -592,7 +587,7 @@ fn a_check_asks_no_service() {
 
 #[test]
 fn a_service_that_fails_while_a_plugin_is_configured_is_a_typed_error() {
-    let nowhere = nowhere();
+    let nowhere = refusing();
     let lenient = calling(&nowhere, AUTH, EARLY).replace("[upstream.auth]", "[upstream.auth]\nretry = false");
     assert_eq!(early(&start(&lenient)).as_deref(), Some("Refused"));
     // A plugin that insists is not served, and what serves goes on.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::{ask, load};
 use crate::support::origin::{Backend, Does};
-use crate::support::{Proxy, RUNTIME, plugway, until};
+use crate::support::{Proxy, RUNTIME, plugway, refusing, until};
 
 const GET: &str = "GET / HTTP/1.1";
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
@@ -39,10 +39,6 @@ impl Hole {
     fn new() -> Hole {
         Hole::at(Ipv4Addr::LOCALHOST, 0)
     }
-}
-
-fn refusing() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 fn manifest(endpoints: &[String], more: &str) -> String {

@@ -2,11 +2,10 @@
 //! way the error was found.
 
 use std::io::{BufReader, Write};
-use std::net::TcpListener;
 
 use plugway_test_guests::{HOOKS, MISBEHAVE, RETITLE};
 
-use crate::support::{Message, Proxy, manifest, ok, origin, raw_origin, read_message};
+use crate::support::{Message, Proxy, manifest, ok, origin, raw_origin, read_message, refusing};
 
 /// Returns a plugin of a route that adds its name to each response that it sees.
 fn marked(name: &str) -> String {
@@ -31,10 +30,6 @@ fn ask(proxy: &Proxy, request: &str) -> Message {
     let mut stream = proxy.connect();
     stream.write_all(request.as_bytes()).unwrap();
     read_message(&mut BufReader::new(stream)).unwrap()
-}
-
-fn refusing() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 fn silent() -> String {

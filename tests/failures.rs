@@ -13,16 +13,12 @@ use socket2::{Domain, Socket, Type};
 use crate::http2::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw};
 use crate::http2_endpoint::{self, REFUSED_STREAM};
 use crate::support::{
-    Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, run, sized, until, vanish,
+    Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, refusing, run, sized,
+    until, vanish,
 };
 use crate::tls::{Authority, SITE, secure};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
-
-/// Returns an address without a listener.
-fn refusing() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
 
 /// Starts an origin that reads requests and sends nothing.
 fn silent() -> String {

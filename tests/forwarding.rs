@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw};
-use crate::support::{Message, Proxy, echo, manifest, ok, origin, raw_origin, read_message, until};
+use crate::support::{Message, Proxy, echo, manifest, ok, origin, raw_origin, read_message, refusing, until};
 
 /// The fields of the classic site in front of gunicorn.
 const CLASSIC: &str = r#"
@@ -107,8 +107,7 @@ fn three_endpoints_take_equal_shares() {
 
 #[test]
 fn failures_have_a_status_and_a_reason() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let refused = Proxy::start(&manifest(&closed, "", "")).get("/", "");
+    let refused = Proxy::start(&manifest(&refusing(), "", "")).get("/", "");
     assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=connection_refused")));
 
     // No name ends with `invalid` (RFC 6761 §6.4). A machine without a network may take a while to find out.

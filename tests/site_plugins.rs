@@ -1,13 +1,12 @@
 //! The stock plugins `cors`, `security-headers`, `log-fields` and `body-limit` in the running proxy.
 
 use std::io::{BufReader, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Message, Proxy, echo, manifest, ok, origin, output, plugway, read_message, until};
+use crate::support::{Message, Proxy, echo, manifest, ok, origin, output, plugway, read_message, refusing, until};
 use crate::tls::{Authority, SITE};
 
 const APP: &str = "https://app.example.org";
@@ -78,7 +77,7 @@ fn preflights_are_answered_and_responses_of_all_kinds_have_the_fields() {
 
 #[test]
 fn an_error_of_the_proxy_can_be_read_by_an_allowed_page() {
-    let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let refusing = refusing();
     let proxy = Proxy::start(&with(&refusing, "cors", &format!("origins = [{APP:?}]")));
     let response = proxy.get("/", &format!("\r\nOrigin: {APP}"));
     assert_eq!((response.status(), response.field("access-control-allow-origin")), (502, Some(APP)));

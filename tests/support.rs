@@ -9,7 +9,7 @@ pub mod redis;
 use std::time::{Duration, Instant};
 
 pub use client::{Message, read_message, vanish};
-pub use origin::{echo, ok, origin, raw_origin, sized};
+pub use origin::{echo, ok, origin, raw_origin, refusing, sized};
 pub use proxy::{
     Proxy, RUNTIME, limited, manifest, outcome, output, plugway, plugway_after, plugway_with_short_files, run,
 };

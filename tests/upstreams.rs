@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::{Seen, ask, load};
 use crate::support::origin::{Backend, Does};
-use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, until, vanish};
+use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, refusing, until, vanish};
 
 const GET: &str = "GET / HTTP/1.1";
 
@@ -99,7 +99,7 @@ fn each_kind_of_failure_is_retried_as_the_manifest_says() {
 #[test]
 fn endpoints_that_refuse_or_swallow_connections_are_passed_over() {
     let good = Backend::start("good");
-    let refusing = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string() };
+    let refusing = refusing();
     // With its queue full, the system drops what asks for a connection: nothing ever comes back.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -582,7 +582,7 @@ fn of_backends_that_are_ill_in_every_way_clients_see_little_under_load() {
     slow.does(Does::AnswerLate(Duration::from_millis(50)));
     broken.does(Does::Half);
     mute.does(Does::Hang);
-    let refusing = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string() };
+    let refusing = refusing();
     let addresses = [&slow.address, &broken.address, &mute.address, &good.address, &refusing];
     let more = "response-timeout = \"300ms\"\nretry = { on = [\"connect\", \"reset\", \"timeout\"] }\n\
                 outliers = { consecutive = 3, most = 80, ejection = \"1m\" }";

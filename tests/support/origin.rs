@@ -1,7 +1,7 @@
 //! Origins: functions that answer, and a backend with configurable behaviour.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +25,16 @@ pub enum Does {
     Babble,
     /// Sends half of the announced body.
     Half,
+}
+
+/// Returns an address that refuses connections. It stays bound, so that no test that listens later receives its port.
+pub fn refusing() -> String {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+    // Until the tests end.
+    std::mem::forget(socket);
+    address
 }
 
 /// A backend on an address of its own, which can be killed and restarted.
