@@ -166,14 +166,15 @@ impl Store {
         self.disk.as_ref()
     }
 
-    /// Stores a response that was requested at `epoch`, and replaces the older response for the same requests.
-    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) {
+    /// Stores a response that was requested at `epoch`, and replaces the older response for the same requests. Returns
+    /// whether it may be served: it was not purged meanwhile, and no newer one is stored.
+    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) -> bool {
         if let Some(disk) = &self.disk {
             disk.keep(id, key, &object, epoch);
         }
-        if !matches!(object.content, Content::File(_)) {
-            self.memory.insert_unless_purged(id, key, object, &self.purges, epoch);
-        }
+        // A response whose content is in a file has its place already.
+        matches!(object.content, Content::File(_))
+            || self.memory.insert_unless_purged(id, key, object, &self.purges, epoch)
     }
 
     /// Removes the older response from memory, after a newer one was stored on disk only.

@@ -278,19 +278,31 @@ impl Disk {
     }
 
     /// Records the result of writing a file or of appending to one; `size` is the new size of the file in bytes.
-    fn finish_write(&self, id: u128, key: &[u8], object: &StoredResponse, size: io::Result<u64>, epoch: PurgeEpoch) {
+    /// Returns whether the response may be served from it.
+    fn finish_write(
+        &self,
+        id: u128,
+        key: &[u8],
+        object: &StoredResponse,
+        size: io::Result<u64>,
+        epoch: PurgeEpoch,
+    ) -> bool {
         match size {
             Ok(size) => {
                 self.figures.writes.fetch_add(1, Ordering::Relaxed);
                 let file = FinishedFile { id, key, variant_info: &object.variant, number: object.sequence, size };
-                self.enter(file, epoch);
+                self.enter(file, epoch)
             }
-            Err(error) => self.write_failed(&error),
+            Err(error) => {
+                self.write_failed(&error);
+                false
+            }
         }
     }
 
-    /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
-    fn enter(&self, file: FinishedFile<'_>, epoch: PurgeEpoch) {
+    /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile. Returns
+    /// whether it was added.
+    fn enter(&self, file: FinishedFile<'_>, epoch: PurgeEpoch) -> bool {
         let FinishedFile { id, key, variant_info, number, size } = file;
         let filed = Arc::new(DiskEntry {
             variant_info: variant_info.clone(),
@@ -303,10 +315,11 @@ impl Disk {
         // The entry for an older record of this file. The newer record may be for other requests.
         let known = self.index.find_numbered(id, number);
         known.iter().for_each(|known| known.is_taken_over.store(true, Ordering::Relaxed));
-        self.index.insert_unless_purged(id, key, filed, &self.purges, epoch);
+        let is_inserted = self.index.insert_unless_purged(id, key, filed, &self.purges, epoch);
         if let Some(known) = known {
             self.index.remove_if(id, |other| std::ptr::eq(other, &*known));
         }
+        is_inserted
     }
 }
 

@@ -134,7 +134,7 @@ impl<V: IndexedVariant> Index<V> {
     }
 
     /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer.
-    fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
+    fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) -> bool {
         let mut is_late = false;
         self.update(id, Some(key), |resource| {
             let is_for_the_same = |known: &Arc<V>| known.variant_info().replaces(variant.variant_info());
@@ -150,10 +150,19 @@ impl<V: IndexedVariant> Index<V> {
         if is_late {
             variant.on_removed();
         }
+        !is_late
     }
 
     /// Inserts a variant that was requested at `epoch`, unless the response was purged since. It replaces an older one.
-    pub fn insert_unless_purged(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &PurgeLog, epoch: PurgeEpoch) {
+    /// Returns whether it was inserted.
+    pub fn insert_unless_purged(
+        &self,
+        id: u128,
+        key: &[u8],
+        variant: Arc<V>,
+        purges: &PurgeLog,
+        epoch: PurgeEpoch,
+    ) -> bool {
         let is_gone = || {
             let purged = purges.since(epoch, id, key, variant.variant_info());
             if purged == Some(PurgeKind::Soft) {
@@ -164,13 +173,16 @@ impl<V: IndexedVariant> Index<V> {
             purged == Some(PurgeKind::Hard) || variant.variant_info().is_gone()
         };
         if is_gone() {
-            return variant.on_removed();
+            variant.on_removed();
+            return false;
         }
-        self.insert(id, key, variant.clone());
+        let is_inserted = self.insert(id, key, variant.clone());
         // A purge may have searched the index before the variant was inserted.
         if is_gone() {
             self.remove_if(id, |known| std::ptr::eq(known, &*variant));
+            return false;
         }
+        is_inserted
     }
 
     /// Returns the variant with this number; `None` if there is none.

@@ -214,9 +214,9 @@ fn response_purged_while_it_arrives_is_not_stored() {
     let epoch = store.purge_epoch();
     store.purge(&Purge { what: PurgeTarget::Prefix("/a".into()), strength: PurgeKind::Hard });
     store.purge(&Purge { what: PurgeTarget::Prefix("/b".into()), strength: PurgeKind::Soft });
-    for uri in ["/a", "/b", "/c"] {
-        store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), epoch);
-    }
+    let stored =
+        ["/a", "/b", "/c"].map(|uri| store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), epoch));
+    assert_eq!(stored, [false, true, true]);
     assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
     assert!(has(&store, "/c", &HeaderMap::new()));
     let Found::Variant(object) = store.find(store.id(b"/b"), b"/b", 1, &HeaderMap::new(), 0) else { panic!("no /b") };

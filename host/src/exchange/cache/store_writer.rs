@@ -116,8 +116,9 @@ impl StoreWriter {
         match std::mem::replace(&mut self.into, WriteTarget::Nowhere) {
             WriteTarget::Memory => {
                 let object = Arc::new(self.object.with_content(self.fill.content(trailers).into()));
-                self.store.insert(self.id, &self.key, object, self.epoch);
-                self.figures.stored.add(1);
+                if self.store.insert(self.id, &self.key, object, self.epoch) {
+                    self.figures.stored.add(1);
+                }
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());

@@ -79,7 +79,7 @@ fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, epoch: Purge
     }
     let known = disk.index.find_numbered(id, object.sequence);
     match (write(disk, known.as_deref(), key, object).transpose(), known) {
-        (Some(size), _) => disk.finish_write(id, key, object, size, epoch),
+        (Some(size), _) => drop(disk.finish_write(id, key, object, size, epoch)),
         // Content that is only in its file can't be rewritten. If the file has too many records, the response is
         // dropped.
         (None, Some(known)) => disk.index.remove_if(id, |filed| filed.number == known.number),
