@@ -307,7 +307,7 @@ impl WorkerState {
                     (self.clone(), ExchangeName::of(context), self.callout_cause(plugin_id, context));
                 let alive = self.alive.upgrade();
                 let ended = EndedExchange { worker, plugin_id, end, name, cause, held, alive };
-                self.ended.try_send(ended).map_err(|_| PluginFailure::EndedExchanges(MAX_WAITING_BYTES))
+                self.ended.try_send(ended).map_err(|_| PluginFailure::EndQueue(ENDED_EXCHANGES))
             }
             Some(None) if waits => Err(PluginFailure::EndedExchanges(MAX_WAITING_BYTES)),
             _ => self.call(plugin_id, |instance| instance.observe(&end.values, &end.summary)),

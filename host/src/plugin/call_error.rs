@@ -51,6 +51,8 @@ pub enum PluginFailure {
     QueueTime { calls: u32, time: Duration },
     #[error("{0} bytes of exchanges that have ended wait for it")]
     EndedExchanges(usize),
+    #[error("{0} exchanges that have ended wait for observers of this worker")]
+    EndQueue(usize),
     #[error("the values that it declares have more than {0} bytes")]
     Values(usize),
     #[error("limits.call-time of {0:?} exceeded")]
@@ -71,9 +73,10 @@ impl PluginFailure {
             PluginFailure::Open => Some(CallRejection::Breaker),
             PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
             PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some(CallRejection::Bodies),
-            PluginFailure::Queue { .. } | PluginFailure::QueueTime { .. } | PluginFailure::EndedExchanges(_) => {
-                Some(CallRejection::Waiting)
-            }
+            PluginFailure::Queue { .. }
+            | PluginFailure::QueueTime { .. }
+            | PluginFailure::EndedExchanges(_)
+            | PluginFailure::EndQueue(_) => Some(CallRejection::Waiting),
             PluginFailure::Unfit(_) => Some(CallRejection::Content),
             _ => None,
         }

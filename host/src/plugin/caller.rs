@@ -426,6 +426,7 @@ pub(super) fn is_whole<R>(result: &Result<R, PluginFailure>) -> bool {
             | Err(PluginFailure::Reported(_)
                 | PluginFailure::Senseless(_)
                 | PluginFailure::Refused(_)
+                | PluginFailure::Values(_)
                 | PluginFailure::NoHook)
     )
 }

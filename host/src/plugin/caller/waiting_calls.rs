@@ -137,9 +137,11 @@ impl WaitingInstances {
         }
         let mut idle = self.idle.borrow_mut();
         let unneeded = if self.swept.get().is_some() { self.fewest.get() } else { 0 };
-        // Those at the beginning were idle the longest.
+        // Those at the beginning were idle the longest. The first one is not counted, and stays.
         let dropped = unneeded.min(idle.len().saturating_sub(1));
-        idle.drain(..dropped);
+        if dropped > 0 {
+            idle.drain(1..=dropped);
+        }
         self.fewest.set(idle.len());
         self.swept.set(Some(now));
     }
