@@ -93,7 +93,8 @@ pub(super) const MAX_CORE_INSTANCES: usize = 64;
 
 /// The maximum number of tables of an instance, each of which has a place in the pool. Components of Rust and JavaScript
 /// have two, and those of Python two for all their libraries: one for indirect calls, and one for the calls of the host.
-pub(super) const MAX_TABLES: usize = 4;
+/// Four of them may be composed.
+pub(super) const MAX_TABLES: usize = 8;
 
 /// Elements of all tables of an instance: functions that it may call indirectly; large guests have some thousands.
 pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
