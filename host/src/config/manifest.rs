@@ -134,7 +134,8 @@ pub struct SharedTable {
     /// Type: duration. Default: `"500ms"`.
     pub timeout: Option<Spanned<String>>,
     /// The most commands that wait for the server's answer at a time, from 1 to 10,000; others wait for their turn within
-    /// `timeout`. A plugin has a quarter of them at most, and at least one.
+    /// `timeout`. A plugin has a quarter of them at most, and at least one. Besides, commands and answers under way have
+    /// 4 MiB, and those of a plugin 1 MiB, whatever this number is.
     ///
     /// Type: number. Default: `256`.
     pub commands: Option<Spanned<usize>>,
@@ -1245,7 +1246,7 @@ pub struct PluginLimitsTable {
     /// The most requests of the plugin's own that are under way at a time, over all workers, from 1 to 4000. Further ones
     /// wait, as a part of their own time for a response, and of `call-time`.
     ///
-    /// Type: number. Default: `64`.
+    /// Type: number. Default: `256`.
     pub callouts: Option<Spanned<usize>>,
 }
 

@@ -181,11 +181,10 @@ impl Default for DecodingLimits {
 
 impl Default for WaitingLimits {
     /// At 20 ms a call, 256 at a time are 12,800 a second; a queue of four times as many is over in a tenth of a second.
-    /// Ten seconds are longer than most clients wait. 64 requests at a time are 6,400 a second to a service that takes 10 ms,
-    /// and few beside what an upstream may have of clients.
+    /// Ten seconds are longer than most clients wait. Each call may have one request under way, as most plugins do.
     fn default() -> Self {
         let (queue_time, call_time) = (Duration::from_secs(1), Duration::from_secs(10));
-        WaitingLimits { calls: 256, queued: 1024, queue_time, call_time, callouts: 64 }
+        WaitingLimits { calls: 256, queued: 1024, queue_time, call_time, callouts: 256 }
     }
 }
 

@@ -136,7 +136,8 @@ const USUAL_VALUE: usize = 16 << 10;
 const MAX_LATE: usize = 10_000;
 
 /// The message about a command that has found no place.
-const NO_PLACE: &str = "no place among `[shared] commands` in time; a plugin has a quarter of them at most";
+const NO_PLACE: &str =
+    "no place among `[shared] commands` in time: a plugin has a quarter of them at most, and 1 MiB for all of its own";
 
 // === FleetStates ===
 
