@@ -9,6 +9,7 @@ use plugway::context::edit_check::MessageSide;
 use plugway::context::{ExchangeContext, ValueName};
 use plugway::generation::ids::{Id, PluginId};
 use plugway::generation::worker_state::WorkerState;
+use plugway::plugin::breaker::HookKind;
 use plugway::shared_state::{self, SharedLimits, SharedState, TakeRate};
 
 #[path = "worker.rs"]
@@ -87,8 +88,9 @@ fn call_of_plugin(running: &WorkerState, call: &str) -> i128 {
     let needs = [ValueName::RequestField(http::HeaderName::from_static("x-shared"))];
     let mut turn = || {
         let began = Instant::now();
-        let called = running
-            .call(PluginId::new(0), |instance| instance.filter(MessageSide::Request, &needs, &mut context).map(drop));
+        let called = running.call(PluginId::new(0), HookKind::RequestFilter, |instance| {
+            instance.filter(MessageSide::Request, &needs, &mut context).map(drop)
+        });
         called.unwrap_or_else(|failure| panic!("{failure}"));
         (began.elapsed().as_nanos() / u128::from(CALLS_OF_PLUGIN)) as i128
     };

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, RwLock, mpsc};
 
 use plugway_test_guests::{CALLER, FORWARD_AUTH};
 
@@ -462,6 +462,55 @@ fn an_observer_may_make_requests_in_the_background() {
     let proxy = start(&calling(&silent, AUTH, &limits));
     (0..20).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
     proxy.wait_log("limits.waiting-calls of 4 is reached");
+}
+
+/// A service that answers once it can have this lock.
+fn hesitant() -> (String, Arc<RwLock<()>>) {
+    let gate = Arc::new(RwLock::new(()));
+    let passed = gate.clone();
+    let address = origin(move |_| {
+        drop(passed.read());
+        ok("fine")
+    });
+    (address, gate)
+}
+
+/// Sends so many requests at once, and returns the answers. `rest` is what follows the first fields.
+fn at_once(proxy: &Proxy, count: usize, method: &str, rest: &str) -> Vec<Message> {
+    let mut streams: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
+    for stream in &mut streams {
+        write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{rest}").unwrap();
+    }
+    streams.into_iter().map(|stream| read_message(&mut BufReader::new(stream)).unwrap()).collect()
+}
+
+/// All hooks of the plugin were refused until one of its body hooks had returned, which hardly ever was a trial.
+#[test]
+fn a_body_hook_that_fails_stops_no_head_hook() {
+    let (service, gate) = hesitant();
+    let closed = gate.write().unwrap();
+    let limits = "config.body-timeout = 5000\nlimits.call-time = \"500ms\"";
+    let proxy = start(&with_bodies(&service, "whole", limits));
+    let fail = |count| at_once(&proxy, count, "POST", "X-Body-Call: http://auth/\r\nContent-Length: 4\r\n\r\nsome");
+    proxy.log_until("failures_of=\"body\"", || assert!(fail(32).iter().all(|answer| answer.status() == 502)));
+    drop(closed);
+    for _ in 0..5 {
+        let answers = at_once(&proxy, 10, "GET", "X-Call: http://auth/\r\n\r\n");
+        assert_eq!(answers.iter().filter(|answer| answer.status() == 200).count(), 10);
+    }
+    until("bodies pass again", || post(&proxy, "http://auth/", "some").status() == 200);
+    proxy.wait_log("plugin breaker closed");
+}
+
+#[test]
+fn an_observer_that_fails_stops_no_head_hook() {
+    let (service, gate) = hesitant();
+    let _closed = gate.write().unwrap();
+    let limits = "config.observe = \"http://auth/\"\nlimits.call-time = \"50ms\"";
+    let proxy = start(&calling(&service, AUTH, limits));
+    let passes = || (0..20).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
+    proxy.log_until("failures_of=\"observer\"", passes);
+    (0..10).for_each(|_| passes());
 }
 
 #[test]

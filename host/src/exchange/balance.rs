@@ -11,6 +11,7 @@ use crate::error::{Error, FailureKind};
 use crate::exchange::chain::BalancerEdits;
 use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::worker_state::WorkerState;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Picked;
 use crate::plugin::settings::OnError;
@@ -44,7 +45,7 @@ pub fn choose(
     let Some(at) = upstream.balancer else { return only(&endpoint_views) };
     let configured = &worker.generation.bindings[at];
     let before = endpoint_indices(&endpoint_views, tried);
-    let picked = worker.call_balancer(upstream_id, |instance| {
+    let picked = worker.call_balancer(upstream_id, HookKind::Balancer, |instance| {
         instance.pick(&configured.balancer, configured.balancer_key.as_ref(), context, before, now)
     });
     let failed = match picked.and_then(|picked| checked_choice(&endpoint_views, at, picked)) {

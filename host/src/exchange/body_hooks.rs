@@ -29,6 +29,7 @@ use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::body_filter::{BodyFilter, BodyStart, WaitingBody};
 use crate::plugin::body_permit::{BodyPermit, BodyResource};
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{BodyVerdict, Instance, WholeBody};
 use crate::plugin::outgoing_http::CalloutSender;
@@ -493,11 +494,11 @@ impl PassageHooks {
             true => {
                 let (origin, [step]) = (calls.origin(hook.plugin_id, context), calls.clock.deadlines());
                 let call = async |instance: &mut Instance| instance.take_body_waiting(body, needs, context).await;
-                origin.call(&step, call).await
+                origin.call(&step, HookKind::Body, call).await
             }
             false => {
                 worker.guards[hook.plugin_id].turn().await;
-                worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context))
+                worker.call(hook.plugin_id, HookKind::Body, |instance| instance.take_body(body, needs, context))
             }
         };
         let decided = called.and_then(|verdict| {

@@ -25,6 +25,7 @@ use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId};
 use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Clock;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
@@ -625,7 +626,7 @@ impl CacheStage {
         worker: &WorkerState,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        worker.call(self.binding, call)
+        worker.call(self.binding, HookKind::CachePolicy, call)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::{Clock, Deadline};
 use crate::net::turn::TurnClaim;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::instance::Instance;
@@ -57,6 +58,7 @@ impl CalloutOrigin<'_> {
     pub async fn call<R>(
         &self,
         step: &Deadline,
+        hook: HookKind,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (sender, callouts) = CalloutSender::channel();
@@ -64,7 +66,7 @@ impl CalloutOrigin<'_> {
             instance.allow_callouts(sender);
             call(instance).await
         };
-        let call = self.worker.guards[self.plugin_id].call_waiting(step, call);
+        let call = self.worker.guards[self.plugin_id].call_waiting(step, hook, call);
         if self.cause.is_none() { call.await } else { self.drive(call, callouts).await }
     }
 

@@ -14,6 +14,7 @@ use crate::error::{Error, FailureKind};
 use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId, UpstreamId};
 use crate::generation::worker_state::WorkerState;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
 use crate::plugin::settings::{Hook, OnError};
@@ -323,7 +324,7 @@ pub fn call(
     needs: &[ValueName],
     context: &mut Box<ExchangeContext>,
 ) -> Result<FilterVerdict, PluginFailure> {
-    worker.call(plugin_id, |instance| instance.filter(side, needs, context))
+    worker.call(plugin_id, HookKind::filter(side), |instance| instance.filter(side, needs, context))
 }
 
 fn apply_plan(

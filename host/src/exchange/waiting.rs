@@ -14,6 +14,7 @@ use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::worker_state::{EndedExchange, WaitingTimer, WorkerState};
 use crate::net::deadline::{Clock, Deadline};
 use crate::net::turn::next_turn;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
 use crate::plugin::settings::Hook;
@@ -52,7 +53,7 @@ impl WaitingHook<'_> {
         let cause = worker.callout_cause(plugin_id, context);
         let origin = CalloutOrigin { worker, plugin_id, cause, clock: step.clock().clone() };
         let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
-        origin.call(step, call).await
+        origin.call(step, HookKind::filter(side), call).await
     }
 }
 
@@ -62,7 +63,8 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
     let cause = Some(CalloutCause::without_exchange("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
-    let called = origin.call(&step, async |instance: &mut Instance| instance.timer_waiting().await).await;
+    let called =
+        origin.call(&step, HookKind::Timer, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, clock.now());
 }
 
@@ -75,10 +77,10 @@ pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
         let ([step], worker) = (clock.deadlines(), &*worker);
         let origin = CalloutOrigin { worker, plugin_id, cause, clock };
         let observe = async |instance: &mut Instance| instance.observe_waiting(end.values, end.summary).await;
-        origin.call(&step, observe).await
+        origin.call(&step, HookKind::Observer, observe).await
     } else {
         guard.turn().await;
-        worker.call(plugin_id, |instance| instance.observe(&end.values, &end.summary))
+        worker.call(plugin_id, HookKind::Observer, |instance| instance.observe(&end.values, &end.summary))
     };
     if let Err(failure) = called {
         guard.record_failure("observer", &failure, Some(&name));

@@ -10,6 +10,7 @@ use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::target::Target;
 use crate::generation::{Generation, Route, UNROUTED, Upstream};
 use crate::plugin::body_filter::IdleBodyInstances;
+use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::observed_end::{MAX_WAITING_BYTES, ObservedEnd};
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
@@ -270,9 +271,10 @@ impl WorkerState {
     pub fn call<R>(
         &self,
         binding: PluginId,
+        hook: HookKind,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        self.guards[binding].call(&self.filters[binding], call)
+        self.guards[binding].call(&self.filters[binding], hook, call)
     }
 
     /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
@@ -310,7 +312,7 @@ impl WorkerState {
                 self.ended.try_send(ended).map_err(|_| PluginFailure::EndQueue(ENDED_EXCHANGES))
             }
             Some(None) if waits => Err(PluginFailure::EndedExchanges(MAX_WAITING_BYTES)),
-            _ => self.call(plugin_id, |instance| instance.observe(&end.values, &end.summary)),
+            _ => self.call(plugin_id, HookKind::Observer, |instance| instance.observe(&end.values, &end.summary)),
         }
     }
 
@@ -338,8 +340,8 @@ impl WorkerState {
                     waiting.extend(self.begin_timer(index));
                     continue;
                 }
-                TimerOwner::Filter => self.call(timer.binding, Instance::timer),
-                TimerOwner::Balancer(upstream) => self.call_balancer(upstream, Instance::timer),
+                TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Instance::timer),
+                TimerOwner::Balancer(upstream) => self.call_balancer(upstream, HookKind::Timer, Instance::timer),
             };
             self.settle_timer(timer, called, now);
         }
@@ -517,6 +519,7 @@ impl WorkerState {
     pub fn call_balancer<R>(
         &self,
         upstream_id: UpstreamId,
+        hook: HookKind,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (binding, view) = (
@@ -532,7 +535,7 @@ impl WorkerState {
             let members = view.endpoint_views.borrow().members.clone();
             guard.telling(instance, &members)
         };
-        guard.call_prepared(&view.balancer, tell, call)
+        guard.call_prepared(&view.balancer, hook, tell, call)
     }
 
     /// Puts a balancer's instance that the maker has sent into its slot.

@@ -152,10 +152,13 @@ impl BodyFilter {
         start: BodyStart<'_>,
     ) -> Result<Self, PluginFailure> {
         let BodyStart { side, mode, needs, context } = start;
-        let admitted = guard.admit()?;
+        let admitted = guard.admit(HookKind::Body)?;
         let idle = bodies.0.borrow_mut().pop();
-        let fresh =
-            || guard.fresh(InstanceNeed::Body).inspect_err(|failure| guard.settle_without_call(admitted, failure));
+        let fresh = || {
+            guard
+                .fresh(InstanceNeed::Body)
+                .inspect_err(|failure| guard.settle_without_call(admitted, HookKind::Body, failure))
+        };
         let mut instance = idle.map_or_else(fresh, Ok)?;
         // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
         instance.store.set_hostcall_fuel(guard.configured.limits.memory);
@@ -187,7 +190,7 @@ impl BodyFilter {
             guard.charge_work(context.work.take());
             instance.begin_body_waiting(side, values).await
         };
-        let (taken, body) = guard.begin_waiting(&step, begin).await?;
+        let (taken, body) = guard.begin_waiting(&step, HookKind::Body, begin).await?;
         let body = match body {
             Ok(body) => body,
             Err(failure) => {

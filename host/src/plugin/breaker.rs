@@ -1,18 +1,19 @@
 //! The circuit breaker of a configured plugin, shared by all workers. A late call costs every request that waits behind
-//! it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop calls only when
-//! nearly all calls of a hook have failed for seconds, or any client could switch a plugin off.
+//! it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop the calls of their
+//! hook alone, and only when nearly all of them have failed for seconds, or any client could switch a plugin off.
 //!
-//! Workers read `mode` before a call. The lock is taken after late calls alone.
+//! Workers read `mode` and `stopped` before a call. The lock is taken after late calls alone.
 #![expect(clippy::disallowed_methods, reason = "the state is shown to operators, off the workers")]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::cpu_time::TICK;
+use crate::context::edit_check::MessageSide;
 
 /// The circuit breaker of a configured plugin.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ pub struct Breaker {
     until: AtomicU64,
     /// The failures of each hook: calls of one that succeed say nothing about another.
     rows: [FailureRow; HookKind::COUNT],
-    /// The hook whose failures have opened the breaker; [`HookKind::COUNT`] if late calls have.
-    opened_by: AtomicUsize,
+    /// The hooks that their failures have stopped, one bit for each.
+    stopped: AtomicU8,
     /// The times at which the last late calls ended.
     late: Mutex<VecDeque<Instant>>,
 }
@@ -39,6 +40,8 @@ struct FailureRow {
     weight: AtomicU32,
     /// The time of the first of these failures, in milliseconds since the breaker's `began`.
     began: AtomicU64,
+    /// The time of the next trial while the hook is stopped, in milliseconds since the breaker's `began`.
+    trial_at: AtomicU64,
 }
 
 /// The kind of a hook, as far as failures are counted together.
@@ -58,7 +61,7 @@ pub enum HookKind {
 pub enum BreakerState {
     /// The breaker is closed, and calls are made.
     Closed,
-    /// The breaker is open, and no calls are made.
+    /// The breaker is open, and no calls are made: of any hook, or of one that fails.
     Open,
     /// A trial call is due or under way, or a trial has succeeded and calls get little CPU time.
     HalfOpen,
@@ -73,6 +76,8 @@ pub enum CallPermit {
     Short(Duration),
     /// The call is a trial, and its result decides whether further calls are made.
     Trial(Duration),
+    /// The call is a trial of a hook that its failures have stopped, and its result decides about calls of that hook.
+    HookTrial(Duration),
 }
 
 /// The result of a call, as far as a breaker is concerned.
@@ -121,18 +126,45 @@ impl Breaker {
             level: AtomicU32::new(0),
             until: AtomicU64::new(0),
             rows: Default::default(),
-            opened_by: AtomicUsize::new(HookKind::COUNT),
+            stopped: AtomicU8::new(0),
             late: Mutex::default(),
         }
     }
 
     /// Whether calls may be made without asking [`Breaker::admit`].
     pub fn is_closed(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) == CLOSED
+        self.mode.load(Ordering::Relaxed) == CLOSED && self.stopped.load(Ordering::Relaxed) == 0
     }
 
-    /// Returns the permission for a call; `None` if no call may be made.
-    pub fn admit(&self, now: Instant) -> Option<CallPermit> {
+    /// Returns the permission for a call of a hook; `None` if no call may be made.
+    pub fn admit(&self, hook: HookKind, now: Instant) -> Option<CallPermit> {
+        if !self.is_stopped(hook) {
+            return self.admit_any(now);
+        }
+        let (trial_at, ms) = (&self.rows[hook as usize].trial_at, self.ms(now));
+        let due = trial_at.load(Ordering::Acquire);
+        if ms < due {
+            return None;
+        }
+        let permit = self.admit_any(now)?;
+        // A trial of the plugin tries the hook too. Otherwise, the worker that moves the time has the trial; one that never
+        // ended is repeated.
+        match permit {
+            CallPermit::Trial(_) => Some(permit),
+            _ => {
+                let next = self.ms(now + BACKOFF);
+                trial_at.compare_exchange(due, next, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+                Some(CallPermit::HookTrial(if permit == CallPermit::Usual {
+                    Duration::MAX
+                } else {
+                    self.short_limit()
+                }))
+            }
+        }
+    }
+
+    /// Returns the permission for a call of any hook, as far as late calls decide.
+    fn admit_any(&self, now: Instant) -> Option<CallPermit> {
         let (mode, is_over) = (self.mode.load(Ordering::Acquire), self.ms(now) >= self.until.load(Ordering::Acquire));
         match mode {
             CAUTIOUS if !is_over => Some(CallPermit::Short(self.short_limit())),
@@ -171,10 +203,14 @@ impl Breaker {
     /// Records the result of a hook's call, which may open or close the breaker.
     pub fn settle(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
-            (CallPermit::Trial(_), CallOutcome::Returned) if self.is_open_for_another(hook) => self.repeat_trial(),
             (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
             (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen(now),
+            (CallPermit::HookTrial(_), CallOutcome::Returned) => self.resume(hook),
+            // The next trial has its time already.
+            (CallPermit::HookTrial(_), CallOutcome::Failed) => {}
+            (CallPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
+            (CallPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (_, CallOutcome::Returned) => self.count_success(hook),
             (_, CallOutcome::Failed) => self.count_failure(hook, now),
             (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
@@ -184,9 +220,14 @@ impl Breaker {
 
     /// Returns the state that operators see.
     pub fn state(&self) -> BreakerState {
+        let ms = self.ms(Instant::now());
+        let waits = |hook: usize| ms < self.rows[hook].trial_at.load(Ordering::Relaxed);
+        let stopped = self.stopped.load(Ordering::Relaxed);
+        let is_stopped = |hook: &usize| stopped & (1 << hook) != 0;
         match self.mode.load(Ordering::Relaxed) {
-            CLOSED => BreakerState::Closed,
-            OPEN if self.ms(Instant::now()) < self.until.load(Ordering::Relaxed) => BreakerState::Open,
+            CLOSED if stopped == 0 => BreakerState::Closed,
+            OPEN if ms < self.until.load(Ordering::Relaxed) => BreakerState::Open,
+            _ if (0..HookKind::COUNT).filter(is_stopped).any(waits) => BreakerState::Open,
             _ => BreakerState::HalfOpen,
         }
     }
@@ -212,10 +253,10 @@ impl Breaker {
         let lasted = self.ms(now).saturating_sub(row.began.load(Ordering::Relaxed));
         if before + 1 >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
             row.weight.store(0, Ordering::Relaxed);
-            // Workers that still fail while the breaker is open change nothing.
-            if self.change(CLOSED, OPEN) || self.change(CAUTIOUS, OPEN) {
-                self.opened_by.store(hook as usize, Ordering::Relaxed);
-                self.until.store(self.ms(now + BACKOFF), Ordering::Release);
+            // Calls that still fail while the hook is stopped change nothing.
+            if !self.is_stopped(hook) {
+                row.trial_at.store(self.ms(now + BACKOFF), Ordering::Release);
+                self.stopped.fetch_or(hook.bit(), Ordering::Release);
                 warn!(plugin = &*self.plugin, failures_of = hook.word(), retry_in = ?BACKOFF, "plugin breaker opened");
             }
         }
@@ -230,16 +271,17 @@ impl Breaker {
         }
     }
 
-    /// Whether the failures of another hook have opened the breaker, so that a success of this one says nothing.
-    fn is_open_for_another(&self, hook: HookKind) -> bool {
-        let opened_by = self.opened_by.load(Ordering::Relaxed);
-        opened_by != HookKind::COUNT && opened_by != hook as usize
+    /// Whether its failures have stopped a hook.
+    fn is_stopped(&self, hook: HookKind) -> bool {
+        self.stopped.load(Ordering::Acquire) & hook.bit() != 0
     }
 
-    /// Makes the next call another trial.
-    fn repeat_trial(&self) {
-        self.until.store(0, Ordering::Release);
-        self.mode.store(OPEN, Ordering::Release);
+    /// Makes calls of a hook again, after a trial.
+    fn resume(&self, hook: HookKind) {
+        self.rows[hook as usize].weight.store(0, Ordering::Relaxed);
+        if self.stopped.fetch_and(!hook.bit(), Ordering::AcqRel) & hook.bit() != 0 {
+            info!(plugin = &*self.plugin, calls_of = hook.word(), "plugin breaker closed");
+        }
     }
 
     /// Opens the breaker for twice as long as the last time.
@@ -247,7 +289,6 @@ impl Breaker {
         if self.mode.swap(OPEN, Ordering::AcqRel) == OPEN {
             return;
         }
-        self.opened_by.store(HookKind::COUNT, Ordering::Relaxed);
         let level = self.level.load(Ordering::Relaxed);
         self.level.store((level + 1).min(MAX_DOUBLINGS + 1), Ordering::Relaxed);
         let backoff = self.backoff();
@@ -264,7 +305,7 @@ impl Breaker {
     /// Closes the breaker after a trial. For twice the backoff, calls get as little CPU time as the trial had, and a
     /// late one opens the breaker at once.
     fn succeed(&self, hook: HookKind, now: Instant) {
-        self.rows[hook as usize].weight.store(0, Ordering::Relaxed);
+        self.resume(hook);
         let is_late_before = self.level.load(Ordering::Relaxed) > 0;
         self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
         self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
@@ -294,9 +335,36 @@ impl Breaker {
     }
 }
 
+impl CallPermit {
+    /// Returns the CPU time of the call, if that is less than the plugin's limit.
+    pub fn budget(self) -> Option<Duration> {
+        match self {
+            CallPermit::Usual => None,
+            CallPermit::Short(time) | CallPermit::Trial(time) | CallPermit::HookTrial(time) => Some(time),
+        }
+    }
+
+    /// Whether the call's result decides about further calls.
+    pub fn is_trial(self) -> bool {
+        matches!(self, CallPermit::Trial(_) | CallPermit::HookTrial(_))
+    }
+}
+
 impl HookKind {
     /// The number of kinds.
     const COUNT: usize = HookKind::Timer as usize + 1;
+
+    /// Returns the kind of the filter on a side.
+    pub fn filter(side: MessageSide) -> Self {
+        match side {
+            MessageSide::Request => HookKind::RequestFilter,
+            MessageSide::Response => HookKind::ResponseFilter,
+        }
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
 
     /// Returns the word for the hook in logs.
     fn word(self) -> &'static str {
@@ -344,7 +412,7 @@ mod tests {
     }
 
     fn late(breaker: &Breaker, now: Instant) {
-        let permit = breaker.admit(now).unwrap();
+        let permit = breaker.admit(REQUEST, now).unwrap();
         breaker.settle(permit, REQUEST, CallOutcome::Late, now);
     }
 
@@ -352,16 +420,16 @@ mod tests {
     fn late_calls_open_it_and_a_trial_closes_it() {
         let (breaker, began) = breaker();
         (0..2).for_each(|n| late(&breaker, at(began, n)));
-        assert_eq!(breaker.admit(at(began, 2)), Some(CallPermit::Usual));
+        assert_eq!(breaker.admit(REQUEST, at(began, 2)), Some(CallPermit::Usual));
         late(&breaker, at(began, 2));
         assert!(!breaker.is_closed());
-        assert_eq!(breaker.admit(at(began, 900)), None);
-        let trial = breaker.admit(at(began, 1003)).unwrap();
+        assert_eq!(breaker.admit(REQUEST, at(began, 900)), None);
+        let trial = breaker.admit(REQUEST, at(began, 1003)).unwrap();
         assert_eq!(trial, CallPermit::Trial(TICK));
-        assert_eq!(breaker.admit(at(began, 1004)), None, "one trial at a time");
+        assert_eq!(breaker.admit(REQUEST, at(began, 1004)), None, "one trial at a time");
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1005));
-        assert_eq!(breaker.admit(at(began, 1006)), Some(CallPermit::Short(TICK)));
-        assert_eq!(breaker.admit(at(began, 3100)), Some(CallPermit::Usual));
+        assert_eq!(breaker.admit(REQUEST, at(began, 1006)), Some(CallPermit::Short(TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 3100)), Some(CallPermit::Usual));
         assert!(breaker.is_closed());
     }
 
@@ -371,9 +439,9 @@ mod tests {
         (0..3).for_each(|_| late(&breaker, began));
         let mut now = began;
         for (seconds, ticks) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32), (60, 64), (60, 64)] {
-            assert_eq!(breaker.admit(now + Duration::from_millis(seconds * 1000 - 1)), None);
+            assert_eq!(breaker.admit(REQUEST, now + Duration::from_millis(seconds * 1000 - 1)), None);
             now += Duration::from_secs(seconds);
-            let trial = breaker.admit(now).unwrap();
+            let trial = breaker.admit(REQUEST, now).unwrap();
             assert_eq!(trial, CallPermit::Trial(TICK * ticks));
             breaker.settle(trial, REQUEST, CallOutcome::Late, now);
         }
@@ -383,11 +451,11 @@ mod tests {
     fn a_late_call_soon_after_a_trial_opens_it_at_once() {
         let (breaker, began) = breaker();
         (0..3).for_each(|_| late(&breaker, began));
-        let trial = breaker.admit(at(began, 1000)).unwrap();
+        let trial = breaker.admit(REQUEST, at(began, 1000)).unwrap();
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1000));
         late(&breaker, at(began, 1500));
-        assert_eq!(breaker.admit(at(began, 3400)), None);
-        assert_eq!(breaker.admit(at(began, 3500)), Some(CallPermit::Trial(2 * TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 3400)), None);
+        assert_eq!(breaker.admit(REQUEST, at(began, 3500)), Some(CallPermit::Trial(2 * TICK)));
     }
 
     /// Makes a call each millisecond, of which every one of these numbers succeeds.
@@ -407,45 +475,74 @@ mod tests {
         failing(&breaker, began, 10_000..12_900, 50);
         assert!(breaker.is_closed(), "not for three seconds");
         failing(&breaker, began, 12_900..13_101, 50);
-        assert_eq!(breaker.admit(at(began, 13_900)), None);
+        assert_eq!(breaker.admit(REQUEST, at(began, 13_900)), None);
         // As often as one call a second may find out that the plugin works again.
         for second in 0..5 {
             let now = at(began, 15_000 + second * 1000);
-            let trial = breaker.admit(now).unwrap();
-            assert_eq!(trial, CallPermit::Trial(Duration::MAX));
+            let trial = breaker.admit(REQUEST, now).unwrap();
+            assert_eq!(trial, CallPermit::HookTrial(Duration::MAX));
             breaker.settle(trial, REQUEST, CallOutcome::Failed, now);
         }
-        let trial = breaker.admit(at(began, 20_000)).unwrap();
+        let trial = breaker.admit(REQUEST, at(began, 20_000)).unwrap();
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 20_000));
         assert!(breaker.is_closed());
     }
 
+    fn fail(breaker: &Breaker, began: Instant, hook: HookKind) {
+        (1..3200).for_each(|ms| breaker.settle(CallPermit::Usual, hook, CallOutcome::Failed, at(began, ms)));
+    }
+
     #[test]
-    fn successes_of_another_hook_hide_no_failures_and_end_no_trial() {
+    fn failures_of_a_hook_stop_the_calls_of_that_hook_alone() {
         let (breaker, began) = breaker();
         for ms in 1..3200 {
-            breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Failed, at(began, ms));
-            breaker.settle(CallPermit::Usual, HookKind::Observer, CallOutcome::Returned, at(began, ms));
+            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
+            breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Returned, at(began, ms));
         }
         let now = at(began, 5000);
-        for _ in 0..10 {
-            let trial = breaker.admit(now).unwrap();
-            breaker.settle(trial, HookKind::Observer, CallOutcome::Returned, now);
-            assert!(!breaker.is_closed());
-        }
-        let trial = breaker.admit(now).unwrap();
-        assert_eq!(trial, CallPermit::Trial(Duration::MAX));
-        assert_eq!(breaker.admit(now), None);
-        breaker.settle(trial, REQUEST, CallOutcome::Returned, now);
+        assert!(!breaker.is_closed());
+        let trial = breaker.admit(HookKind::Body, now);
+        assert_eq!(trial, Some(CallPermit::HookTrial(Duration::MAX)));
+        assert_eq!(breaker.admit(HookKind::Body, now), None, "one trial at a time");
+        assert_eq!(breaker.admit(REQUEST, now), Some(CallPermit::Usual));
+        breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Returned, now);
+        assert_eq!(breaker.admit(HookKind::Body, now), None, "a success of another hook ends no trial");
+        // A trial that fails, or that never ended, is repeated.
+        breaker.settle(trial.unwrap(), HookKind::Body, CallOutcome::Failed, now);
+        let trial = breaker.admit(HookKind::Body, at(began, 6000)).unwrap();
+        breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 6000));
         assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn late_calls_stop_all_hooks_while_one_is_stopped() {
+        let (breaker, began) = breaker();
+        fail(&breaker, began, HookKind::Body);
+        (0..3).for_each(|ms| late(&breaker, at(began, 3200 + ms)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4100)), None);
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 4100)), None);
+        // Its trial decides about the plugin, and not about the other hook.
+        let trial = breaker.admit(REQUEST, at(began, 4300)).unwrap();
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 4300));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4301)), Some(CallPermit::Short(TICK)));
+        let trial = breaker.admit(HookKind::Body, at(began, 4301)).unwrap();
+        assert_eq!(trial, CallPermit::HookTrial(TICK));
+        breaker.settle(trial, HookKind::Body, CallOutcome::Late, at(began, 4302));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4303)), None);
+        assert_eq!(breaker.state(), BreakerState::Open);
+        // A trial of the plugin by the hook that is stopped decides about both.
+        let trial = breaker.admit(HookKind::Body, at(began, 6400)).unwrap();
+        assert_eq!(trial, CallPermit::Trial(2 * TICK));
+        breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 6400));
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 6401)), Some(CallPermit::Short(2 * TICK)));
     }
 
     #[test]
     fn a_trial_that_never_ended_is_repeated() {
         let (breaker, began) = breaker();
         (0..3).for_each(|_| late(&breaker, began));
-        breaker.admit(at(began, 1000)).unwrap();
-        assert_eq!(breaker.admit(at(began, 1900)), None);
-        assert!(matches!(breaker.admit(at(began, 2000)), Some(CallPermit::Trial(_))));
+        breaker.admit(REQUEST, at(began, 1000)).unwrap();
+        assert_eq!(breaker.admit(REQUEST, at(began, 1900)), None);
+        assert!(matches!(breaker.admit(REQUEST, at(began, 2000)), Some(CallPermit::Trial(_))));
     }
 }

@@ -103,9 +103,10 @@ impl PluginCaller {
     pub fn call<R>(
         &self,
         slot: &InstanceSlot,
+        hook: HookKind,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        self.call_prepared(slot, |_| Ok(()), call)
+        self.call_prepared(slot, hook, |_| Ok(()), call)
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one that was prepared. The instance returns to its slot only if
@@ -113,17 +114,18 @@ impl PluginCaller {
     pub fn call_prepared<R>(
         &self,
         slot: &InstanceSlot,
+        hook: HookKind,
         prepare: impl FnOnce(&mut Instance) -> Result<(), PluginFailure>,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let permit = self.admit()?;
+        let permit = self.admit(hook)?;
         let idle = slot.0.borrow_mut().take();
         let fresh = || {
             let mut instance = self.fresh(InstanceNeed::Loss)?;
             prepare(&mut instance).map(|()| instance)
         };
         let instance = idle.map_or_else(fresh, Ok);
-        let mut instance = instance.inspect_err(|failure| self.settle_without_call(permit, failure))?;
+        let mut instance = instance.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
         let result = self.run(&mut instance, permit, call);
         let is_kept = self.configured.isolation == Isolation::Worker && !self.is_released.get();
         if is_whole(&result) && is_kept {
@@ -220,12 +222,12 @@ impl PluginCaller {
         self.is_released.get()
     }
 
-    /// Decides whether a call is made; the error is the reason if none is.
-    pub(super) fn admit(&self) -> Result<CallPermit, PluginFailure> {
+    /// Decides whether a call of a hook is made; the error is the reason if none is.
+    pub(super) fn admit(&self, hook: HookKind) -> Result<CallPermit, PluginFailure> {
         if !self.share.is_spent() && self.supply().breaker.is_closed() {
             return Ok(CallPermit::Usual);
         }
-        self.admit_slowly(Instant::now())
+        self.admit_slowly(hook, Instant::now())
     }
 
     /// Decides about the further calls of a body that has begun. Late calls were counted against the plugin, but the
@@ -243,7 +245,7 @@ impl PluginCaller {
     ) -> Result<R, PluginFailure> {
         let figures = &self.figures;
         figures.calls.add(1);
-        if let CallPermit::Short(time) | CallPermit::Trial(time) = permit {
+        if let Some(time) = permit.budget() {
             instance.set_budget(time);
         }
         let began = figures.calls.value().is_multiple_of(SAMPLE_EVERY).then(Instant::now);
@@ -315,7 +317,7 @@ impl PluginCaller {
 
     /// Passes endpoints to the balancer in a slot.
     pub fn tell(&self, slot: &InstanceSlot, members: &Arc<EndpointSnapshot>) -> Result<(), PluginFailure> {
-        self.call(slot, |instance| self.telling(instance, members))
+        self.call(slot, HookKind::Balancer, |instance| self.telling(instance, members))
     }
 
     /// Passes endpoints to an instance of a balancer, on a worker.
@@ -352,11 +354,11 @@ impl PluginCaller {
     }
 
     #[cold]
-    fn admit_slowly(&self, now: Instant) -> Result<CallPermit, PluginFailure> {
+    fn admit_slowly(&self, hook: HookKind, now: Instant) -> Result<CallPermit, PluginFailure> {
         if self.share.is_spent() && self.share.wait(now).is_some() {
             return Err(self.share_error());
         }
-        self.supply().breaker.admit(now).ok_or(PluginFailure::Open)
+        self.supply().breaker.admit(hook, now).ok_or(PluginFailure::Open)
     }
 
     fn settle<R>(
@@ -406,14 +408,14 @@ impl PluginCaller {
 
     /// Settles a trial whose call could not be made for want of an instance, which the next trial may have. A lack of places
     /// says nothing about the plugin: the trial is repeated, as one that never ended is.
-    pub(super) fn settle_without_call(&self, permit: CallPermit, failure: &PluginFailure) {
+    pub(super) fn settle_without_call(&self, permit: CallPermit, hook: HookKind, failure: &PluginFailure) {
         if matches!(failure, PluginFailure::NoPlace) {
             return;
         }
         let outcome =
             if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
-        if matches!(permit, CallPermit::Trial(_)) {
-            self.supply().breaker.settle(permit, HookKind::RequestFilter, outcome, Instant::now());
+        if permit.is_trial() {
+            self.supply().breaker.settle(permit, hook, outcome, Instant::now());
         }
     }
 }

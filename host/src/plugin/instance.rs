@@ -299,10 +299,7 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
-        let hook = match side {
-            MessageSide::Request => HookKind::RequestFilter,
-            MessageSide::Response => HookKind::ResponseFilter,
-        };
+        let hook = HookKind::filter(side);
         let verdict = self.with_values(hook, needs, context, |instance, values| instance.call_filter(side, values))?;
         checked(side, self.body_ability(side), verdict)
     }

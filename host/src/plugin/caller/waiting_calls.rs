@@ -154,9 +154,10 @@ impl PluginCaller {
     pub async fn call_waiting<R>(
         &self,
         step: &Deadline,
+        hook: HookKind,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let (taken, result) = self.begin_waiting(step, call).await?;
+        let (taken, result) = self.begin_waiting(step, hook, call).await?;
         if is_whole(&result) {
             self.return_waiting(taken);
         } else {
@@ -170,6 +171,7 @@ impl PluginCaller {
     pub(in crate::plugin) async fn begin_waiting<R>(
         &self,
         step: &Deadline,
+        hook: HookKind,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<(WaitingInstance, Result<R, PluginFailure>), PluginFailure> {
         // Nothing is queued for a plugin that is not called.
@@ -177,13 +179,13 @@ impl PluginCaller {
             return Err(self.share_error());
         }
         let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, step).await?;
-        let permit = self.admit()?;
+        let permit = self.admit(hook)?;
         let idle = self.waiting.take();
         let taken = match idle {
             Some(idle) => Ok(idle),
             None => self.fresh_waiting(step).await,
         };
-        let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, failure))?;
+        let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
         let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
         Ok((taken, result))
     }
@@ -200,7 +202,7 @@ impl PluginCaller {
         let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
             // The plugin is not to blame for computations of others.
-            if matches!(permit, CallPermit::Trial(_)) || !is_queued.get() {
+            if permit.is_trial() || !is_queued.get() {
                 self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
             }
             Err(PluginFailure::CallTime(call_time))
@@ -251,7 +253,7 @@ impl PluginCaller {
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         self.figures.calls.add(1);
-        if let CallPermit::Short(time) | CallPermit::Trial(time) = permit {
+        if let Some(time) = permit.budget() {
             instance.set_budget(time);
         }
         let turns = instance.begin_turns();

@@ -238,10 +238,7 @@ impl Instance {
     ) -> Result<FilterVerdict, PluginFailure> {
         let values = declared(needs, context)?;
         let _lending = self.lend(context);
-        self.hook = match side {
-            MessageSide::Request => HookKind::RequestFilter,
-            MessageSide::Response => HookKind::ResponseFilter,
-        };
+        self.hook = HookKind::filter(side);
         let hooks = self.waiting.as_ref().ok_or(PluginFailure::NoHook)?;
         let hook = match side {
             MessageSide::Request => &hooks.on_request,
