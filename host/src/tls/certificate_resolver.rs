@@ -37,22 +37,26 @@ struct ShownCertificate {
 // === Certificates ===
 
 impl CertificateResolver {
-    /// Creates the choice. The first certificate is the default, together with those that have the same names.
+    /// Creates the choice. The first certificate is the default, together with those that have the same DNS names.
     pub(super) fn new(certificates: Vec<CertifiedKey>) -> Self {
         let named =
             certificates.into_iter().map(|certificate| (dns_names(&certificate), ShownCertificate::new(certificate)));
-        let mut named: Vec<_> = named.collect();
+        let named: Vec<_> = named.collect();
         let default_names = named.first().map(|(names, _)| names.clone()).unwrap_or_default();
+        // Two certificates without DNS names, for instance for addresses, need not be for the same server.
+        let is_default = |at: usize, names: &BTreeSet<String>| at == 0 || !names.is_empty() && *names == default_names;
+        let named = named.into_iter().enumerate().map(|(at, (names, shown))| (is_default(at, &names), names, shown));
+        let mut named: Vec<_> = named.collect();
         // A stable order: of two certificates that are equal in this respect, the earlier one in the manifest is used.
-        named.sort_by_key(|(_, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
+        named.sort_by_key(|(_, _, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
 
         let mut all = CertificateResolver {
             exact: HashMap::new(),
             wildcards: HashMap::new(),
             default: CertificateChoice::default(),
         };
-        for (names, shown) in named {
-            if names == default_names {
+        for (is_default, names, shown) in named {
+            if is_default {
                 all.default.0.push(shown.clone());
             }
             names.into_iter().for_each(|name| all.add(&name, &shown));

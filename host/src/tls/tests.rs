@@ -107,6 +107,17 @@ fn the_certificate_is_chosen_by_name() {
 }
 
 #[test]
+fn the_first_certificate_is_the_default_whatever_others_without_dns_names() {
+    let authority = TestAuthority::new();
+    authority.issue("first", &PKCS_RSA_SHA256, &["192.0.2.1"]);
+    authority.issue("second", &PKCS_ECDSA_P256_SHA256, &["192.0.2.2"]);
+    let config = served(&authority.served(&["first", "second"], ClientAuth::None));
+    for name in ["192.0.2.1", "192.0.2.2", "unknown.example"] {
+        assert_eq!(shown(&config, name), "first", "{name}");
+    }
+}
+
+#[test]
 fn of_certificates_for_the_same_name_the_client_gets_one_it_understands() {
     let authority = TestAuthority::new();
     authority.issue("rsa", &PKCS_RSA_SHA256, &["site.example"]);
