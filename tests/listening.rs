@@ -7,8 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::support::{PATIENCE, Proxy, plugway, read_message, run, until};
+use crate::support::{PATIENCE, Proxy, echo, manifest, plugway, read_message, run, until};
 
 /// Returns a manifest with listeners at these addresses, and one route that answers with a text.
 fn at(addresses: &[&str], text: &str) -> String {
@@ -119,6 +120,94 @@ fn clients_that_are_queued_at_the_stop_are_served() {
     let answers = clients.into_iter().filter_map(|client| read_message(&mut BufReader::new(client)));
     assert_eq!(answers.filter(|answer| answer.text() == "x").count(), 600);
     assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+/// Opens connections with a request each, and keeps them.
+fn kept(proxy: &Proxy, count: usize) -> Vec<BufReader<TcpStream>> {
+    let mut kept: Vec<_> = (0..count).map(|_| BufReader::new(proxy.connect())).collect();
+    for client in &mut kept {
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(read_message(client).unwrap().text(), "x");
+    }
+    kept
+}
+
+#[test]
+fn requests_that_have_arrived_on_idle_connections_are_served_at_the_stop() {
+    let mut proxy = Proxy::start(&at(&["127.0.0.1:0"], "x"));
+    let mut clients = kept(&proxy, 40);
+    // The subject: connections that rest.
+    std::thread::sleep(Duration::from_millis(500));
+    proxy.signal("STOP");
+    for client in &mut clients {
+        client.get_mut().write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").unwrap();
+    }
+    proxy.signal("TERM");
+    proxy.signal("CONT");
+    assert_eq!(clients.iter_mut().filter_map(read_message).filter(|answer| answer.text() == "x").count(), 40);
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+#[test]
+fn requests_that_arrive_before_the_end_of_keep_alive_are_served_after_it() {
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { keep-alive = \"1s\" }\n";
+    let proxy = Proxy::start(&at(&["127.0.0.1:0"], "x").replacen("address = \"127.0.0.1:0\"\n", limits, 1));
+    let mut clients = kept(&proxy, 20);
+    // The subject: connections that rest, and a process that is stopped for longer than it keeps them.
+    std::thread::sleep(Duration::from_millis(400));
+    proxy.signal("STOP");
+    for client in &mut clients {
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    proxy.signal("CONT");
+    assert_eq!(clients.iter_mut().filter_map(read_message).filter(|answer| answer.text() == "x").count(), 20);
+}
+
+#[test]
+fn a_head_that_has_begun_at_the_stop_is_served() {
+    let mut proxy = Proxy::start(&at(&["127.0.0.1:0"], "x"));
+    let mut clients = kept(&proxy, 8);
+    clients.iter_mut().for_each(|client| client.get_mut().write_all(b"GET / HTTP/1.1\r\nHo").unwrap());
+    // With a later request answered, the earlier bytes are read.
+    kept(&proxy, 16);
+    proxy.signal("TERM");
+    proxy.wait_log("stopping");
+    clients.iter_mut().for_each(|client| client.get_mut().write_all(b"st: a\r\n\r\n").unwrap());
+    let answers: Vec<_> = clients.iter_mut().filter_map(read_message).collect();
+    assert_eq!(answers.iter().filter(|answer| answer.field("connection") == Some("close")).count(), 8);
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+/// A proxy that was no longer trusted remained so on its open connections.
+#[test]
+fn rules_that_a_reload_changes_hold_for_connections_that_are_open() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let origin = echo();
+    let text = |keys: &str| {
+        manifest(&origin, "", "[admin]\naddress = \"off\"\n").replacen(
+            "address = \"127.0.0.1:0\"",
+            &format!("address = {address:?}\n{keys}"),
+            1,
+        )
+    };
+    let trusting = text("trusted-proxies = [\"127.0.0.1\"]");
+    let proxy = Proxy::start(&trusting);
+    let named = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n";
+    let ask = |client: &mut BufReader<TcpStream>| {
+        client.get_mut().write_all(named).unwrap();
+        let answer = read_message(client).unwrap();
+        (answer.text().contains("192.0.2.9"), answer.field("connection").map(String::from))
+    };
+    let [mut unchanged, mut open] = [(); 2].map(|()| BufReader::new(proxy.connect()));
+    assert_eq!(ask(&mut open), (true, None));
+    assert_eq!(ask(&mut unchanged), (true, None));
+    proxy.reload(&format!("{trusting}# changed\n"));
+    proxy.wait_log("reloaded: generation 2");
+    assert_eq!(ask(&mut unchanged), (true, None), "the rules are the same");
+    proxy.reload(&text(""));
+    proxy.wait_log("reloaded: generation 3");
+    assert_eq!(ask(&mut open), (false, Some("close".into())));
 }
 
 #[test]

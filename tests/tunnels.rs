@@ -11,7 +11,7 @@ use plugway_test_guests::{OVERRIDES, WAITING};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, until, vanish};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, read_message, until, vanish};
 
 /// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
@@ -143,6 +143,23 @@ fn the_access_log_says_how_a_tunnel_ended() {
         drop(tunnel.read(&mut [0]));
     };
     assert_eq!(ended(resetting, "", speaks), (false.into(), "connection_terminated".into()));
+}
+
+/// A `Connection` with `close` alone would fail the handshake of a WebSocket (RFC 6455 §4.1).
+#[test]
+fn the_last_request_of_a_connection_may_open_a_tunnel() {
+    let text = manifest(&switching(), "", "");
+    let limited = "address = \"127.0.0.1:0\"\nlimits = { requests = 2 }\n";
+    let proxy = Proxy::start(&text.replacen("address = \"127.0.0.1:0\"\n", limited, 1));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    assert_eq!(read_message(&mut reader).unwrap().text(), "no");
+    reader.get_mut().write_all(ASK.as_bytes()).unwrap();
+    let answer = head(&mut reader);
+    assert!(answer.contains("connection: upgrade") && !answer.contains("close"), "{answer}");
+    head(&mut reader);
+    says_back(&mut reader, "hello");
 }
 
 #[test]

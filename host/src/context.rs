@@ -259,8 +259,6 @@ pub struct ClientInfo {
     pub listener: HeaderValue,
     /// The client's address and the address that it connected to; `None` for a unix socket.
     pub addresses: Option<ConnectionAddresses>,
-    /// Whether the listener trusts the peer's fields about its clients.
-    pub is_trusted: bool,
     pub tls: Option<Box<ClientTls>>,
     /// The bytes of responses that wait in memory for the client.
     pub waiting: Arc<WaitingBytes>,
@@ -709,7 +707,7 @@ impl ClientInfo {
     /// The facts of a connection to a listener, of whose client nothing is known yet.
     fn at(listener: HeaderValue) -> Self {
         let waiting = Arc::new(WaitingBytes::new(u64::MAX));
-        ClientInfo { address: None, port: None, listener, addresses: None, is_trusted: false, tls: None, waiting }
+        ClientInfo { address: None, port: None, listener, addresses: None, tls: None, waiting }
     }
 
     /// Returns the address that connected; `None` at a unix socket.

@@ -55,6 +55,9 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     /// Returns the next byte without consuming it; `None` if the client has closed its sending side.
     fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>>;
 
+    /// Whether bytes have arrived that were not read, also such as the runtime doesn't know of yet. Costs a system call.
+    fn has_bytes(&self) -> bool;
+
     /// Returns how many bytes were sent on the connection.
     fn bytes_sent(&self) -> u64;
 
@@ -165,6 +168,10 @@ impl Transport for ByteCounter<Tcp> {
         }
     }
 
+    fn has_bytes(&self) -> bool {
+        tcp::has_bytes(&self.socket.0)
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.departed
     }
@@ -201,6 +208,10 @@ impl Transport for ByteCounter<UnixStream> {
         }
     }
 
+    fn has_bytes(&self) -> bool {
+        tcp::has_bytes(&self.socket)
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.departed
     }
@@ -230,6 +241,10 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
     /// Returns the next byte of the records, which are enciphered.
     fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
         self.get_ref().0.poll_peek(cx)
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.get_ref().0.has_bytes()
     }
 
     fn bytes_sent(&self) -> u64 {

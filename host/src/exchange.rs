@@ -69,6 +69,7 @@ use crate::exchange::respond::{Ascent, LateResponse, Reply, Responding, fail, re
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::{apply_uri_rules, ask_target, respond_at_once};
 use crate::exchange::waiting::WaitingHook;
+use crate::generation::Generation;
 use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::worker_state::WorkerState;
@@ -85,8 +86,22 @@ use crate::protocol::hop_by_hop;
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
+    /// Whether the listener trusts the peer's fields about its clients.
+    pub is_trusted: bool,
     /// The queue for informational responses to the client; `None` over HTTP/2, whose server can't send any.
     pub informational: Option<Arc<InformationalQueue>>,
+}
+
+impl ConnectionInfo {
+    /// Returns the connection under the listener's rules in a generation; `None` if it began under these rules.
+    fn under(&self, generation: &Generation) -> Option<ConnectionInfo> {
+        if !self.listener.is_superseded() {
+            return None;
+        }
+        let listener = generation.listeners.get(&self.listener.address)?.clone();
+        let is_trusted = listener.client.trusted.has(self.peer.ip());
+        Some(ConnectionInfo { listener, is_trusted, ..self.clone() })
+    }
 }
 
 /// The route of a request, and the upstream that it goes to: plugins may choose another one than the route's.
@@ -191,8 +206,10 @@ pub fn receive(
 ) -> Next {
     let (mut parts, body) = request.into_parts();
     let received = request_line(worker, &parts);
-    let ConnectionInfo { peer, listener, .. } = arrival;
-    let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
+    let changed = arrival.under(&worker.generation);
+    let arrival = changed.as_ref().unwrap_or(arrival);
+    let ConnectionInfo { peer, listener, is_trusted, .. } = arrival;
+    let settled = client_address::settle(&mut parts.headers, peer.ip(), *is_trusted, &listener.client);
     let counted = count_for_client(&settled, arrival, record);
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
     let context = |parts, route, upstream| {

@@ -145,8 +145,9 @@ impl Generation {
     }
 
     /// Gives the store of responses, and the state that each plugin shares, the limits of this generation. Connects to the
-    /// server that has the state of plugins, if there is one.
+    /// server that has the state of plugins, if there is one. Connections under other rules of their listener end soon.
     pub fn take_into_service(&self) {
+        self.listeners.values().for_each(|listener| listener.take_into_service());
         self.store.resize(&self.store_limits);
         for state in self.bindings.iter().filter_map(|plugin| plugin.shared()) {
             state.local.resize(self.shared_limits);

@@ -127,15 +127,9 @@ impl Assembly<'_> {
             aliases: self.aliases(source, listener.field_aliases.as_ref()),
         };
         let address = listener.address.get_ref().as_str().into();
-        Listener {
-            address,
-            tls,
-            proxies,
-            client: Arc::new(client),
-            redirect,
-            limits: self.client_limits(source, &listener.limits),
-            census,
-        }
+        let limits = self.client_limits(source, &listener.limits);
+        let rules = Listener::number_of((&proxies, &client, redirect, limits, tls.is_some()));
+        Listener { address, tls, proxies, client: Arc::new(client), redirect, limits, census, rules }
     }
 
     fn check_mode(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {

@@ -125,7 +125,6 @@ async fn arrive<T: Transport>(
         return Err(io::Error::other("its client has too many connections"));
     }
     let mut peer = addresses.map_or_else(|| ClientInfo::unix(&entrance.address), ClientInfo::tcp);
-    peer.is_trusted = is_trusted;
     peer.waiting = Arc::new(WaitingBytes::new(listener.limits.buffer as u64));
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
@@ -150,7 +149,12 @@ async fn arrive<T: Transport>(
         stream,
         ahead,
         is_http2,
-        arrival: ConnectionInfo { peer: Arc::new(peer), listener, informational: (!is_http2).then(Arc::default) },
+        arrival: ConnectionInfo {
+            peer: Arc::new(peer),
+            listener,
+            is_trusted,
+            informational: (!is_http2).then(Arc::default),
+        },
         admitted,
     })
 }

@@ -81,7 +81,9 @@ where
         if polled.is_pending() {
             session.read_ahead(cx);
         }
-        if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful {
+        // The rest of a head that has begun is waited for, until `limits.head-timeout`.
+        let is_receiving = session.in_head.get() && !session.busy.get();
+        if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful && !is_receiving {
             // Set only here: bytes that have been read already are still served.
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
@@ -163,13 +165,18 @@ where
     {
         let is_fresh = std::mem::take(&mut self.fresh);
         let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
-        if is_over && !is_fresh && io.io.ahead.is_empty() {
+        let has_more = !io.io.ahead.is_empty() || io.io.socket.poll_read_ready(cx).is_ready();
+        if is_over && !is_fresh && !has_more {
+            if io.io.socket.has_bytes() {
+                // A request of which the runtime will tell in its next turn.
+                return ConnectionState::Idle(io);
+            }
             self.session.leave();
             return ConnectionState::Closing(boxed(|| {
                 close_gracefully(io.io.socket, Bytes::new(), self.session.clone())
             }));
         }
-        if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
+        if !is_fresh && !has_more {
             return ConnectionState::Idle(io);
         }
         let exchanges = (self.exchanges)(self.session.clone());

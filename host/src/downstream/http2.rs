@@ -552,6 +552,7 @@ impl Streams {
             || self.aborted.should_goaway()
             || self.served.get() >= limits.requests
             || self.idle.clock().is_stopping()
+            || self.client.arrival.listener.is_superseded()
     }
 
     /// Whether the connection has to close: the client accepts no data, resets too many streams, begins too many, or

@@ -118,10 +118,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.has_failed |= matches!(flushed, Poll::Ready(Err(_)));
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.has_failed |= matches!(shut, Poll::Ready(Err(_)));
+        shut
     }
 }

@@ -210,6 +210,10 @@ mod tests {
             self.1
         }
 
+        fn has_bytes(&self) -> bool {
+            false
+        }
+
         fn forget_unsent(&self) {}
 
         fn is_gone(&self) -> bool {

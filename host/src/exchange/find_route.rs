@@ -31,7 +31,7 @@ pub fn count_for_client(
     arrival: &ConnectionInfo,
     record: &mut ExchangeRecord,
 ) -> Result<(), NoRoute> {
-    let Some(max) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
+    let Some(max) = arrival.listener.limits.connections_per_client.filter(|_| arrival.is_trusted) else {
         return Ok(());
     };
     let address = settled.client.as_ref().map(|client| client.socket.ip());
@@ -71,7 +71,7 @@ pub fn find_route(
         return Err(failed(Error::new(FailureKind::RequestError, rule)));
     }
     let is_secure = arrival.peer.is_secure_for(settled.scheme);
-    let way = request_target::Arrival { is_secure, is_trusted: arrival.peer.is_trusted };
+    let way = request_target::Arrival { is_secure, is_trusted: arrival.is_trusted };
     let accepted = request_target::accept(request, way).map_err(failed)?;
     let (router, listener) = (&worker.generation.router, &arrival.listener);
     if let Some(port) = listener.redirect

@@ -22,6 +22,8 @@ pub struct ConnectionCounts {
     cut_off: [AtomicU64; SendLimit::ALL.len()],
     /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
+    /// The number of the rules in force.
+    pub rules: AtomicU64,
     /// The search for connections of the whole listener that can be evicted.
     pub search: EvictionSearch,
     /// The search for connections of one client that can be evicted.

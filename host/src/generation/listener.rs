@@ -1,7 +1,10 @@
-//! The rules of a listener for its clients.
+//! The rules of a listener for its clients. A connection keeps the limits that it began with, and ends soon after a reload
+//! that changes the rules.
 
 use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
@@ -11,7 +14,7 @@ use crate::protocol::client_address;
 use crate::protocol::framing;
 use crate::protocol::trusted_peers::TrustedPeers;
 
-/// The rules of a listener in a generation; a connection keeps those that it began with.
+/// The rules of a listener in a generation.
 pub struct Listener {
     /// The address as the manifest writes it, which routes name.
     pub address: Arc<str>,
@@ -26,10 +29,31 @@ pub struct Listener {
     pub limits: ClientLimits,
     /// The connection counts, which outlive generations.
     pub census: Arc<ConnectionCounts>,
+    /// The number of these rules, by [`Listener::number_of`].
+    pub rules: u64,
+}
+
+impl Listener {
+    /// Returns a number for rules of a listener: others nearly always have another one. Certificates are no part of it.
+    pub fn number_of(rules: impl Hash) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        rules.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Puts these rules into force for all connections of the listener.
+    pub fn take_into_service(&self) {
+        self.census.rules.store(self.rules, Ordering::Relaxed);
+    }
+
+    /// Whether the generation in service has other rules for this listener.
+    pub fn is_superseded(&self) -> bool {
+        self.census.rules.load(Ordering::Relaxed) != self.rules
+    }
 }
 
 /// The limits of a client's requests.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct ClientLimits {
     pub framing: framing::HeadLimits,
     /// The maximum time to receive a head, and for the TLS handshake.
@@ -55,7 +79,7 @@ pub struct ClientLimits {
 }
 
 /// The minimum pace at which a client has to read its responses.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct SendLimits {
     /// The maximum time for which a client may accept no bytes.
     pub timeout: Duration,

@@ -125,6 +125,11 @@ pub fn peek(socket: &impl AsFd) -> io::Result<Option<u8>> {
     Ok((length > 0).then_some(byte[0]))
 }
 
+/// Whether bytes have arrived that were not read.
+pub fn has_bytes(socket: &impl AsFd) -> bool {
+    peek(socket).is_ok_and(|next| next.is_some())
+}
+
 /// Whether the peer has reset the connection, or has closed both directions of a unix socket. A closed sending side
 /// alone does not count.
 pub fn is_gone(socket: &impl AsFd) -> bool {

@@ -23,7 +23,7 @@ use crate::protocol::trusted_peers::TrustedPeers;
 pub use scheme::Scheme;
 
 /// The rules of a listener: which peers may name a client, and how ambiguous fields are treated.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct ClientAddressRules {
     pub trusted: TrustedPeers,
     pub source: AddressSource,
@@ -31,7 +31,7 @@ pub struct ClientAddressRules {
 }
 
 /// The field in which trusted proxies name the client.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub enum AddressSource {
     #[default]
     XForwardedFor,
@@ -42,7 +42,7 @@ pub enum AddressSource {
 }
 
 /// The treatment of fields whose names origins may confuse with others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
 pub enum AliasPolicy {
     #[default]
     Remove,

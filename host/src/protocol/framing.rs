@@ -6,7 +6,7 @@
 mod tests;
 
 /// The limits of a client's messages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct HeadLimits {
     pub head_bytes: usize,
     pub fields: usize,

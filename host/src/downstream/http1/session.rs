@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -188,7 +188,11 @@ impl Session {
             // They can't be written any more: hyper appends this response to an earlier one, which is not sent yet.
             drop(queue.take());
         }
-        let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
+        let listener = &self.client.arrival.listener;
+        let is_stopping = self.head.clock().is_stopping();
+        let is_last = is_stopping || self.served.get() >= listener.limits.requests || listener.is_superseded();
+        // Its connection leaves HTTP, and a `Connection` without `upgrade` would fail a WebSocket (RFC 6455 §4.1).
+        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         // A client that sends ambiguous bytes may have meant the following ones differently too.
         let is_doubtful = |kind| {
             matches!(kind, FailureKind::RequestError | FailureKind::RequestTimeout | FailureKind::RequestBodySize)
@@ -200,7 +204,7 @@ impl Session {
             && !response.body().is_end_stream()
             && response.body().size_hint().exact().is_none()
             && !response.headers().contains_key(header::CONTENT_LENGTH);
-        if is_last
+        if is_last && !is_switch
             || is_cut_short
             || is_unframed
             || response.body().record.as_ref().and_then(|record| record.error).is_some_and(is_doubtful)
