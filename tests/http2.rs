@@ -3,6 +3,8 @@
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::python::{self, Python};
@@ -36,7 +38,7 @@ fn many_streams_share_a_connection() {
 #[test]
 fn a_stop_tells_the_client_and_finishes_its_streams() {
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let held = Arc::new(std::sync::Mutex::new(held));
     let (arrived, arrivals) = std::sync::mpsc::channel();
     let origin = origin(move |_| {
         arrived.send(()).unwrap();
@@ -77,6 +79,43 @@ fn announced_trailers_of_a_request_with_a_length_reach_an_endpoint_of_http1() {
     assert!(announced.ends_with("3\r\nabc\r\n0\r\nx-sum: 900150983\r\n\r\n"), "{announced}");
     let unannounced = ask(1, &[]);
     assert!(unannounced.contains("content-length: 3\r\n") && unannounced.ends_with("\r\n\r\nabc"), "{unannounced}");
+}
+
+/// nginx ends its connection for trailers, and with it the exchanges of others that share it.
+#[test]
+fn trailers_of_a_request_pass_over_no_shared_connection_to_an_endpoint() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let endpoint = crate::http2_endpoint::endpoint(move |raw| {
+        let connection = connections.fetch_add(1, Ordering::SeqCst).to_string();
+        let mut begun = 0;
+        while let Some(frame) = raw.frame() {
+            let has_trailers = frame.kind == HEADERS && frame.stream == begun;
+            if frame.kind == HEADERS {
+                begun = frame.stream;
+            }
+            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                let fields =
+                    [("x-connection", connection.as_str()), ("x-trailers", if has_trailers { "y" } else { "n" })];
+                raw.respond(frame.stream, &fields, b"");
+            }
+        }
+    });
+    let proxy = Proxy::start(&manifest(&endpoint, "", ""));
+    let ask = |announced: &str| {
+        let mut stream = proxy.connect();
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{announced}Transfer-Encoding: chunked");
+        write!(stream, "{head}\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 9\r\n\r\n").unwrap();
+        let answer = read_message(&mut BufReader::new(stream)).unwrap();
+        ["x-connection", "x-trailers"].map(|name| answer.field(name).unwrap_or_default().to_string())
+    };
+    // Connections are each worker's own: a connection that one has seen without trailers is shared.
+    let unannounced: Vec<_> = (0..8).map(|_| ask("")).collect();
+    assert!(unannounced.iter().all(|[_, trailers]| trailers == "n"), "{unannounced:?}");
+    for _ in 0..8 {
+        let [connection, trailers] = ask("Trailer: X-Sum\r\n");
+        assert_eq!(trailers, "y");
+        assert!(!unannounced.iter().any(|[shared, _]| *shared == connection), "{connection} of {unannounced:?}");
+    }
 }
 
 /// Starts an origin that answers with the bytes of a request whose content ends with `abc` or with trailers.
@@ -360,10 +399,10 @@ fn made_resets_end_the_connection() {
 
 #[test]
 fn trailers_are_the_end_of_a_response() {
-    let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let connections = Arc::new(AtomicUsize::new(0));
     let count = connections.clone();
     let origin = raw_origin(move |mut stream| {
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         while read_message(&mut reader).is_some() {
             let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-After: all\r\n\r\n";
@@ -379,7 +418,7 @@ fn trailers_are_the_end_of_a_response() {
         let end = client.until(|frame| is_end(frame) || frame.kind == GOAWAY);
         assert_eq!((end.kind, end.stream), (HEADERS, stream));
     }
-    assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 1, "it is kept");
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "it is kept");
 }
 
 #[test]
@@ -523,10 +562,10 @@ fn a_client_that_is_told_to_go_may_not_stay() {
 
 #[test]
 fn malformed_requests_of_http2_reach_nobody() {
-    let counted = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::new(AtomicUsize::new(0));
     let count = counted.clone();
     let origin = origin(move |_| {
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
         ok("reached")
     });
     let proxy = Proxy::start(&manifest(&origin, "", ""));
@@ -579,7 +618,7 @@ fn malformed_requests_of_http2_reach_nobody() {
     let frame = client.until(|frame| frame.kind == GOAWAY || frame.stream == 1);
     assert_eq!(frame.kind, RST_STREAM);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(counted.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(counted.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -46,8 +46,12 @@ pub const VALUE: usize = 64 << 10;
 /// The maximum number of fields of a response or of trailers that a plugin makes.
 pub const FIELDS: usize = 256;
 
-/// The maximum number of bytes of the fields of a response or of trailers that a plugin makes.
+/// The maximum number of bytes of the fields of a response that a plugin makes.
 pub const FIELD_BYTES: usize = 256 << 10;
+
+/// The maximum number of bytes of trailers that a plugin makes. Over HTTP/2, they wait for the client beside its content, and
+/// peers end a connection for longer lists.
+pub const TRAILER_BYTES: usize = 16 << 10;
 
 /// The maximum length of the body of a response that a plugin makes, in bytes: an error page or a form. Longer bodies
 /// belong into an upstream.

@@ -164,9 +164,13 @@ pub fn status(code: u16) -> Result<StatusCode, EditError> {
 
 /// The fields of a response or of trailers that a plugin made.
 pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditError> {
+    checked_within(bounds::FIELD_BYTES, given)
+}
+
+fn checked_within(max_bytes: usize, given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditError> {
     check_count(bounds::FIELDS, given.len(), "fields")?;
     let bytes = given.iter().map(|(name, value)| name.len() + value.len() + bounds::FIELD_OVERHEAD).sum();
-    check_count(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
+    check_count(max_bytes, bytes, "bytes of fields")?;
     let mut fields = HeaderMap::new();
     for (name, value) in given {
         fields.try_append(field_name(name)?, field_value(name, value)?).map_err(full)?;
@@ -176,7 +180,7 @@ pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditErro
 
 /// Checks the trailers that a plugin has returned.
 pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditError> {
-    let fields = checked_fields(given)?;
+    let fields = checked_within(bounds::TRAILER_BYTES, given)?;
     match fields.keys().find(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
         Some(name) => Err(EditError::Trailer(name.clone())),
         None => Ok(fields),
@@ -192,4 +196,18 @@ pub fn uri_text(text: &[u8]) -> Result<&str, EditError> {
 /// The error about a map that has no room for another field.
 pub fn full(_: impl std::fmt::Debug) -> EditError {
     EditError::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, max: bounds::MESSAGE_FIELDS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trailers_have_a_lower_bound_than_heads() {
+        let fields = |count| vec![("x-a".to_string(), vec![b'a'; 1000]); count];
+        assert_eq!(checked_fields(&fields(200)).map(|fields| fields.len()).ok(), Some(200));
+        assert_eq!(checked_trailers(&fields(15)).map(|fields| fields.len()).ok(), Some(15));
+        let error = checked_trailers(&fields(16)).unwrap_err().to_string();
+        assert!(error.contains("16384"), "{error}");
+    }
 }

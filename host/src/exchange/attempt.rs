@@ -131,7 +131,8 @@ impl Attempt<'_> {
         Ok(RequiredProtocol::Http1)
     }
 
-    /// Returns the requirement of a request without an upgrade, which a long head keeps from shared connections.
+    /// Returns the requirement of a request without an upgrade. A long head keeps it from shared connections, and so do
+    /// trailers that are announced: there are endpoints that end the connection for either.
     fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
         if pool.is_exclusive() {
             return RequiredProtocol::Any;
@@ -139,7 +140,8 @@ impl Attempt<'_> {
         let head = &self.context.request;
         let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
         let size = RequestHeadSize::of(&head.method, target, &head.headers);
-        if pool.may_share(size) { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
+        let has_trailers = head.headers.contains_key(header::TRAILER);
+        if pool.may_share(size) && !has_trailers { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
 
     /// Returns a new connection of the request's own, or one that has become free.

@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
+use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
 use crate::error::{Error, FailureKind};
@@ -58,7 +59,7 @@ enum Sender {
 /// An end of a connection that serves many exchanges.
 #[derive(Clone)]
 pub struct SharedSender {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::SendRequest<Http2Content>,
     limit_handle: LimitHandle,
     head: ResponseHeadLimits,
     /// The task of the connection, held by all its senders.
@@ -79,6 +80,13 @@ struct TransportState {
     last_sent: Rc<Cell<u32>>,
     /// Makes the socket read at once.
     now: ReadNow,
+}
+
+/// The content of a request over HTTP/2. Over a shared connection, trailers are dropped (RFC 9110 §6.5.1 allows it): there
+/// are endpoints that end the connection for them, and with it the exchanges of others.
+pub struct Http2Content {
+    content: RequestBody,
+    is_shared: bool,
 }
 
 /// A request that got no response, with its content if the endpoint can't have read any of it. Results have it boxed,
@@ -241,7 +249,7 @@ impl Connection {
         &mut self,
         request: Request<RequestBody>,
         informational: Option<Arc<InformationalQueue>>,
-    ) -> PendingResponse<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>>
+    ) -> PendingResponse<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Http2Content>>>> + use<>>
     {
         let http2 = match &mut self.sender {
             Sender::Http1 { http1, .. } => {
@@ -254,7 +262,8 @@ impl Connection {
                     // The task reads before it writes: the end of the connection may have arrived unnoticed.
                     sender.transport.now.once();
                 }
-                Some(sender.sender.try_send_request(request))
+                let is_shared = !self.is_unshared;
+                Some(sender.sender.try_send_request(request.map(|content| Http2Content { content, is_shared })))
             }
         };
         PendingResponse { http2 }
@@ -275,7 +284,7 @@ impl Connection {
         pending: Pin<&mut PendingResponse<F>>,
     ) -> Poll<Result<Response<EndpointBody>, Box<Unsent>>>
     where
-        F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
+        F: Future<Output = Result<Response<Incoming>, TrySendError<Request<Http2Content>>>>,
     {
         match (&mut self.sender, pending.project().http2.as_pin_mut()) {
             (Sender::Http1 { http1, .. }, _) => {
@@ -392,15 +401,34 @@ impl EndpointBody {
     }
 }
 
+impl Body for Http2Content {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.content).poll_frame(cx));
+        let is_dropped = |frame: &Frame<Piece>| self.is_shared && frame.is_trailers();
+        Poll::Ready(frame.filter(|frame| !frame.as_ref().is_ok_and(is_dropped)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
+    }
+}
+
 impl From<Http1Failure> for Unsent {
     fn from(Http1Failure { error, content }: Http1Failure) -> Self {
         Unsent { error: error.into(), content }
     }
 }
 
-impl From<TrySendError<Request<RequestBody>>> for Unsent {
-    fn from(mut unsent: TrySendError<Request<RequestBody>>) -> Self {
-        let content = unsent.take_message().map(Request::into_body);
+impl From<TrySendError<Request<Http2Content>>> for Unsent {
+    fn from(mut unsent: TrySendError<Request<Http2Content>>) -> Self {
+        let content = unsent.take_message().map(|request| request.into_body().content);
         Unsent { error: unsent.into_error().into(), content }
     }
 }
