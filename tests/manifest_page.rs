@@ -1,7 +1,7 @@
 //! `docs/manifest.md`: its tables are made from the comments of the manifest's keys, and what the documents show works.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::support::plugway;
 
@@ -349,6 +349,36 @@ fn the_manifests_of_the_documents_are_good() {
             }
             let output = check(folder.path(), &format!("{document}-{at}.toml"), &manifest);
             assert!(output.status.success(), "{document}\n{manifest}{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// Returns the texts of the Markdown and WIT files below a folder, with their paths.
+fn texts(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            texts.extend(self::texts(&path));
+        } else if path.extension().is_some_and(|end| end == "md" || end == "wit") {
+            texts.push((path.clone(), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    texts
+}
+
+#[test]
+fn each_command_that_the_texts_name_exists() {
+    let help = String::from_utf8(plugway().arg("--help").stdout(Stdio::piped()).output().unwrap().stdout).unwrap();
+    let commands: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    assert!(commands.contains(&"hash-password"), "{help}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (path, text) in ["docs", "wit"].iter().flat_map(|folder| texts(&root.join(folder))) {
+        for named in text.split("`plugway ").skip(1) {
+            let end = named.find(|letter: char| !letter.is_ascii_lowercase() && letter != '-').unwrap_or(named.len());
+            let command = &named[..end];
+            let is_known = command.is_empty() || command.starts_with('-') || commands.contains(&command);
+            assert!(is_known, "{}: `plugway {command}`", path.display());
         }
     }
 }
