@@ -1,8 +1,9 @@
-//! Durations and sizes in a configuration, written as in the manifest: `"30s"`, `"10 MiB"`.
+//! Durations and sizes in a configuration, written as in the manifest: `"30s"`, `"7d"`, `"10 MiB"`. The manifest has bounds
+//! besides, which a plugin has to set itself: its durations are more than zero and at most 366 days.
 
 use std::time::Duration;
 
-/// Parses a duration such as `500ms`, `10s`, `5m`, `1h` or `7d`; the error says what is expected.
+/// Parses a duration such as `500ms`, `10s`, `5m`, `1h` or `7d`, which may be zero; the error says what is expected.
 ///
 /// ```
 /// use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Parses a duration such as `50ms`, `10s`, `5m` or `1h`.
+/// Parses a duration such as `50ms`, `10s`, `5m`, `1h` or `7d`.
 pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let number: u64 = text[..digits].parse().ok().filter(|number| (1..=1 << 32).contains(number))?;
@@ -12,6 +12,7 @@ pub fn duration(text: &str) -> Option<Duration> {
         "s" => Duration::from_secs(number),
         "m" => Duration::from_secs(number * 60),
         "h" => Duration::from_secs(number * 3600),
+        "d" => Duration::from_secs(number * 24 * 3600),
         _ => return None,
     };
     (duration <= MAX_DURATION).then_some(duration)
@@ -25,8 +26,8 @@ pub fn found_duration(text: &str) -> String {
             " is no whole number with a unit"
         }
         "" => " has no unit",
-        "ms" | "s" | "m" | "h" if number.bytes().all(|digit| digit == b'0') => " is no time at all",
-        "ms" | "s" | "m" | "h" => " is more than a year",
+        "ms" | "s" | "m" | "h" | "d" if number.bytes().all(|digit| digit == b'0') => " is no time at all",
+        "ms" | "s" | "m" | "h" | "d" => " is more than a year",
         _ => " has an unknown unit",
     };
     format!("`{text}`{reason}")
@@ -99,12 +100,20 @@ mod tests {
     fn times_and_sizes_have_units() {
         assert_eq!(duration("50ms"), Some(Duration::from_millis(50)));
         assert_eq!(duration("2 h"), Some(Duration::from_secs(7200)));
-        assert_eq!((duration("5"), duration("s"), duration("0s"), duration("1d")), (None, None, None, None));
+        assert_eq!((duration("5"), duration("s"), duration("0s"), duration("1w")), (None, None, None, None));
+        // As in the configurations of plugins, which the SDK reads.
+        assert_eq!((duration("7d"), duration("366 d")), (Some(Duration::from_secs(604_800)), Some(MAX_DURATION)));
         assert_eq!((duration("8784h"), duration("8785h")), (Some(MAX_DURATION), None));
         assert_eq!((bytes("1048576 GiB"), bytes("1048577 GiB")), (Some(MAX_SIZE_BYTES), None));
-        for (text, what) in
-            [("5", "no unit"), ("1.5s", "whole number"), ("0s", "no time"), ("9999h", "a year"), ("1d", "unknown")]
-        {
+        for (text, what) in [
+            ("5", "no unit"),
+            ("1.5s", "whole number"),
+            ("0s", "no time"),
+            ("9999h", "a year"),
+            ("367d", "a year"),
+            ("0d", "no time"),
+            ("1w", "unknown"),
+        ] {
             assert!(found_duration(text).contains(what), "{text}");
         }
         for (text, what) in [

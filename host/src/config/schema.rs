@@ -23,7 +23,7 @@ pub struct PluginSchema<'a> {
 const REFERENCE: &str = r"\$\{(env|file|credential):";
 
 /// The texts of the types that a comment names, as regular expressions.
-const PATTERNS: [(&str, &str); 2] = [("duration", "^[0-9]+ *(ms|s|m|h)$"), ("size", "^[0-9]+ *(B|KiB|MiB|GiB)$")];
+const PATTERNS: [(&str, &str); 2] = [("duration", "^[0-9]+ *(ms|s|m|h|d)$"), ("size", "^[0-9]+ *(B|KiB|MiB|GiB)$")];
 
 /// Returns the schema of a manifest, with those of stock plugins for their configurations.
 pub fn schema(plugins: Vec<PluginSchema<'_>>) -> Value {
