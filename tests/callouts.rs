@@ -104,6 +104,40 @@ fn a_plugin_sends_no_request_that_no_client_could_send() {
 }
 
 #[test]
+fn the_path_of_a_request_of_a_plugin_is_sent_in_its_normal_form_with_escaped_slashes() {
+    let auth = origin(|request: &Message| ok(&request.start));
+    let proxy = start(&calling(&auth, AUTH, ""));
+    for (written, sent) in [
+        ("/a%2Fb", "/a%2Fb"),
+        ("/a%2fb/%7e", "/a%2Fb/~"),
+        ("//x", "/x"),
+        ("/a//b?c=//%7e", "/a/b?c=//%7e"),
+        ("/caf%c3%a9", "/caf%C3%A9"),
+        ("/%7Ejoe", "/~joe"),
+        ("/ok%20b", "/ok%20b"),
+        ("?a=b", "/?a=b"),
+    ] {
+        assert_eq!(outcome(&proxy, &format!("http://auth{written}"), ""), format!("200 GET {sent} HTTP/1.1"));
+    }
+    for path in [
+        "/./y",
+        "/x/..",
+        "/%2e%2e/y",
+        "/..;a/y",
+        "/..%2Fadmin",
+        "/x%2f..%2f..%2fadmin",
+        "/x%2F.;a",
+        "/x%00",
+        "/x%5Cy",
+        "/x%252Fy",
+        "/x%25%32Fy",
+        "/x%%2F",
+    ] {
+        assert_eq!(outcome(&proxy, &format!("http://auth{path}"), ""), "Invalid", "{path}");
+    }
+}
+
+#[test]
 fn a_request_of_a_plugin_names_the_proxies_that_its_cause_has_passed() {
     let auth = origin(|request: &Message| ok(request.field("via").unwrap_or_default()));
     let proxy = start(&calling(&auth, AUTH, ""));

@@ -40,7 +40,8 @@ use crate::Response;
 pub struct Request {
     /// The method, such as `GET`.
     pub method: String,
-    /// The URL: `http://` or `https://`, a host with an optional port, a path and a query.
+    /// The URL: `http://` or `https://`, a host with an optional port, a path and a query. The path is sent in its normal
+    /// form: single slashes, escapes in upper case, and letters, digits and `-._~` unescaped. An escaped slash stays.
     pub url: String,
     /// The fields; the host sets `host` and `content-length`.
     pub fields: Vec<(String, Vec<u8>)>,
@@ -55,7 +56,10 @@ pub struct Request {
 pub enum Error {
     /// The manifest doesn't grant the destination: see `[plugin.NAME.grants]`.
     NotGranted,
-    /// The request is malformed: its method, URL or fields, or its content is too long.
+    /// The request is malformed: its method, URL or fields, or its content is too long. So is a URL whose path has `.` or
+    /// `..` for a segment, however they and the slashes around them are escaped, since text of a client in the path could lead
+    /// elsewhere; and one with a backslash or a NUL, which may not be escaped either. See
+    /// [`PathBuilder`](crate::path::PathBuilder).
     Invalid,
     /// The destination has no endpoint that is up, or its name can't be resolved.
     Unavailable,

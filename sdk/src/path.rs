@@ -279,7 +279,7 @@ fn check(segment: &[u8]) -> Result<(), PathError> {
 }
 
 /// Whether three bytes are an escape of a character that the host accepts in no escape which is escaped once more.
-fn is_hidden(escape: &[u8]) -> bool {
+pub(crate) fn is_hidden(escape: &[u8]) -> bool {
     escape.starts_with(b"%") && matches!(*percent::decode(escape), [b'.' | b'/' | b'\\' | b';' | b'%' | 0])
 }
 

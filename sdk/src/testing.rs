@@ -11,6 +11,7 @@ pub(crate) mod current;
 mod edits;
 pub mod http;
 pub mod passwords;
+mod paths;
 #[cfg(not(target_family = "wasm"))]
 pub mod shared;
 

@@ -1,6 +1,7 @@
 //! The import `wasi:http/outgoing-handler`: requests of plugins whose hooks may wait, to destinations that the manifest
 //! grants. A request leaves by a channel to the worker, which sends it through an upstream.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -205,11 +206,9 @@ impl WasiHttpHooks for HttpHooks {
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, ResponseEnd), Error>> + Send> {
         let destination = self.destinations.iter().position(|known| known.is_of(request.uri()));
         let has_user = request.uri().authority().is_some_and(|authority| authority.as_str().contains('@'));
-        let (way, held, fault) = (self.way.clone(), self.held.clone(), fault(&request));
+        let (way, held, request) = (self.way.clone(), self.held.clone(), as_sent(request));
         Box::new(async move {
-            if let Some(fault) = fault {
-                return Err(fault);
-            }
+            let request = request?;
             let destination = destination.filter(|_| !has_user).ok_or(Error::HttpRequestDenied)?;
             let request = received(request, held.count()).await?;
             let response = way.send(destination, request, options.unwrap_or_default()).await?;
@@ -270,16 +269,23 @@ impl CalloutSender {
     }
 }
 
-/// Returns the error for a head that no client could send either.
-fn fault(request: &Request<WasiBody>) -> Option<Error> {
+/// Returns a request with its path as it is sent; an error if its method or path is none that is sent.
+fn as_sent(mut request: Request<WasiBody>) -> Result<Request<WasiBody>, Error> {
     if edit_check::method(request.method().as_str()).is_err() {
-        return Some(Error::HttpRequestMethodInvalid);
+        return Err(Error::HttpRequestMethodInvalid);
     }
-    let target = request.uri().path_and_query();
-    let is_normal = |target: &PathAndQuery| {
-        target.as_str().starts_with('/') && path::normal(target.path()).is_ok_and(|normal| normal == target.path())
-    };
-    (!target.is_some_and(is_normal)).then_some(Error::HttpRequestUriInvalid)
+    let invalid = || Error::HttpRequestUriInvalid;
+    let target =
+        request.uri().path_and_query().filter(|target| target.as_str().starts_with('/')).ok_or_else(invalid)?;
+    let Cow::Owned(mut sent) = path::of_own_request(target.path()).map_err(|_| invalid())? else { return Ok(request) };
+    if let Some(query) = target.query() {
+        sent.push('?');
+        sent.push_str(query);
+    }
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(sent).map_err(|_| invalid())?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| invalid())?;
+    Ok(request)
 }
 
 /// Returns a request once the plugin has written its content, which counts among the bytes that the host keeps.

@@ -13,6 +13,7 @@
 //!   their segment, and routes match without them ([`without_parameters`]).
 //!
 //! - Routes with `path-as-is` accept escaped slashes too ([`readings`]), and forward the path as it was sent.
+//! - Requests of a plugin's own may have escaped slashes, but no dot segments ([`of_own_request`]).
 //!
 //! Queries and the target `*` are not handled here; `*` is forwarded unchanged.
 
@@ -67,6 +68,19 @@ pub fn readings(path: &str) -> Result<Readings, PathError> {
         }
     };
     Ok(Readings { divided: read(slash("/"))?, whole: read(slash("%3A"))? })
+}
+
+/// Returns the path of a plugin's own request as it is sent: in its normal form but for escaped slashes, which stay, since
+/// no route protects the destination from them. A path that has a dot segment in one of its [`readings`] is rejected: text
+/// of a client that the plugin has put into the path could lead elsewhere.
+pub fn of_own_request(path: &str) -> Result<Cow<'_, str>, PathError> {
+    if is_normal(path.as_bytes()) {
+        return Ok(Cow::Borrowed(path));
+    }
+    readings(path)?;
+    // No path has a control character: one stands in for an escaped slash.
+    let held = path.replace("%2F", "\u{1}").replace("%2f", "\u{1}");
+    normal(&held).map(|normal| Cow::Owned(normal.replace('\u{1}', "%2F")))
 }
 
 /// Returns the text of a normalised path that routes match: without the parameters of its segments (`;` and what
@@ -209,6 +223,26 @@ fn without_dots(path: &str) -> Result<String, PathError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_own_request_may_have_escaped_slashes_but_no_dot_segments() {
+        for (path, sent) in [
+            ("/", Ok("/")),
+            ("/a%2Fb", Ok("/a%2Fb")),
+            ("/a%2fb//%7e", Ok("/a%2Fb/~")),
+            ("//a%2F%2Fb/", Ok("/a%2F%2Fb/")),
+            ("/a/../b", Err(PathError::DotSegment)),
+            ("/a%2F..%2fb", Err(PathError::DotSegment)),
+            ("/..%2Fb", Err(PathError::DotSegment)),
+            ("/%2e;x%2Fb", Err(PathError::DotSegment)),
+            ("/a%5Cb", Err(PathError::Slash)),
+            ("/a%252Fb", Err(PathError::Twice)),
+            ("/a%%2Fb", Err(PathError::Escape)),
+            ("/%00", Err(PathError::Nul)),
+        ] {
+            assert_eq!(of_own_request(path).as_deref(), sent.as_ref().map(|sent| *sent), "{path}");
+        }
+    }
 
     #[test]
     fn a_path_has_one_form() {

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::clock;
+use super::{clock, paths};
 use crate::Response;
 use crate::bounds;
 use crate::http::{Error, Request};
@@ -305,13 +305,15 @@ pub(crate) fn send(request: Request) -> Result<Response, Error> {
 fn is_valid(request: &Request) -> bool {
     let Request { method, url, fields, body, .. } = request;
     let rest = ["http://", "https://"].iter().find_map(|scheme| url.strip_prefix(scheme));
-    let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+    let rest = rest.and_then(|rest| rest.split(['?', '#']).next()).unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let is_field = |(name, value): &(String, Vec<u8>)| {
         let is_forbidden = FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden));
         let is_value = !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
         is_token(name) && is_value && !is_forbidden
     };
     !authority.is_empty()
+        && paths::is_sent(path)
         && !url.contains(|letter: char| letter.is_ascii_control() || letter == ' ')
         && is_token(method)
         && fields.iter().all(is_field)
@@ -429,6 +431,14 @@ mod tests {
         });
         for url in ["auth/verify", "ftp://auth/", "http:///verify", "http://auth/a b"] {
             assert_eq!(http::get(url).send(), Err(Error::Invalid), "{url}");
+        }
+        for path in
+            ["/./y", "/x/..", "/%2e%2e/y", "/..;a/y", "/..%2Fadmin", "/x%2f..%2fadmin", "/x%zz", "/x%00", "/x%5Cy"]
+        {
+            assert_eq!(http::get(format!("http://auth{path}")).send(), Err(Error::Invalid), "{path}");
+        }
+        for path in ["/a%2Fb", "/a%2fb/%7e", "//x", "/caf%c3%a9", "/%7Ejoe", "/ok%20b", "?a=b", ""] {
+            assert!(http::get(format!("http://auth{path}")).send().is_ok(), "{path}");
         }
         for (name, value) in [("host", "a"), ("a b", "a"), ("a", "b\r\nc: d"), ("Transfer-Encoding", "chunked")] {
             assert_eq!(http::get("http://auth/").header(name, value).send(), Err(Error::Invalid), "{name}: {value}");
