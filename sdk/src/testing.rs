@@ -33,7 +33,18 @@ pub struct Harness<P> {
     pub plugin: P,
     /// The declarations of the plugin.
     pub setup: Setup,
-    decided_body: Option<BodyMode>,
+    decided: Decided,
+}
+
+/// The decisions of head hooks about bodies.
+#[derive(Debug, Default)]
+struct Decided {
+    /// The decision of the last request hook.
+    request: Option<BodyMode>,
+    /// The decision of the last response hook.
+    response: Option<BodyMode>,
+    /// The decision of the last hook of both.
+    last: Option<BodyMode>,
 }
 
 /// A request, made by a test or edited by a filter.
@@ -84,7 +95,7 @@ impl<P: Plugin> Harness<P> {
         let plugin = setup.outcome(created)?;
         let declared = |refused| vec![ConfigError::at("", format!("the plugin declared {refused}"))];
         checks::setup(&setup).map_err(declared)?;
-        Ok(Harness { plugin, setup, decided_body: None })
+        Ok(Harness { plugin, setup, decided: Decided::default() })
     }
 
     /// Runs the request hook, or the plan that replaces it.
@@ -96,10 +107,11 @@ impl<P: Plugin> Harness<P> {
             Some(plan) => Verdict::Plan(plan),
             None => self.called_request(&request),
         };
-        match edits(verdict) {
-            Ok(edits) => self.edited_request(edits, request),
-            Err(outcome) => outcome,
-        }
+        let made = match edits(verdict) {
+            Ok(edits) => self.head_request_edits(edits, request),
+            Err(outcome) => return outcome,
+        };
+        made.map_or_else(Outcome::Failed, |(request, _)| Outcome::Passed(request))
     }
 
     /// Runs the response hook, or the plan that replaces it.
@@ -111,26 +123,18 @@ impl<P: Plugin> Harness<P> {
             Some(plan) => Verdict::Plan(plan),
             None => self.called_response(request, &response),
         };
-        match edits(verdict) {
-            Ok(edits) => self.edited_response(edits, request, response),
-            Err(outcome) => outcome,
-        }
+        let made = match edits(verdict) {
+            Ok(edits) => self.head_response_edits(edits, request, response),
+            Err(outcome) => return outcome,
+        };
+        made.map_or_else(Outcome::Failed, |(response, _)| Outcome::Passed(response))
     }
 }
 
 impl<P> Harness<P> {
     /// Returns the decision of the last head hook about its body, made by [`Verdict::body`] or a plan; `None` if it made none.
     pub fn decided_body(&self) -> Option<BodyMode> {
-        self.decided_body
-    }
-
-    fn edited_request(&mut self, edits: Vec<Edit>, request: Request) -> Outcome<Request> {
-        self.make_request_edits(edits, request).map_or_else(Outcome::Failed, |(request, _)| Outcome::Passed(request))
-    }
-
-    fn edited_response(&mut self, edits: Vec<Edit>, request: &Request, response: Response) -> Outcome<Response> {
-        let made = self.make_response_edits(edits, request, response);
-        made.map_or_else(Outcome::Failed, |(response, _)| Outcome::Passed(response))
+        self.decided.last
     }
 }
 

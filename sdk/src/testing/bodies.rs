@@ -121,7 +121,9 @@ impl Drop for Shown<'_> {
 }
 
 /// Methods that pass bodies through a hook in chunks. If the mode of the body is [`BodyMode::Buffered`], the hook receives
-/// it as one chunk within the limit, whatever the chunks were, as it does in the proxy.
+/// it as one chunk within the limit, whatever the chunks were, as it does in the proxy. If the mode is
+/// [`BodyMode::Skipped`], the hook isn't called, and the content passes unchanged: run a head hook that asks for the body
+/// first, by [`Harness::request`] or [`Harness::response`].
 ///
 /// ```
 /// # use plugway_sdk::*;
@@ -152,8 +154,8 @@ impl<P: RequestBody> Harness<P> {
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.request_body, request, None);
-        let mode = self.mode(self.setup.request_body.mode);
-        pass_in_mode(&mut self.plugin.request_body(&values), chunks, mode)
+        let mode = self.request_mode();
+        pass_in_mode(|| self.plugin.request_body(&values), chunks, mode)
     }
 
     /// Runs the body hook on the content of a request in [every split](every_split), and returns the result.
@@ -181,8 +183,8 @@ impl<P: ResponseBody> Harness<P> {
         chunks: impl IntoIterator<Item = C>,
     ) -> Result<Vec<u8>, BodyError> {
         let values = resolve(&self.setup.response_body, request, Some(response));
-        let mode = self.mode(self.setup.response_body.mode);
-        pass_in_mode(&mut self.plugin.response_body(&values), chunks, mode)
+        let mode = self.response_mode();
+        pass_in_mode(|| self.plugin.response_body(&values), chunks, mode)
     }
 
     /// Runs the body hook on the content of a response in [every split](every_split), and returns the result.
@@ -202,9 +204,14 @@ impl<P: ResponseBody> Harness<P> {
 }
 
 impl<P> Harness<P> {
-    /// Returns the mode of the next body: as the last head hook decided, or else as declared.
-    fn mode(&self, declared: BodyMode) -> BodyMode {
-        self.decided_body.unwrap_or(declared)
+    /// Returns the mode of the next body of a request: as the last request hook decided, or else as declared.
+    fn request_mode(&self) -> BodyMode {
+        self.decided.request.unwrap_or(self.setup.request_body.mode)
+    }
+
+    /// Returns the mode of the next body of a response: as the last response hook decided, or else as declared.
+    fn response_mode(&self) -> BodyMode {
+        self.decided.response.unwrap_or(self.setup.response_body.mode)
     }
 }
 
@@ -239,7 +246,8 @@ impl<P> Harness<P> {
 ///
 /// A whole body is the same wherever the network splits it. The hook isn't called for a body beyond the limit of
 /// [`BodyMode::Buffered`]: the outcome is the response of the proxy, 413 for a request and 502 for a response, or the
-/// message passes unchanged ([`OverLimit::PassThrough`]).
+/// message passes unchanged ([`OverLimit::PassThrough`]). In the mode [`BodyMode::Skipped`] each message passes unchanged,
+/// unless a head hook of the message has asked for the body.
 impl<P: BufferedRequestBody> Harness<P> {
     /// Runs the hook on a request with this content. A passed request comes with the content that is sent on.
     pub fn buffered_request_body(
@@ -248,10 +256,10 @@ impl<P: BufferedRequestBody> Harness<P> {
         content: impl Into<Vec<u8>>,
     ) -> Outcome<(Request, Vec<u8>)> {
         let content = content.into();
-        match beyond_limit(content.len(), self.mode(self.setup.request_body.mode)) {
-            Some(OverLimit::Reject) => return Outcome::Answered(Response::new(413)),
-            Some(OverLimit::PassThrough) => return Outcome::Passed((request, content)),
-            None => {}
+        match handling(content.len(), self.request_mode()) {
+            Handling::Reject(_) => return Outcome::Answered(Response::new(413)),
+            Handling::Pass => return Outcome::Passed((request, content)),
+            Handling::Call => {}
         }
         let values = resolve(&self.setup.request_body, &request, None);
         let hook = || self.plugin.on_request_body(&values, content.clone());
@@ -260,30 +268,28 @@ impl<P: BufferedRequestBody> Harness<P> {
             Ok(continued) => continued,
             Err(outcome) => return outcome,
         };
-        match self.edited_request(edits, request) {
-            Outcome::Passed(request) => Outcome::Passed((request, sent)),
-            Outcome::Answered(response) => Outcome::Answered(response),
-            Outcome::Failed(reason) => Outcome::Failed(reason),
-        }
+        let made = self.make_request_edits(edits, request);
+        made.map_or_else(Outcome::Failed, |(request, _)| Outcome::Passed((request, sent)))
     }
 }
 
 impl<P: BufferedResponseBody> Harness<P> {
     /// Runs the hook on a response, whose `body` is the content.
     pub fn buffered_response_body(&mut self, request: &Request, response: Response) -> Outcome<Response> {
-        match beyond_limit(response.body.len(), self.mode(self.setup.response_body.mode)) {
-            Some(OverLimit::Reject) => return Outcome::Answered(Response::new(502)),
-            Some(OverLimit::PassThrough) => return Outcome::Passed(response),
-            None => {}
+        match handling(response.body.len(), self.response_mode()) {
+            Handling::Reject(_) => return Outcome::Answered(Response::new(502)),
+            Handling::Pass => return Outcome::Passed(response),
+            Handling::Call => {}
         }
         let values = resolve(&self.setup.response_body, request, Some(&response));
         let hook = || self.plugin.on_response_body(&values, response.body.clone());
         let verdict = current::during(request, Some(&response), hook);
-        let (edits, body) = match body_edits(verdict, response.body) {
+        let (edits, body) = match body_edits(verdict, response.body.clone()) {
             Ok(continued) => continued,
             Err(outcome) => return outcome,
         };
-        self.edited_response(edits, request, Response { status: response.status, fields: response.fields, body })
+        let made = self.make_response_edits(edits, request, Response { body, ..response });
+        made.map_or_else(Outcome::Failed, |(response, _)| Outcome::Passed(response))
     }
 }
 
@@ -306,26 +312,42 @@ fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, V
     Ok((edits, content))
 }
 
-/// Passes chunks through a filter in a mode.
-fn pass_in_mode<C: AsRef<[u8]>>(
-    filter: &mut impl BodyFilter,
+/// Passes chunks through a filter in a mode; the filter is only made if it is needed.
+fn pass_in_mode<F: BodyFilter, C: AsRef<[u8]>>(
+    filter: impl FnOnce() -> F,
     chunks: impl IntoIterator<Item = C>,
     mode: BodyMode,
 ) -> Result<Vec<u8>, BodyError> {
-    let BodyMode::Buffered(limit, _) = mode else { return pass_chunks(filter, chunks) };
+    if mode == BodyMode::Streamed {
+        return pass_chunks(&mut filter(), chunks);
+    }
     let whole: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.as_ref().to_vec()).collect();
-    match beyond_limit(whole.len(), mode) {
-        Some(OverLimit::Reject) => Err(format!("the body has {} bytes, and the plugin takes {limit}", whole.len())),
-        Some(OverLimit::PassThrough) => Ok(whole),
-        None => pass_chunks(filter, [whole]),
+    match handling(whole.len(), mode) {
+        Handling::Reject(limit) => Err(format!("the body has {} bytes, and the plugin takes {limit}", whole.len())),
+        Handling::Pass => Ok(whole),
+        Handling::Call => pass_chunks(&mut filter(), [whole]),
     }
 }
 
-/// Returns the handling of a body of this length if it exceeds the limit of its mode; otherwise `None`.
-fn beyond_limit(length: usize, mode: BodyMode) -> Option<OverLimit> {
+/// The handling of a body.
+enum Handling {
+    /// The hook is called.
+    Call,
+    /// The message passes unchanged.
+    Pass,
+    /// The proxy responds in place of the hook, since the body exceeds this limit.
+    Reject(u64),
+}
+
+/// Returns the handling of a body of this length in a mode.
+fn handling(length: usize, mode: BodyMode) -> Handling {
     match mode {
-        BodyMode::Buffered(limit, over_limit) if length as u64 > limit => Some(over_limit),
-        _ => None,
+        BodyMode::Skipped => Handling::Pass,
+        BodyMode::Buffered(limit, over_limit) if length as u64 > limit => match over_limit {
+            OverLimit::Reject => Handling::Reject(limit),
+            OverLimit::PassThrough => Handling::Pass,
+        },
+        BodyMode::Buffered(..) | BodyMode::Streamed => Handling::Call,
     }
 }
 
@@ -356,7 +378,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
-    use crate::{ConfigError, Plugin, Setup, ValueName, Values, exchange};
+    use crate::{ConfigError, Plugin, RequestFilter, ResponseFilter, Setup, ValueName, Values, Verdict, exchange};
 
     fn splits(body: &[u8]) -> Vec<Vec<usize>> {
         let mut splits = Vec::new();
@@ -459,6 +481,84 @@ mod tests {
         assert_eq!(pets.response_body_in_every_split(&request, &response, "a cat").unwrap(), b"a dog");
         let error = pets.request_body(&request, ["a cat in the", " hat"]).unwrap_err();
         assert_eq!(error, "the body has 16 bytes, and the plugin takes 12");
+    }
+
+    /// A plugin that takes the bodies of messages with the field `ask`.
+    struct Asking;
+
+    impl Plugin for Asking {
+        type Config = ();
+
+        fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+            (setup.request_body.mode, setup.response_body.mode) = (BodyMode::Skipped, BodyMode::Skipped);
+            Ok(Asking)
+        }
+    }
+
+    fn asking(name: ValueName) -> Verdict {
+        let is_asked = exchange::value(&name).is_some();
+        if is_asked { Verdict::proceed().body(BodyMode::Streamed) } else { Verdict::proceed() }
+    }
+
+    impl RequestFilter for Asking {
+        fn on_request(&mut self, _: &Values) -> Verdict {
+            asking(ValueName::RequestField("ask".into()))
+        }
+    }
+
+    impl ResponseFilter for Asking {
+        fn on_response(&mut self, _: &Values) -> Verdict {
+            asking(ValueName::ResponseField("ask".into()))
+        }
+    }
+
+    impl RequestBody for Asking {
+        type Body = Pets;
+
+        fn request_body(&mut self, _: &Values) -> Pets {
+            Pets
+        }
+    }
+
+    impl ResponseBody for Asking {
+        type Body = Pets;
+
+        fn response_body(&mut self, _: &Values) -> Pets {
+            Pets
+        }
+    }
+
+    impl BufferedRequestBody for Asking {
+        fn on_request_body(&mut self, _: &Values, _: Vec<u8>) -> BodyVerdict {
+            BodyVerdict::replace("a dog")
+        }
+    }
+
+    impl BufferedResponseBody for Asking {
+        fn on_response_body(&mut self, _: &Values, _: Vec<u8>) -> BodyVerdict {
+            BodyVerdict::replace("a dog")
+        }
+    }
+
+    #[test]
+    fn a_skipped_body_passes_unless_the_head_hook_of_its_side_asks_for_it() {
+        let mut asking = Harness::<Asking>::new(serde_json::json!({})).unwrap();
+        let (get, response) = (Request::get("/"), Response::new(200).body("text/plain", "a cat"));
+        let mut bodies = |head: &mut dyn FnMut(&mut Harness<Asking>)| {
+            head(&mut asking);
+            let whole = asking.buffered_request_body(get.clone(), "a cat").expect_passed().1;
+            assert_eq!(asking.request_body(&get, ["a cat"]).unwrap(), whole);
+            let whole_response = asking.buffered_response_body(&get, response.clone()).expect_passed().body;
+            assert_eq!(asking.response_body(&get, &response, ["a cat"]).unwrap(), whole_response);
+            [whole, whole_response].map(|body| String::from_utf8(body).unwrap())
+        };
+        assert_eq!(bodies(&mut |_| ()), ["a cat", "a cat"]);
+        let ask = get.clone().field("ask", "1");
+        assert_eq!(bodies(&mut |asking| _ = asking.request(ask.clone())), ["a dog", "a cat"]);
+        let asked = response.clone().field("ask", "1");
+        assert_eq!(bodies(&mut |asking| _ = asking.response(&get, asked.clone())), ["a dog", "a dog"]);
+        assert_eq!(bodies(&mut |asking| _ = asking.request_edits(get.clone())), ["a cat", "a dog"]);
+        assert_eq!(bodies(&mut |asking| _ = asking.response_edits(&get, response.clone())), ["a cat", "a cat"]);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl<P: RequestFilter> Harness<P> {
             None => self.called_request(&request),
         };
         let edits = continued(edits(verdict));
-        accepted(self.make_request_edits(edits, request)).1
+        accepted(self.head_request_edits(edits, request)).1
     }
 
     /// Calls the request hook, while [`exchange`](crate::exchange) has the values of the request.
@@ -70,7 +70,7 @@ impl<P: ResponseFilter> Harness<P> {
             None => self.called_response(request, &response),
         };
         let edits = continued(edits(verdict));
-        accepted(self.make_response_edits(edits, request, response)).1
+        accepted(self.head_response_edits(edits, request, response)).1
     }
 
     /// Calls the response hook, while [`exchange`](crate::exchange) has the values of both messages.
@@ -81,14 +81,38 @@ impl<P: ResponseFilter> Harness<P> {
 }
 
 impl<P> Harness<P> {
+    /// Makes the edits of a request hook, and notes its decision about the body.
+    pub(super) fn head_request_edits(
+        &mut self,
+        edits: Vec<Edit>,
+        request: Request,
+    ) -> Result<(Request, Vec<Edit>), String> {
+        let made = self.make_request_edits(edits, request);
+        self.decided.request = decision(&made);
+        self.decided.last = self.decided.request;
+        made
+    }
+
+    /// Makes the edits of a response hook, and notes its decision about the body.
+    pub(super) fn head_response_edits(
+        &mut self,
+        edits: Vec<Edit>,
+        request: &Request,
+        response: Response,
+    ) -> Result<(Response, Vec<Edit>), String> {
+        let made = self.make_response_edits(edits, request, response);
+        self.decided.response = decision(&made);
+        self.decided.last = self.decided.response;
+        made
+    }
+
     /// Makes edits of a request; returns the request and the edits made, those of plans with their values filled in. An
     /// error says what the host refuses.
     pub(super) fn make_request_edits(
-        &mut self,
+        &self,
         edits: Vec<Edit>,
         mut request: Request,
     ) -> Result<(Request, Vec<Edit>), String> {
-        self.decided_body = None;
         let mut room = Room::for_request(&edits, &self.setup, &request)?;
         let mut made = Vec::new();
         for edit in edits {
@@ -103,18 +127,16 @@ impl<P> Harness<P> {
                 made.extend(edit);
             }
         }
-        self.note_decision(&made);
         Ok((request, made))
     }
 
     /// Makes edits of a response, as [`make_request_edits`](Harness::make_request_edits) does for a request.
     pub(super) fn make_response_edits(
-        &mut self,
+        &self,
         edits: Vec<Edit>,
         request: &Request,
         mut response: Response,
     ) -> Result<(Response, Vec<Edit>), String> {
-        self.decided_body = None;
         let mut room = Room::for_response(&edits, &self.setup, request, &response)?;
         let mut made = Vec::new();
         for edit in edits {
@@ -132,16 +154,16 @@ impl<P> Harness<P> {
                 made.extend(edit);
             }
         }
-        self.note_decision(&made);
         Ok((response, made))
     }
+}
 
-    fn note_decision(&mut self, made: &[Edit]) {
-        self.decided_body = made.iter().rev().find_map(|edit| match edit {
-            Edit::Body(mode) => Some(BodyMode::from_wit(*mode)),
-            _ => None,
-        });
-    }
+/// Returns the decision about a body among the edits made; `None` if there is none.
+fn decision<M>(made: &Result<(M, Vec<Edit>), String>) -> Option<BodyMode> {
+    made.iter().flat_map(|(_, edits)| edits.iter().rev()).find_map(|edit| match edit {
+        Edit::Body(mode) => Some(BodyMode::from_wit(*mode)),
+        _ => None,
+    })
 }
 
 impl<M: fmt::Debug> Outcome<M> {
