@@ -1,8 +1,9 @@
 //! A harness that runs a plugin natively on test messages: no wasm, no host, plain `cargo test`.
 //!
-//! The harness resolves declared values and applies edits and plans as the host does, within the same
-//! [`bounds`](crate::bounds). A test can therefore check what the upstream or the client would receive. See the example
-//! of the crate.
+//! The harness resolves declared values, and checks and applies edits and plans as the host does, within the same
+//! [`bounds`](crate::bounds). A test can therefore check what the upstream or the client would receive. The harness knows no
+//! manifest, so it accepts an upstream of any name; and it doesn't know which hooks the plugin exports. See the example of
+//! the crate.
 
 mod bodies;
 mod checks;
@@ -12,6 +13,7 @@ mod edits;
 pub mod http;
 pub mod passwords;
 mod paths;
+mod rules;
 #[cfg(not(target_family = "wasm"))]
 pub mod shared;
 
@@ -480,10 +482,7 @@ fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
     match verdict {
         Verdict::Proceed(edits) => Ok(edits),
         Verdict::Plan(plan) => Ok(vec![Edit::Plan(plan.0)]),
-        Verdict::Respond(response) => Err(match checks::response(&response) {
-            Ok(()) => Outcome::Answered(response),
-            Err(refused) => Outcome::Failed(refused),
-        }),
+        Verdict::Respond(response) => Err(checks::response(response).map_or_else(Outcome::Failed, Outcome::Answered)),
         Verdict::Fail(reason) => Err(Outcome::Failed(reason)),
     }
 }

@@ -299,10 +299,7 @@ fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, V
         BodyVerdict::Proceed(edits) => (edits, content),
         BodyVerdict::Replace(content, edits) => (edits, content),
         BodyVerdict::Respond(response) => {
-            return Err(match checks::response(&response) {
-                Ok(()) => Outcome::Answered(response),
-                Err(refused) => Outcome::Failed(refused),
-            });
+            return Err(checks::response(response).map_or_else(Outcome::Failed, Outcome::Answered));
         }
         BodyVerdict::Fail(reason) => return Err(Outcome::Failed(reason)),
     };

@@ -1,6 +1,6 @@
 //! The limits of the host, enforced in native tests with the same error texts.
 
-use super::{Request, planned};
+use super::{Request, planned, rules};
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{BypassReason, Edit, Lookup, Part, Response, Setup, StoreDecision, bounds};
 
@@ -43,12 +43,13 @@ pub fn setup(setup: &Setup) -> Result<(), String> {
     plan.key.iter().try_for_each(|part| at_most(bounds::KEY, text(part), "bytes of a key"))
 }
 
-/// Rejects a response that the host would reject.
-pub fn response(response: &Response) -> Result<(), String> {
+/// Returns a response in the form in which the host sends it. An error says why the host rejects it.
+pub fn response(response: Response) -> Result<Response, String> {
     at_most(bounds::RESPONSE_BODY, response.body.len(), "bytes of a response's body")?;
     at_most(bounds::FIELDS, response.fields.len(), "fields")?;
     let bytes = response.fields.iter().map(|(name, value)| field(name, value.len())).sum();
-    at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")
+    at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
+    rules::response(response)
 }
 
 /// Returns a lookup as the host handles it: a key that is too long bypasses the cache.
@@ -95,7 +96,8 @@ fn plan(plan: &[PlannedEdit]) -> Result<(), String> {
     plan.iter().try_for_each(|edit| {
         names(edit).iter().try_for_each(|name| at_most(bounds::NAME, name.len(), "bytes of a name"))?;
         at_most(bounds::TEMPLATE_PARTS, template(edit).len(), "parts of a template")?;
-        at_most(bounds::VALUE, template(edit).iter().map(text).sum(), "bytes of text in a template")
+        at_most(bounds::VALUE, template(edit).iter().map(text).sum(), "bytes of text in a template")?;
+        rules::planned(edit).map_err(|refused| format!("what can't be: {refused}"))
     })
 }
 
@@ -160,7 +162,7 @@ impl Room {
         for edit in edits {
             match edit {
                 Edit::Plan(plan) => setup.planned(*plan).iter().for_each(|edit| self.take_planned(edit)),
-                edit => self.take(edit)?,
+                edit => self.take(edit),
             }
         }
         at_most(bounds::EDITS, self.edits, "edits of a call, with those of its plans")?;
@@ -194,7 +196,7 @@ impl Room {
             _ => {}
         }
         self.check()?;
-        Ok(edit)
+        edit.map(|edit| rules::filled(edit, request, response)).transpose()
     }
 
     fn take_planned(&mut self, edit: &PlannedEdit) {
@@ -210,32 +212,24 @@ impl Room {
         }
     }
 
-    fn take(&mut self, edit: &Edit) -> Result<(), String> {
+    fn take(&mut self, edit: &Edit) {
         self.edits += 1;
-        let name = |name: &str| at_most(bounds::NAME, name.len(), "bytes of a name");
-        let value = |value: &[u8]| at_most(bounds::VALUE, value.len(), "bytes of a value");
         match edit {
-            Edit::SetField((key, text)) | Edit::AppendField((key, text)) | Edit::DefaultField((key, text)) => {
-                self.take_field(key, text.len());
-                name(key).and_then(|()| value(text))
+            Edit::SetField((name, value)) | Edit::AppendField((name, value)) | Edit::DefaultField((name, value)) => {
+                self.take_field(name, value.len());
             }
-            Edit::SetNote((key, text)) => {
-                self.take_note(key, text.len());
-                name(key).and_then(|()| value(text))
-            }
-            Edit::RenameField((from, to)) => {
-                self.take_rename(to);
-                name(from).and_then(|()| name(to))
-            }
-            Edit::SetAuthority(text) => {
-                self.take_field("host", text.len());
-                name(text)
-            }
-            Edit::RemoveField(key) | Edit::SetMethod(key) | Edit::SetUpstream(key) => name(key),
-            Edit::SetPath(text) | Edit::SetQuery(Some(text)) => {
-                at_most(bounds::VALUE, text.len(), "bytes of a path or query")
-            }
-            Edit::SetQuery(None) | Edit::SetStatus(_) | Edit::Plan(_) | Edit::MaxBody(_) | Edit::Body(_) => Ok(()),
+            Edit::SetNote((name, value)) => self.take_note(name, value.len()),
+            Edit::RenameField((_, to)) => self.take_rename(to),
+            Edit::SetAuthority(text) => self.take_field("host", text.len()),
+            Edit::RemoveField(_)
+            | Edit::SetMethod(_)
+            | Edit::SetUpstream(_)
+            | Edit::SetPath(_)
+            | Edit::SetQuery(_)
+            | Edit::SetStatus(_)
+            | Edit::Plan(_)
+            | Edit::MaxBody(_)
+            | Edit::Body(_) => {}
         }
     }
 
@@ -257,7 +251,8 @@ impl Room {
     }
 }
 
-fn at_most(max: usize, found: usize, what: &str) -> Result<(), String> {
+/// Rejects a number above the maximum.
+pub fn at_most(max: usize, found: usize, what: &str) -> Result<(), String> {
     if found > max { Err(format!("{found} {what}; at most {max} are allowed")) } else { Ok(()) }
 }
 

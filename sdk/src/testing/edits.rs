@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::checks::Room;
-use super::{Harness, Outcome, Request, current, edit_fields, edits, resolve};
+use super::{Harness, Outcome, Request, current, edit_fields, edits, resolve, rules};
 use crate::{BodyMode, Edit, RequestFilter, Response, ResponseFilter, Verdict};
 
 /// Methods that return the edits which the host makes, in their order: those of plans with their values filled in.
@@ -113,6 +113,7 @@ impl<P> Harness<P> {
         edits: Vec<Edit>,
         mut request: Request,
     ) -> Result<(Request, Vec<Edit>), String> {
+        let edits = rules::request_edits(edits, &request)?;
         let mut room = Room::for_request(&edits, &self.setup, &request)?;
         let mut made = Vec::new();
         for edit in edits {
@@ -137,6 +138,7 @@ impl<P> Harness<P> {
         request: &Request,
         mut response: Response,
     ) -> Result<(Response, Vec<Edit>), String> {
+        let edits = rules::response_edits(edits)?;
         let mut room = Room::for_response(&edits, &self.setup, request, &response)?;
         let mut made = Vec::new();
         for edit in edits {

@@ -1,7 +1,24 @@
-//! The host's rules for paths of requests of a plugin's own, enforced in native tests.
+//! The host's normal form of paths, which native tests need for edits and for requests of a plugin's own.
 
 use crate::path::is_hidden;
 use crate::percent;
+
+/// Returns the normal form of a path, or the reason why the host rejects the path.
+pub fn normal(path: &str) -> Result<String, &'static str> {
+    let settled = settled(path)?;
+    let mut segments = Vec::new();
+    for segment in settled.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop().ok_or("the path leads above its root")?),
+            segment if has_dots(segment) => return Err("the path has a dot segment with a parameter"),
+            segment => segments.push(segment),
+        }
+    }
+    let is_folder = ["/", "/.", "/.."].iter().any(|end| settled.ends_with(end));
+    let end = if is_folder && !segments.is_empty() { "/" } else { "" };
+    Ok(format!("/{}{end}", segments.join("/")))
+}
 
 /// Whether the host sends a path in a request of a plugin's own, where it accepts escaped slashes but no dot segments.
 pub fn is_sent(path: &str) -> bool {
@@ -46,4 +63,32 @@ fn settled(path: &str) -> Result<String, &'static str> {
 fn has_dots(segment: &str) -> bool {
     let name = segment.split(';').next().and_then(|name| name.split("%3B").next());
     name.is_some_and(|name| name == "." || name == "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_the_normal_form_of_the_host() {
+        for (path, wanted) in [
+            ("/", Ok("/")),
+            ("//", Ok("/")),
+            ("/a/./%7eb/../c//d", Ok("/a/c/d")),
+            ("/a/..", Ok("/")),
+            ("/a/b/..", Ok("/a/")),
+            ("/a/", Ok("/a/")),
+            ("/a%2c;x", Ok("/a%2C;x")),
+            ("/100%2541", Ok("/100%2541")),
+            ("/..", Err("the path leads above its root")),
+            ("/%2E%2e;x", Err("the path has a dot segment with a parameter")),
+            ("/a%2fb", Err("the path has a backslash or an escaped slash")),
+            ("/a\\b", Err("the path has a backslash or an escaped slash")),
+            ("/%00", Err("the path has an escaped NUL")),
+            ("/%\u{e9}", Err("the path has a `%` without two hexadecimal digits")),
+            ("/%25%32%65", Err("the path has an escape that is escaped once more")),
+        ] {
+            assert_eq!(normal(path), wanted.map(String::from), "{path}");
+        }
+    }
 }

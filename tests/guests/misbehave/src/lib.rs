@@ -93,3 +93,32 @@ fn edit(told: &str) -> Option<Edit> {
 }
 
 export!(Misbehave: RequestFilter);
+
+#[cfg(test)]
+mod tests {
+    use plugway_sdk::testing::{Harness, Outcome, Request};
+
+    use super::*;
+
+    fn edited(edit: &str) -> Outcome<Request> {
+        let mut misbehave = Harness::<Misbehave>::new(serde_json::json!({})).unwrap();
+        misbehave.request(Request::get("/").field("x-misbehave", &format!("edit {edit}")))
+    }
+
+    #[test]
+    fn the_edits_that_the_proxy_refuses_fail_in_native_tests() {
+        for edit in include_str!("../refused.txt").lines() {
+            let outcome = edited(edit);
+            assert!(matches!(outcome, Outcome::Failed(_)), "{edit}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn edits_are_made_in_their_normal_form_as_in_the_proxy() {
+        assert_eq!(edited("authority Other.example.:80").expect_passed().host(), "other.example");
+        assert_eq!(edited("authority [0:0::1]:081").expect_passed().host(), "[::1]:81");
+        assert_eq!(edited("set-host Other.example:80").expect_passed().text("host"), Some("other.example"));
+        assert_eq!(edited("path /a/./%7eb/../c//d").expect_passed().path(), "/a/c/d");
+        assert_eq!(edited("value _a_b_").expect_passed().text("x-value"), Some("a b"));
+    }
+}
