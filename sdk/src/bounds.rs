@@ -36,7 +36,7 @@ pub const VALUE: usize = 64 << 10;
 /// The maximum number of fields of a response or of trailers that a plugin makes.
 pub const FIELDS: usize = 256;
 
-/// The maximum size of the fields of such a response or of such trailers in bytes, with [`FIELD_OVERHEAD`] for each.
+/// The maximum size of the fields of such a response in bytes, with [`FIELD_OVERHEAD`] for each. Trailers have 16 KiB.
 pub const FIELD_BYTES: usize = 256 << 10;
 
 /// The maximum length of the body of a response that a plugin makes, in bytes.
