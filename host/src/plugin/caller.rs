@@ -263,6 +263,7 @@ impl PluginCaller {
         let start = CallStart::now(self.share.is_watched());
         drop(instance);
         if let Some(time) = start.cpu() {
+            spend(time);
             self.share.charge_time(time / SLOWNESS, Instant::now());
         }
     }

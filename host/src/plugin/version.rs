@@ -24,6 +24,7 @@ use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
 use super::time_share::TimeShare;
 use super::waiting_limit::WaitingLimit;
+use crate::net::turn::spend;
 use crate::telemetry::metrics::CallRejection;
 
 /// The versions that are in use.
@@ -294,7 +295,9 @@ impl PluginVersion {
         let began = thread_time();
         let made = Instance::new(&self.recipe, None, time);
         let took = thread_time().saturating_sub(began);
-        share.charge_time(took / SLOWNESS, Instant::now());
+        // For others, it is as if the call were so much longer.
+        spend(took);
+        share.charge_measured(took / SLOWNESS, Instant::now());
         if let Err(failure) = &made {
             // The maker finds out if it is only that this took longer than usual.
             self.is_failing.store(!matches!(failure, PluginFailure::NoPlace), Ordering::Relaxed);
