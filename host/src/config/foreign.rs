@@ -6,10 +6,13 @@ pub fn kind(text: &str) -> Option<&'static str> {
     let is_noise = |line: &&str| line.is_empty() || line.starts_with('#');
     let mut lines = text.lines().map(str::trim).filter(|line| !is_noise(line));
     let first = lines.next()?;
+    // What follows is a comment, or part of a text.
+    let first = first.split(" #").next().unwrap_or(first).trim_end();
     // TOML has a line that ends so only within a string or a list, which begins with a key.
     let has_braces = first.ends_with('{') && !first.contains('=');
     let has_statements = || std::iter::once(first).chain(lines.clone()).filter(|line| line.ends_with(';')).count() > 0;
-    let is_mapping = |line: &str| (line.ends_with(':') || line.contains(": ")) && !line.contains('=');
+    let is_mapping =
+        |line: &str| !line.starts_with('[') && (line.ends_with(':') || line.contains(": ")) && !line.contains('=');
     let opens_block = |line: &str| {
         let name = line.split_once('{').map(|(before, _)| before.trim());
         name.is_some_and(|name| !name.is_empty() && !name.contains(['=', '"', '\'', '[', '#'])) && line.ends_with('}')
@@ -56,14 +59,23 @@ mod tests {
             ("example.org {\n  reverse_proxy a:80\n}", "a configuration of another program, such as Caddy"),
             ("listener:\n  - address: a", "YAML"),
             ("---\na: 1", "YAML"),
+            ("listener: # at the front\n", "YAML"),
             ("<VirtualHost *:80>", "XML or HTML"),
             ("-----BEGIN CERTIFICATE-----\nAAA", "a certificate or a key"),
         ] {
             assert_eq!(kind(text), Some(what), "{text}");
         }
-        for text in
-            ["", "[[listener]]\naddress = 1.2.3", "a = {", "workers = 2 4", "address = \"a:80", "[upstream.app", "x"]
-        {
+        for text in [
+            "[[listener]] # note: public\naddress = \"x",
+            "[a.\"b: c\"]\nd =",
+            "",
+            "[[listener]]\naddress = 1.2.3",
+            "a = {",
+            "workers = 2 4",
+            "address = \"a:80",
+            "[upstream.app",
+            "x",
+        ] {
             assert_eq!(kind(text), None, "{text}");
         }
         assert!(binary_kind(b"\0asm\r\0\x01\0").unwrap().starts_with("WebAssembly"));

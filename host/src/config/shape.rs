@@ -26,8 +26,24 @@ const LISTS: [&str; 2] = ["listener", "route"];
 const NAMED: [(&str, &[&str], &str); 2] =
     [("upstream", &["endpoints"], "app"), ("plugin", &["use", "config"], "guard")];
 /// Keys that are one table at any position.
-const TABLES: [&str; 10] =
-    ["access-log", "admin", "cache", "certificate", "disk", "health", "limits", "load", "resolver", "tls"];
+const TABLES: [&str; 16] = [
+    "access-log",
+    "admin",
+    "buffers",
+    "cache",
+    "certificate",
+    "disk",
+    "files",
+    "grants",
+    "health",
+    "limits",
+    "load",
+    "resolver",
+    "respond",
+    "rewrite",
+    "shared",
+    "tls",
+];
 /// Keys whose values are not the manifest's to judge.
 const FREE: [&str; 3] = ["config", "fields", "query"];
 
