@@ -110,6 +110,63 @@ fn endpoints_that_recycle_their_connections_lose_nothing_and_stay() {
     assert_eq!(sum(&proxy, "plugway_endpoint_ejections_total"), 0.0);
 }
 
+/// Starts an endpoint whose first connection reads `streams` requests and then says that it has read none; the next ones
+/// answer 200. Returns its address, and the count of the bytes of content that were answered.
+fn forgetting(streams: usize) -> (String, Arc<AtomicUsize>) {
+    let (connections, answered) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let count = answered.clone();
+    let address = endpoint(move |raw| {
+        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
+        let mut ended = 0;
+        while let Some(frame) = raw.frame() {
+            if frame.kind == SETTINGS && frame.flags & ACK == 0 {
+                raw.send(SETTINGS, ACK, 0, &[]);
+            }
+            if !is_first {
+                count.fetch_add(frame.content(), Ordering::SeqCst);
+            }
+            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                ended += 1;
+                match is_first {
+                    true if ended == streams => raw.go_away(0),
+                    true => {}
+                    false => raw.respond(frame.stream, &[], b"ok"),
+                }
+            }
+        }
+    });
+    (address, answered)
+}
+
+#[test]
+fn unread_uploads_of_unknown_length_that_share_a_connection_are_all_sent_again() {
+    const STREAMS: u32 = 40;
+    const CONTENT: [u8; 500] = [b'x'; 500];
+    let streams = || (1..2 * STREAMS).step_by(2);
+    // All of it is there with the head, or some of it comes later.
+    for (early, late) in [(500, None), (100, Some(400))] {
+        let (address, answered) = forgetting(STREAMS as usize);
+        let proxy = start(&[&address], "");
+        let mut client = Raw::connect(&proxy);
+        let end = if late.is_none() { END_STREAM } else { 0 };
+        let begun = streams().flat_map(|stream| {
+            let head = frame(HEADERS, END_HEADERS, stream, &[0x83, 0x86, 0x84, 0x41, 1, b'a']);
+            [head, frame(DATA, end, stream, &CONTENT[..early])].concat()
+        });
+        client.0.write_all(&begun.collect::<Vec<_>>()).unwrap();
+        if let Some(late) = late {
+            until("all are under way", || sum(&proxy, "plugway_endpoint_in_flight") == f64::from(STREAMS));
+            let rest = streams().flat_map(|stream| frame(DATA, END_STREAM, stream, &CONTENT[..late]));
+            client.0.write_all(&rest.collect::<Vec<_>>()).unwrap();
+        }
+        for _ in streams() {
+            let head = client.until(|frame| frame.kind == HEADERS);
+            assert_eq!(head.payload[0], 0x88, "stream {} has no 200, late {late:?}", head.stream);
+        }
+        assert_eq!(answered.load(Ordering::SeqCst), STREAMS as usize * CONTENT.len());
+    }
+}
+
 #[test]
 fn requests_that_wait_for_a_stream_go_out_again() {
     // One stream at a time: what comes after the first waits in the proxy, and is none of the endpoint's.

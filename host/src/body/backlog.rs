@@ -107,6 +107,12 @@ impl Backlog {
         self.left.set(self.left.get() - bytes);
         true
     }
+
+    /// Takes back bytes that [`Backlog::grow`] has granted.
+    fn shrink(&self, bytes: usize) {
+        self.growth.set(self.growth.get() + bytes);
+        self.left.set(self.left.get() + bytes);
+    }
 }
 
 impl StreamBacklog {
@@ -153,6 +159,13 @@ impl StreamBacklog {
         is_granted
     }
 
+    /// Gives back all bytes that were granted for copies.
+    pub fn release_copies(&self) {
+        let copies = self.copies.get();
+        self.copies.set(0);
+        self.connection.shrink(copies);
+    }
+
     /// Returns the maximum number of bytes to read at once for this stream: one less than a full buffer to hyper, which
     /// would double it.
     pub fn read_limit(&self) -> usize {
@@ -183,9 +196,10 @@ impl Drop for MadeShare {
 
 impl Drop for StreamBacklog {
     fn drop(&mut self) {
+        self.release_copies();
         let (left, growth) = (&self.connection.left, &self.connection.growth);
-        left.set(left.get() + self.granted.get() + self.copies.get());
-        growth.set(growth.get() + (self.piece.get() - SHORT) + self.copies.get());
+        left.set(left.get() + self.granted.get());
+        growth.set(growth.get() + (self.piece.get() - SHORT));
     }
 }
 

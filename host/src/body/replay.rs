@@ -32,8 +32,11 @@ struct Buffered {
     read: Vec<Bytes>,
     bytes: usize,
     max_bytes: usize,
+    /// The number of bytes for which the connection has granted a copy.
+    granted: usize,
     is_lost: bool,
-    is_too_long: bool,
+    /// The key of the limit for which the copy was dropped.
+    limit: Option<&'static str>,
     /// The number of attempts so far. The rest of an earlier attempt must not read further.
     attempt: u32,
 }
@@ -48,6 +51,9 @@ pub struct ReplayBody {
 /// The key of the limit on content that is kept for another attempt.
 const BUFFER: &str = "retry.buffer";
 
+/// The key of the limit on what is kept for a client connection.
+const CONNECTION_BUFFER: &str = "limits.buffer";
+
 impl ReplayBuffer {
     /// Content of which up to `max_bytes` bytes are kept to be sent again.
     pub fn new(content: RequestBody, max_bytes: usize) -> Self {
@@ -56,12 +62,13 @@ impl ReplayBuffer {
             return ReplayBuffer { ready: Some(content), buffered: None, collected, empty: false, limit: None };
         }
         let empty = content.is_end_stream();
-        let length = content.size_hint().exact().map_or(max_bytes, |length| max_bytes.min(length as usize));
+        // Content that is still to come may be short: its copy is granted by pieces.
+        let granted = content.size_hint().exact().map_or(0, |length| max_bytes.min(length as usize));
         if empty || max_bytes == 0 {
             return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit: Some(BUFFER) };
         }
-        if !content.grant_copy(length) {
-            let limit = Some("limits.buffer");
+        if !content.grant_copy(granted) {
+            let limit = Some(CONNECTION_BUFFER);
             return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit };
         }
         let buffered = Buffered {
@@ -69,8 +76,9 @@ impl ReplayBuffer {
             read: Vec::new(),
             bytes: 0,
             max_bytes,
+            granted,
             is_lost: false,
-            is_too_long: false,
+            limit: None,
             attempt: 0,
         };
         let buffered = Some(Rc::new(RefCell::new(buffered)));
@@ -114,8 +122,8 @@ impl ReplayBuffer {
 
     /// Returns the key of the limit that keeps content which is partly sent from another attempt.
     pub fn limit(&self) -> Option<&'static str> {
-        let is_too_long = || self.buffered.as_ref().is_some_and(|buffered| buffered.borrow().is_too_long);
-        self.limit.filter(|_| !self.is_whole()).or_else(|| is_too_long().then_some(BUFFER))
+        let dropped_for = || self.buffered.as_ref()?.borrow().limit;
+        self.limit.filter(|_| !self.is_whole()).or_else(dropped_for)
     }
 
     fn rewind(&mut self) {
@@ -129,19 +137,32 @@ impl ReplayBuffer {
 }
 
 impl Buffered {
+    /// Has the connection grant a copy of all that was read. Returns `false` if the connection holds too many bytes.
+    fn grant(&mut self) -> bool {
+        let more = self.bytes.saturating_sub(self.granted);
+        self.granted += more;
+        more == 0 || self.rest.grant_copy(more)
+    }
+
     fn buffer(&mut self, piece: &Bytes) {
+        if self.is_lost {
+            return;
+        }
         self.bytes += piece.len();
-        if self.bytes <= self.max_bytes {
-            self.read.push(piece.clone());
-        } else {
-            self.is_too_long = true;
-            self.discard();
+        self.limit = match self.bytes <= self.max_bytes {
+            true => (!self.grant()).then_some(CONNECTION_BUFFER),
+            false => Some(BUFFER),
+        };
+        match self.limit {
+            None => self.read.push(piece.clone()),
+            Some(_) => self.discard(),
         }
     }
 
     fn discard(&mut self) {
         self.is_lost = true;
         self.read = Vec::new();
+        self.rest.release_copies();
     }
 }
 

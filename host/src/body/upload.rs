@@ -12,10 +12,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
 
 use crate::body::backlog::{Piece, StreamBacklog};
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::CollectedBody;
+use crate::body::content_end::ContentEnd;
 use crate::body::early_content::{EarlyContent, ReadEarly};
 use crate::body::{BodyError, BoxBody, longer};
 use crate::error::{Error, FailureKind};
@@ -42,8 +44,8 @@ pub enum RequestBody {
 pub struct ClientContent {
     /// The client's content; `None` while the value is dropped.
     incoming: Option<Incoming>,
-    /// A first frame that was read to find out whether there is content.
-    first: Option<Result<Frame<Bytes>, hyper::Error>>,
+    /// The first frames, which were read to find out whether there is content, and whether all of it has arrived.
+    first: SmallVec<[Result<Frame<Bytes>, hyper::Error>; 1]>,
     /// The content behind `first` that was read early; `None` if none was.
     early: Option<Box<EarlyContent>>,
     upload: UploadProgress,
@@ -86,6 +88,9 @@ struct UploadRate {
 
 /// The time over which the rate is measured, so that short pauses don't count.
 const WINDOW: Duration = Duration::from_secs(30);
+
+/// The number of frames that are read of content before it is known where it goes.
+const PEEKED_FRAMES: usize = 2;
 
 /// The progress of a request body.
 #[derive(Clone, Default)]
@@ -321,24 +326,39 @@ impl IdleTime {
 
 impl ClientContent {
     pub fn new(incoming: Incoming, upload: UploadProgress) -> Self {
-        ClientContent { incoming: Some(incoming), first: None, early: None, upload }
+        ClientContent { incoming: Some(incoming), first: SmallVec::new(), early: None, upload }
     }
 
-    /// Reads the first frame if it has arrived, so that the end of empty content is known. Content may end with an
-    /// empty frame. An HTTP/1 endpoint learns in no other way that there is no content, and the method may define no
-    /// content.
+    /// Reads the first frames if they have arrived, so that the end of empty and of short content is known. Content may end
+    /// with an empty frame. An HTTP/1 endpoint learns in no other way that there is no content, and the method may
+    /// define no content.
     pub fn peek(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(incoming) = &mut self.incoming
             && !incoming.is_end_stream()
+            && self.first.len() < PEEKED_FRAMES
             && let Poll::Ready(Some(frame)) = Pin::new(incoming).poll_frame(&mut cx)
         {
             let is_empty = frame.as_ref().is_ok_and(|frame| frame.data_ref().is_some_and(Bytes::is_empty));
             if !is_empty {
-                self.first = Some(frame);
-                return;
+                self.first.push(frame);
             }
         }
+    }
+
+    /// Returns the number of bytes that are left of content of which all has arrived; `None` if more may come, or if
+    /// trailers or an error do.
+    fn bytes_left(&self) -> Option<u64> {
+        let has_ended = match self.early.as_ref().and_then(|early| early.end()) {
+            Some(end) => matches!(end, ContentEnd::Whole),
+            None => self.incoming.as_ref().is_some_and(Incoming::is_end_stream),
+        };
+        if !has_ended {
+            return None;
+        }
+        let data = |frame: &Result<Frame<Bytes>, hyper::Error>| Some(frame.as_ref().ok()?.data_ref()?.len() as u64);
+        let first = self.first.iter().map(data).sum::<Option<u64>>()?;
+        Some(first + self.early.as_ref().map_or(0, |early| early.bytes()))
     }
 
     /// Reads what has arrived before the exchange wants it, up to `max` bytes, if the connection has other streams: content
@@ -364,8 +384,8 @@ impl Body for ClientContent {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first.map_err(Into::into)));
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(self.first.remove(0).map_err(Into::into)));
         }
         if let Some(early) = &mut self.early {
             let frame = ready!(early.poll_frame(cx));
@@ -378,12 +398,15 @@ impl Body for ClientContent {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none()
+        self.first.is_empty()
             && self.early.as_ref().is_none_or(|early| early.is_taken())
             && self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(left) = self.bytes_left() {
+            return SizeHint::with_exact(left);
+        }
         let rest = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
         self.early.as_ref().map_or(rest, |early| longer(rest, early.bytes()))
     }
@@ -536,6 +559,16 @@ impl RequestBody {
             }
         };
         upload.0.backlog.as_ref().is_none_or(|backlog| backlog.grant_copy(bytes))
+    }
+
+    /// Gives back all bytes that were granted for copies.
+    pub fn release_copies(&self) {
+        let upload = match self {
+            RequestBody::Incoming(body) => &body.upload,
+            RequestBody::Stream(_, Some(upload)) => upload,
+            _ => return,
+        };
+        upload.0.backlog.iter().for_each(|backlog| backlog.release_copies());
     }
 }
 
