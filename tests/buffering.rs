@@ -657,6 +657,75 @@ fn uploads_over_http2_that_wait_hold_up_no_upload_to_another_upstream() {
     assert_eq!(beside_waiting(&proxy, ["accept", "*/*"], None), [(3 * MIB / 2).to_string()]);
 }
 
+/// Starts a listener whose connections are accepted and never read, as of an application with no worker free.
+fn unread() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4 << 10).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// Returns a manifest with two upstreams: one for the path `/free`, and one for all others.
+fn two_upstreams(origin: &str, free: &str) -> String {
+    one_at_a_time(origin, free).replace("[upstream.app.limits]\nconnections = 1\npending = 100\n", "")
+}
+
+/// Sends uploads to `/stuck` on one HTTP/2 connection, more than all sockets and windows hold, and a longer one to `/free`.
+/// Calls `meanwhile`, and returns the response of `/free`.
+fn beside_stuck(proxy: &Proxy, meanwhile: impl FnOnce(&tokio::task::JoinHandle<bytes::Bytes>)) -> String {
+    use http_body_util::{BodyExt, Full};
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let content = bytes::Bytes::from(content(LONG));
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(&proxy.address).await.unwrap();
+        let (executor, socket) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, socket).await.unwrap();
+        tokio::spawn(connection);
+        let mut upload = |path: &str, length: usize| {
+            let request = http::Request::post(format!("http://{}/{path}", proxy.address));
+            sender.send_request(request.body(Full::new(content.slice(..length))).unwrap())
+        };
+        let stuck: Vec<_> = (0..8).map(|_| tokio::spawn(upload("stuck", LONG / 3))).collect();
+        let free = upload("free", LONG);
+        let free = tokio::spawn(async { free.await.unwrap().into_body().collect().await.unwrap().to_bytes() });
+        meanwhile(&free);
+        let free = tokio::time::timeout(PATIENCE, free).await.expect("the upload stands still").unwrap();
+        drop(stuck);
+        String::from_utf8_lossy(&free).into_owned()
+    })
+}
+
+/// The length of an upload that ends long after others have shut the window.
+const LONG: usize = 24 * MIB;
+
+#[test]
+fn uploads_over_http2_that_an_endpoint_does_not_read_hold_up_no_upload_to_another_upstream() {
+    let (_listener, http1) = unread();
+    // The endpoint opens no window.
+    let http2 = crate::http2_endpoint::endpoint(|raw| while raw.frame().is_some() {});
+    for address in [http1, http2] {
+        let proxy = Proxy::start(&two_upstreams(&address, &measuring()));
+        assert_eq!(beside_stuck(&proxy, |_| ()), LONG.to_string(), "{address}");
+        assert!(!proxy.has_logged("limits.body-rate"));
+    }
+}
+
+#[test]
+fn an_upload_is_not_slow_while_others_that_find_no_room_shut_its_window() {
+    let (listener, address) = unread();
+    let text = two_upstreams(&address, &measuring());
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { body-timeout = \"1s\" }\n";
+    let text = text.replace("address = \"127.0.0.1:0\"\n", limits);
+    let proxy = Proxy::start(&format!("{text}[buffers]\nmemory = \"4 MiB\"\ndisk = \"0 B\"\n"));
+    let received = beside_stuck(&proxy, |free| {
+        // The subject: a time that is longer than the limit.
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(!free.is_finished(), "the window is open, or the client is called slow");
+        drop(listener);
+    });
+    assert_eq!(received, LONG.to_string());
+}
+
 /// Returns an origin that answers with the length of a request's content, which is that of [`content`].
 fn comparing() -> String {
     origin(|request| {

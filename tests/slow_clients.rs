@@ -355,8 +355,8 @@ fn content_for_an_endpoint_that_reads_nothing_costs_little() {
     }
     let grown = proxy.memory_kib().saturating_sub(before);
     assert!(windows.connection < 16 << 10, "the window of the connection is used up");
-    // Seen: 256 KiB a stream before there was a bound.
-    assert!(grown < 8 << 10, "{grown} KiB for {STREAMS} streams");
+    // Seen: 256 KiB a stream before there was a bound, and 8 MiB in all with what is on its way into files.
+    assert!(grown < 16 << 10, "{grown} KiB for {STREAMS} streams");
 }
 
 /// Returns the address of an origin that sends a response in chunks of [`PIECE`], longer than the store accepts with

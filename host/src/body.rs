@@ -7,6 +7,7 @@ pub mod collected;
 pub mod content_end;
 pub mod early_content;
 pub mod replay;
+pub mod shared_window;
 pub mod spill_file;
 pub mod spool;
 pub mod upload;

@@ -78,7 +78,8 @@ pub enum MemoryPurpose {
     Pass,
 }
 
-/// The part of the memory that a single body may wait in: sixteen slow peers don't keep the memory from others.
+/// The part of the memory that a single body may wait in: sixteen slow peers don't keep the memory from others. All uploads
+/// of a connection that are read early may wait in this part of memory and disk.
 const SHARE: u64 = 16;
 
 /// The part of the memory in which no body waits, so that bodies can always pass to their files.
@@ -128,6 +129,11 @@ impl BufferSpace {
         let made = MadeMemory { usage: self.usage.clone(), bytes: bytes as u64 };
         let before = self.usage.memory.fetch_add(made.bytes, Ordering::Relaxed);
         (before + made.bytes <= self.limits.memory).then_some(made)
+    }
+
+    /// Returns the number of bytes that may be read early of all uploads of one client connection.
+    pub fn connection_share(&self) -> u64 {
+        self.limits.memory.saturating_add(self.limits.disk) / SHARE
     }
 
     /// Whether a file may be begun.

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::BodyError;
 use super::buffer_space::BufferSpace;
 use super::content_end::ContentEnd;
 use super::spool::{Overflow, Room, Spool};
+use crate::net::waiting_bytes::WaitingBytes;
 
 /// The content that arrives next.
 pub enum NextContent {
@@ -77,9 +79,9 @@ pub async fn read_while<T>(future: impl Future<Output = T>, mut read: impl FnMut
 }
 
 impl EarlyContent {
-    /// Returns the empty beginning of content, of which at most `max` bytes are read early.
-    pub fn new(space: &Rc<BufferSpace>, max: u64) -> Self {
-        Spool::new(space, max.min(MAX_READ_EARLY), Overflow::File).into()
+    /// Returns the empty beginning of content, of which at most `max` bytes are read early. `waiting` bounds those in memory.
+    pub fn new(space: &Rc<BufferSpace>, max: u64, waiting: &Arc<WaitingBytes>) -> Self {
+        Spool::new(space, max.min(MAX_READ_EARLY), Overflow::File).for_client(waiting).into()
     }
 
     /// Returns the number of bytes that were read.
@@ -92,14 +94,16 @@ impl EarlyContent {
         self.end.as_ref()
     }
 
-    /// Reads what has arrived of the source, as far as there is room.
-    pub fn read<B>(&mut self, source: &mut B, cx: &mut Context<'_>)
+    /// Reads what has arrived of the source. Returns whether there is room for more.
+    pub fn read<B>(&mut self, source: &mut B, cx: &mut Context<'_>) -> bool
     where
         B: Body<Data: Into<Bytes>, Error: Into<BodyError>> + Unpin,
     {
         while self.end.is_none() {
             match poll_next_content(source, &mut self.beginning, cx) {
-                Poll::Pending | Poll::Ready(Ok(NextContent::Full)) => return,
+                Poll::Pending | Poll::Ready(Ok(NextContent::Full)) => {
+                    return self.beginning.room(PIECE, cx) == Room::Free;
+                }
                 Poll::Ready(Ok(NextContent::Piece(piece))) => {
                     self.beginning.push(piece);
                     self.end = source.is_end_stream().then_some(ContentEnd::Whole);
@@ -111,6 +115,7 @@ impl EarlyContent {
             }
         }
         self.beginning.finish();
+        true
     }
 
     /// Returns the next frame; `None` if the source has the next one, or if the content ends without trailers.

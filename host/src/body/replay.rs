@@ -98,15 +98,6 @@ impl ReplayBuffer {
         self.ready.take()
     }
 
-    /// Takes out content of which more is to be read; `None` if all is here, or if it can't be sent any more.
-    pub fn take_unread(&mut self) -> Option<RequestBody> {
-        self.rewind();
-        let is_streamed = |content: &mut RequestBody| {
-            matches!(content, RequestBody::Incoming(_) | RequestBody::Stream(..)) && !content.is_end_stream()
-        };
-        self.ready.take_if(is_streamed)
-    }
-
     /// Puts back content that no attempt has read.
     pub fn put_back(&mut self, content: RequestBody) {
         self.ready = Some(content);

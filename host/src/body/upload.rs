@@ -1,6 +1,6 @@
 //! The content of a request on its way to an endpoint.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::CollectedBody;
 use crate::body::content_end::ContentEnd;
 use crate::body::early_content::{EarlyContent, ReadEarly};
+use crate::body::shared_window::{EarlyShare, SharedWindow, UnreadUpload};
 use crate::body::{BodyError, BoxBody, longer};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
@@ -42,13 +43,26 @@ pub enum RequestBody {
 /// The content of a request as its connection receives it. The connection gets back the part that an exchange leaves
 /// unread, by the [`UploadProgress`].
 pub struct ClientContent {
-    /// The client's content; `None` while the value is dropped.
+    upload: UploadProgress,
+}
+
+/// The source of a client's content, which a reader and the task of the client's stream share.
+#[derive(Default)]
+struct ContentSource {
+    /// The client's content; `None` once it was left.
     incoming: Option<Incoming>,
     /// The first frames, which were read to find out whether there is content, and whether all of it has arrived.
     first: SmallVec<[Result<Frame<Bytes>, hyper::Error>; 1]>,
-    /// The content behind `first` that was read early; `None` if none was.
-    early: Option<Box<EarlyContent>>,
-    upload: UploadProgress,
+    /// The content behind `first` that was read early, with its bytes; `None` if none was.
+    early: Option<Box<(EarlyContent, EarlyShare)>>,
+    /// The room for content that is read ahead of its reader, and its maximum length; `None` if none is.
+    ahead: Option<(Rc<BufferSpace>, u64)>,
+    /// Whether the reader waits for the client, and will be woken by what arrives.
+    is_awaited: bool,
+    /// The task of the client's stream.
+    task: Option<Waker>,
+    /// Set while there is no room to read ahead.
+    unread: Option<UnreadUpload>,
 }
 
 /// The client's content, which fails if it is too long or too slow.
@@ -80,8 +94,11 @@ pub struct UploadLimits {
 /// The rate at which the client sends. Only time in which the endpoint waited for the client counts.
 struct UploadRate {
     deadline: Deadline,
-    /// The time since which the endpoint waits for the client; `None` if the endpoint does not wait.
-    since: Option<Instant>,
+    /// The window that the client's uploads share; `None` if the client's connection has no other streams.
+    window: Option<Rc<SharedWindow>>,
+    /// The time since which the endpoint waits for the client, and the time for which other uploads had shut the window
+    /// by then; `None` if the endpoint does not wait.
+    since: Option<(Instant, Duration)>,
     waited: Duration,
     bytes: u64,
 }
@@ -112,6 +129,9 @@ struct ProgressState {
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
+    /// The window that the client's uploads share; `None` if the client's connection has no other streams.
+    window: Option<Rc<SharedWindow>>,
+    source: RefCell<ContentSource>,
     /// The part of the body that no exchange reads; `None` if the connection discards it itself, as with HTTP/1.
     rest: Option<Remainder>,
 }
@@ -166,16 +186,12 @@ impl UploadProgress {
         upload
     }
 
-    /// Whether the client's connection has other streams, which unread content holds up.
-    pub fn shares_connection(&self) -> bool {
-        self.0.backlog.is_some()
-    }
-
-    /// Returns the progress of content of which `backlog` bounds the bytes that wait for the endpoint, and whose unread
-    /// rest the connection gets back.
-    pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
+    /// Returns the progress of content of which `backlog` bounds the bytes that wait for the endpoint, which shares the
+    /// window of its connection, and whose unread rest the connection gets back.
+    pub fn bounded(backlog: Arc<StreamBacklog>, window: Rc<SharedWindow>) -> Self {
         UploadProgress(Rc::new(ProgressState {
             backlog: Some(backlog),
+            window: Some(window),
             rest: Some(Remainder::default()),
             ..ProgressState::default()
         }))
@@ -259,6 +275,20 @@ impl UploadProgress {
         Poll::Ready(rest.content.take())
     }
 
+    /// Reads what has arrived while the reader of the content takes nothing, if there is room: content that nothing reads
+    /// fills the window of the connection, and all its streams stand still (RFC 9113 §5.2). Only the task of the
+    /// client's stream may call it.
+    pub fn read_ahead(&self, cx: &mut Context<'_>) {
+        if let Some(window) = &self.0.window {
+            self.0.source.borrow_mut().read_ahead(window, cx);
+        }
+    }
+
+    /// Records that an attempt has failed, whose endpoint reads the content no longer.
+    pub fn lose_reader(&self) {
+        self.0.source.borrow_mut().is_awaited = false;
+    }
+
     fn leave(&self, content: Incoming) {
         self.0.unread.set(!content.is_end_stream());
         let Some(rest) = &self.0.rest else { return };
@@ -326,13 +356,74 @@ impl IdleTime {
 
 impl ClientContent {
     pub fn new(incoming: Incoming, upload: UploadProgress) -> Self {
-        ClientContent { incoming: Some(incoming), first: SmallVec::new(), early: None, upload }
+        upload.0.source.borrow_mut().incoming = Some(incoming);
+        ClientContent { upload }
     }
 
     /// Reads the first frames if they have arrived, so that the end of empty and of short content is known. Content may end
     /// with an empty frame. An HTTP/1 endpoint learns in no other way that there is no content, and the method may
     /// define no content.
     pub fn peek(&mut self) {
+        self.source().borrow_mut().peek();
+    }
+
+    /// Reads what has arrived before the exchange wants it, up to `max` bytes, if the connection has other streams: content
+    /// that nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
+    pub fn read_early(&mut self, space: &Rc<BufferSpace>, max: u64, cx: &mut Context<'_>) {
+        if let Some(window) = &self.upload.0.window {
+            self.source().borrow_mut().read_early(space, max, window, cx);
+        }
+    }
+
+    fn source(&self) -> &RefCell<ContentSource> {
+        &self.upload.0.source
+    }
+}
+
+impl Drop for ClientContent {
+    fn drop(&mut self) {
+        let source = self.source().take();
+        if let Some(incoming) = source.incoming {
+            self.upload.leave(incoming);
+        }
+    }
+}
+
+impl Body for ClientContent {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.source().borrow_mut();
+        let polled = source.poll_frame(cx);
+        // The reader may wait for something else from now on. If it is another task, the stream's has to read ahead.
+        if !source.is_awaited
+            && let Some(task) = source.task.take_if(|task| !task.will_wake(cx.waker()))
+        {
+            task.wake();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source().borrow();
+        source.first.is_empty()
+            && source.early.as_ref().is_none_or(|early| early.0.is_taken())
+            && source.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.source().borrow();
+        if let Some(left) = source.bytes_left() {
+            return SizeHint::with_exact(left);
+        }
+        let rest = source.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
+        source.early.as_ref().map_or(rest, |early| longer(rest, early.0.bytes()))
+    }
+}
+
+impl ContentSource {
+    fn peek(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(incoming) = &mut self.incoming
             && !incoming.is_end_stream()
@@ -349,7 +440,7 @@ impl ClientContent {
     /// Returns the number of bytes that are left of content of which all has arrived; `None` if more may come, or if
     /// trailers or an error do.
     fn bytes_left(&self) -> Option<u64> {
-        let has_ended = match self.early.as_ref().and_then(|early| early.end()) {
+        let has_ended = match self.early.as_ref().and_then(|early| early.0.end()) {
             Some(end) => matches!(end, ContentEnd::Whole),
             None => self.incoming.as_ref().is_some_and(Incoming::is_end_stream),
         };
@@ -358,57 +449,54 @@ impl ClientContent {
         }
         let data = |frame: &Result<Frame<Bytes>, hyper::Error>| Some(frame.as_ref().ok()?.data_ref()?.len() as u64);
         let first = self.first.iter().map(data).sum::<Option<u64>>()?;
-        Some(first + self.early.as_ref().map_or(0, |early| early.bytes()))
+        Some(first + self.early.as_ref().map_or(0, |early| early.0.bytes()))
     }
 
-    /// Reads what has arrived before the exchange wants it, up to `max` bytes, if the connection has other streams: content
-    /// that nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
-    pub fn read_early(&mut self, space: &Rc<BufferSpace>, max: u64, cx: &mut Context<'_>) {
-        let Some(incoming) = self.incoming.as_mut().filter(|_| self.upload.shares_connection()) else { return };
-        if self.early.is_some() || !incoming.is_end_stream() {
-            self.early.get_or_insert_with(|| Box::new(EarlyContent::new(space, max))).read(incoming, cx);
+    fn read_ahead(&mut self, window: &Rc<SharedWindow>, cx: &mut Context<'_>) {
+        if self.incoming.is_none() {
+            return;
+        }
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+        if let Some((space, max)) = self.ahead.clone().filter(|_| !self.is_awaited) {
+            self.read_early(&space, max, window, cx);
         }
     }
-}
 
-impl Drop for ClientContent {
-    fn drop(&mut self) {
-        if let Some(incoming) = self.incoming.take() {
-            self.upload.leave(incoming);
+    fn read_early(&mut self, space: &Rc<BufferSpace>, max: u64, window: &Rc<SharedWindow>, cx: &mut Context<'_>) {
+        let Some(incoming) = &mut self.incoming else { return };
+        if self.early.is_none() && incoming.is_end_stream() {
+            return;
         }
+        self.is_awaited = false;
+        let begin = || Box::new((EarlyContent::new(space, max, &window.waiting), EarlyShare::new(window)));
+        let (early, share) = &mut **self.early.get_or_insert_with(begin);
+        let has_room = share.has_room(space.connection_share()) && early.read(incoming, cx);
+        share.set(early.bytes());
+        self.unread = if has_room { None } else { self.unread.take().or_else(|| Some(window.leave_unread())) };
     }
-}
 
-impl Body for ClientContent {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.is_awaited = false;
         if !self.first.is_empty() {
             return Poll::Ready(Some(self.first.remove(0).map_err(Into::into)));
         }
         if let Some(early) = &mut self.early {
+            let (early, share) = &mut **early;
             let frame = ready!(early.poll_frame(cx));
+            share.set(early.bytes());
             if frame.is_some() || early.end().is_some() {
                 return Poll::Ready(frame);
             }
         }
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        Pin::new(incoming).poll_frame(cx).map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_empty()
-            && self.early.as_ref().is_none_or(|early| early.is_taken())
-            && self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if let Some(left) = self.bytes_left() {
-            return SizeHint::with_exact(left);
+        let polled = Pin::new(incoming).poll_frame(cx).map_err(Into::into);
+        self.is_awaited = polled.is_pending();
+        if self.is_awaited {
+            self.unread = None;
         }
-        let rest = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
-        self.early.as_ref().map_or(rest, |early| longer(rest, early.bytes()))
+        polled
     }
 }
 
@@ -416,8 +504,11 @@ impl Body for ClientContent {
 
 impl ClientBody {
     pub fn new(content: ClientContent, limits: UploadLimits, space: Rc<BufferSpace>, deadline: Deadline) -> Self {
-        let pace = UploadRate { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
         let upload = content.upload.clone();
+        let window = upload.0.window.clone();
+        // One byte more shows that the content is too long.
+        content.source().borrow_mut().ahead = window.as_ref().map(|_| (space.clone(), limits.max.saturating_add(1)));
+        let pace = UploadRate { deadline, window, since: None, waited: Duration::ZERO, bytes: 0 };
         ClientBody { content, space, upload, limits, pace }
     }
 
@@ -451,8 +542,11 @@ impl Body for ClientBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let ClientBody { content, upload, limits, pace, .. } = &mut *self;
         let polled = Pin::new(&mut *content).poll_frame(cx);
-        upload.0.awaited.set(polled.is_pending());
+        // What was read early may still be in a file.
+        let is_awaited = content.source().borrow().is_awaited;
+        upload.0.awaited.set(is_awaited);
         let frame = match polled {
+            Poll::Pending if !is_awaited => return Poll::Pending,
             Poll::Pending => {
                 let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(limits, cx) };
                 let Some(limit) = met else { return Poll::Pending };
@@ -523,16 +617,27 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
 
 impl UploadRate {
     fn took(&mut self, bytes: u64) {
-        let now = self.deadline.clock().now();
-        self.waited += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        if self.since.is_some() {
+            let pause = self.pause();
+            self.waited += pause;
+        }
+        self.since = None;
         self.bytes += bytes;
         self.deadline.clear();
     }
 
+    /// Returns the time for which the endpoint has waited for the client. In time in which uploads that are not read shut the
+    /// window, the client may send nothing.
+    fn pause(&mut self) -> Duration {
+        let now = self.deadline.clock().now();
+        let shut = self.window.as_ref().map_or(Duration::ZERO, |window| window.time_shut());
+        let (since, before) = *self.since.get_or_insert((now, shut));
+        now.saturating_duration_since(since).saturating_sub(shut.saturating_sub(before))
+    }
+
     /// For content that is pending: the limit that the client has met.
     fn exceeded_limit(&mut self, limits: &UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
-        let now = self.deadline.clock().now();
-        let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
+        let pause = self.pause();
         if self.waited + pause >= WINDOW {
             if self.bytes < limits.rate.saturating_mul(WINDOW.as_secs()) {
                 return Some("limits.body-rate");

@@ -39,6 +39,7 @@ use super::write_timeout::WriteTimeout;
 use super::{ClientConnection, LINGER, ResponseStream, Transport, is_settled, tunnel, wait_until};
 use crate::body::BodyError;
 use crate::body::backlog::{Backlog, Piece, StreamBacklog};
+use crate::body::shared_window::SharedWindow;
 use crate::body::upload::{ClientContent, UploadProgress};
 use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind, causes};
@@ -198,6 +199,8 @@ struct Streams {
     backlog: Arc<Backlog>,
     /// The bytes of requests that wait for endpoints, in addition to those that wait in h2 within its window.
     uploads: Arc<Backlog>,
+    /// The window that the uploads share.
+    window: Rc<SharedWindow>,
     /// The streams that are open.
     all: RefCell<Vec<Weak<StalledStream<HeldStream>>>>,
     /// The stream whose task hyper spawns next.
@@ -267,6 +270,7 @@ struct Overflowing;
 impl Streams {
     fn new(client: ClientConnection, idle: Deadline, now: Instant) -> Self {
         let buffer = client.arrival.listener.limits.buffer;
+        let window = SharedWindow::new(buffer, STREAM_WINDOW as usize, client.clock.clone());
         Streams {
             client,
             idle,
@@ -278,6 +282,7 @@ impl Streams {
             departed: Cell::new(0),
             backlog: Backlog::new(buffer),
             uploads: Backlog::new(buffer),
+            window,
             all: RefCell::default(),
             starting: Cell::new(None),
             looked: Cell::new(now),
@@ -421,7 +426,7 @@ impl Streams {
     fn upload(&self, content: &Incoming) -> UploadProgress {
         match content.is_end_stream() {
             true => UploadProgress::default(),
-            false => UploadProgress::bounded(StreamBacklog::new(&self.uploads)),
+            false => UploadProgress::bounded(StreamBacklog::new(&self.uploads), self.window.clone()),
         }
     }
 

@@ -11,12 +11,10 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 
-use crate::body::buffer_space::BufferSpace;
 use crate::body::replay::ReplayBuffer;
 use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
-use crate::exchange::collect::read_body_while;
 use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
@@ -47,8 +45,6 @@ pub struct Attempt<'a> {
     /// The request's content, lent for each try.
     pub content: &'a RefCell<ReplayBuffer>,
     pub upload: &'a UploadProgress,
-    /// The room for content that is read while the request waits for a connection.
-    pub space: &'a Rc<BufferSpace>,
     /// The hop-by-hop options for the endpoint.
     pub hop: &'a HopOptions,
     pub rules: &'a Rc<ConnectionSettings>,
@@ -87,10 +83,7 @@ impl Attempt<'_> {
         for left in (0..TRIES).rev() {
             let (mut connection, origin) = match pooled.take() {
                 Some(connection) => (connection, ConnectionOrigin::Kept),
-                None => {
-                    let connecting = boxed(|| self.connect(&in_flight_guard, wanted));
-                    boxed(|| read_body_while(connecting, self.content, self.upload, self.space)).await?
-                }
+                None => boxed(|| self.connect(&in_flight_guard, wanted)).await?,
             };
             let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {
                 if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
@@ -352,6 +345,7 @@ impl Attempt<'_> {
 
     /// Keeps the rest of a request for another attempt.
     fn recover_body(&self, unsent: Unsent) -> SendError {
+        self.upload.lose_reader();
         if let Some(content) = unsent.content {
             self.content.borrow_mut().put_back(content);
         }

@@ -1,6 +1,5 @@
 //! Receiving the content of a request before an endpoint is asked, so that a slow client holds no endpoint.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,8 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::body::backlog::Piece;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
-use crate::body::early_content::{self, EarlyContent, NextContent, poll_next_content};
-use crate::body::replay::ReplayBuffer;
+use crate::body::early_content::{EarlyContent, NextContent, poll_next_content};
 use crate::body::spool::{Overflow, Spool};
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::body::{BodyError, longer};
@@ -67,26 +65,6 @@ pub async fn collect(
     let length = spool.bytes();
     let content = Rc::new(CollectedContent { pieces: spool.into_content(), length, trailers, permit: None });
     Ok(RequestBody::Collected(Box::new(CollectedBody::new(content, upload.forwarded()))))
-}
-
-/// Waits for a future, and reads the content of a request meanwhile, if its connection has other streams: content that
-/// nothing reads fills the window of the connection, and all its streams stand still (RFC 9113 §5.2).
-pub async fn read_body_while<T>(
-    future: Pin<Box<dyn Future<Output = T> + '_>>,
-    content: &RefCell<ReplayBuffer>,
-    upload: &UploadProgress,
-    space: &Rc<BufferSpace>,
-) -> T {
-    let unread = if upload.shares_connection() { content.borrow_mut().take_unread() } else { None };
-    let Some(unread) = unread else { return future.await };
-    let mut begun = Box::new(BegunBody { beginning: EarlyContent::new(space, u64::MAX), rest: unread });
-    let output = early_content::read_while(future, |cx| {
-        let BegunBody { beginning, rest } = &mut *begun;
-        beginning.read(rest, cx);
-    });
-    let output = output.await;
-    content.borrow_mut().put_back(begun.into_body(upload));
-    output
 }
 
 /// Returns the error of the exchange for content that has failed.

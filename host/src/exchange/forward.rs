@@ -142,10 +142,12 @@ pub async fn forward(
             (&worker.upstreams[upstream_id].rules, &upstream.connection_limit, Instant::now());
         let elsewhere = || attempts.have_another(&endpoint_view);
         let elsewhere = &elsewhere;
-        let (kept, space) = (&content, &worker.buffers);
-        let mut attempt =
-            Attempt { context, content: kept, upload, space, hop, rules, connection_limit, step, elsewhere };
+        let kept = &content;
+        let mut attempt = Attempt { context, content: kept, upload, hop, rules, connection_limit, step, elsewhere };
         let mut outcome = attempt.run(in_flight_guard).await;
+        if outcome.is_err() {
+            upload.lose_reader();
+        }
         let now = Instant::now();
         attempts.record_outcome(&endpoint_view, &mut outcome, now - began, now);
         attempts.note_silence(&endpoint_view, &outcome, began);

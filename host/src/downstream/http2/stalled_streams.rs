@@ -5,7 +5,7 @@ use std::cell::{Cell, OnceCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
@@ -149,6 +149,9 @@ impl<F: Future, H> Future for StreamTask<F, H> {
                 if let Some(ahead) = this.stream.ahead.get() {
                     ahead.drive(cx);
                 }
+                if let Some(upload) = this.stream.upload.get() {
+                    upload.read_ahead(cx);
+                }
                 return Poll::Pending;
             }
             *this.is_over = true;
@@ -161,7 +164,11 @@ impl<F: Future, H> Future for StreamTask<F, H> {
         let Some(upload) = this.stream.upload.get() else { return Poll::Ready(()) };
         if this.discard.is_none() {
             // While the body is sent to the endpoint, its own limits apply.
-            let Some(rest) = ready!(upload.poll_rest(cx)) else { return Poll::Ready(()) };
+            let Poll::Ready(rest) = upload.poll_rest(cx) else {
+                upload.read_ahead(cx);
+                return Poll::Pending;
+            };
+            let Some(rest) = rest else { return Poll::Ready(()) };
             *this.discard = Some(Discard::new(rest, this.clock));
         }
         this.discard.as_mut().map_or(Poll::Ready(()), |discard| discard.poll(cx))
