@@ -304,6 +304,17 @@ fn a_status_that_a_plugin_sets_denies_the_tunnel() {
 }
 
 #[test]
+fn a_tunnel_over_http2_has_as_many_fields_as_the_limit_allows() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let text = manifest(&switching(), "", "");
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { fields = 1 }\n";
+    let proxy = Proxy::start(&text.replace("address = \"127.0.0.1:0\"\n", limits));
+    // The proxy adds fields of its own for the endpoint.
+    let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
+    assert!(response.status() == 200 && said.is_some(), "{}", response.status());
+}
+
+#[test]
 fn a_tunnel_over_http2_is_logged_as_the_client_asked_for_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";

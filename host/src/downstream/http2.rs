@@ -304,6 +304,8 @@ impl Streams {
         let stream = self.begin();
         let [step, total] = self.client.clock.deadlines();
         let timers = Rc::new(Timers { idle: step, total });
+        // Before fields are added that the client has not sent.
+        let violation = self.limit_violation(&request);
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
         let is_head = *request.method() == Method::HEAD;
@@ -315,7 +317,7 @@ impl Streams {
         if !request.body().is_end_stream() {
             stream.receives(&upload);
         }
-        let exchange = match self.limit_violation(&request) {
+        let exchange = match violation {
             None => Ok(self.client.exchange(request, upload, timers.clone(), &|response| self.count_made(response))),
             Some((status, limit, why)) => {
                 let (error, worker) =
