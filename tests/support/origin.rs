@@ -30,6 +30,8 @@ pub enum Does {
 /// Returns an address that refuses connections. It stays bound, so that no test that listens later receives its port.
 pub fn refusing() -> String {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // The test itself may listen there later, by the number of the port.
+    socket.set_reuse_address(true).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap().to_string();
     // Until the tests end.
