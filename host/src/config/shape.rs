@@ -26,14 +26,13 @@ const LISTS: [&str; 2] = ["listener", "route"];
 const NAMED: [(&str, &[&str], &str); 2] =
     [("upstream", &["endpoints"], "app"), ("plugin", &["use", "config"], "guard")];
 /// Keys that are one table at any position.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 15] = [
     "access-log",
     "admin",
     "buffers",
     "cache",
     "certificate",
     "disk",
-    "files",
     "grants",
     "health",
     "limits",
