@@ -1176,7 +1176,7 @@ pub struct PluginTable {
     /// Type: `"fail"`, `"skip"` or status code. Default: `"fail"`. Example: `503`.
     pub on_error: Option<Spanned<OnErrorValue>>,
     /// The life of an instance: with `"worker"`, it serves the calls of its worker one after the other; with
-    /// `"request"`, each call gets a fresh instance, at the cost of about 35 µs.
+    /// `"request"`, each call gets a fresh instance, at the cost of 35 to 400 µs.
     ///
     /// Type: `"worker"` or `"request"`. Default: `"worker"`.
     pub isolation: Option<Spanned<String>>,
