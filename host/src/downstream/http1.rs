@@ -164,20 +164,16 @@ where
         E: Fn(Rc<Session>) -> S,
     {
         let is_fresh = std::mem::take(&mut self.fresh);
-        let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
-        let has_more = !io.io.ahead.is_empty() || io.io.socket.poll_read_ready(cx).is_ready();
-        if is_over && !is_fresh && !has_more {
-            if io.io.socket.has_bytes() {
-                // A request of which the runtime will tell in its next turn.
+        if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
+            let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
+            // There may be a request of which the runtime will tell in its next turn.
+            if !is_over || io.io.socket.has_bytes() {
                 return ConnectionState::Idle(io);
             }
             self.session.leave();
             return ConnectionState::Closing(boxed(|| {
                 close_gracefully(io.io.socket, Bytes::new(), self.session.clone())
             }));
-        }
-        if !is_fresh && !has_more {
-            return ConnectionState::Idle(io);
         }
         let exchanges = (self.exchanges)(self.session.clone());
         let head = self.session.client.arrival.listener.limits.framing;

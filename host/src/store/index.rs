@@ -133,7 +133,8 @@ impl<V: IndexedVariant> Index<V> {
         Some(VaryValue::from_request(latest.variant_info().selectors.names(), request))
     }
 
-    /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer.
+    /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer. Returns whether it was
+    /// inserted.
     fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) -> bool {
         let mut is_late = false;
         self.update(id, Some(key), |resource| {

@@ -39,13 +39,13 @@ struct ShownCertificate {
 impl CertificateResolver {
     /// Creates the choice. The first certificate is the default, together with those that have the same DNS names.
     pub(super) fn new(certificates: Vec<CertifiedKey>) -> Self {
-        let named =
-            certificates.into_iter().map(|certificate| (dns_names(&certificate), ShownCertificate::new(certificate)));
-        let named: Vec<_> = named.collect();
-        let default_names = named.first().map(|(names, _)| names.clone()).unwrap_or_default();
-        // Two certificates without DNS names, for instance for addresses, need not be for the same server.
-        let is_default = |at: usize, names: &BTreeSet<String>| at == 0 || !names.is_empty() && *names == default_names;
-        let named = named.into_iter().enumerate().map(|(at, (names, shown))| (is_default(at, &names), names, shown));
+        let default_names = certificates.first().map(dns_names).unwrap_or_default();
+        let named = certificates.into_iter().enumerate().map(|(at, certificate)| {
+            let names = dns_names(&certificate);
+            // Two certificates without DNS names, for instance for addresses, need not be for the same server.
+            let is_default = at == 0 || !names.is_empty() && names == default_names;
+            (is_default, names, ShownCertificate::new(certificate))
+        });
         let mut named: Vec<_> = named.collect();
         // A stable order: of two certificates that are equal in this respect, the earlier one in the manifest is used.
         named.sort_by_key(|(_, _, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
