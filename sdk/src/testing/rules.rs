@@ -86,23 +86,26 @@ pub fn planned(edit: &PlannedEdit) -> Result<(), String> {
     }
 }
 
+/// Returns a name with its value in the form that the host gives it.
+fn with_value(name: String, given: &[u8], port: Option<u16>) -> Result<(String, Vec<u8>), String> {
+    let value = value(&name, given, port)?;
+    Ok((name, value))
+}
+
 /// Returns an edit in the form in which the host makes it. `port` is that of the scheme, which no host has.
 fn checked(edit: Edit, port: Option<u16>) -> Result<Edit, String> {
     Ok(match edit {
         Edit::SetField((name, given)) => {
             field_name(&name)?;
-            let value = value(&name, &given, port)?;
-            Edit::SetField((name, value))
+            Edit::SetField(with_value(name, &given, port)?)
         }
         Edit::AppendField((name, given)) => {
             repeatable_name(&name)?;
-            let value = value(&name, &given, port)?;
-            Edit::AppendField((name, value))
+            Edit::AppendField(with_value(name, &given, port)?)
         }
         Edit::DefaultField((name, given)) => {
             field_name(&name)?;
-            let value = value(&name, &given, port)?;
-            Edit::DefaultField((name, value))
+            Edit::DefaultField(with_value(name, &given, port)?)
         }
         Edit::RenameField((from, to)) => {
             field_name(&from)?;
@@ -111,8 +114,7 @@ fn checked(edit: Edit, port: Option<u16>) -> Result<Edit, String> {
         }
         Edit::SetNote((name, given)) => {
             self::name(&name)?;
-            let value = value(&name, &given, None)?;
-            Edit::SetNote((name, value))
+            Edit::SetNote(with_value(name, &given, None)?)
         }
         Edit::RemoveField(name) => field_name(&name).map(|()| Edit::RemoveField(name))?,
         Edit::SetMethod(method) => self::method(&method).map(|()| Edit::SetMethod(method))?,
