@@ -421,6 +421,71 @@ fn trailers_are_the_end_of_a_response() {
     assert_eq!(connections.load(Ordering::Relaxed), 1, "it is kept");
 }
 
+/// The end of a connection for a head that is too long for its client would be the end of all other streams: nghttp2 takes
+/// no more than eight CONTINUATION frames.
+#[test]
+fn heads_and_trailers_that_a_client_may_not_take_end_no_connection() {
+    let proxy = Proxy::start(&manifest(&long_sections(), "", "[upstream.app.limits]\nresponse-head = \"1 MiB\"\n"));
+    // The length of the field, its bytes, the list that the client says it accepts, and whether the client gets it.
+    let cases = [
+        ("head", 100 << 10, 'x', None, true),
+        ("head", 400 << 10, 'x', None, false),
+        // A byte of `~` takes 13 bits.
+        ("head", 100 << 10, '~', None, false),
+        ("head", 50 << 10, 'x', Some(64 << 10), true),
+        ("head", 100 << 10, 'x', Some(64 << 10), false),
+        ("head", 400 << 10, 'x', Some(1 << 20), true),
+        ("trailers", 100 << 10, 'x', None, true),
+        ("trailers", 400 << 10, 'x', None, false),
+    ];
+    for (section, length, byte, announced, is_sent) in cases {
+        let case = format!("{section} {length} {byte} {announced:?}");
+        let mut client = Raw::connect(&proxy);
+        if let Some(max) = announced {
+            client.send(SETTINGS, 0, 0, &[&[0, 6][..], &u32::to_be_bytes(max)].concat());
+        }
+        client.request(1);
+        client.until(|frame| frame.stream == 1 && frame.kind == HEADERS);
+        let fields = [("x-section", section), ("x-length", &length.to_string()), ("x-byte", &byte.to_string())];
+        let long = crate::http2_endpoint::head(GET, &fields);
+        client.send(HEADERS, END_STREAM | END_HEADERS, 3, &long);
+        let (mut continuations, mut first) = (0, None);
+        let end = client.until(|frame| {
+            continuations += usize::from(frame.kind == CONTINUATION);
+            first = first.or((frame.stream == 3 && frame.kind == HEADERS).then(|| frame.payload[0]));
+            let is_end = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
+            frame.stream == 3 && (is_end || frame.kind == RST_STREAM)
+        });
+        let is_whole = first == Some(0x88) && end.kind != RST_STREAM;
+        assert_eq!(is_whole, is_sent, "{case}");
+        client.request(5);
+        let next = client.until(|frame| {
+            // Trailers have their continuations behind the end of the stream.
+            continuations += usize::from(frame.kind == CONTINUATION);
+            frame.stream == 5 && frame.kind == HEADERS
+        });
+        assert_eq!(next.payload[0], 0x88, "{case}: the connection serves others");
+        assert!(continuations <= 8 || announced.is_some(), "{case}: {continuations}");
+    }
+    for part in ["the response's head is longer", "the response's trailer section is longer"] {
+        assert!(proxy.wait_log(part).contains("SETTINGS_MAX_HEADER_LIST_SIZE"));
+    }
+}
+
+/// Starts an origin whose response has a head or trailers as long as the request says.
+fn long_sections() -> String {
+    origin(|request| {
+        let Some(length) = request.field("x-length") else { return ok("short") };
+        let text = request.field("x-byte").unwrap().repeat(length.parse().unwrap());
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
+        let whole = match request.field("x-section") {
+            Some("head") => format!("{head}X-Long: {text}\r\n\r\n0\r\n\r\n"),
+            _ => format!("{head}\r\n1\r\na\r\n0\r\nX-Long: {text}\r\n\r\n"),
+        };
+        whole.into_bytes()
+    })
+}
+
 #[test]
 fn endless_continuations_end_the_connection() {
     // CVE-2024-27316.

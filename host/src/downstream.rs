@@ -277,6 +277,13 @@ impl ResponseStream {
             record.response_bytes += bytes as u64;
         }
     }
+
+    /// Records that the response is cut off by an error, which is returned for the client's connection.
+    fn cut(&mut self, error: Error) -> BodyError {
+        let error = error.into();
+        self.record.iter_mut().for_each(|record| record.record_cut(&error));
+        error
+    }
 }
 
 impl Body for ResponseStream {

@@ -9,6 +9,7 @@ pub mod content_decoder;
 pub mod content_length;
 pub mod conversation;
 pub mod field_alias;
+pub mod field_section;
 pub mod framing;
 pub mod hop_by_hop;
 pub mod http2_frames;

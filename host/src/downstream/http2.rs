@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -54,6 +54,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::LocalExecutor;
+use crate::protocol::field_section::FieldSectionSize;
 use crate::protocol::http2_frames::budget::FrameKind;
 use crate::protocol::websocket;
 use crate::system::supervise::{Task, spawn};
@@ -73,6 +74,9 @@ const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
+/// The most that a head or trailers may take once they are encoded, in bytes, unless the client says that it accepts more:
+/// nghttp2 ends a connection for more than eight CONTINUATION frames, each of 16 KiB.
+const MAX_SECTION: usize = 128 << 10;
 
 /// A request of which only h2 has seen the head.
 const UNKNOWN: ReceivedRequest = ReceivedRequest::Unparsed(Bytes::new());
@@ -85,10 +89,11 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
     let io = WriteTimeout::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone())
         .of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, max: limits.buffer };
-    let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
+    let max_section = Rc::<Cell<Option<u32>>>::default();
+    let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone(), max_section.clone()) };
     let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
-    let streams = Rc::new(Streams::new(client, idle, now));
+    let streams = Rc::new(Streams::new(client, idle, now, max_section));
     let service = service_fn(|request| streams.clone().exchange(request));
     // Boxed, so that it can end before the socket does.
     let builder = builder(&limits, Tasks(streams.clone()));
@@ -222,6 +227,8 @@ struct Streams {
     malformed: Cell<usize>,
     /// The requests that h2 has refused without beginning an exchange, and that were recorded.
     unserved: Cell<usize>,
+    /// The longest list of fields that the client says it accepts, in bytes; `None` if it hasn't said so.
+    max_section: Rc<Cell<Option<u32>>>,
 }
 
 /// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
@@ -263,12 +270,17 @@ where
     }
 }
 
-/// Marks a response in place of one that `limits.buffer` has no room for.
+/// Marks a response in place of one that can't be sent to the client.
 #[derive(Clone, Copy)]
-struct Overflowing;
+enum Unsendable {
+    /// There is no room for it in `limits.buffer`.
+    Overflowing,
+    /// The client may end the connection for its head, and with it all other streams.
+    LongHead,
+}
 
 impl Streams {
-    fn new(client: ClientConnection, idle: Deadline, now: Instant) -> Self {
+    fn new(client: ClientConnection, idle: Deadline, now: Instant, max_section: Rc<Cell<Option<u32>>>) -> Self {
         let buffer = client.arrival.listener.limits.buffer;
         let window = SharedWindow::new(buffer, STREAM_WINDOW as usize, client.clock.clone());
         Streams {
@@ -293,6 +305,7 @@ impl Streams {
             last_heads: Cell::new(0),
             malformed: Cell::new(0),
             unserved: Cell::new(0),
+            max_section,
         }
     }
 
@@ -333,7 +346,7 @@ impl Streams {
                 Err(refused) => refused,
             };
             let extensions = response.extensions();
-            let is_settled = extensions.get::<CountedLength>().is_none() && extensions.get::<Overflowing>().is_none();
+            let is_settled = extensions.get::<CountedLength>().is_none() && extensions.get::<Unsendable>().is_none();
             let response = match is_settled {
                 true => response,
                 false => boxed(|| open.streams.count_received(response, &timers)).await,
@@ -370,18 +383,33 @@ impl Streams {
         many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
-    /// Counts a response that is whole in memory against `limits.buffer`. One that there is no room for is dropped at once,
-    /// and marked as [`Overflowing`] for [`Streams::count_received`].
+    /// Counts a response that is whole in memory, or has a long head, against `limits.buffer`. One that can't be sent is
+    /// dropped at once, and marked as [`Unsendable`] for [`Streams::count_received`].
     fn count_made(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
         let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
-        let Some(share) = self.backlog.count_made(length) else {
-            let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
-            empty.extensions_mut().insert(Overflowing);
-            return empty;
+        let accepted = match self.accepts(response.headers()) {
+            true => self.backlog.count_made(length).ok_or(Unsendable::Overflowing),
+            false => Err(Unsendable::LongHead),
         };
-        let (mut parts, mut body) = response.into_parts();
-        made_response::attach(share, &mut parts.headers, &mut body);
-        Response::from_parts(parts, body)
+        match accepted {
+            Ok(share) => {
+                let (mut parts, mut body) = response.into_parts();
+                made_response::attach(share, &mut parts.headers, &mut body);
+                Response::from_parts(parts, body)
+            }
+            Err(unsendable) => {
+                let mut empty = Response::new(ResponseBody::Full(Bytes::new()));
+                empty.extensions_mut().insert(unsendable);
+                empty
+            }
+        }
+    }
+
+    /// Whether the client accepts a head or trailers, as far as is known.
+    fn accepts(&self, fields: &HeaderMap) -> bool {
+        let FieldSectionSize { list, encoded } = FieldSectionSize::of(fields);
+        let announced = self.max_section.get().map(|max| max as usize);
+        announced.is_none_or(|max| list <= max) && encoded <= announced.unwrap_or(0).max(MAX_SECTION)
     }
 
     /// Counts a response as [`Streams::count_made`] does, or replaces it by an error, which goes up the chain.
@@ -390,16 +418,16 @@ impl Streams {
         let response = Response::from_parts(parts, body);
         let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
         let mut response = self.count_made(response);
-        if response.extensions_mut().remove::<Overflowing>().is_some() {
-            let cause = "the client leaves too many bytes of responses unread that plugins made";
-            let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer");
+        if let Some(unsendable) = response.extensions_mut().remove::<Unsendable>() {
+            let error = unsendable.error();
+            let status = error.client_status();
             response = respond::replace_with_error(error, timers, &mut record).await;
-        }
-        if response.extensions().get::<CountedLength>().is_some() {
-            // The plugins above have made it as long.
-            response = Response::new(ResponseBody::Full(Bytes::new()));
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            if response.extensions().get::<CountedLength>().is_some() {
+                // The plugins above have made it as long.
+                response = Response::new(ResponseBody::Full(Bytes::new()));
+                *response.status_mut() = status;
+                record.status = status.as_u16();
+            }
         }
         response.map(|body| ResponseStream { body, total, record: Some(record) })
     }
@@ -601,6 +629,27 @@ impl Streams {
     }
 }
 
+impl Unsendable {
+    fn error(self) -> Error {
+        match self {
+            Unsendable::Overflowing => {
+                let cause = "the client leaves too many bytes of responses unread that plugins made";
+                Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer")
+            }
+            Unsendable::LongHead => long_section("head"),
+        }
+    }
+}
+
+/// Returns the error about a head or trailers that the client may end its connection for.
+fn long_section(section: &str) -> Error {
+    let cause = format!(
+        "the response's {section} is longer than the client accepts over HTTP/2 (SETTINGS_MAX_HEADER_LIST_SIZE, or {} KiB)",
+        MAX_SECTION >> 10
+    );
+    Error::new(FailureKind::ResponseHeadSize, cause)
+}
+
 impl Drop for OpenStream {
     fn drop(&mut self) {
         let streams = &self.streams;
@@ -671,7 +720,12 @@ impl Body for Http2Body {
             self.outgoing.total.watch(cx);
             return Poll::Pending;
         }
-        let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
+        let mut frame = Pin::new(&mut self.outgoing).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(trailers))), Some(open)) = (&frame, &self.open)
+            && trailers.trailers_ref().is_some_and(|fields| !open.streams.accepts(fields))
+        {
+            frame = Poll::Ready(Some(Err(self.outgoing.cut(long_section("trailer section")))));
+        }
         // A body that fails here is not the client's doing.
         if let (Poll::Ready(Some(Err(_))), Some(open)) = (&frame, &self.open) {
             open.is_whole.set(true);

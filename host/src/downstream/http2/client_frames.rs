@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::net::deadline::Clock;
 use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
-use crate::protocol::http2_frames::{FrameHead, FrameScanner, FrameValue, HEADERS, PREFACE};
+use crate::protocol::http2_frames::{FrameHead, FrameScanner, FrameValue, HEADERS, MAX_HEADER_LIST_SIZE, PREFACE};
 
 /// The counter of a client's frames.
 pub struct ClientFrames {
@@ -20,6 +20,8 @@ pub struct ClientFrames {
     incoming: FrameScanner,
     outgoing: FrameScanner,
     budget: FrameBudget,
+    /// The longest list of fields that the client says it accepts, in bytes; `None` while it hasn't said so.
+    max_section: Rc<Cell<Option<u32>>>,
     /// The last stream that the client has opened.
     last_stream: u32,
     /// The streams that the client has opened.
@@ -79,8 +81,9 @@ const ANY_STREAM: u32 = 0x7fff_ffff;
 const MAX_OPEN_STREAMS: usize = 100;
 
 impl ClientFrames {
-    /// Creates the counter of a connection whose preface hasn't been read yet.
-    pub fn new(clock: Rc<Clock>) -> Self {
+    /// Creates the counter of a connection whose preface hasn't been read yet. The longest list of fields that the client
+    /// says it accepts is written to `max_section`.
+    pub fn new(clock: Rc<Clock>, max_section: Rc<Cell<Option<u32>>>) -> Self {
         let budget = FrameBudget::new(clock.now());
         let (incoming, outgoing) = (FrameScanner::after(PREFACE.len()), FrameScanner::after(0));
         let requests = OpenRequests::default();
@@ -89,6 +92,7 @@ impl ClientFrames {
             incoming,
             outgoing,
             budget,
+            max_section,
             last_stream: 0,
             opened: 0,
             requests,
@@ -200,15 +204,20 @@ impl AnsweredStreams {
 
 impl FrameCounter for ClientFrames {
     fn count_received(&mut self, bytes: &[u8]) {
-        let ClientFrames { clock, incoming, budget, last_stream, opened, requests, flood, .. } = self;
+        let ClientFrames { clock, incoming, budget, max_section, last_stream, opened, requests, flood, .. } = self;
         budget.pass(clock.now());
-        incoming.scan(bytes, |head| {
+        let each = |head: FrameHead| {
             requests.count_received(head, *last_stream);
             if head.kind == HEADERS && head.stream > *last_stream {
                 (*last_stream, *opened) = (head.stream, *opened + 1);
             }
             if let Err(kind) = budget.count_received(head) {
                 flood.get_or_insert(kind);
+            }
+        };
+        incoming.scan_with_values(bytes, each, |value| {
+            if let FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } = value {
+                max_section.set(Some(value));
             }
         });
     }
@@ -252,7 +261,7 @@ mod tests {
 
     /// Returns the streams that the end of these bytes cancels; `None` if the end cancels all streams.
     fn cancelled(frames: &[Vec<u8>]) -> Option<Vec<u32>> {
-        let mut counter = ClientFrames::new(Clock::new());
+        let mut counter = ClientFrames::new(Clock::new(), Rc::default());
         counter.count_received(PREFACE);
         frames.iter().for_each(|frame| counter.count_received(frame));
         let end = counter.frames_at_end()?;
@@ -289,7 +298,7 @@ mod tests {
         let reset = |stream| frame(RST_STREAM, 0, stream, &PROTOCOL_ERROR.to_be_bytes());
         // In pieces, as the error code and the stream of a reset may be written apart.
         let malformed = |received: &[Vec<u8>], sent: &[Vec<u8>]| {
-            let mut counter = ClientFrames::new(Clock::new());
+            let mut counter = ClientFrames::new(Clock::new(), Rc::default());
             counter.count_received(PREFACE);
             counter.count_received(&frame(HEADERS, END_HEADERS, 1, b"a"));
             sent[..sent.len() - 1].iter().for_each(|frame| counter.count_sent(frame));
@@ -307,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_this_side_resets_is_not_cancelled_again() {
-        let mut counter = ClientFrames::new(Clock::new());
+        let mut counter = ClientFrames::new(Clock::new(), Rc::default());
         counter.count_received(PREFACE);
         counter.count_received(&frame(HEADERS, END_HEADERS, 1, b"a"));
         counter.count_sent(&frame(RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()));
