@@ -4,11 +4,11 @@ use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS, frame};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, frame};
 use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
 use crate::support::client::load;
 use crate::support::origin::Backend;
-use crate::support::{Message, PATIENCE, Proxy, read_message, until};
+use crate::support::{Message, PATIENCE, Proxy, read_message, until, vanish};
 
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
 
@@ -309,4 +309,47 @@ fn no_request_is_lost_to_a_connection_of_http2_whose_end_has_arrived() {
         }
     });
     assert_eq!((lost, sum(&proxy, "plugway_endpoint_failures_total")), (0, 0.0));
+}
+
+/// Endpoints end connections on which many streams are reset: nghttp2 one of 1,000, Envoy one of 500 (CVE-2023-44487).
+#[test]
+fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
+    const CLIENTS: usize = 1_000;
+    let most = Arc::new(AtomicUsize::new(0));
+    let seen = most.clone();
+    let endpoint = endpoint(move |raw| {
+        let mut resets = 0;
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                HEADERS => {
+                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                    raw.send(DATA, 0, frame.stream, b"begun");
+                }
+                RST_STREAM => {
+                    resets += 1;
+                    seen.fetch_max(resets, Ordering::SeqCst);
+                    if resets == 200 {
+                        raw.send(DATA, END_STREAM, 1, b", ended");
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "");
+    let ask = || {
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut head = [0; 15];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        stream
+    };
+    let honest = ask();
+    (0..CLIENTS).for_each(|_| vanish(ask()));
+    // The honest client has the first connection, on which the first clients were.
+    let whole = read_message(&mut BufReader::new((&b"HTTP/1.1 200 OK"[..]).chain(honest))).unwrap();
+    assert_eq!(whole.text(), "begun, ended");
+    let most = most.load(Ordering::SeqCst);
+    assert!((200..=260).contains(&most), "{most} resets of one connection");
 }

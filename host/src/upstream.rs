@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::net::deadline::Clock;
+use crate::protocol::field_section::FIELD_OVERHEAD;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
 
 pub mod connect;
@@ -209,9 +210,6 @@ const MAX_SHARED_FIELD: usize = 4 << 10;
 
 /// The longest head on a shared connection, in bytes: endpoints accept at least that by default.
 const MAX_SHARED_HEAD: usize = 16 << 10;
-
-/// The overhead of a field in a list of fields (RFC 9113 §6.5.2).
-const FIELD_OVERHEAD: usize = 32;
 
 impl RequestHeadSize {
     /// Returns the size of a head with a target.
@@ -426,7 +424,9 @@ impl Pool {
         let mut shared = self.shared.borrow_mut();
         let is_usable =
             |sender: &SharedSender| connection_limit.have(sender.limit_handle()) && sender.head_limits() == rules.head;
-        shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender));
+        // The exchanges of a connection with many resets finish on it, if there may be another one.
+        let is_spent = |sender: &SharedSender| sender.has_many_resets() && sender.limit_handle().has_room();
+        shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender) || is_spent(sender));
         let (sender, used) = shared.as_mut()?;
         *used = now;
         Some(Box::new(Connection::of_shared(sender.clone())))

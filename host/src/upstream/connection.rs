@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::deferred_end::DeferredEnd;
-use super::endpoint_frames::EndpointFrames;
+use super::endpoint_frames::{EndpointFrames, FrameReports};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
 use super::response_head_limits::ResponseHeadLimits;
@@ -66,8 +66,7 @@ pub struct SharedSender {
     task: Rc<JoinHandle<Result<(), Panicked>>>,
     /// The alert of TLS that has ended the connection, in words; unset while there is none. Streams don't report it.
     alert: Rc<OnceCell<String>>,
-    /// The longest list of fields that the endpoint says it accepts, in bytes.
-    max_request_head: Rc<Cell<u32>>,
+    reports: Rc<FrameReports>,
     transport: TransportState,
 }
 
@@ -76,8 +75,6 @@ pub struct SharedSender {
 struct TransportState {
     /// Whether the endpoint has closed its side, or accepts no more bytes. h2 doesn't know at once.
     is_over: Rc<Cell<bool>>,
-    /// The last stream whose request has begun to be sent.
-    last_sent: Rc<Cell<u32>>,
     /// Makes the socket read at once.
     now: ReadNow,
 }
@@ -130,6 +127,9 @@ const RESET_STREAMS: usize = 4_096;
 const RESET_TIME: Duration = Duration::from_secs(5);
 /// The maximum number of frames on forgotten streams over the life of a connection, which is closed beyond it.
 const LATE_FRAMES: usize = 16_384;
+/// The number of streams that are reset on a connection before new requests get another one: Envoy ends a connection that
+/// has reset 500, nghttp2 one that has reset 1,000 (CVE-2023-44487). Clients that leave and plugins cause resets.
+const MAX_RESETS: usize = 250;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
 /// The time of silence after which an endpoint with open streams gets a PING.
@@ -167,9 +167,9 @@ impl Connection {
         builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
         builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let max_request_head = Rc::new(Cell::new(u32::MAX));
+        let reports = Rc::<FrameReports>::default();
         let state = TransportState { now, ..TransportState::default() };
-        let counter = EndpointFrames::new(head.bytes, max_request_head.clone(), state.last_sent.clone());
+        let counter = EndpointFrames::new(head.bytes, reports.clone());
         let transport = DeferredEnd::new(CountedFrames { io: transport, counter }, state.is_over.clone());
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
@@ -192,7 +192,7 @@ impl Connection {
             head,
             task: Rc::new(task),
             alert,
-            max_request_head,
+            reports,
             transport: state,
         }))
     }
@@ -257,7 +257,7 @@ impl Connection {
                 None
             }
             Sender::Http2(sender) => {
-                self.sent_before = sender.transport.last_sent.get();
+                self.sent_before = sender.reports.last_sent.get();
                 if !request.method().is_idempotent() {
                     // The task reads before it writes: the end of the connection may have arrived unnoticed.
                     sender.transport.now.once();
@@ -273,7 +273,7 @@ impl Connection {
     pub fn has_sent_nothing(&self) -> bool {
         match &self.sender {
             Sender::Http1 { .. } => false,
-            Sender::Http2(sender) => sender.transport.last_sent.get() == self.sent_before,
+            Sender::Http2(sender) => sender.reports.last_sent.get() == self.sent_before,
         }
     }
 
@@ -319,7 +319,7 @@ impl Connection {
     pub fn is_idle(&self) -> bool {
         match &self.sender {
             Sender::Http1 { http1, .. } => http1.is_idle(),
-            Sender::Http2(sender) => self.is_unshared && !sender.is_closed(),
+            Sender::Http2(sender) => self.is_unshared && !sender.is_closed() && !sender.has_many_resets(),
         }
     }
 
@@ -449,9 +449,14 @@ impl SharedSender {
         self.sender.is_closed() || self.transport.is_over.get()
     }
 
+    /// Whether so many streams were reset that the endpoint may soon end the connection for it.
+    pub fn has_many_resets(&self) -> bool {
+        self.reports.resets.get() >= MAX_RESETS
+    }
+
     /// Returns the longest list of fields that the endpoint says it accepts, in bytes.
     pub fn max_request_head(&self) -> u32 {
-        self.max_request_head.get()
+        self.reports.max_request_head.get()
     }
 
     /// Whether no exchange has a sender of the connection.

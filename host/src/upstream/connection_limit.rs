@@ -90,6 +90,11 @@ impl LimitHandle {
         self.0.is_some()
     }
 
+    /// Whether another connection may be opened at once.
+    pub fn has_room(&self) -> bool {
+        self.0.as_ref().is_none_or(|limited| limited.free.available_permits() > 0)
+    }
+
     /// Whether a request waits for a permit, on any worker.
     pub fn is_wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.waiting.load(Ordering::Relaxed) > 0)

@@ -26,11 +26,19 @@ pub struct EndpointFrames {
     outgoing: FrameScanner,
     budget: FrameBudget,
     heads: Heads,
-    /// The longest list of fields that the endpoint says it accepts, in bytes.
-    max_request_head: Rc<Cell<u32>>,
-    /// The last stream of which the transport has accepted the request's head.
-    last_sent: Rc<Cell<u32>>,
+    reports: Rc<FrameReports>,
     flood: Option<Flood>,
+}
+
+/// The facts about a connection that its frames show, and that h2 doesn't report.
+#[derive(Debug)]
+pub struct FrameReports {
+    /// The longest list of fields that the endpoint says it accepts, in bytes.
+    pub max_request_head: Cell<u32>,
+    /// The last stream of which the transport has accepted the request's head.
+    pub last_sent: Cell<u32>,
+    /// The number of streams that this side has reset.
+    pub resets: Cell<usize>,
 }
 
 /// The heads that an endpoint sends.
@@ -62,27 +70,25 @@ const MAX_STREAMS: usize = 1 << 16;
 
 impl EndpointFrames {
     /// Returns the counter of a connection whose preface hasn't been sent yet. The limit of a response's head, in bytes,
-    /// holds for informational responses before it too. The longest list of fields that the endpoint says it accepts is
-    /// written to `max_request_head`, the last stream whose request has begun to be sent to `last_sent`.
-    pub fn new(limit: usize, max_request_head: Rc<Cell<u32>>, last_sent: Rc<Cell<u32>>) -> Self {
+    /// holds for informational responses before it too. What the frames show is written to `reports`.
+    pub fn new(limit: usize, reports: Rc<FrameReports>) -> Self {
         let (incoming, outgoing) = (FrameScanner::after(0), FrameScanner::after(PREFACE.len()));
         let heads = Heads { limit, left: 0, streams: HashMap::new() };
-        EndpointFrames {
-            incoming,
-            outgoing,
-            budget: FrameBudget::new(Instant::now()),
-            heads,
-            max_request_head,
-            last_sent,
-            flood: None,
-        }
+        EndpointFrames { incoming, outgoing, budget: FrameBudget::new(Instant::now()), heads, reports, flood: None }
+    }
+}
+
+impl Default for FrameReports {
+    /// Returns the reports of a connection on which no frame was sent or received.
+    fn default() -> Self {
+        FrameReports { max_request_head: Cell::new(u32::MAX), last_sent: Cell::default(), resets: Cell::default() }
     }
 }
 
 impl FrameCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads, max_request_head, flood, .. } = self;
+        let EndpointFrames { incoming, budget, heads, reports, flood, .. } = self;
         let each = |head| {
             let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
@@ -94,16 +100,18 @@ impl FrameCounter for EndpointFrames {
         };
         incoming.scan_with_values(bytes, each, |value| {
             if let FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } = value {
-                max_request_head.set(value);
+                reports.max_request_head.set(value);
             }
         });
     }
 
     fn count_sent(&mut self, bytes: &[u8]) {
-        let EndpointFrames { outgoing, budget, heads, last_sent, .. } = self;
+        let EndpointFrames { outgoing, budget, heads, reports, .. } = self;
         outgoing.scan(bytes, |head| {
-            if head.kind == HEADERS {
-                last_sent.set(last_sent.get().max(head.stream));
+            match head.kind {
+                HEADERS => reports.last_sent.set(reports.last_sent.get().max(head.stream)),
+                RST_STREAM => reports.resets.set(reports.resets.get() + 1),
+                _ => {}
             }
             heads.count_sent(head);
             budget.count_sent(head);
