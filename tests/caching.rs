@@ -1015,3 +1015,36 @@ fn every_spelling_of_a_host_is_one_entry() {
     ask("example.org");
     assert_eq!(origin.count(), 4);
 }
+
+/// However slowly the responses of one route arrive, those of others find room in the memory for arriving ones.
+#[test]
+fn slow_responses_of_a_route_leave_room_to_those_of_others() {
+    let origin = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(request) = read_message(&mut reader) {
+            let length = if request.start.contains("/slow/") { 1_000_000 } else { 900_000 };
+            let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n");
+            // The end of a slow response never comes.
+            if stream.write_all(&[head.as_bytes(), &[b'x'; 900_000]].concat()).is_err() {
+                return;
+            }
+        }
+    });
+    let more =
+        format!("path = \"/slow\"\n[[route]]\nupstream = \"app\"\nplugins = [{CACHE}]\n[cache]\nmemory = \"16 MiB\"\n");
+    let proxy = Proxy::start(&manifest(&origin, CACHE, &more));
+    let slow: Vec<_> = (0..8)
+        .map(|number| {
+            let mut stream = proxy.connect();
+            write!(stream, "GET /slow/{number} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            let mut begun = vec![0; 900_000];
+            stream.read_exact(&mut begun).unwrap();
+            stream
+        })
+        .collect();
+    let line = proxy.wait_log("response not stored");
+    assert!(line.contains("limit=\"cache.memory\""), "{line}");
+    let stored = || status_of(&proxy.get("/quick", "")).contains("hit");
+    until("a response of another route is stored", stored);
+    drop(slow);
+}

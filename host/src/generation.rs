@@ -22,6 +22,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::instance_limit::Tenancy;
 use crate::shared_state::SharedLimits;
 use crate::shared_state::fleet::FleetClient;
+use crate::store::memory_budget::ArrivingBytes;
 use crate::store::{Store, StoreLimits};
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::validity::DatedCertificate;
@@ -100,6 +101,15 @@ pub struct Route {
     pub response_buffer: u64,
     /// The requests that are received before an endpoint is asked; `None` for none.
     pub request_buffer: Option<RequestBuffer>,
+    /// The bytes of the route's responses that are being stored.
+    pub arriving: ArrivingResponses,
+}
+
+/// The bytes of a route's responses that are being stored while they arrive.
+#[derive(Debug, Default)]
+pub struct ArrivingResponses {
+    pub memory: ArrivingBytes,
+    pub disk: ArrivingBytes,
 }
 
 /// The requests that are received before an endpoint is asked.

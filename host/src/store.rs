@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 use super::store::collapse::FetchesInProgress;
 use super::store::disk::{Disk, DiskEntry};
 use super::store::index::{Found, Index, hash_key};
-use super::store::memory_budget::MemoryReservation;
+use super::store::memory_budget::{ArrivingBytes, MemoryReservation};
 use super::store::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::store::stored_response::{Content, StoredResponse};
 use super::store::variant::VariantInfo;
@@ -28,7 +28,7 @@ pub struct Store {
     /// The number of responses that were removed or made stale by a purge or an invalidation.
     pub purged: AtomicU64,
     /// The bytes of memory reserved for responses that are still arriving.
-    coming: Arc<AtomicU64>,
+    arriving: ArrivingBytes,
 }
 
 /// The limits of the store.
@@ -107,7 +107,7 @@ impl Store {
             seed,
             purges,
             purged: AtomicU64::new(0),
-            coming: Arc::default(),
+            arriving: ArrivingBytes::default(),
         })
     }
 
@@ -145,8 +145,9 @@ impl Store {
 
     /// Reads a response from disk, and keeps it in memory if its content has at max `max` bytes.
     pub async fn load(&self, id: u128, key: &[u8], candidate: &DiskCandidate, max: u64) -> Option<Arc<StoredResponse>> {
-        let (disk, filed, owned, mut room) =
-            (self.disk.clone()?, candidate.entry.clone(), key.to_vec(), self.reserve());
+        let (disk, filed, owned) = (self.disk.clone()?, candidate.entry.clone(), key.to_vec());
+        // A file is read at once, for whichever route.
+        let mut room = self.reserve(&ArrivingBytes::default());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
         let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max)).await.ok().flatten()?;
@@ -195,9 +196,9 @@ impl Store {
         self.memory.pass(id, key, now_ms + PASSING.as_millis() as u64);
     }
 
-    /// Returns an empty memory reservation for an arriving response.
-    pub fn reserve(&self) -> MemoryReservation {
-        MemoryReservation::new(&self.coming)
+    /// Returns an empty memory reservation for an arriving response of a route.
+    pub fn reserve(&self, route: &ArrivingBytes) -> MemoryReservation {
+        MemoryReservation::new(&self.arriving, route)
     }
 }
 

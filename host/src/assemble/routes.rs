@@ -140,6 +140,7 @@ impl Assembly<'_> {
             target,
             chain,
             forwards_trace: false,
+            arriving: Default::default(),
         }
     }
 

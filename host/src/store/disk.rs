@@ -23,6 +23,7 @@ use http::HeaderMap;
 use tracing::warn;
 
 use super::index::{Index, IndexedVariant};
+use super::memory_budget::ArrivingBytes;
 use super::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::stored_response::{Content, StoredResponse};
 use super::unix_time::now_ms;
@@ -34,7 +35,7 @@ use directory::DirectoryLock;
 pub use directory::check;
 use reader::OpenFile;
 use record::RecordEntry;
-pub use unfinished_file::{UnfinishedFile, WrittenResponse};
+pub use unfinished_file::{UnfinishedFile, Unwritten, WrittenResponse};
 use writer::Job;
 
 /// The disk part of the store: a directory of stored responses.
@@ -48,7 +49,7 @@ pub struct Disk {
     /// The responses that are queued for writing, in bytes of memory.
     queued: AtomicU64,
     /// The responses that are written to disk while they arrive, in bytes.
-    coming: Arc<AtomicU64>,
+    arriving: ArrivingBytes,
     /// The Unix time in milliseconds until which nothing is written, because a write has failed.
     rests_until_ms: AtomicU64,
     /// Whether the scan for the files of earlier processes has finished.
@@ -137,7 +138,7 @@ impl Disk {
             next: AtomicU64::new(now_ms() << 16),
             jobs,
             queued: AtomicU64::new(0),
-            coming: Arc::default(),
+            arriving: ArrivingBytes::default(),
             rests_until_ms: AtomicU64::new(0),
             is_found: Mutex::new(false),
             scanned: Condvar::new(),

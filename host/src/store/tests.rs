@@ -166,8 +166,9 @@ fn variant_that_grows_in_place_evicts_others() {
 #[test]
 fn responses_on_their_way_have_a_part_of_the_memory() {
     let store = Store::new(16 << 20);
-    let (mut one, mut another) = (store.reserve(), store.reserve());
-    assert!(one.take(3 << 20, store.capacity()) && another.take(1 << 20, store.capacity()));
+    let routes: [ArrivingBytes; 2] = Default::default();
+    let [mut one, mut another] = routes.each_ref().map(|route| store.reserve(route));
+    assert!(one.take(3 << 20, store.capacity()) && another.take(3 << 18, store.capacity()));
     assert!(!another.take(1, store.capacity()));
     drop(one);
     assert!(another.take(1, store.capacity()));

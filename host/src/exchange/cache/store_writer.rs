@@ -15,8 +15,8 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
-use crate::store::disk::{UnfinishedFile, WrittenResponse};
-use crate::store::memory_budget::MemoryReservation;
+use crate::store::disk::{UnfinishedFile, Unwritten, WrittenResponse};
+use crate::store::memory_budget::{ArrivingBytes, MemoryReservation};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
@@ -31,6 +31,8 @@ pub struct StoreWriter {
     /// The leader of the fetch, by which new requests find the response until it is stored.
     pub lead: Option<FetchLeader>,
     pub room: MemoryReservation,
+    /// The bytes of the route's responses that arrive on disk.
+    pub arriving_on_disk: ArrivingBytes,
     pub store: Arc<Store>,
     pub id: u128,
     pub key: Vec<u8>,
@@ -63,6 +65,17 @@ impl FetchName {
             endpoint: context.endpoint.clone(),
         }
     }
+}
+
+/// The reason for which a response is not stored while it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotStored {
+    /// It is longer than a stored response may be.
+    TooLong,
+    /// The arriving responses have no more room in the budget of this key.
+    NoRoom(&'static str),
+    /// Its file can't be written, which is logged.
+    Failed,
 }
 
 /// The destination of the arriving content.
@@ -108,9 +121,9 @@ impl StoreWriter {
             return;
         }
         if let WriteTarget::File(spill) = &mut self.into
-            && !spill.write(&self.fill, WriteProgress::Whole).await
+            && let Err(unwritten) = spill.write(&self.fill, WriteProgress::Whole).await
         {
-            self.pass();
+            self.pass(unwritten.into());
         }
         self.fill.finish(trailers.clone());
         match std::mem::replace(&mut self.into, WriteTarget::Nowhere) {
@@ -150,43 +163,72 @@ impl StoreWriter {
 
     /// Chooses the destination for the content so far: memory, a file if the content is too long for memory, or none.
     async fn choose_target(&mut self, bytes: u64, more: u64) {
-        match &mut self.into {
-            WriteTarget::Memory => {
-                let is_long = bytes > self.max || self.fill.length().is_some_and(|length| length > self.max);
-                if self.room.take(more, self.store.capacity()) && !is_long {
-                    return;
-                }
-                self.room.leave();
-                let disk = self.store.disk().filter(|_| bytes <= self.longest);
-                self.into = match disk {
-                    Some(disk) => {
-                        let spill = UnfinishedFile::begin(disk, &self.fill, self.object.sequence).await;
-                        spill.map_or(WriteTarget::Nowhere, |spill| WriteTarget::File(Box::new(spill)))
-                    }
-                    None => WriteTarget::Nowhere,
-                };
-            }
-            WriteTarget::File(_) if bytes > self.longest => self.into = WriteTarget::Nowhere,
-            WriteTarget::File(_) => {}
+        let chosen = match &mut self.into {
+            WriteTarget::Memory => match self.reserve_memory(bytes, more) {
+                Ok(()) => return,
+                Err(reason) => self.begin_file(bytes, reason).await,
+            },
+            WriteTarget::File(_) if bytes > self.longest => Err(NotStored::TooLong),
+            WriteTarget::File(_) => Ok(()),
             WriteTarget::Nowhere => return,
-        }
-        let goes_on = match &mut self.into {
-            WriteTarget::File(spill) => spill.write(&self.fill, WriteProgress::Arriving).await,
-            WriteTarget::Memory | WriteTarget::Nowhere => false,
         };
-        if !goes_on {
-            self.pass();
+        let written = match (chosen, &mut self.into) {
+            (Ok(()), WriteTarget::File(spill)) => {
+                spill.write(&self.fill, WriteProgress::Arriving).await.map_err(NotStored::from)
+            }
+            (chosen, _) => chosen,
+        };
+        if let Err(reason) = written {
+            self.pass(reason);
         }
     }
 
-    /// Stops storing the response, because it is too long or there is no room for it.
-    fn pass(&mut self) {
+    /// Reserves memory for more bytes of the content.
+    fn reserve_memory(&mut self, bytes: u64, more: u64) -> Result<(), NotStored> {
+        let has_room = self.room.take(more, self.store.capacity());
+        if bytes > self.max || self.fill.length().is_some_and(|length| length > self.max) {
+            return Err(NotStored::TooLong);
+        }
+        has_room.then_some(()).ok_or(NotStored::NoRoom("cache.memory"))
+    }
+
+    /// Begins a file for content that memory has no room for.
+    async fn begin_file(&mut self, bytes: u64, reason: NotStored) -> Result<(), NotStored> {
+        self.room.leave();
+        let disk = self.store.disk().ok_or(reason)?;
+        if bytes > self.longest {
+            return Err(NotStored::TooLong);
+        }
+        let begun = UnfinishedFile::begin(disk, &self.fill, self.object.sequence, &self.arriving_on_disk).await;
+        self.into = WriteTarget::File(Box::new(begun.ok_or(NotStored::Failed)?));
+        Ok(())
+    }
+
+    /// Stops storing the response.
+    fn pass(&mut self, reason: NotStored) {
         self.into = WriteTarget::Nowhere;
         self.fill.pass();
         // The older stored response is outdated.
         self.store.remove(self.id, &self.object);
         self.store.mark_hit_for_miss(self.id, &self.key, now_ms());
         self.lead = None;
+        let FetchName { request_id, route, upstream, .. } = &self.exchange;
+        if let NotStored::NoRoom(limit) = reason
+            && failure_log::admits(Topic::Cache, route)
+        {
+            let (request_id, route, upstream) = (&**request_id, &**route, &**upstream);
+            let cause = "the arriving responses of the route have no room left";
+            tracing::warn!(request_id, route, upstream, cause, limit, "response not stored");
+        }
+    }
+}
+
+impl From<Unwritten> for NotStored {
+    fn from(unwritten: Unwritten) -> Self {
+        match unwritten {
+            Unwritten::NoRoom => NotStored::NoRoom("cache.disk.size"),
+            Unwritten::Failed => NotStored::Failed,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::Disk;
 use super::blocks::{self, BLOCK, Sums};
 use super::record::{self, WrittenContent};
 use super::writer::Job;
-use crate::store::memory_budget::MemoryReservation;
+use crate::store::memory_budget::{ArrivingBytes, MemoryReservation};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
@@ -28,6 +28,15 @@ pub struct UnfinishedFile {
     is_finished: bool,
 }
 
+/// The reason for which content was not written to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwritten {
+    /// The arriving responses take too much of the disk's budget.
+    NoRoom,
+    /// A write failed, which is logged.
+    Failed,
+}
+
 /// A response whose content is in a file.
 pub struct WrittenResponse {
     pub id: u128,
@@ -40,8 +49,8 @@ pub struct WrittenResponse {
 }
 
 impl UnfinishedFile {
-    /// Starts a file. `None` if nothing can be written; the reason is logged.
-    pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64) -> Option<Self> {
+    /// Starts a file for an arriving response of a route. `None` if nothing can be written; the reason is logged.
+    pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64, route: &ArrivingBytes) -> Option<Self> {
         if disk.rests() {
             return None;
         }
@@ -51,17 +60,16 @@ impl UnfinishedFile {
         let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
         let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
-        let room = MemoryReservation::new(&disk.coming);
+        let room = MemoryReservation::new(&disk.arriving, route);
         Some(UnfinishedFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
-    /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
-    /// room.
-    pub async fn write(&mut self, fill: &SharedBody, progress: WriteProgress) -> bool {
+    /// Writes the blocks that have arrived and, at the end, the rest.
+    pub async fn write(&mut self, fill: &SharedBody, progress: WriteProgress) -> Result<(), Unwritten> {
         while let Some((at, block)) = fill.next_block(BLOCK, progress) {
             let (file, length) = (self.file.clone(), block.len() as u64);
             if !self.room.take(length, self.disk.capacity()) {
-                return false;
+                return Err(Unwritten::NoRoom);
             }
             // This thread keeps a reference of its own, so that the block is freed on the thread that allocated it.
             let here = block.clone();
@@ -71,12 +79,12 @@ impl UnfinishedFile {
                 Ok(sum) => self.sums.push(sum),
                 Err(error) => {
                     self.disk.write_failed(&error);
-                    return false;
+                    return Err(Unwritten::Failed);
                 }
             }
             fill.set_written(at + length);
         }
-        true
+        Ok(())
     }
 
     /// Finishes the file, after which requests can find it. Returns whether it was written.
