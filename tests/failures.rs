@@ -750,3 +750,24 @@ fn a_failing_reload_and_a_name_that_is_unknown_are_said() {
     assert_eq!(unknown.get("/", "").status(), 503);
     warned(&unknown, "exchange failed", &["kind=\"destination_unavailable\""]);
 }
+
+/// h2 replaces the error of a request's content by an error of its own, which names no cause.
+#[test]
+fn the_cause_of_failed_content_is_logged_over_http2_too() {
+    for endpoint in [http2_endpoint::answering(|_, _, _| false), echo()] {
+        let proxy = Proxy::start(&manifest(&endpoint, "", "").replace("plugins", "max-body = \"1 KiB\"\nplugins"));
+        let (trailer, long) = ("t".repeat(20_000), "y".repeat(2_000));
+        let ask = |content: &str| {
+            let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked";
+            let mut stream = proxy.connect();
+            stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n{content}").as_bytes()).unwrap();
+            read_message(&mut BufReader::new(stream)).unwrap().status()
+        };
+        assert_eq!(ask(&format!("1\r\na\r\n0\r\nX-Long: {trailer}\r\n\r\n")), 400);
+        proxy.wait_log("cause=\"the trailers of the request are longer than 16 KiB\"");
+        assert_eq!(ask(&format!("7d0\r\n{long}\r\n0\r\n\r\n")), 413);
+        proxy.wait_log("cause=\"the content is longer than its limit\"");
+        assert_eq!(ask("1\r\nab\r\n0\r\n\r\n"), 400);
+        proxy.wait_log("request_error");
+    }
+}

@@ -140,6 +140,8 @@ struct ProgressState {
 #[derive(Clone, Copy, Debug)]
 pub struct UploadFault {
     pub kind: FailureKind,
+    /// The cause; `None` if the error with which the content has ended says it. HTTP/2 replaces that error by its own.
+    pub cause: Option<&'static str>,
     /// The key of the limit that was met.
     pub limit: Option<&'static str>,
     /// The status in the `on-error` of a failed plugin.
@@ -150,12 +152,13 @@ pub struct UploadFault {
 impl UploadFault {
     /// Returns a fault of this kind, which no limit caused.
     pub fn new(kind: FailureKind) -> Self {
-        UploadFault { kind, limit: None, status: None, is_logged: false }
+        UploadFault { kind, cause: None, limit: None, status: None, is_logged: false }
     }
 
     /// The error of the exchange.
     pub fn error(self, cause: impl Into<BodyError>) -> Error {
-        let UploadFault { kind, limit, status, is_logged } = self;
+        let UploadFault { kind, cause: known, limit, status, is_logged } = self;
+        let cause = known.map_or_else(|| cause.into(), BodyError::from);
         Error { limit, status, is_logged, ..Error::new(kind, cause) }
     }
 }
@@ -325,7 +328,7 @@ impl UploadProgress {
     }
 
     fn fail(&self, kind: FailureKind, limit: Option<&'static str>, why: &'static str) -> BodyError {
-        self.0.fault.set(Some(UploadFault { limit, ..UploadFault::new(kind) }));
+        self.0.fault.set(Some(UploadFault { cause: Some(why), limit, ..UploadFault::new(kind) }));
         why.into()
     }
 }
@@ -576,7 +579,10 @@ impl Body for ClientBody {
             && !error.is_incomplete_message()
             && !error.is_closed()
         {
-            upload.0.fault.set(Some(UploadFault::new(FailureKind::RequestError)));
+            upload
+                .0
+                .fault
+                .set(Some(UploadFault { cause: met_limit(error), ..UploadFault::new(FailureKind::RequestError) }));
             upload.0.abandoned.set(is_departure(error));
         }
         let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names);
@@ -589,6 +595,16 @@ impl Body for ClientBody {
 
     fn size_hint(&self) -> SizeHint {
         self.content.size_hint()
+    }
+}
+
+/// Returns the cause of an error of content that met a limit of hyper; `None` for other errors.
+fn met_limit(error: &hyper::Error) -> Option<&'static str> {
+    match cause::<std::io::Error>(error)?.to_string().as_str() {
+        "chunk trailers bytes over limit" => Some("the trailers of the request are longer than 16 KiB"),
+        "chunk trailers count overflow" => Some("the request has more trailers than fields are accepted"),
+        "chunk extensions over limit" => Some("the chunk extensions of the request are longer than 16 KiB"),
+        _ => None,
     }
 }
 

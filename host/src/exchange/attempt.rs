@@ -356,7 +356,12 @@ impl Attempt<'_> {
         let is_untouched = unsent.content.is_some();
         let error = self.recover_body(unsent);
         match self.upload.fault() {
-            Some(fault) => AttemptFailure { error: fault.error(causes(&error)), reached: Delivery::MaybeProcessed },
+            Some(fault) => {
+                // h2 replaces the error with which the content has ended.
+                let is_replaced = matches!(&error, SendError::Http2(error) if is_own_reset(error));
+                let cause = if is_replaced { "the content of the request is malformed".into() } else { causes(&error) };
+                AttemptFailure { error: fault.error(cause), reached: Delivery::MaybeProcessed }
+            }
             None if is_untouched => not_sent(named(error, self.rules.head, connection)),
             None => {
                 let reached = if is_unread(&error, connection) { Delivery::Unread } else { Delivery::MaybeProcessed };
@@ -422,6 +427,11 @@ fn is_reset(error: &hyper::Error) -> bool {
     cause::<std::io::Error>(error).is_some_and(|error| {
         matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Whether hyper has reset the stream, because the content of the request has failed.
+fn is_own_reset(error: &hyper::Error) -> bool {
+    cause::<h2::Error>(error).is_some_and(|error| error.is_reset() && !error.is_remote() && !error.is_library())
 }
 
 /// Returns the cause of an error that has a type; `None` if no cause has it.
