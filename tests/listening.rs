@@ -210,6 +210,46 @@ fn rules_that_a_reload_changes_hold_for_connections_that_are_open() {
     assert_eq!(ask(&mut open), (false, Some("close".into())));
 }
 
+/// A proxy that was trusted remained so on the open connections of a listener that was removed, or had another address then.
+#[test]
+fn connections_of_a_listener_that_a_reload_removes_end_after_a_request() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (address, kept) = (format!("127.0.0.1:{port}"), "[[listener]]\naddress = \"127.0.0.1:0\"\n");
+    let origin = echo();
+    let text = |listener: &str| {
+        let table = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+        manifest(&origin, "", "[admin]\naddress = \"off\"\n").replacen(table, &format!("{listener}{kept}"), 1)
+    };
+    let trusting = text(&format!("[[listener]]\naddress = {address:?}\ntrusted-proxies = [\"127.0.0.1\"]\n"));
+    let distrusting = |address: &str| text(&format!("[[listener]]\naddress = {address:?}\n"));
+    let proxy = Proxy::start(&trusting);
+    let mut generation = 1;
+    let mut reload = |text: &str| {
+        proxy.reload(text);
+        generation += 1;
+        proxy.wait_log(&format!("reloaded: generation {generation}"));
+    };
+    let ask = |client: &mut BufReader<TcpStream>| {
+        let named = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n";
+        client.get_mut().write_all(named).unwrap();
+        let answer = read_message(client).unwrap();
+        (answer.text().contains("192.0.2.9"), answer.field("connection").map(String::from))
+    };
+    let connect = || BufReader::new(TcpStream::connect(&address).unwrap());
+    let [mut first, mut second] = [(); 2].map(|()| connect());
+    assert_eq!((ask(&mut first), ask(&mut second)), ((true, None), (true, None)));
+    reload(&text(""));
+    let (_, end) = ask(&mut first);
+    assert_eq!(end.as_deref(), Some("close"));
+    reload(&distrusting(&address));
+    assert_eq!(ask(&mut second), (false, Some("close".into())), "the listener is there again, without its trust");
+    reload(&trusting);
+    let mut third = connect();
+    assert_eq!(ask(&mut third), (true, None));
+    reload(&distrusting(&format!("0.0.0.0:{port}")));
+    assert_eq!(ask(&mut third).1.as_deref(), Some("close"), "another address");
+}
+
 #[test]
 fn a_socket_that_another_process_has_replaced_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();

@@ -70,6 +70,13 @@ fn s_client(proxy: &Proxy, args: &[&str]) -> String {
     output(Command::new("openssl").args(["s_client", "-connect", &proxy.address]).args(args))
 }
 
+/// Returns the settings of a client that trusts an authority, and has no certificate.
+fn client_config(authority: &Authority) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.0.der().clone()).unwrap();
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
 /// Starts a proxy with TLS in front of an echo, in a folder with an authority.
 fn start(folder: &Path, tls: &str) -> Proxy {
     Proxy::start_in(folder, &secure(&echo(), tls, ""))
@@ -190,6 +197,44 @@ fn client_certificates_are_asked_for_and_shown_to_plugins() {
     assert!(nobody.ends_with("200") && !nobody.contains("x-print"), "{nobody}");
     assert!(curl(&proxy, folder.path(), "site.example", &alice).contains("CN=alice"));
     assert!(curl(&proxy, folder.path(), "site.example", &mallory).contains("HTTP/0 000"));
+}
+
+/// A client that has shown no certificate, or one of an authority that is not trusted any more, was served on and on.
+#[test]
+fn open_connections_obey_the_keys_of_tls_that_a_reload_changes() {
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    Authority::new(other.path());
+    std::fs::copy(other.path().join("ca.pem"), folder.path().join("other.pem")).unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let origin = echo();
+    let text = |keys: &str| {
+        secure(&origin, &format!("{SITE}\n{keys}"), "[admin]\naddress = \"off\"\n").replacen("127.0.0.1:0", &address, 1)
+    };
+    let proxy = Proxy::start_in(folder.path(), &text(""));
+    let config = client_config(&authority);
+    let ask = |client: &mut BufReader<StreamOwned<ClientConnection, TcpStream>>| {
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: site.example\r\n\r\n").unwrap();
+        let answer = read_message(client).unwrap();
+        (answer.status(), answer.field("connection").map(String::from))
+    };
+    let steps = [
+        ("min-version = \"1.3\"", 200),
+        ("http2 = false", 200),
+        ("client-ca = \"ca.pem\"\nclient-certificate = \"optional\"", 421),
+        ("client-ca = \"other.pem\"\nclient-certificate = \"optional\"", 421),
+        ("client-ca = \"other.pem\"", 421),
+    ];
+    for (number, (keys, status)) in steps.into_iter().enumerate() {
+        let connection = ClientConnection::new(config.clone(), "site.example".try_into().unwrap()).unwrap();
+        let mut client = BufReader::new(StreamOwned::new(connection, TcpStream::connect(&proxy.address).unwrap()));
+        assert_eq!(ask(&mut client), (200, None), "before {keys}");
+        replace(&folder.path().join("plugway.toml"), &text(keys));
+        proxy.wait_log(&format!("reloaded: generation {}", number + 2));
+        assert_eq!(ask(&mut client), (status, Some("close".into())), "{keys}");
+    }
+    proxy.wait_log("client-ca");
 }
 
 #[test]
@@ -480,9 +525,7 @@ fn the_rest_of_a_response_reaches_a_client_that_reads_late() {
     let authority = Authority::new(folder.path());
     authority.issue(folder.path(), "site", &["localhost"]);
     let proxy = Proxy::start_in(folder.path(), &secure(&sized(), SITE, ""));
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.0.der().clone()).unwrap();
-    let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let config = client_config(&authority);
     let ask = |length: usize| {
         let connection = ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
         let socket = TcpStream::connect(&proxy.address).unwrap();

@@ -53,7 +53,6 @@ use crate::config::structure::LeftOut;
 use crate::generation::Generation;
 use crate::generation::connection_counts::ConnectionCounts;
 use crate::generation::ids::{ById, PluginId};
-use crate::generation::listener::Listener;
 use crate::generation::maintenance::MaintenanceSwitch;
 use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
@@ -253,7 +252,7 @@ impl Assembler {
             _ => return Err(problems),
         };
         let tenancy = reserved.into_tenancy(self.workers(files) as u32);
-        self.forget_unused(&used, &listeners);
+        self.forget_unused(&used);
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
@@ -281,9 +280,10 @@ impl Assembler {
     }
 
     /// Drops the state that neither this generation nor one in service uses.
-    fn forget_unused(&mut self, used: &HashSet<blake3::Hash>, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
+    fn forget_unused(&mut self, used: &HashSet<blake3::Hash>) {
         self.plugins.retain(|digest, _| used.contains(digest));
-        self.census.retain(|address, _| listeners.contains_key(address));
+        // Connections of a listener that is gone may outlive it, and those of one in service a manifest that is rejected.
+        self.census.retain(|_, census| Arc::strong_count(census) > 1);
         self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
         // What only a generation that was refused wanted is still here; what one in service has, too.
         self.live.retain(|_, live| Arc::strong_count(live) > 1);

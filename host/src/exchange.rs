@@ -61,7 +61,7 @@ use crate::error::{Error, FailureKind};
 use crate::exchange::body_hooks::PassageEnd;
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheRequest, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks, RouteChain};
-use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_route};
+use crate::exchange::find_route::{FoundRoute, NoRoute, check_verified, count_for_client, find_route};
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
 use crate::exchange::outgoing_body::{UnsentRequest, outgoing_body};
 use crate::exchange::record::ExchangeRecord;
@@ -93,7 +93,8 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    /// Returns the connection under the listener's rules in a generation; `None` if it began under these rules.
+    /// Returns the connection under the listener's rules in a generation; `None` if it began under these rules, or if the
+    /// generation doesn't have the listener.
     fn under(&self, generation: &Generation) -> Option<ConnectionInfo> {
         if !self.listener.is_superseded() {
             return None;
@@ -207,10 +208,11 @@ pub fn receive(
     let (mut parts, body) = request.into_parts();
     let received = request_line(worker, &parts);
     let changed = arrival.under(&worker.generation);
-    let arrival = changed.as_ref().unwrap_or(arrival);
+    let (began, arrival) = (arrival, changed.as_ref().unwrap_or(arrival));
     let ConnectionInfo { peer, listener, is_trusted, .. } = arrival;
     let settled = client_address::settle(&mut parts.headers, peer.ip(), *is_trusted, &listener.client);
-    let counted = count_for_client(&settled, arrival, record);
+    let verified = changed.as_ref().map_or(Ok(()), |changed| check_verified(&began.listener, &changed.listener));
+    let counted = verified.and_then(|()| count_for_client(&settled, arrival, record));
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
     let context = |parts, route, upstream| {
         let mut context = Box::new(ExchangeContext::new(received, parts, peer.clone(), route, upstream));

@@ -155,8 +155,12 @@ impl Generation {
     }
 
     /// Gives the store of responses, and the state that each plugin shares, the limits of this generation. Connects to the
-    /// server that has the state of plugins, if there is one. Connections under other rules of their listener end soon.
-    pub fn take_into_service(&self) {
+    /// server that has the state of plugins, if there is one. Connections end soon whose listener has other rules in this
+    /// generation, or is only in the former one.
+    pub fn take_into_service(&self, former: Option<&Generation>) {
+        let is_gone = |listener: &&Arc<Listener>| !self.listeners.contains_key(&listener.address);
+        let gone = former.iter().flat_map(|former| former.listeners.values()).filter(is_gone);
+        gone.for_each(|listener| listener.take_out_of_service());
         self.listeners.values().for_each(|listener| listener.take_into_service());
         self.store.resize(&self.store_limits);
         for state in self.bindings.iter().filter_map(|plugin| plugin.shared()) {

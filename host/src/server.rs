@@ -308,7 +308,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let assembly = Assembler::new(runtime, Loader::in_children(stop))?;
     let mut loads = LoadResults { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
-    first.generation.take_into_service();
+    first.generation.take_into_service(None);
     let workers = first.workers.unwrap_or_else(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stopping, stop) = watch::channel(false);
@@ -509,9 +509,9 @@ impl ReloadLoop {
             return Err(refused(&error));
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.publish.borrow().take_into_service(Some(&old));
         self.listeners.apply(sockets);
         self.admin.apply(admin);
-        self.publish.borrow().take_into_service();
         self.admission.serve(&self.publish.borrow());
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
         self.drain = next.drain;

@@ -22,7 +22,7 @@ use crate::protocol::trusted_peers::TrustedPeers;
 use crate::system::bind_error;
 use crate::tls;
 use crate::tls::pem::CertificateFiles;
-use crate::tls::server::{ClientAuth, MinimumVersion, ServerFilePlace, ServerFiles};
+use crate::tls::server::{ClientAuth, ClientScope, MinimumVersion, ServerFilePlace, ServerFiles, ServerTls};
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -52,6 +52,20 @@ const SEND_RATE: usize = BODY_RATE;
 const BUFFER: usize = 1 << 20;
 /// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The TLS of a listener.
+struct ListenerTls {
+    acceptor: TlsAcceptor,
+    demands: TlsDemands,
+}
+
+/// The demands of a listener's TLS that a connection meets in its handshake.
+#[derive(Hash)]
+struct TlsDemands {
+    client_scope: Option<ClientScope>,
+    minimum: MinimumVersion,
+    http2: bool,
+}
 
 impl Assembly<'_> {
     /// The listeners by their addresses; the first file is the manifest itself.
@@ -95,7 +109,7 @@ impl Assembly<'_> {
 
     fn listener(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) -> Listener {
         let census = self.assembly.census.entry(listener.address.get_ref().as_str().into()).or_default().clone();
-        let tls = listener.tls.as_ref().and_then(|tls| self.acceptor(source, tls));
+        let tls = listener.tls.as_ref().and_then(|tls| self.listener_tls(source, tls));
         let redirect = listener.redirect_to_https.as_ref().and_then(|redirect| redirect.get_ref().port());
         if let (Some(_), Some(redirect), true) = (redirect, &listener.redirect_to_https, listener.tls.is_some()) {
             let message =
@@ -128,8 +142,11 @@ impl Assembly<'_> {
         };
         let address = listener.address.get_ref().as_str().into();
         let limits = self.client_limits(source, &listener.limits);
-        let rules = Listener::number_of((&proxies, &client, redirect, limits, tls.is_some()));
-        Listener { address, tls, proxies, client: Arc::new(client), redirect, limits, census, rules }
+        let client = Arc::new(client);
+        let (acceptor, demands) = (tls.as_ref().map(|tls| tls.acceptor.clone()), tls.map(|tls| tls.demands));
+        let rules = Listener::number_of((&proxies, &client, redirect, limits, &demands));
+        let client_scope = demands.and_then(|demands| demands.client_scope);
+        Listener { address, tls: acceptor, client_scope, proxies, client, redirect, limits, census, rules }
     }
 
     fn check_mode(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {
@@ -328,7 +345,7 @@ impl Assembly<'_> {
         buffer
     }
 
-    fn acceptor(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::TlsTable>) -> Option<TlsAcceptor> {
+    fn listener_tls(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::TlsTable>) -> Option<ListenerTls> {
         let (span, tls) = (tls.span(), tls.get_ref());
         if tls.certificates.is_empty() {
             let message = "no certificate: `certificates` is empty; expected at least one, such as \
@@ -352,11 +369,12 @@ impl Assembly<'_> {
         let wanted = ServerFiles { certificates, client, minimum, http2: tls.http2.unwrap_or(true) };
         let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
-            Ok(config) => {
+            Ok(ServerTls { config, client_scope }) => {
                 for (files, named) in wanted.certificates.iter().zip(&tls.certificates) {
                     self.note_certificate(source, &named.get_ref().chain.span(), &files.chain);
                 }
-                return Some(TlsAcceptor::from(config));
+                let demands = TlsDemands { client_scope, minimum, http2: wanted.http2 };
+                return Some(ListenerTls { acceptor: TlsAcceptor::from(config), demands });
             }
             Err(mistakes) => mistakes,
         };

@@ -10,6 +10,7 @@ use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::connection_counts::ClientNet;
 use crate::generation::ids::RouteId;
+use crate::generation::listener::Listener;
 use crate::generation::worker_state::WorkerState;
 use crate::protocol::client_address::Settled;
 use crate::protocol::request_target::AcceptedPath;
@@ -23,6 +24,17 @@ pub enum NoRoute {
     },
     /// The proxy answers by itself: the listener redirects every client, or the request may not be forwarded.
     Answered(Box<Response<ResponseBody>>),
+}
+
+/// Checks that the client of a connection was verified by what its listener requires now: a reload may have changed that since
+/// the handshake.
+pub fn check_verified(began: &Listener, now: &Listener) -> Result<(), NoRoute> {
+    if now.client_scope.is_none() || now.client_scope == began.client_scope {
+        return Ok(());
+    }
+    let cause = "a reload has changed the listener's `client-ca` or `client-certificate`, and the connection is older";
+    let error = Error::new(FailureKind::RequestError, cause).with_limit("client-ca");
+    Err(NoRoute::Failed { error, status: StatusCode::MISDIRECTED_REQUEST })
 }
 
 /// Counts a request of a trusted proxy for its client, if the number of requests per client is limited.

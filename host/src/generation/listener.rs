@@ -13,6 +13,10 @@ use crate::generation::connection_counts::ConnectionCounts;
 use crate::protocol::client_address;
 use crate::protocol::framing;
 use crate::protocol::trusted_peers::TrustedPeers;
+use crate::tls::server::ClientScope;
+
+/// The number in place of that of the rules, once no generation in service has the listener.
+const REMOVED: u64 = 0;
 
 /// The rules of a listener in a generation.
 pub struct Listener {
@@ -20,6 +24,8 @@ pub struct Listener {
     pub address: Arc<str>,
     /// The TLS configuration; `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
+    /// The requirements for clients' certificates; `None` if clients are asked for none.
+    pub client_scope: Option<ClientScope>,
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
     /// Whose word about the client is taken.
@@ -38,7 +44,7 @@ impl Listener {
     pub fn number_of(rules: impl Hash) -> u64 {
         let mut hasher = DefaultHasher::new();
         rules.hash(&mut hasher);
-        hasher.finish()
+        hasher.finish().max(REMOVED + 1)
     }
 
     /// Puts these rules into force for all connections of the listener.
@@ -46,7 +52,12 @@ impl Listener {
         self.census.rules.store(self.rules, Ordering::Relaxed);
     }
 
-    /// Whether the generation in service has other rules for this listener.
+    /// Makes the next request of each connection the last one, as the generation in service doesn't have the listener.
+    pub fn take_out_of_service(&self) {
+        self.census.rules.store(REMOVED, Ordering::Relaxed);
+    }
+
+    /// Whether the generation in service has other rules for this listener, or doesn't have it.
     pub fn is_superseded(&self) -> bool {
         self.census.rules.load(Ordering::Relaxed) != self.rules
     }

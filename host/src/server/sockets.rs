@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
 use tokio::sync::mpsc;
@@ -23,7 +24,18 @@ pub struct ListeningSockets {
     workers: Vec<mpsc::UnboundedSender<SocketChange>>,
     /// The open listeners by their manifest addresses.
     open: BTreeMap<Arc<str>, OpenListener>,
+    /// The addresses whose sockets the workers are closing.
+    closing: Vec<ClosingAddress>,
 }
+
+/// An address whose sockets were ordered to be closed.
+struct ClosingAddress {
+    bound: SocketAddr,
+    ordered_at: Instant,
+}
+
+/// The time within which the workers have closed a socket: they accept all clients that are queued at it before.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A change of the listeners. New sockets are bound already, but no worker accepts at them: dropping closes them.
 pub struct SocketChanges {
@@ -75,7 +87,7 @@ struct SocketFile {
 impl ListeningSockets {
     /// Creates an empty set of listeners for these workers.
     pub fn new(workers: Vec<mpsc::UnboundedSender<SocketChange>>) -> Self {
-        ListeningSockets { workers, open: BTreeMap::new() }
+        ListeningSockets { workers, open: BTreeMap::new(), closing: Vec::new() }
     }
 
     /// Binds the addresses that are not open yet. Nothing changes before [`ListeningSockets::apply`]. The error is about
@@ -108,10 +120,13 @@ impl ListeningSockets {
     /// get a part of the connections unnoticed. Addresses that overlap one of ours can't be checked.
     fn check_unused(&self, address: &str) -> Result<(), BindFailure> {
         let Some(tcp) = tcp(address) else { return Ok(()) };
-        let is_own = self.open.values().any(|open| match &open.place {
-            BoundPlace::Tcp(own) => Address::Tcp(*own).overlaps(&Address::Tcp(tcp)),
-            BoundPlace::Unix(_) => false,
+        let open = self.open.values().filter_map(|open| match &open.place {
+            BoundPlace::Tcp(own) => Some(own),
+            BoundPlace::Unix(_) => None,
         });
+        let closing = self.closing.iter().filter(|closing| closing.ordered_at.elapsed() < CLOSING);
+        let mut own = open.chain(closing.map(|closing| &closing.bound));
+        let is_own = own.any(|own| Address::Tcp(*own).overlaps(&Address::Tcp(tcp)));
         let unused = || tcp_socket(tcp)?.bind(&tcp.into());
         if is_own { Ok(()) } else { unused().map_err(|error| BindFailure::tcp(tcp, error)) }
     }
@@ -128,6 +143,10 @@ impl ListeningSockets {
         for address in change.gone {
             let Some(gone) = self.open.remove(&address) else { continue };
             let shown = gone.shown.clone();
+            self.closing.retain(|closing| closing.ordered_at.elapsed() < CLOSING);
+            if let BoundPlace::Tcp(bound) = gone.place {
+                self.closing.push(ClosingAddress { bound, ordered_at: Instant::now() });
+            }
             // The file goes first: a client that found it later would be refused.
             drop(gone);
             for worker in &self.workers {

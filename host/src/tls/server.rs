@@ -37,7 +37,7 @@ pub enum ClientAuth {
     Required(PathBuf),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MinimumVersion {
     Tls12,
     Tls13,
@@ -61,19 +61,23 @@ pub struct Tickets(Arc<dyn ProducesTickets>);
 struct ScopedTickets {
     /// Behind a lock that is never contended: handshakes take it for reading, and it's written when the secret changes.
     all: Arc<dyn ProducesTickets>,
-    scope: Scope,
+    scope: ClientScope,
 }
 
-/// A digest of the requirements for clients, authorities included: a ticket doesn't outlive the authority that its owner
-/// was verified against.
-#[derive(Debug, PartialEq, Eq)]
-struct Scope(Vec<u8>);
+/// A digest of the requirements for clients, authorities included: neither a ticket nor a connection outlives the authority
+/// that its client was verified against.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientScope(Vec<u8>);
 
-/// The running configuration of a listener's TLS. All that it needs of the files is read here.
-pub fn server(
-    files: &ServerFiles,
-    tickets: &Tickets,
-) -> Result<Arc<ServerConfig>, Vec<CertificateError<ServerFilePlace>>> {
+/// The running configuration of a listener's TLS.
+pub struct ServerTls {
+    pub config: Arc<ServerConfig>,
+    /// The requirements for clients' certificates; `None` if clients are asked for none.
+    pub client_scope: Option<ClientScope>,
+}
+
+/// Returns the running configuration of a listener's TLS. All that it needs of the files is read here.
+pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<ServerTls, Vec<CertificateError<ServerFilePlace>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let certificates = certificates(&files.certificates, &provider, &mut mistakes);
@@ -89,6 +93,7 @@ pub fn server(
     config.alpn_protocols = super::protocols(files.http2);
     // The order of the provider, strongest first. A client's own order may be anything, and scanners complain of it.
     config.ignore_client_order = true;
+    let client_scope = (!matches!(files.client, ClientAuth::None)).then(|| scope.clone());
     config.ticketer = Arc::new(ScopedTickets { all: tickets.0.clone(), scope });
     // Sessions are with the clients alone: no memory that workers would share behind a lock, nothing to look through.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -96,7 +101,7 @@ pub fn server(
     // anything sent to a client whose part of the handshake hasn't been checked.
     config.max_early_data_size = 0;
     config.send_half_rtt_data = false;
-    Ok(Arc::new(config))
+    Ok(ServerTls { config: Arc::new(config), client_scope })
 }
 
 fn certificates(
@@ -124,9 +129,9 @@ fn certificates(
 fn client_auth(
     wanted: &ClientAuth,
     provider: &Arc<CryptoProvider>,
-) -> Result<(Arc<dyn ClientCertVerifier>, Scope), String> {
+) -> Result<(Arc<dyn ClientCertVerifier>, ClientScope), String> {
     let (file, is_required) = match wanted {
-        ClientAuth::None => return Ok((WebPkiClientVerifier::no_client_auth(), Scope::of(b"none", &[]))),
+        ClientAuth::None => return Ok((WebPkiClientVerifier::no_client_auth(), ClientScope::of(b"none", &[]))),
         ClientAuth::Optional(file) => (file, false),
         ClientAuth::Required(file) => (file, true),
     };
@@ -137,7 +142,7 @@ fn client_auth(
         false => (builder.allow_unauthenticated(), "optional"),
     };
     let verifier = builder.build().map_err(|error| format!("`{}` can't be used: {error}", file.display()))?;
-    Ok((verifier, Scope::of(mode.as_bytes(), &authorities)))
+    Ok((verifier, ClientScope::of(mode.as_bytes(), &authorities)))
 }
 
 // === MinimumVersion ===
@@ -191,13 +196,13 @@ impl ProducesTickets for ScopedTickets {
     }
 }
 
-// === Scope ===
+// === ClientScope ===
 
-impl Scope {
+impl ClientScope {
     /// Returns the scope of tickets, all of the same length, so that none is the beginning of another.
     fn of(mode: &[u8], authorities: &[CertificateDer]) -> Self {
         let mut prints = super::sha256(mode).as_ref().to_vec();
         authorities.iter().for_each(|authority| prints.extend(super::sha256(authority).as_ref()));
-        Scope(super::sha256(&prints).as_ref().to_vec())
+        ClientScope(super::sha256(&prints).as_ref().to_vec())
     }
 }

@@ -25,12 +25,12 @@ use super::test_authority::{TestAuthority, made, params};
 use super::validity::{DatedCertificate, Invalid};
 
 fn served(files: &ServerFiles) -> Arc<ServerConfig> {
-    server(files, &Tickets::new().unwrap()).unwrap()
+    server(files, &Tickets::new().unwrap()).unwrap().config
 }
 
 /// Returns the errors, with paths reduced to file names.
 fn mistakes(authority: &TestAuthority, files: &ServerFiles) -> Vec<(ServerFilePlace, String)> {
-    let mistakes = server(files, &Tickets::new().unwrap()).unwrap_err();
+    let mistakes = server(files, &Tickets::new().unwrap()).err().unwrap();
     let folder = format!("{}/", authority.folder.path().display());
     mistakes.into_iter().map(|CertificateError { place, message }| (place, message.replace(&folder, ""))).collect()
 }
@@ -172,7 +172,7 @@ fn sessions_are_resumed_by_another_configuration_of_the_same_process() {
     let authority = TestAuthority::with_site();
     let files = authority.served(&["site"], ClientAuth::None);
     let tickets = Tickets::new().unwrap();
-    let config = || server(&files, &tickets).unwrap();
+    let config = || server(&files, &tickets).unwrap().config;
     for version in [&TLS12, &TLS13] {
         let client = authority.client_of(super::provider(), version);
         let kind = |server: &Arc<ServerConfig>| {
@@ -190,7 +190,7 @@ fn a_ticket_is_no_way_around_a_client_certificate() {
     let (authority, other) = (TestAuthority::with_site(), TestAuthority::new());
     authority.issue("alice", &PKCS_ECDSA_P256_SHA256, &[]);
     let tickets = Tickets::new().unwrap();
-    let config = |client| server(&authority.served(&["site"], client), &tickets).unwrap();
+    let config = |client| server(&authority.served(&["site"], client), &tickets).unwrap().config;
     let optional = || ClientAuth::Optional(authority.path("ca.pem"));
     let nobody = authority.client(None);
     for easy in [config(ClientAuth::None), config(optional())] {
