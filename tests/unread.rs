@@ -353,3 +353,50 @@ fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
     let most = most.load(Ordering::SeqCst);
     assert!((200..=260).contains(&most), "{most} resets of one connection");
 }
+
+/// A request that may share no connection took it from all clients, for as long as a stream was open on it.
+#[test]
+fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        while let Some(request) = raw.next_request() {
+            match request.content.as_slice() {
+                b"stream" => {
+                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
+                    streaming.send(()).unwrap();
+                }
+                _ => raw.respond(request.stream, &[], b"whole"),
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
+    let mut open = proxy.connect();
+    open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
+    streams.recv_timeout(PATIENCE).unwrap();
+    let begin = |fields: &str| {
+        let mut stream = proxy.connect();
+        write!(stream, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n\r\n").unwrap();
+        stream
+    };
+    let ask = |fields: &str| read_message(&mut BufReader::new(begin(fields))).unwrap().status();
+    let (plain, long) = ("Content-Length: 0", format!("Content-Length: 0\r\nCookie: a={}", "b".repeat(5_000)));
+    assert_eq!(ask(plain), 200);
+    assert_eq!(ask("Content-Length: 0\r\nTrailer: X-Sum"), 200, "there are no trailers");
+    assert_eq!(ask("Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1"), 200);
+    // It waits for the end of the stream in vain.
+    let own = begin(&long);
+    own.set_nonblocking(true).unwrap();
+    until("connect-timeout is over", || {
+        assert_eq!(ask(plain), 200);
+        own.peek(&mut [0]).is_ok()
+    });
+    assert_eq!(read_message(&mut BufReader::new(own)).unwrap().status(), 503);
+    assert_eq!(ask(plain), 200);
+    drop(open);
+    until("the stream has ended, and its connection", || ask(&long) == 200);
+    // The next stream shares the connection.
+    let mut open = proxy.connect();
+    open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
+    streams.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(ask(plain), 200);
+}

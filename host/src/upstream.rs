@@ -99,6 +99,10 @@ pub struct Pool {
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
     /// The shared HTTP/2 connection, and when it was last used; `None` if there is none.
     shared: RefCell<Option<(SharedSender, Instant)>>,
+    /// The connection that was shared, while its exchanges end so that another worker may connect; `None` if there is none.
+    yielded: RefCell<Option<YieldedConnection>>,
+    /// The time before which no connection in use is yielded, because the last one did not end; `None` for at once.
+    kept_until: Cell<Option<Instant>>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
     first: tokio::sync::Mutex<()>,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
@@ -117,6 +121,12 @@ pub struct Pool {
     all: Weak<Pools>,
 }
 
+/// A shared connection on which no more requests begin, so that requests of other workers or endpoints get its permit.
+struct YieldedConnection {
+    sender: SharedSender,
+    yielded_at: Instant,
+}
+
 /// The result of waiting for a permit to connect.
 pub enum Acquired {
     /// The request has a permit to open a connection.
@@ -124,6 +134,13 @@ pub enum Acquired {
     /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
 }
+
+/// The time within which the exchanges of a connection that is yielded have to end. Otherwise requests of this worker use it
+/// again: long streams would keep the permit, and all other requests would wait for it in vain.
+const YIELD_TIME: Duration = Duration::from_millis(200);
+
+/// The time for which a connection that was yielded in vain stays in use.
+const YIELD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -158,15 +175,8 @@ impl Pools {
     }
 
     /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
-    pub fn yield_to_waiters(&self) {
-        for pool in self.0.borrow().values() {
-            let mut idle = pool.idle.borrow_mut();
-            if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
-                idle.remove(index);
-            }
-            // One that is shared ends with the requests that it has.
-            pool.shared.borrow_mut().take_if(|(sender, _)| sender.limit_handle().is_wanted());
-        }
+    pub fn yield_to_waiters(&self, now: Instant) {
+        self.0.borrow().values().for_each(|pool| pool.yield_to_waiters(now));
     }
 
     /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
@@ -246,6 +256,8 @@ impl Pool {
             address,
             idle: RefCell::default(),
             shared: RefCell::default(),
+            yielded: RefCell::default(),
+            kept_until: Cell::default(),
             first: tokio::sync::Mutex::new(()),
             returned: Notify::new(),
             waiting: Cell::new(0),
@@ -282,8 +294,50 @@ impl Pool {
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
             let is_usable = connection_limit.have(connection.limit_handle()) && connection.head_limits() == rules.head;
             if is_fresh && is_usable && !connection.is_closed() {
-                return Some(connection);
+                let shared = if wanted == RequiredProtocol::Any { connection.shared_sender() } else { None };
+                return Some(shared.map_or(connection, |sender| self.share(sender, now)));
             }
+        }
+    }
+
+    /// Shares a connection with later requests; returns a handle of it.
+    fn share(&self, sender: SharedSender, now: Instant) -> Box<Connection> {
+        *self.shared.borrow_mut() = Some((sender.clone(), now));
+        self.returned.notify_waiters();
+        Box::new(Connection::of_shared(sender))
+    }
+
+    /// Whether a request can have a connection of its own without waiting for one.
+    pub fn has_own_connection(&self, connection_limit: &ConnectionLimit) -> bool {
+        connection_limit.has_room() || !self.idle.borrow().is_empty()
+    }
+
+    /// Gives up a connection that requests of other workers or endpoints wait for: an idle one, and a shared one as soon as
+    /// its exchanges have ended.
+    fn yield_to_waiters(&self, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
+            idle.remove(index);
+        }
+        self.reclaim(now);
+        let is_kept = self.kept_until.get().is_some_and(|until| now < until);
+        let may_yield = |sender: &SharedSender| sender.limit_handle().is_wanted() && (!is_kept || sender.is_unused());
+        if let Some((sender, _)) = self.shared.borrow_mut().take_if(|(sender, _)| may_yield(sender))
+            && !sender.is_unused()
+        {
+            *self.yielded.borrow_mut() = Some(YieldedConnection { sender, yielded_at: now });
+        }
+    }
+
+    /// Drops the connection that was yielded once no exchange is on it, or uses it again if that takes too long.
+    fn reclaim(&self, now: Instant) {
+        let mut yielded = self.yielded.borrow_mut();
+        yielded.take_if(|yielded| yielded.sender.is_unused() || yielded.sender.is_closed());
+        let is_late = |yielded: &mut YieldedConnection| now.saturating_duration_since(yielded.yielded_at) >= YIELD_TIME;
+        let Some(YieldedConnection { sender, .. }) = yielded.take_if(is_late) else { return };
+        self.kept_until.set(Some(now + YIELD_PAUSE));
+        if self.shared.borrow().is_none() {
+            self.share(sender, now);
         }
     }
 
@@ -344,13 +398,12 @@ impl Pool {
         }
         let connection = connect::connect(&self.address, &terms(wanted), permit).await?;
         match connection.shared_sender() {
-            Some(sender) => {
-                *self.shared.borrow_mut() = Some((sender, clock.now()));
-                self.returned.notify_waiters();
+            Some(sender) => Ok(self.share(sender, clock.now())),
+            None => {
+                self.exclusive.set(true);
+                Ok(Box::new(connection))
             }
-            None => self.exclusive.set(true),
         }
-        Ok(Box::new(connection))
     }
 
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of

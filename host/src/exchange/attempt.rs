@@ -125,7 +125,8 @@ impl Attempt<'_> {
     }
 
     /// Returns the requirement of a request without an upgrade. A long head keeps it from shared connections, and so do
-    /// trailers that are announced: there are endpoints that end the connection for either.
+    /// trailers that are announced: there are endpoints that end the connection for either. Trailers are no reason to wait:
+    /// over a shared connection they are dropped (RFC 9110 §6.5.1).
     fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
         if pool.is_exclusive() {
             return RequiredProtocol::Any;
@@ -133,8 +134,9 @@ impl Attempt<'_> {
         let head = &self.context.request;
         let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
         let size = RequestHeadSize::of(&head.method, target, &head.headers);
-        let has_trailers = head.headers.contains_key(header::TRAILER);
-        if pool.may_share(size) && !has_trailers { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
+        let has_trailers = head.headers.contains_key(header::TRAILER) && !self.content.borrow().is_empty();
+        let may_share = pool.may_share(size) && !(has_trailers && pool.has_own_connection(self.connection_limit));
+        if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
 
     /// Returns a new connection of the request's own, or one that has become free.

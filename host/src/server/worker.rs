@@ -192,7 +192,7 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerS
         // Each in a turn of its own: a failure in one delays no deadline.
         let _ = guard(Task::Tick, || {
             clock.tick();
-            pools.yield_to_waiters();
+            pools.yield_to_waiters(clock.now());
             failure_log::report();
             admission.tick(clock.now());
             if admission.is_starved(clock.now()) {

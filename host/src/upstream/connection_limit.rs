@@ -63,6 +63,11 @@ impl ConnectionLimit {
         permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
     }
 
+    /// Whether another connection may be opened at once.
+    pub fn has_room(&self) -> bool {
+        self.0.as_deref().is_none_or(LimitState::has_room)
+    }
+
     /// Whether a connection counts against this limit. Under another limit, or none, it would never be counted.
     pub fn have(&self, connection: &LimitHandle) -> bool {
         match (&self.0, &connection.0) {
@@ -92,12 +97,18 @@ impl LimitHandle {
 
     /// Whether another connection may be opened at once.
     pub fn has_room(&self) -> bool {
-        self.0.as_ref().is_none_or(|limited| limited.free.available_permits() > 0)
+        self.0.as_deref().is_none_or(LimitState::has_room)
     }
 
     /// Whether a request waits for a permit, on any worker.
     pub fn is_wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.waiting.load(Ordering::Relaxed) > 0)
+    }
+}
+
+impl LimitState {
+    fn has_room(&self) -> bool {
+        self.free.available_permits() > 0
     }
 }
 
