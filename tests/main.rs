@@ -52,6 +52,7 @@ mod response_heads;
 mod routes;
 mod schema;
 mod secrets;
+mod shared_connections;
 mod shared_redis;
 mod shared_state;
 mod site_plugins;

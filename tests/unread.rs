@@ -1,18 +1,18 @@
 //! Requests that an endpoint reports as unread: they are retried whatever their method, and count as no failure.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, frame};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS, frame};
 use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
 use crate::support::client::load;
 use crate::support::origin::Backend;
-use crate::support::{Message, PATIENCE, Proxy, read_message, until, vanish};
+use crate::support::{Message, PATIENCE, Proxy, read_message, until};
 
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
 
-fn start(endpoints: &[&str], more: &str) -> Proxy {
+pub fn start(endpoints: &[&str], more: &str) -> Proxy {
     Proxy::start(&format!(
         "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n[upstream.app]\n\
          endpoints = {endpoints:?}\n{more}"
@@ -208,69 +208,6 @@ fn requests_that_wait_for_a_stream_go_out_again() {
     assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
 }
 
-/// Starts an endpoint that ends its connection after a head of more than `max` bytes, as nginx does. It begins a response
-/// to each other request, and ends them when one more than `downloads` have begun on a connection.
-fn strict_endpoint(settings: &'static [u8], max: usize, downloads: usize) -> String {
-    endpoint(move |raw| {
-        raw.send(SETTINGS, 0, 0, settings);
-        let mut begun = Vec::new();
-        while let Some(frame) = raw.frame() {
-            match frame.kind {
-                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
-                HEADERS if frame.payload.len() > max => return raw.go_away(frame.stream),
-                HEADERS => {
-                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
-                    raw.send(DATA, 0, frame.stream, b"begun");
-                    begun.push(frame.stream);
-                    if begun.len() > downloads {
-                        for stream in begun.drain(..) {
-                            raw.send(DATA, END_STREAM, stream, b" and done");
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-    })
-}
-
-#[test]
-fn request_that_an_endpoint_ends_its_connection_for_ends_no_other_exchange() {
-    const DOWNLOADS: usize = 4;
-    // A field that is long by itself, and one that is longer than the endpoint says it accepts.
-    for (settings, max, length) in [(&[][..], 4_096, 8_000), (&[0, 6, 0, 0, 1, 44], 300, 500)] {
-        let address = strict_endpoint(settings, max, DOWNLOADS);
-        let proxy = start(&[&address], "");
-        let download = || {
-            let mut stream = proxy.connect();
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-            stream
-        };
-        let mut downloads: Vec<_> = (0..DOWNLOADS)
-            .map(|_| {
-                let (mut stream, mut received) = (download(), Vec::new());
-                while !received.ends_with(b"begun\r\n") {
-                    let mut byte = [0];
-                    stream.read_exact(&mut byte).unwrap();
-                    received.extend(byte);
-                }
-                stream
-            })
-            .collect();
-        let long = format!("\r\nX-Long: {}", "~^".repeat(length / 2));
-        assert_eq!(proxy.get("/", &long).status(), 502, "{length}");
-        let mut last = download();
-        for stream in &mut downloads {
-            let mut rest = String::new();
-            stream.read_to_string(&mut rest).unwrap();
-            assert!(rest.ends_with("0\r\n\r\n"), "{length}: {rest:?}");
-        }
-        let mut rest = String::new();
-        last.read_to_string(&mut rest).unwrap();
-        assert!(rest.contains(" and done"), "{rest:?}");
-    }
-}
-
 /// Serves one request of a connection, and ends the connection in the same segment as its response.
 fn end_with_the_response(raw: &mut Raw) {
     let (mut is_acknowledged, mut request) = (false, None);
@@ -309,94 +246,4 @@ fn no_request_is_lost_to_a_connection_of_http2_whose_end_has_arrived() {
         }
     });
     assert_eq!((lost, sum(&proxy, "plugway_endpoint_failures_total")), (0, 0.0));
-}
-
-/// Endpoints end connections on which many streams are reset: nghttp2 one of 1,000, Envoy one of 500 (CVE-2023-44487).
-#[test]
-fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
-    const CLIENTS: usize = 1_000;
-    let most = Arc::new(AtomicUsize::new(0));
-    let seen = most.clone();
-    let endpoint = endpoint(move |raw| {
-        let mut resets = 0;
-        while let Some(frame) = raw.frame() {
-            match frame.kind {
-                HEADERS => {
-                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
-                    raw.send(DATA, 0, frame.stream, b"begun");
-                }
-                RST_STREAM => {
-                    resets += 1;
-                    seen.fetch_max(resets, Ordering::SeqCst);
-                    if resets == 200 {
-                        raw.send(DATA, END_STREAM, 1, b", ended");
-                    }
-                }
-                _ => {}
-            }
-        }
-    });
-    let proxy = start(&[&endpoint], "");
-    let ask = || {
-        let mut stream = proxy.connect();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        let mut head = [0; 15];
-        stream.read_exact(&mut head).unwrap();
-        assert_eq!(&head, b"HTTP/1.1 200 OK");
-        stream
-    };
-    let honest = ask();
-    (0..CLIENTS).for_each(|_| vanish(ask()));
-    // The honest client has the first connection, on which the first clients were.
-    let whole = read_message(&mut BufReader::new((&b"HTTP/1.1 200 OK"[..]).chain(honest))).unwrap();
-    assert_eq!(whole.text(), "begun, ended");
-    let most = most.load(Ordering::SeqCst);
-    assert!((200..=260).contains(&most), "{most} resets of one connection");
-}
-
-/// A request that may share no connection took it from all clients, for as long as a stream was open on it.
-#[test]
-fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
-    let (streaming, streams) = mpsc::channel();
-    let endpoint = endpoint(move |raw| {
-        while let Some(request) = raw.next_request() {
-            match request.content.as_slice() {
-                b"stream" => {
-                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
-                    streaming.send(()).unwrap();
-                }
-                _ => raw.respond(request.stream, &[], b"whole"),
-            }
-        }
-    });
-    let proxy = start(&[&endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
-    let mut open = proxy.connect();
-    open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
-    streams.recv_timeout(PATIENCE).unwrap();
-    let begin = |fields: &str| {
-        let mut stream = proxy.connect();
-        write!(stream, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n\r\n").unwrap();
-        stream
-    };
-    let ask = |fields: &str| read_message(&mut BufReader::new(begin(fields))).unwrap().status();
-    let (plain, long) = ("Content-Length: 0", format!("Content-Length: 0\r\nCookie: a={}", "b".repeat(5_000)));
-    assert_eq!(ask(plain), 200);
-    assert_eq!(ask("Content-Length: 0\r\nTrailer: X-Sum"), 200, "there are no trailers");
-    assert_eq!(ask("Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1"), 200);
-    // It waits for the end of the stream in vain.
-    let own = begin(&long);
-    own.set_nonblocking(true).unwrap();
-    until("connect-timeout is over", || {
-        assert_eq!(ask(plain), 200);
-        own.peek(&mut [0]).is_ok()
-    });
-    assert_eq!(read_message(&mut BufReader::new(own)).unwrap().status(), 503);
-    assert_eq!(ask(plain), 200);
-    drop(open);
-    until("the stream has ended, and its connection", || ask(&long) == 200);
-    // The next stream shares the connection.
-    let mut open = proxy.connect();
-    open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
-    streams.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(ask(plain), 200);
 }
