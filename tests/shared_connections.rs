@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS};
 use crate::http2_endpoint::endpoint;
-use crate::support::{PATIENCE, read_message, until, vanish};
+use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
 use crate::unread::start;
 
 /// Starts an endpoint that ends its connection after a head of more than `max` bytes, as nginx does. It begins a response
@@ -38,10 +38,17 @@ fn strict_endpoint(settings: &'static [u8], max: usize, downloads: usize) -> Str
 #[test]
 fn request_that_an_endpoint_ends_its_connection_for_ends_no_other_exchange() {
     const DOWNLOADS: usize = 4;
-    // A field that is long by itself, and one that is longer than the endpoint says it accepts.
-    for (settings, max, length) in [(&[][..], 4_096, 8_000), (&[0, 6, 0, 0, 1, 44], 300, 500)] {
+    let long = |length: usize| format!("\r\nX-Long: {}", "~^".repeat(length / 2));
+    let many: String = (0..120).map(|number| format!("\r\nX-{number}: {number}")).collect();
+    // A field that is long by itself, one that is longer than the endpoint says it accepts, and many fields.
+    for (settings, max, fields) in
+        [(&[][..], 4_096, long(8_000)), (&[0, 6, 0, 0, 1, 44], 300, long(500)), (&[], 400, many)]
+    {
+        let length = fields.len();
         let address = strict_endpoint(settings, max, DOWNLOADS);
-        let proxy = start(&[&address], "");
+        let listener = "address = \"127.0.0.1:0\"\n";
+        let text = manifest(&address, "", "").replace("workers = 2", "workers = 1");
+        let proxy = Proxy::start(&text.replace(listener, &format!("{listener}limits.fields = 200\n")));
         let download = || {
             let mut stream = proxy.connect();
             stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
@@ -58,8 +65,7 @@ fn request_that_an_endpoint_ends_its_connection_for_ends_no_other_exchange() {
                 stream
             })
             .collect();
-        let long = format!("\r\nX-Long: {}", "~^".repeat(length / 2));
-        assert_eq!(proxy.get("/", &long).status(), 502, "{length}");
+        assert_eq!(proxy.get("/", &fields).status(), 502, "{length}");
         let mut last = download();
         for stream in &mut downloads {
             let mut rest = String::new();
@@ -160,4 +166,40 @@ fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
     open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
     streams.recv_timeout(PATIENCE).unwrap();
     assert_eq!(ask(plain), 200);
+}
+
+/// Exchanges that last used up the streams of the one connection, and all others waited.
+#[test]
+fn exchanges_that_use_up_the_streams_of_a_connection_leave_another_to_others() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        raw.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 4]);
+        while let Some(request) = raw.next_request() {
+            match request.content.as_slice() {
+                b"stream" => {
+                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
+                    streaming.send(()).unwrap();
+                }
+                _ => raw.respond(request.stream, &[], b"whole"),
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "");
+    let plain = || proxy.get("/", "").status();
+    assert_eq!(plain(), 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let open: Vec<_> = (0..10)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
+            streams.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(plain(), 200);
+            stream
+        })
+        .collect();
+    assert_eq!(connections.load(Ordering::SeqCst), 3, "each has four streams");
+    drop(open);
 }

@@ -189,7 +189,7 @@ fn requests_that_wait_for_a_stream_go_out_again() {
         raw.respond(second.stream, &[], b"ok");
         while raw.frame().is_some_and(|frame| frame.kind != HEADERS) {}
     });
-    let proxy = start(&[&address], "retry = false");
+    let proxy = start(&[&address], "retry = false\nlimits.connections = 1");
     assert_eq!(send(&proxy, "POST", "").status(), 200);
     let clients: Vec<_> = (0..4)
         .map(|_| {

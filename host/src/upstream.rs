@@ -36,6 +36,7 @@ pub mod informational;
 pub mod pending_connection;
 pub mod response_head_limits;
 pub mod retry;
+mod shared_connections;
 mod socket;
 pub mod status_codes;
 
@@ -43,6 +44,7 @@ use connect::{ConnectStage, ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use response_head_limits::ResponseHeadLimits;
+use shared_connections::SharedConnections;
 
 /// The address of an endpoint, and its protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -97,12 +99,8 @@ pub struct Pool {
     address: EndpointAddr,
     /// The idle connections that serve one exchange at a time, the last used on top.
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
-    /// The shared HTTP/2 connection, and when it was last used; `None` if there is none.
-    shared: RefCell<Option<(SharedSender, Instant)>>,
-    /// The connection that was shared, while its exchanges end so that another worker may connect; `None` if there is none.
-    yielded: RefCell<Option<YieldedConnection>>,
-    /// The time before which no connection in use is yielded, because the last one did not end; `None` for at once.
-    kept_until: Cell<Option<Instant>>,
+    /// The HTTP/2 connections that requests share.
+    shared: RefCell<SharedConnections>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
     first: tokio::sync::Mutex<()>,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
@@ -121,12 +119,6 @@ pub struct Pool {
     all: Weak<Pools>,
 }
 
-/// A shared connection on which no more requests begin, so that requests of other workers or endpoints get its permit.
-struct YieldedConnection {
-    sender: SharedSender,
-    yielded_at: Instant,
-}
-
 /// The result of waiting for a permit to connect.
 pub enum Acquired {
     /// The request has a permit to open a connection.
@@ -134,13 +126,6 @@ pub enum Acquired {
     /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
 }
-
-/// The time within which the exchanges of a connection that is yielded have to end. Otherwise requests of this worker use it
-/// again: long streams would keep the permit, and all other requests would wait for it in vain.
-const YIELD_TIME: Duration = Duration::from_millis(200);
-
-/// The time for which a connection that was yielded in vain stays in use.
-const YIELD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -199,9 +184,9 @@ impl Pools {
     /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
-            pool.shared.borrow_mut().take_if(|(_, used)| now - *used >= longest);
+            pool.shared.borrow_mut().sweep(now, longest);
             pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
-            Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || pool.shared.borrow().is_some()
+            Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || !pool.shared.borrow().is_empty()
         });
     }
 }
@@ -213,6 +198,8 @@ pub struct RequestHeadSize {
     pub longest: usize,
     /// The size of the list of fields (RFC 9113 §6.5.2).
     pub total: usize,
+    /// The number of fields.
+    pub fields: usize,
 }
 
 /// The longest field or target on a shared connection, in bytes: nginx ends the connection for a longer one.
@@ -221,12 +208,15 @@ const MAX_SHARED_FIELD: usize = 4 << 10;
 /// The longest head on a shared connection, in bytes: endpoints accept at least that by default.
 const MAX_SHARED_HEAD: usize = 16 << 10;
 
+/// The maximum number of fields on a shared connection: HAProxy ends the connection for twice as many.
+const MAX_SHARED_FIELDS: usize = 100;
+
 impl RequestHeadSize {
     /// Returns the size of a head with a target.
     pub fn of(method: &Method, target: &str, fields: &HeaderMap) -> Self {
         // `:method`, `:scheme` and `:path`; `Host` becomes `:authority`.
         let pseudo = method.as_str().len() + target.len() + 25 + 3 * FIELD_OVERHEAD;
-        let mut size = RequestHeadSize { longest: target.len(), total: pseudo };
+        let mut size = RequestHeadSize { longest: target.len(), total: pseudo, fields: fields.len() };
         for (name, value) in fields {
             let length = name.as_str().len() + value.len();
             size.longest = size.longest.max(length);
@@ -256,8 +246,6 @@ impl Pool {
             address,
             idle: RefCell::default(),
             shared: RefCell::default(),
-            yielded: RefCell::default(),
-            kept_until: Cell::default(),
             first: tokio::sync::Mutex::new(()),
             returned: Notify::new(),
             waiting: Cell::new(0),
@@ -302,7 +290,7 @@ impl Pool {
 
     /// Shares a connection with later requests; returns a handle of it.
     fn share(&self, sender: SharedSender, now: Instant) -> Box<Connection> {
-        *self.shared.borrow_mut() = Some((sender.clone(), now));
+        self.shared.borrow_mut().add(sender.clone(), now);
         self.returned.notify_waiters();
         Box::new(Connection::of_shared(sender))
     }
@@ -319,25 +307,8 @@ impl Pool {
         if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
             idle.remove(index);
         }
-        self.reclaim(now);
-        let is_kept = self.kept_until.get().is_some_and(|until| now < until);
-        let may_yield = |sender: &SharedSender| sender.limit_handle().is_wanted() && (!is_kept || sender.is_unused());
-        if let Some((sender, _)) = self.shared.borrow_mut().take_if(|(sender, _)| may_yield(sender))
-            && !sender.is_unused()
-        {
-            *self.yielded.borrow_mut() = Some(YieldedConnection { sender, yielded_at: now });
-        }
-    }
-
-    /// Drops the connection that was yielded once no exchange is on it, or uses it again if that takes too long.
-    fn reclaim(&self, now: Instant) {
-        let mut yielded = self.yielded.borrow_mut();
-        yielded.take_if(|yielded| yielded.sender.is_unused() || yielded.sender.is_closed());
-        let is_late = |yielded: &mut YieldedConnection| now.saturating_duration_since(yielded.yielded_at) >= YIELD_TIME;
-        let Some(YieldedConnection { sender, .. }) = yielded.take_if(is_late) else { return };
-        self.kept_until.set(Some(now + YIELD_PAUSE));
-        if self.shared.borrow().is_none() {
-            self.share(sender, now);
+        if self.shared.borrow_mut().yield_to_waiters(now) {
+            self.returned.notify_waiters();
         }
     }
 
@@ -409,8 +380,10 @@ impl Pool {
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
     /// the request, and with it the exchanges of others.
     pub fn may_share(&self, head: RequestHeadSize) -> bool {
-        let max = self.shared.borrow().as_ref().map_or(u32::MAX, |(sender, _)| sender.max_request_head());
-        head.longest <= MAX_SHARED_FIELD && head.total <= MAX_SHARED_HEAD.min(max as usize)
+        let max = self.shared.borrow().max_request_head().unwrap_or(u32::MAX);
+        head.longest <= MAX_SHARED_FIELD
+            && head.total <= MAX_SHARED_HEAD.min(max as usize)
+            && head.fields <= MAX_SHARED_FIELDS
     }
 
     /// Whether the endpoint speaks HTTP/1, as far as is known, so that no exchange shares a connection.
@@ -441,17 +414,15 @@ impl Pool {
     /// Returns the time since which the longest idle connection has been idle; `None` if none is idle.
     fn idle_since(&self) -> Option<Instant> {
         let exclusive = self.idle.borrow().first().map(|(_, since)| *since);
-        let shared = self.shared.borrow();
-        let shared = shared.as_ref().filter(|(sender, _)| sender.is_unused()).map(|(_, used)| *used);
-        exclusive.into_iter().chain(shared).min()
+        exclusive.into_iter().chain(self.shared.borrow().unused_since()).min()
     }
 
     /// Closes the connection that has been idle for the longest time.
     async fn close_oldest(&self) {
         let oldest = self.idle_since();
-        let shared = self.shared.borrow_mut().take_if(|(sender, used)| sender.is_unused() && Some(*used) == oldest);
+        let shared = oldest.and_then(|oldest| self.shared.borrow_mut().take_unused(oldest));
         match shared {
-            Some((sender, _)) => sender.close().await,
+            Some(sender) => sender.close().await,
             None if !self.idle.borrow().is_empty() => drop(self.idle.borrow_mut().remove(0)),
             None => {}
         }
@@ -465,7 +436,7 @@ impl Pool {
 
     /// Makes the next request open its own connection, because the endpoint does not respond on the shared one.
     pub fn give_up_shared(&self) {
-        *self.shared.borrow_mut() = None;
+        self.shared.borrow_mut().clear();
     }
 
     fn shared_connection(
@@ -474,15 +445,8 @@ impl Pool {
         connection_limit: &ConnectionLimit,
         now: Instant,
     ) -> Option<Box<Connection>> {
-        let mut shared = self.shared.borrow_mut();
-        let is_usable =
-            |sender: &SharedSender| connection_limit.have(sender.limit_handle()) && sender.head_limits() == rules.head;
-        // The exchanges of a connection with many resets finish on it, if there may be another one.
-        let is_spent = |sender: &SharedSender| sender.has_many_resets() && sender.limit_handle().has_room();
-        shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender) || is_spent(sender));
-        let (sender, used) = shared.as_mut()?;
-        *used = now;
-        Some(Box::new(Connection::of_shared(sender.clone())))
+        let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
+        Some(Box::new(Connection::of_shared(sender)))
     }
 }
 

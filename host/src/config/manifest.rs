@@ -723,7 +723,7 @@ pub struct UpstreamLimits {
     ///
     /// Type: number. Default: no limit. Example: `1000`.
     pub requests: Option<Spanned<usize>>,
-    /// The most connections; requests beyond it wait.
+    /// The most connections; requests beyond it wait. With HTTP/2, each worker needs one for each endpoint at least.
     ///
     /// Type: number. Default: no limit. Example: `200`.
     pub connections: Option<Spanned<usize>>,

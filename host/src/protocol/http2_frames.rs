@@ -22,6 +22,9 @@ pub const CONTINUATION: u8 = 9;
 /// The type of a frame of settings.
 const SETTINGS: u8 = 4;
 
+/// The setting for the number of streams that the sender accepts at a time (RFC 9113 §6.5.2).
+pub const MAX_CONCURRENT_STREAMS: u16 = 3;
+
 /// The setting for the longest list of fields that the sender accepts (RFC 9113 §6.5.2).
 pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 

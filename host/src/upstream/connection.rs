@@ -449,8 +449,18 @@ impl SharedSender {
         self.sender.is_closed() || self.transport.is_over.get()
     }
 
+    /// Returns the number of exchanges that have a sender of the connection, besides the pool.
+    pub fn exchanges(&self) -> usize {
+        Rc::strong_count(&self.task) - 1
+    }
+
+    /// Whether another request may begin at once: the endpoint accepts another stream, and doesn't soon end the connection.
+    pub fn accepts_more(&self) -> bool {
+        self.exchanges() < self.reports.max_streams.get().max(1) as usize && !self.has_many_resets()
+    }
+
     /// Whether so many streams were reset that the endpoint may soon end the connection for it.
-    pub fn has_many_resets(&self) -> bool {
+    fn has_many_resets(&self) -> bool {
         self.reports.resets.get() >= MAX_RESETS
     }
 
@@ -461,7 +471,7 @@ impl SharedSender {
 
     /// Whether no exchange has a sender of the connection.
     pub fn is_unused(&self) -> bool {
-        Rc::strong_count(&self.task) == 1
+        self.exchanges() == 0
     }
 
     /// Closes the connection, and waits until its socket is closed. Exchanges that have a sender of it fail.

@@ -16,8 +16,8 @@ use super::informational;
 use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
-    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_HEADER_LIST_SIZE, PREFACE,
-    RST_STREAM,
+    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_CONCURRENT_STREAMS,
+    MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -35,6 +35,8 @@ pub struct EndpointFrames {
 pub struct FrameReports {
     /// The longest list of fields that the endpoint says it accepts, in bytes.
     pub max_request_head: Cell<u32>,
+    /// The number of streams that the endpoint says it accepts at a time.
+    pub max_streams: Cell<u32>,
     /// The last stream of which the transport has accepted the request's head.
     pub last_sent: Cell<u32>,
     /// The number of streams that this side has reset.
@@ -81,7 +83,13 @@ impl EndpointFrames {
 impl Default for FrameReports {
     /// Returns the reports of a connection on which no frame was sent or received.
     fn default() -> Self {
-        FrameReports { max_request_head: Cell::new(u32::MAX), last_sent: Cell::default(), resets: Cell::default() }
+        let unlimited = || Cell::new(u32::MAX);
+        FrameReports {
+            max_request_head: unlimited(),
+            max_streams: unlimited(),
+            last_sent: Cell::default(),
+            resets: Cell::default(),
+        }
     }
 }
 
@@ -98,10 +106,10 @@ impl FrameCounter for EndpointFrames {
                 flood.get_or_insert(name);
             }
         };
-        incoming.scan_with_values(bytes, each, |value| {
-            if let FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } = value {
-                reports.max_request_head.set(value);
-            }
+        incoming.scan_with_values(bytes, each, |value| match value {
+            FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } => reports.max_request_head.set(value),
+            FrameValue::Setting { identifier: MAX_CONCURRENT_STREAMS, value } => reports.max_streams.set(value),
+            FrameValue::Setting { .. } | FrameValue::ResetCode(_) => {}
         });
     }
 
