@@ -425,7 +425,7 @@ fn trailers_are_the_end_of_a_response() {
 /// no more than eight CONTINUATION frames.
 #[test]
 fn heads_and_trailers_that_a_client_may_not_take_end_no_connection() {
-    let proxy = Proxy::start(&manifest(&long_sections(), "", "[upstream.app.limits]\nresponse-head = \"1 MiB\"\n"));
+    let proxy = Proxy::start(&manifest(&long_sections(), "", LONG_HEADS));
     // The length of the field, its bytes, the list that the client says it accepts, and whether the client gets it.
     let cases = [
         ("head", 100 << 10, 'x', None, true),
@@ -440,31 +440,9 @@ fn heads_and_trailers_that_a_client_may_not_take_end_no_connection() {
     ];
     for (section, length, byte, announced, is_sent) in cases {
         let case = format!("{section} {length} {byte} {announced:?}");
-        let mut client = Raw::connect(&proxy);
-        if let Some(max) = announced {
-            client.send(SETTINGS, 0, 0, &[&[0, 6][..], &u32::to_be_bytes(max)].concat());
-        }
-        client.request(1);
-        client.until(|frame| frame.stream == 1 && frame.kind == HEADERS);
-        let fields = [("x-section", section), ("x-length", &length.to_string()), ("x-byte", &byte.to_string())];
-        let long = crate::http2_endpoint::head(GET, &fields);
-        client.send(HEADERS, END_STREAM | END_HEADERS, 3, &long);
-        let (mut continuations, mut first) = (0, None);
-        let end = client.until(|frame| {
-            continuations += usize::from(frame.kind == CONTINUATION);
-            first = first.or((frame.stream == 3 && frame.kind == HEADERS).then(|| frame.payload[0]));
-            let is_end = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
-            frame.stream == 3 && (is_end || frame.kind == RST_STREAM)
-        });
-        let is_whole = first == Some(0x88) && end.kind != RST_STREAM;
+        let (is_whole, continuations) =
+            section_of(&proxy, announced, &[("x-section", section), ("x-byte", &byte.to_string())], length);
         assert_eq!(is_whole, is_sent, "{case}");
-        client.request(5);
-        let next = client.until(|frame| {
-            // Trailers have their continuations behind the end of the stream.
-            continuations += usize::from(frame.kind == CONTINUATION);
-            frame.stream == 5 && frame.kind == HEADERS
-        });
-        assert_eq!(next.payload[0], 0x88, "{case}: the connection serves others");
         assert!(continuations <= 8 || announced.is_some(), "{case}: {continuations}");
     }
     for part in ["the response's head is longer", "the response's trailer section is longer"] {
@@ -472,17 +450,72 @@ fn heads_and_trailers_that_a_client_may_not_take_end_no_connection() {
     }
 }
 
+/// HAProxy ends its connection to the proxy for 16 KiB, or for some two hundred fields, and announces neither.
+#[test]
+fn heads_that_the_keys_of_a_listener_forbid_end_no_connection() {
+    let text = manifest(&long_sections(), "", LONG_HEADS);
+    let limits = "limits = { response-head = \"16 KiB\", response-fields = 100 }";
+    let proxy = Proxy::start(&text.replacen(":0\"\n", &format!(":0\"\n{limits}\n"), 1));
+    for (section, length, is_sent) in [
+        ("head", 15_000, true),
+        ("head", 20_000, false),
+        ("fields", 90, true),
+        ("fields", 150, false),
+        ("trailer-fields", 90, true),
+        ("trailer-fields", 150, false),
+    ] {
+        let (is_whole, _) = section_of(&proxy, None, &[("x-section", section), ("x-byte", "x")], length);
+        assert_eq!(is_whole, is_sent, "{section} {length}");
+    }
+    let line = proxy.wait_log("the response's trailer section is longer");
+    assert!(line.contains("limit=\"limits.response-head\"") && line.contains("(100) of the listener"), "{line}");
+}
+
+const LONG_HEADS: &str = "[upstream.app.limits]\nresponse-head = \"1 MiB\"\n";
+
+/// Requests a response with a long section between two others on one connection, whose client says how long a list of fields
+/// it accepts. Returns whether the response is whole, and the number of CONTINUATION frames.
+fn section_of(proxy: &Proxy, announced: Option<u32>, fields: &[(&str, &str)], length: usize) -> (bool, usize) {
+    let mut client = Raw::connect(proxy);
+    if let Some(max) = announced {
+        client.send(SETTINGS, 0, 0, &[&[0, 6][..], &u32::to_be_bytes(max)].concat());
+    }
+    client.request(1);
+    client.until(|frame| frame.stream == 1 && frame.kind == HEADERS);
+    let length = length.to_string();
+    let fields = [fields, &[("x-length", &*length)]].concat();
+    client.send(HEADERS, END_STREAM | END_HEADERS, 3, &crate::http2_endpoint::head(GET, &fields));
+    let (mut continuations, mut first) = (0, None);
+    let end = client.until(|frame| {
+        continuations += usize::from(frame.kind == CONTINUATION);
+        first = first.or((frame.stream == 3 && frame.kind == HEADERS).then(|| frame.payload[0]));
+        let is_end = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
+        frame.stream == 3 && (is_end || frame.kind == RST_STREAM)
+    });
+    client.request(5);
+    let next = client.until(|frame| {
+        // Trailers have their continuations behind the end of the stream.
+        continuations += usize::from(frame.kind == CONTINUATION);
+        frame.stream == 5 && frame.kind == HEADERS
+    });
+    assert_eq!(next.payload[0], 0x88, "{fields:?}: the connection serves others");
+    (first == Some(0x88) && end.kind != RST_STREAM, continuations)
+}
+
 /// Starts an origin whose response has a head or trailers as long as the request says.
 fn long_sections() -> String {
     origin(|request| {
-        let Some(length) = request.field("x-length") else { return ok("short") };
-        let text = request.field("x-byte").unwrap().repeat(length.parse().unwrap());
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
-        let whole = match request.field("x-section") {
-            Some("head") => format!("{head}X-Long: {text}\r\n\r\n0\r\n\r\n"),
-            _ => format!("{head}\r\n1\r\na\r\n0\r\nX-Long: {text}\r\n\r\n"),
+        let Some(length) = request.field("x-length").map(|length| length.parse().unwrap()) else { return ok("short") };
+        let long = format!("X-Long: {}\r\n", request.field("x-byte").unwrap().repeat(length));
+        let many = || (0..length).map(|number| format!("X-{number}: 1\r\n")).collect();
+        let (fields, trailers) = match request.field("x-section") {
+            Some("head") => (long, String::new()),
+            Some("trailers") => (String::new(), long),
+            Some("fields") => (many(), String::new()),
+            _ => (String::new(), many()),
         };
-        whole.into_bytes()
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
+        format!("{head}{fields}\r\n1\r\na\r\n0\r\n{trailers}\r\n").into_bytes()
     })
 }
 

@@ -23,6 +23,7 @@ use crate::system::bind_error;
 use crate::tls;
 use crate::tls::pem::CertificateFiles;
 use crate::tls::server::{ClientAuth, ClientScope, MinimumVersion, ServerFilePlace, ServerFiles, ServerTls};
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -51,6 +52,8 @@ const SEND_RATE: usize = BODY_RATE;
 /// GB at worst.
 const BUFFER: usize = 1 << 20;
 /// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
+/// nghttp2 ends a connection for more than eight CONTINUATION frames, each of 16 KiB.
+const RESPONSE_HEAD: ResponseHeadLimits = ResponseHeadLimits { bytes: 128 << 10, fields: MAX_FIELDS };
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The TLS of a listener.
@@ -268,6 +271,12 @@ impl Assembly<'_> {
                 rate: self.rate(source, limits.send_rate.as_ref(), SEND_RATE),
             },
             buffer: self.buffer(source, limits.buffer.as_ref()),
+            response_head: self.head_limits(
+                source,
+                limits.response_head.as_ref(),
+                limits.response_fields.as_ref(),
+                RESPONSE_HEAD,
+            ),
             tunnel_timeout: self.duration(source, limits.tunnel_timeout.as_ref(), TUNNEL_TIMEOUT),
         }
     }

@@ -132,7 +132,12 @@ impl Assembly<'_> {
             proxy_protocol,
             read_timeout: self.duration(source, upstream.read_timeout.as_ref(), Duration::from_secs(60)),
             stream_timeout: self.duration(source, upstream.stream_timeout.as_ref(), STREAM_TIMEOUT),
-            head: self.head_limits(source, &upstream.limits),
+            head: self.head_limits(
+                source,
+                upstream.limits.response_head.as_ref(),
+                upstream.limits.response_fields.as_ref(),
+                ResponseHeadLimits::default(),
+            ),
             connect_timeout: self.duration(source, upstream.connect_timeout.as_ref(), Duration::from_secs(5)),
             response_timeout: self.duration(source, upstream.response_timeout.as_ref(), Duration::from_secs(60)),
             idle_timeout: self.duration(source, upstream.idle_timeout.as_ref(), Duration::from_secs(60)),
@@ -140,9 +145,14 @@ impl Assembly<'_> {
         }
     }
 
-    fn head_limits(&mut self, source: &Arc<Source>, limits: &manifest::UpstreamLimits) -> ResponseHeadLimits {
-        let default = ResponseHeadLimits::default();
-        let head = limits.response_head.as_ref();
+    /// Returns the limits of the heads of responses, by the keys `response-head` and `response-fields`.
+    pub(super) fn head_limits(
+        &mut self,
+        source: &Arc<Source>,
+        head: Option<&Spanned<String>>,
+        fields: Option<&Spanned<usize>>,
+        default: ResponseHeadLimits,
+    ) -> ResponseHeadLimits {
         let bytes = self.bytes(source, head, default.bytes);
         if let Some(head) = head.filter(|_| !(MIN_HEAD_BYTES..=MAX_HEAD_BYTES).contains(&bytes)) {
             let message = format!(
@@ -151,7 +161,7 @@ impl Assembly<'_> {
             );
             self.problems.at(source, head.span(), message);
         }
-        let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MAX_FIELDS);
+        let fields = self.up_to(source, fields, default.fields, 1..=MAX_FIELDS);
         ResponseHeadLimits { bytes, fields }
     }
 

@@ -476,6 +476,16 @@ pub struct ListenerLimits {
     ///
     /// Type: size. Default: `"1 MiB"`.
     pub buffer: Option<Spanned<String>>,
+    /// The longest head, and the longest trailers, of a response over HTTP/2 to a client that doesn't say how much it
+    /// accepts, from `1 KiB` to `16 MiB`; beyond it 502. Clients may end their connection, with all its requests, for more:
+    /// HAProxy does so beyond `16 KiB`.
+    ///
+    /// Type: size. Default: `"128 KiB"`.
+    pub response_head: Option<Spanned<String>>,
+    /// The most fields of a response over HTTP/2, up to 10,000; beyond it 502. HAProxy ends its connection for twice `100`.
+    ///
+    /// Type: number. Default: `10000`.
+    pub response_fields: Option<Spanned<usize>>,
     /// The longest time in which nothing passes through a tunnel, such as a WebSocket, before it is closed.
     ///
     /// Type: duration. Default: `"1h"`.

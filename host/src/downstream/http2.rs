@@ -59,6 +59,7 @@ use crate::protocol::http2_frames::budget::FrameKind;
 use crate::protocol::websocket;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::failure_log::{self, Topic};
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The window of a stream, in bytes: the maximum that is buffered for an endpoint that reads slowly.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -74,9 +75,6 @@ const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
-/// The most that a head or trailers may take once they are encoded, in bytes, unless the client says that it accepts more:
-/// nghttp2 ends a connection for more than eight CONTINUATION frames, each of 16 KiB.
-const MAX_SECTION: usize = 128 << 10;
 
 /// A request of which only h2 has seen the head.
 const UNKNOWN: ReceivedRequest = ReceivedRequest::Unparsed(Bytes::new());
@@ -346,7 +344,9 @@ impl Streams {
                 Err(refused) => refused,
             };
             let extensions = response.extensions();
-            let is_settled = extensions.get::<CountedLength>().is_none() && extensions.get::<Unsendable>().is_none();
+            let is_settled = extensions.get::<CountedLength>().is_none()
+                && extensions.get::<Unsendable>().is_none()
+                && !open.streams.has_many_fields(response.headers());
             let response = match is_settled {
                 true => response,
                 false => boxed(|| open.streams.count_received(response, &timers)).await,
@@ -386,7 +386,11 @@ impl Streams {
     /// Counts a response that is whole in memory, or has a long head, against `limits.buffer`. One that can't be sent is
     /// dropped at once, and marked as [`Unsendable`] for [`Streams::count_received`].
     fn count_made(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
-        let Some(CountedLength(length)) = response.extensions_mut().remove() else { return response };
+        let counted = response.extensions_mut().remove::<CountedLength>();
+        if counted.is_none() && !self.has_many_fields(response.headers()) {
+            return response;
+        }
+        let CountedLength(length) = counted.unwrap_or(CountedLength(0));
         let accepted = match self.accepts(response.headers()) {
             true => self.backlog.count_made(length).ok_or(Unsendable::Overflowing),
             false => Err(Unsendable::LongHead),
@@ -409,7 +413,18 @@ impl Streams {
     fn accepts(&self, fields: &HeaderMap) -> bool {
         let FieldSectionSize { list, encoded } = FieldSectionSize::of(fields);
         let announced = self.max_section.get().map(|max| max as usize);
-        announced.is_none_or(|max| list <= max) && encoded <= announced.unwrap_or(0).max(MAX_SECTION)
+        announced.is_none_or(|max| list <= max)
+            && encoded <= announced.unwrap_or(0).max(self.head_limits().bytes)
+            && !self.has_many_fields(fields)
+    }
+
+    /// Whether a head or trailers have more fields than the client may accept.
+    fn has_many_fields(&self, fields: &HeaderMap) -> bool {
+        fields.len() > self.head_limits().fields
+    }
+
+    fn head_limits(&self) -> ResponseHeadLimits {
+        self.client.arrival.listener.limits.response_head
     }
 
     /// Counts a response as [`Streams::count_made`] does, or replaces it by an error, which goes up the chain.
@@ -419,10 +434,10 @@ impl Streams {
         let Some(mut record) = record else { return response.map(|body| ResponseStream { body, total, record: None }) };
         let mut response = self.count_made(response);
         if let Some(unsendable) = response.extensions_mut().remove::<Unsendable>() {
-            let error = unsendable.error();
+            let error = unsendable.error(self.head_limits());
             let status = error.client_status();
             response = respond::replace_with_error(error, timers, &mut record).await;
-            if response.extensions().get::<CountedLength>().is_some() {
+            if response.extensions().get::<CountedLength>().is_some() || self.has_many_fields(response.headers()) {
                 // The plugins above have made it as long.
                 response = Response::new(ResponseBody::Full(Bytes::new()));
                 *response.status_mut() = status;
@@ -630,24 +645,26 @@ impl Streams {
 }
 
 impl Unsendable {
-    fn error(self) -> Error {
+    fn error(self, limits: ResponseHeadLimits) -> Error {
         match self {
             Unsendable::Overflowing => {
                 let cause = "the client leaves too many bytes of responses unread that plugins made";
                 Error::new(FailureKind::LimitReached, cause).with_limit("limits.buffer")
             }
-            Unsendable::LongHead => long_section("head"),
+            Unsendable::LongHead => long_section("head", limits),
         }
     }
 }
 
 /// Returns the error about a head or trailers that the client may end its connection for.
-fn long_section(section: &str) -> Error {
+fn long_section(section: &str, limits: ResponseHeadLimits) -> Error {
+    let ResponseHeadLimits { bytes, fields } = limits;
+    let limits =
+        format!("`limits.response-head` ({bytes} bytes) and `limits.response-fields` ({fields}) of the listener");
     let cause = format!(
-        "the response's {section} is longer than the client accepts over HTTP/2 (SETTINGS_MAX_HEADER_LIST_SIZE, or {} KiB)",
-        MAX_SECTION >> 10
+        "the response's {section} is longer than the client accepts over HTTP/2 (SETTINGS_MAX_HEADER_LIST_SIZE), or than {limits}"
     );
-    Error::new(FailureKind::ResponseHeadSize, cause)
+    Error::new(FailureKind::ResponseHeadSize, cause).with_limit("limits.response-head")
 }
 
 impl Drop for OpenStream {
@@ -724,7 +741,8 @@ impl Body for Http2Body {
         if let (Poll::Ready(Some(Ok(trailers))), Some(open)) = (&frame, &self.open)
             && trailers.trailers_ref().is_some_and(|fields| !open.streams.accepts(fields))
         {
-            frame = Poll::Ready(Some(Err(self.outgoing.cut(long_section("trailer section")))));
+            let limits = open.streams.head_limits();
+            frame = Poll::Ready(Some(Err(self.outgoing.cut(long_section("trailer section", limits)))));
         }
         // A body that fails here is not the client's doing.
         if let (Poll::Ready(Some(Err(_))), Some(open)) = (&frame, &self.open) {

@@ -14,6 +14,7 @@ use crate::protocol::client_address;
 use crate::protocol::framing;
 use crate::protocol::trusted_peers::TrustedPeers;
 use crate::tls::server::ClientScope;
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The number in place of that of the rules, once no generation in service has the listener.
 const REMOVED: u64 = 0;
@@ -85,6 +86,8 @@ pub struct ClientLimits {
     pub send: SendLimits,
     /// The bytes that wait on an HTTP/2 connection for its client, and as many for endpoints.
     pub buffer: usize,
+    /// The limits of heads and trailers over HTTP/2, for clients that don't say how much they accept.
+    pub response_head: ResponseHeadLimits,
     /// The maximum time for which a tunnel may be idle.
     pub tunnel_timeout: Duration,
 }
