@@ -61,6 +61,8 @@ impl WaitingHook<'_> {
 pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let worker = timer.worker().clone();
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
+    // The timers of many plugins may be due in one turn of the worker.
+    next_turn(worker.guards[plugin_id].turn_owner()).await;
     let cause = Some(CalloutCause::without_exchange("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
     let called =
