@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod admin;
 mod buffers;
+mod cache_scope;
 mod doubtful;
 mod endpoints;
 mod error_pages;

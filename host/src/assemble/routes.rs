@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cache_scope::cache_scope;
 use super::path_regex::Paths;
 use super::reach::UnusualHost;
 use super::redirect_loops::{RouteSample, SampledRoute};
@@ -17,7 +18,6 @@ use crate::config::spanned::Spanned;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
-use crate::generation::target::Target;
 use crate::protocol::authority;
 
 /// The default of `max-body`, more than most uploads. Bodies are streamed, so the limit protects the endpoint.
@@ -311,26 +311,6 @@ impl Assembly<'_> {
         }
         route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value))).collect()
     }
-}
-
-/// Returns the text that distinguishes the stored responses of a route from those of others. Routes of one name may
-/// lead a request to different resources.
-fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -> Arc<str> {
-    let mut scope = String::new();
-    if let Some(strip) = &route.strip_prefix {
-        scope += &format!("\nstrip-prefix {:?}", strip.get_ref());
-    }
-    if let Some(rewrite) = &route.rewrite {
-        let manifest::RewriteTable { regex, to } = rewrite.get_ref();
-        scope += &format!("\nrewrite {}\n{}", regex.get_ref(), to.get_ref());
-    }
-    match target {
-        Target::Upstream(_) => {}
-        Target::Redirect(to) => scope += &format!("\nredirect {} {:?}", to.status, to.location),
-        Target::Respond(fixed) => scope += &format!("\nrespond {}", blake3::hash(&fixed.body)),
-        Target::Files(files) => scope += &format!("\nfiles {}", files.root.display()),
-    }
-    if scope.is_empty() { name.clone() } else { format!("{name}{scope}").into() }
 }
 
 /// Returns the name of a route that the manifest gives none.

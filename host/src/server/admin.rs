@@ -15,6 +15,7 @@ mod fleet;
 pub mod listener;
 mod metrics_page;
 mod plugins;
+mod purge;
 mod requests;
 pub(crate) mod socket;
 mod status;

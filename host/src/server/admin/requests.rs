@@ -20,7 +20,7 @@ use super::connection::{AdminConnectionState, AdminPhase, Connections};
 use super::document::Document;
 use super::metrics_page::metrics;
 use super::status::status;
-use super::{Admin, MANIFEST_FIELD, cache, text};
+use super::{Admin, MANIFEST_FIELD, purge, text};
 use crate::assemble::admin::AdminSettings;
 use crate::exchange::response_body::ResponseBody;
 
@@ -144,7 +144,7 @@ impl RequestHandler {
         info!(path, ?query, "admin request");
         match path {
             "/reload" => self.reload().await,
-            "/purge" => cache::purge(&self.admin, query, &self.purges).await,
+            "/purge" => purge::purge(&self.admin, query, &self.purges).await,
             _ => super::drain(&self.admin, query, path == "/drain"),
         }
     }
