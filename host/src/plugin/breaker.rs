@@ -150,7 +150,11 @@ impl Breaker {
         // A trial of the plugin tries the hook too. Otherwise, the worker that moves the time has the trial; one that never
         // ended is repeated.
         match permit {
-            CallPermit::Trial(_) => Some(permit),
+            CallPermit::Trial(_) => {
+                // Until the next one, the hooks that work have the trials.
+                trial_at.store(self.ms(now + self.backoff()), Ordering::Release);
+                Some(permit)
+            }
             _ => {
                 let next = self.ms(now + BACKOFF);
                 trial_at.compare_exchange(due, next, Ordering::AcqRel, Ordering::Relaxed).ok()?;
@@ -205,7 +209,9 @@ impl Breaker {
         match (permit, outcome) {
             (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
             (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
-            (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen(now),
+            // It says no more about the plugin than the failures that have stopped the hook.
+            (CallPermit::Trial(_), CallOutcome::Failed) if self.is_stopped(hook) => self.reopen_until(now),
+            (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen_until(now + self.backoff()),
             (CallPermit::HookTrial(_), CallOutcome::Returned) => self.resume(hook),
             // The next trial has its time already.
             (CallPermit::HookTrial(_), CallOutcome::Failed) => {}
@@ -296,9 +302,9 @@ impl Breaker {
         warn!(plugin = &*self.plugin, limit, retry_in = ?backoff, "plugin breaker opened");
     }
 
-    /// Opens the breaker again after a trial that failed without cost.
-    fn reopen(&self, now: Instant) {
-        self.until.store(self.ms(now + self.backoff()), Ordering::Release);
+    /// Opens the breaker again after a trial that failed without cost, until the next trial.
+    fn reopen_until(&self, next: Instant) {
+        self.until.store(self.ms(next), Ordering::Release);
         self.mode.store(OPEN, Ordering::Release);
     }
 
@@ -535,6 +541,35 @@ mod tests {
         assert_eq!(trial, CallPermit::Trial(2 * TICK));
         breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 6400));
         assert_eq!(breaker.admit(HookKind::Body, at(began, 6401)), Some(CallPermit::Short(2 * TICK)));
+    }
+
+    #[test]
+    fn a_stopped_hook_takes_the_trial_of_the_plugin_from_no_other() {
+        let (breaker, began) = breaker();
+        fail(&breaker, began, HookKind::Observer);
+        (0..3).for_each(|_| late(&breaker, at(began, 3200)));
+        let trial = breaker.admit(HookKind::Observer, at(began, 4200)).unwrap();
+        assert_eq!(trial, CallPermit::Trial(TICK));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4200)), None, "one trial at a time");
+        breaker.settle(trial, HookKind::Observer, CallOutcome::Failed, at(began, 4201));
+        assert_eq!(breaker.admit(HookKind::Observer, at(began, 4201)), None);
+        let trial = breaker.admit(REQUEST, at(began, 4201)).unwrap();
+        assert_eq!(trial, CallPermit::Trial(TICK));
+        breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 4201));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4202)), Some(CallPermit::Short(TICK)));
+        // The failures of a hook that is not stopped keep the breaker open for the backoff.
+        late(&breaker, at(began, 4202));
+        let trial = breaker.admit(REQUEST, at(began, 6202)).unwrap();
+        breaker.settle(trial, REQUEST, CallOutcome::Failed, at(began, 6202));
+        assert_eq!(breaker.admit(REQUEST, at(began, 8201)), None);
+        // A plugin whose only hook is stopped is tried once in a backoff.
+        let trial = breaker.admit(HookKind::Observer, at(began, 8202)).unwrap();
+        assert_eq!(trial, CallPermit::Trial(2 * TICK));
+        breaker.settle(trial, HookKind::Observer, CallOutcome::Failed, at(began, 8202));
+        assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_201)), None);
+        let trial = breaker.admit(HookKind::Observer, at(began, 10_202)).unwrap();
+        breaker.settle(trial, HookKind::Observer, CallOutcome::Returned, at(began, 10_202));
+        assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_203)), Some(CallPermit::Short(2 * TICK)));
     }
 
     #[test]
