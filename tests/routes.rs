@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Proxy, echo, manifest, origin, plugway, read_message};
+use crate::support::{Message, Proxy, echo, manifest, origin, plugway, read_message};
 
 /// Returns a manifest whose routes are written out, beside the upstream `app`.
 fn with_routes(origin: &str, routes: &str) -> String {
@@ -387,6 +387,123 @@ fn spellings_that_are_forwarded_are_stored_apart() {
     assert!(proxy.get("/a/b", "\r\nX-V: 2").field("cache-status").unwrap().contains("hit"));
 }
 
+// === stored responses of routes ===
+
+/// Returns an origin whose cacheable responses show the whole request.
+fn storable_echo() -> String {
+    origin(|request| {
+        let fields = request.fields.iter().map(|(name, value)| format!("{name}: {value}\n"));
+        let body = format!("{}\n{}", request.start, fields.collect::<String>());
+        format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .into_bytes()
+    })
+}
+
+/// A plugin below the cache of a route, whose effect no other route should have.
+const INNER: &str = r#"{ use = "headers", config = { request = { set = { X-Inner = "1" } } } }"#;
+
+/// Two routes of one name, and a request for each of them: without the conditions, both requests have the same key.
+struct Namesakes<'a> {
+    plain: &'a str,
+    inner: &'a str,
+    to_plain: &'a str,
+    to_inner: &'a str,
+}
+
+#[test]
+fn routes_of_one_name_share_no_stored_responses() {
+    let rewrite = "path = \"/a\"\nplugins = [{ use = \"rewrite\", config = { rules = [{ regex = \"^/a/\", to = \"/a\" }] } }, \"pages\"]";
+    for Namesakes { plain, inner, to_plain, to_inner } in [
+        Namesakes {
+            plain: "",
+            inner: "fields = { X-Beta = \"1\" }",
+            to_plain: "GET /x HTTP/1.1\r\nHost: e",
+            to_inner: "GET /x HTTP/1.1\r\nHost: e\r\nX-Beta: 1",
+        },
+        Namesakes {
+            plain: "fields = { X-Beta = \"2\" }",
+            inner: "fields = { X-Beta = \"1\" }",
+            to_plain: "GET /x HTTP/1.1\r\nHost: e\r\nX-Beta: 2",
+            to_inner: "GET /x HTTP/1.1\r\nHost: e\r\nX-Beta: 1",
+        },
+        Namesakes {
+            plain: "",
+            inner: "query = { preview = \"*\" }",
+            to_plain: "GET /x HTTP/1.1\r\nHost: e",
+            to_inner: "GET /x?preview=1 HTTP/1.1\r\nHost: e",
+        },
+        Namesakes {
+            plain: "",
+            inner: "methods = [\"HEAD\"]",
+            to_plain: "GET /x HTTP/1.1\r\nHost: e",
+            to_inner: "HEAD /x HTTP/1.1\r\nHost: e",
+        },
+        Namesakes {
+            plain: rewrite,
+            inner: "path = { exact = \"/a\" }",
+            to_plain: "GET /a/b HTTP/1.1\r\nHost: e",
+            to_inner: "GET /a HTTP/1.1\r\nHost: e",
+        },
+        Namesakes {
+            plain: &format!("name = \"r\"\n{rewrite}"),
+            inner: "name = \"r\"\npath = { regex = \"^/a$\" }",
+            to_plain: "GET /a/b HTTP/1.1\r\nHost: e",
+            to_inner: "GET /a HTTP/1.1\r\nHost: e",
+        },
+    ] {
+        let plain = if plain.contains("plugins") { plain.into() } else { format!("plugins = [\"pages\"]\n{plain}") };
+        let proxy = Proxy::start(&with_routes(
+            &storable_echo(),
+            &format!(
+                "[[route]]\nupstream = \"app\"\n{plain}\n[[route]]\nupstream = \"app\"\nplugins = [\"pages\", {INNER}]\n{inner}\n\
+                 [plugin.pages]\nuse = \"cache\"\nconfig.key.ignore-query = [\"preview\"]\n"
+            ),
+        ));
+        let ask = |head: &str| raw(&proxy, &format!("{head}\r\nConnection: close\r\n\r\n"));
+        for is_stored in [false, true] {
+            let got = ask(to_inner);
+            assert!(to_inner.starts_with("HEAD") || got.contains("\nx-inner: 1\n"), "{inner}: {got}");
+            assert_eq!(got.contains("plugway; hit"), is_stored, "{inner}: {got}");
+            let got = ask(to_plain);
+            assert!(!got.contains("x-inner"), "{inner}: {got}");
+            assert_eq!(got.contains("plugway; hit"), is_stored, "{inner}: {got}");
+        }
+    }
+}
+
+/// Below the cache, the second listener's route makes something else of the same request.
+#[test]
+fn what_is_stored_at_one_listener_is_not_served_at_another() {
+    let text = format!(
+        "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[listener]]\naddress = \"127.0.0.2:0\"\n\
+         [upstream.app]\nendpoints = [{:?}]\n[[route]]\nupstream = \"app\"\nplugins = [\"cache\"]\n\
+         [[route]]\nlisteners = [\"127.0.0.2:0\"]\nupstream = \"app\"\nplugins = [\"cache\", {INNER}]\n",
+        storable_echo()
+    );
+    let proxy = Proxy::start(&text);
+    let (public, internal) = listeners(&proxy);
+    for _ in 0..2 {
+        assert!(get_at(&internal, "/x").text().contains("x-inner: 1"));
+        assert!(!get_at(&public, "/x").text().contains("x-inner"));
+    }
+    assert!(get_at(&public, "/x").field("cache-status").unwrap().contains("hit"));
+}
+
+/// Returns the addresses of listeners at 127.0.0.1 and 127.0.0.2.
+fn listeners(proxy: &Proxy) -> (String, String) {
+    let second = proxy.next_listener();
+    match proxy.address.starts_with("127.0.0.1") {
+        true => (proxy.address.clone(), second),
+        false => (second, proxy.address.clone()),
+    }
+}
+
+fn get_at(address: &str, path: &str) -> Message {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: e\r\nConnection: close\r\n\r\n").unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
 // === listeners ===
 
 #[test]
@@ -400,24 +517,15 @@ fn a_route_may_belong_to_a_listener() {
         echo()
     );
     let proxy = Proxy::start(&text);
-    let second = proxy.next_listener();
-    let (first, second) = match proxy.address.starts_with("127.0.0.1") {
-        true => (proxy.address.clone(), second),
-        false => (second, proxy.address.clone()),
-    };
-    let get = |address: &str, path: &str| {
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: e\r\nConnection: close\r\n\r\n").unwrap();
-        read_message(&mut BufReader::new(stream)).unwrap()
-    };
-    assert_eq!(get(&first, "/.well-known/acme-challenge/x").text(), "token");
-    assert_eq!(get(&first, "/x/../.well-known/acme-challenge/x").text(), "token");
+    let (first, second) = listeners(&proxy);
+    assert_eq!(get_at(&first, "/.well-known/acme-challenge/x").text(), "token");
+    assert_eq!(get_at(&first, "/x/../.well-known/acme-challenge/x").text(), "token");
     for path in ["/", "/only", "/.well-known/acme-challengex", "/.well-known/acme-challenge/../../y"] {
-        assert_eq!(get(&first, path).status(), 308, "{path}");
+        assert_eq!(get_at(&first, path).status(), 308, "{path}");
     }
-    assert_eq!(get(&first, "/.well-known%2Facme-challenge/x").status(), 400);
-    assert_eq!(get(&second, "/only/x").text(), "second");
-    assert!(get(&second, "/.well-known/acme-challenge/x").text().starts_with("GET /.well-known/"));
+    assert_eq!(get_at(&first, "/.well-known%2Facme-challenge/x").status(), 400);
+    assert_eq!(get_at(&second, "/only/x").text(), "second");
+    assert!(get_at(&second, "/.well-known/acme-challenge/x").text().starts_with("GET /.well-known/"));
 }
 
 #[test]

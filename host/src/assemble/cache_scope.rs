@@ -1,8 +1,11 @@
 //! The texts that distinguish the stored responses of routes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::config::manifest;
+use crate::generation::Route;
+use crate::generation::router::{PathMatch, RouteMatch};
 use crate::generation::target::Target;
 
 /// Returns the text that distinguishes the stored responses of a route from those of others. Routes of one name may
@@ -22,5 +25,59 @@ pub fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Targe
         Target::Respond(fixed) => scope += &format!("\nrespond {}", blake3::hash(&fixed.body)),
         Target::Files(files) => scope += &format!("\nfiles {}", files.root.display()),
     }
-    if scope.is_empty() { name.clone() } else { format!("{name}{scope}").into() }
+    extended(name, &scope)
+}
+
+/// Adds conditions of routes to their scopes, so that no two scopes are equal. Names need not be unique, and a plugin
+/// below the cache may make something else of the requests of one route.
+///
+/// Most routes keep the scope that they have by their name, and with it the files of an earlier process.
+pub fn tell_apart(routes: &mut [Route], matches: &[RouteMatch]) {
+    for (route, matching) in routes.iter_mut().zip(matches) {
+        route.cache_scope = extended(&route.cache_scope, &outside_names(matching));
+    }
+    let mut routes_by_scope: HashMap<Arc<str>, usize> = HashMap::new();
+    for route in &*routes {
+        *routes_by_scope.entry(route.cache_scope.clone()).or_default() += 1;
+    }
+    for (route, matching) in routes.iter_mut().zip(matches) {
+        if routes_by_scope.get(&route.cache_scope).is_some_and(|count| *count > 1) {
+            route.cache_scope = extended(&route.cache_scope, &host_and_path(matching));
+        }
+    }
+}
+
+fn extended(scope: &Arc<str>, more: &str) -> Arc<str> {
+    if more.is_empty() { scope.clone() } else { format!("{scope}{more}").into() }
+}
+
+/// Returns the conditions that are no part of a name that is made of a route's host and path.
+fn outside_names(matching: &RouteMatch) -> String {
+    let RouteMatch { listeners, hosts: _, path: _, methods, fields, query } = matching;
+    let mut text = String::new();
+    if !listeners.is_empty() {
+        text += &format!("\nlisteners {listeners:?}");
+    }
+    if !methods.is_empty() {
+        text += &format!("\nmethods {methods:?}");
+    }
+    if !fields.is_empty() {
+        text += &format!("\nfields {fields:?}");
+    }
+    if !query.is_empty() {
+        text += &format!("\nquery {query:?}");
+    }
+    text
+}
+
+fn host_and_path(matching: &RouteMatch) -> String {
+    let mut hosts: Vec<_> = matching.hosts.iter().collect();
+    hosts.sort_unstable();
+    let path = match &matching.path {
+        PathMatch::Any => String::new(),
+        PathMatch::Prefix(path) => format!("prefix {path}"),
+        PathMatch::Exact(path) => format!("exact {path}"),
+        PathMatch::Regex(regex) => format!("regex {}", regex.as_str()),
+    };
+    format!("\nhosts {hosts:?}\npath {path}")
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cache_scope::cache_scope;
+use super::cache_scope::{cache_scope, tell_apart};
 use super::path_regex::Paths;
 use super::reach::UnusualHost;
 use super::redirect_loops::{RouteSample, SampledRoute};
@@ -65,6 +65,7 @@ impl Assembly<'_> {
         if routes.is_empty() {
             self.check_needs_no_route(files);
         }
+        tell_apart(&mut routes, &matches);
         let router = Router::new(matches);
         // Routes that lack what was wrong in them may look alike.
         if let (Err((first, second)), true) = (&router, are_sound) {
