@@ -504,6 +504,60 @@ fn get_at(address: &str, path: &str) -> Message {
     read_message(&mut BufReader::new(stream)).unwrap()
 }
 
+#[test]
+fn a_fixed_response_that_a_reload_changes_is_not_served_from_the_store() {
+    let text = |respond: &str| with_routes("127.0.0.1:1", &format!("[[route]]\nplugins = [\"cache\"]\n{respond}\n"));
+    let fixed = |status: u16, value: &str| {
+        text(&format!(
+            "respond = {{ status = {status}, body = \"b\", fields = {{ Cache-Control = \"max-age=60\", X-A = \"{value}\" }} }}"
+        ))
+    };
+    let proxy = Proxy::start(&fixed(200, "1"));
+    for (generation, (status, value)) in [(200, "1"), (410, "1"), (410, "2")].into_iter().enumerate() {
+        if generation > 0 {
+            proxy.reload(&fixed(status, value));
+            proxy.wait_log(&format!("reloaded: generation {}", generation + 1));
+        }
+        for is_stored in [false, true] {
+            let got = proxy.get("/", "");
+            assert_eq!((got.status(), got.field("x-a")), (status, Some(value)), "{got:?}");
+            assert_eq!(got.field("cache-status").unwrap().contains("hit"), is_stored, "{got:?}");
+        }
+    }
+}
+
+/// A listing is stored for as long as the route's lifetimes say.
+#[test]
+fn a_site_that_a_reload_changes_is_not_served_from_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.html"), "a").unwrap();
+    std::fs::write(folder.path().join("b.html"), "b").unwrap();
+    let site = |keys: &str| {
+        let root = folder.path();
+        with_routes(
+            "127.0.0.1:1",
+            &format!(
+                "[[route]]\nfiles = {{ root = {root:?}, {keys} }}\nplugins = [\"pages\"]\n\
+                 [plugin.pages]\nuse = \"cache\"\nconfig.lifetimes.status = {{ 200 = \"1h\" }}\n"
+            ),
+        )
+    };
+    let proxy = Proxy::start(&site("browse = true"));
+    assert!(proxy.get("/", "").text().contains("a.html"));
+    for (generation, (keys, wanted)) in
+        [("index = [\"a.html\"]", "a"), ("index = [\"b.html\"]", "b"), ("index = [], fallback = \"a.html\"", "a")]
+            .into_iter()
+            .enumerate()
+    {
+        proxy.reload(&site(keys));
+        proxy.wait_log(&format!("reloaded: generation {}", generation + 2));
+        assert_eq!(proxy.get("/", "").text(), wanted, "{keys}");
+    }
+    proxy.reload(&site("index = []"));
+    proxy.wait_log("reloaded: generation 5");
+    assert_eq!(proxy.get("/", "").status(), 404);
+}
+
 // === listeners ===
 
 #[test]

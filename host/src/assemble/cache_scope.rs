@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::manifest;
 use crate::generation::Route;
 use crate::generation::router::{PathMatch, RouteMatch};
-use crate::generation::target::Target;
+use crate::generation::target::{FixedResponse, Target};
 
 /// Returns the text that distinguishes the stored responses of a route from those of others. Routes of one name may
 /// lead a request to different resources.
@@ -22,8 +22,13 @@ pub fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Targe
     match target {
         Target::Upstream(_) => {}
         Target::Redirect(to) => scope += &format!("\nredirect {} {:?}", to.status, to.location),
-        Target::Respond(fixed) => scope += &format!("\nrespond {}", blake3::hash(&fixed.body)),
-        Target::Files(files) => scope += &format!("\nfiles {}", files.root.display()),
+        Target::Respond(fixed) => scope += &format!("\nrespond {} {}", fixed.status, hash(fixed)),
+        Target::Files(files) => {
+            scope += &format!("\nfiles {}", files.root.display());
+            if let Some(table) = &route.files {
+                scope += &answers_of_files(table.get_ref());
+            }
+        }
     }
     extended(name, &scope)
 }
@@ -80,4 +85,32 @@ fn host_and_path(matching: &RouteMatch) -> String {
         PathMatch::Regex(regex) => format!("regex {}", regex.as_str()),
     };
     format!("\nhosts {hosts:?}\npath {path}")
+}
+
+/// Returns the keys that decide about the answer for a path, as far as they are there. Copies in a coding have the same
+/// content, and `Vary`.
+fn answers_of_files(table: &manifest::FilesTable) -> String {
+    let mut text = String::new();
+    if let Some(names) = &table.index {
+        let names: Vec<&String> = names.iter().map(|name| name.get_ref()).collect();
+        text += &format!("\nindex {names:?}");
+    }
+    if let Some(fallback) = &table.fallback {
+        text += &format!("\nfallback {:?}", fallback.get_ref());
+    }
+    if table.browse {
+        text += "\nbrowse";
+    }
+    text
+}
+
+/// Returns the hash of the fields and the body of a response.
+fn hash(fixed: &FixedResponse) -> blake3::Hash {
+    let mut fields: Vec<_> = fixed.fields.iter().collect();
+    fields.sort_by_key(|(name, _)| name.as_str());
+    let mut hasher = blake3::Hasher::new();
+    for (name, value) in fields {
+        hasher.update(name.as_str().as_bytes()).update(b":").update(value.as_bytes()).update(b"\n");
+    }
+    hasher.update(b"\n").update(&fixed.body).finalize()
 }
