@@ -856,6 +856,82 @@ fn a_purge_finds_what_is_stored_under_a_query_that_does_not_count() {
 }
 
 #[test]
+fn a_purge_finds_paths_that_are_forwarded_as_they_are() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let text = manifest(&origin.address, CACHE, ADMIN).replace("[[route]]\n", "[[route]]\npath-as-is = true\n");
+    let proxy = Proxy::start_after(&text, "admin at");
+    let path = proxy.folder.path().join("plugway.toml");
+    let store = |paths: &[&str]| paths.iter().for_each(|path| assert_eq!(proxy.get(path, "").status(), 200));
+    for (paths, what, uri) in [
+        (&["/v2/a%2Fb"][..], "--uri", "http://example.org/v2/a%2Fb"),
+        (&["/v2/a%2Fb"], "--uri", "http://example.org/v2/a%2fb"),
+        (&["/v2/a%2fb", "/v2//a/b"], "--uri", "HTTP://Example.org/v2/a%2Fb"),
+        (&["/v2/a%2Fb?c=%2F"], "--uri", "http://example.org/v2/a%2Fb?c=%2F"),
+        (&["/v2/a%2Fb", "/v2/a%2Fc/d"], "--prefix", "http://example.org/v2/a%2F"),
+        (&["/v2/a%2Fb", "/v2/a%2Fbc"], "--prefix", "http://example.org/v2/a%2Fb"),
+        (&["/v2/a%2Fb/c", "/v2/a%2Fb/d"], "--prefix", "http://example.org/v2/a%2fb/"),
+        (&["/v2/a%2Fb?c", "/v2/a%2Fb?cd"], "--prefix", "http://example.org/v2/a%2Fb?c"),
+    ] {
+        store(paths);
+        store(&["/w"]);
+        let purged = output(proxy.command(&["purge", what, uri, path.to_str().unwrap()]).stdout(Stdio::piped()));
+        assert_eq!(purged, format!("{} purged\n", paths.len()), "{what} {uri}");
+    }
+}
+
+#[test]
+fn a_purge_of_what_nothing_can_have_says_why() {
+    let origin = Origin::always("Cache-Control: max-age=60\r\nSurrogate-Key: a b");
+    let proxy = Proxy::start_after(&manifest(&origin.address, CACHE, ADMIN), "admin at");
+    let path = proxy.folder.path().join("plugway.toml");
+    let purge = |what: &str, value: &str| {
+        assert_eq!(proxy.get("/z%C3%A9?q=a%20b", "").status(), 200);
+        let mut command = proxy.command(&["purge", what, value, path.to_str().unwrap()]);
+        let done = command.stdout(Stdio::piped()).output().unwrap();
+        let (said, failed) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
+        (done.status.code(), said + &failed)
+    };
+    for (what, value, reason) in [
+        ("--uri", "", "expected scheme and host too"),
+        ("--uri", "/z", "expected scheme and host too"),
+        ("--uri", "ftp://example.org/z", "expected `http` or `https`"),
+        ("--uri", "http://user@example.org/z", "no request has the host"),
+        ("--uri", "http://b\u{fc}cher.example/z", "in its ASCII form"),
+        ("--uri", "http://example.org/z#part", "end it before `#`"),
+        ("--uri", "http://example.org/../z", "the path leads above its root"),
+        ("--uri", "http://example.org/a%5Cz", "the path has a backslash"),
+        ("--uri", "http://example.org/a/../z%2Fb", "the path has a dot segment"),
+        ("--prefix", "", "--all"),
+        ("--prefix", "/z", "expected scheme and host too"),
+        ("--prefix", "http://user@example.org/", "no request has the host"),
+        ("--prefix", "http://user@example.org", "no request has the host"),
+        ("--prefix", "http://example.org/z#", "end it before `#`"),
+        ("--prefix", "http://example.org#", "end it before `#`"),
+        ("--prefix", "http://example.org/../z", "the path leads above its root"),
+        ("--prefix", "http://example.org/a%5C/z", "the path has a backslash"),
+        ("--prefix", "http://example.org/a%2F../b", "the path has a dot segment"),
+        ("--tag", "", "empty tag"),
+        ("--tag", "a b", "one word"),
+        ("--tag", "a,b", "one word"),
+    ] {
+        let (code, said) = purge(what, value);
+        assert!(code == Some(1) && said.contains(reason), "{what} {value:?}: {code:?} {said}");
+    }
+    for (what, value, wanted) in [
+        ("--uri", "http://example.org/z\u{e9}?q=a b", "1 purged\n"),
+        ("--uri", " http://example.org/z\u{e9}?q=a%20b\n", "1 purged\n"),
+        ("--uri", "http://example.org/other", "0 purged\n"),
+        ("--prefix", "http://example.org/z\u{e9}", "1 purged\n"),
+        ("--prefix", "http://example.org/z\u{e9}?q=a ", "1 purged\n"),
+        ("--prefix", "HTT", "1 purged\n"),
+        ("--tag", "a", "1 purged\n"),
+        ("--tag", "c", "0 purged\n"),
+    ] {
+        assert_eq!(purge(what, value), (Some(0), wanted.into()), "{what} {value:?}");
+    }
+}
+
+#[test]
 fn fields_that_origins_obey_are_in_the_key() {
     let origin = Origin::new(|request, _| {
         let sent = request.fields.iter().map(|(name, value)| format!("{name}={value} "));
