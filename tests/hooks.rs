@@ -177,3 +177,17 @@ fn a_trap_at_the_end_of_a_body_is_logged_and_counted() {
     until("the failure is counted", || proxy.metric("plugway_plugin_failures_total{plugin=\"hooks\"}") > 0.0);
     assert_eq!(post(&proxy, "next").text(), "NEXT!!");
 }
+
+/// Each body has calls that return before the one that traps: the breaker never opened.
+#[test]
+fn bodies_that_trap_stop_the_hook_until_one_is_whole() {
+    for config in ["", ", config = { buffer = 1024 }"] {
+        let plugin = format!("{{ use = {HOOKS:?}, limits.share = 100{config} }}");
+        let proxy = Proxy::start(&manifest(&mirror(), &plugin, ""));
+        let traps = || (0..20).for_each(|_| assert_eq!(post(&proxy, "trap").status(), 502));
+        proxy.log_until("failures_of=\"body\"", traps);
+        until("a trial has ended", || post(&proxy, "good").status() == 200);
+        proxy.wait_log("plugin breaker closed");
+        assert_eq!(post(&proxy, "good").status(), 200);
+    }
+}

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use wasmtime::component::ResourceAny;
 
 use super::body_permit::BodyPermit;
-use super::breaker::HookKind;
+use super::breaker::{CallPermit, HookKind};
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
 use super::caller::waiting_calls::WaitingInstance;
@@ -61,6 +61,8 @@ pub struct BodyFilter {
     bodies: Rc<IdleBodyInstances>,
     /// The instance; `None` after a failed call.
     instance: Option<BodyInstance>,
+    /// The permission with which the body began, until it has ended.
+    admitted: CallPermit,
     side: MessageSide,
     body: ResourceAny,
     state: BodyState,
@@ -70,6 +72,15 @@ pub struct BodyFilter {
     is_over: bool,
     /// The exchange of the body, for the log.
     exchange: ExchangeName,
+}
+
+/// The place of a call in the calls of a body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyCall {
+    /// The body has not ended, or had ended before.
+    Part,
+    /// The call ends the body.
+    End,
 }
 
 /// The instance of a body.
@@ -107,9 +118,9 @@ pub enum BodyFilterError {
 
 /// Calls a method of the body on either side's interface.
 macro_rules! call {
-    ($transform:expr, $method:ident $(, $argument:expr)*) => {{
+    ($transform:expr, $part:expr, $method:ident $(, $argument:expr)*) => {{
         let (side, body) = ($transform.side, $transform.body);
-        $transform.call(|instance| {
+        $transform.call($part, |instance| {
             let Instance { store, request_body, response_body, .. } = instance;
             let result = match side {
                 MessageSide::Request => {
@@ -165,10 +176,23 @@ impl BodyFilter {
         let owned_values: SmallVec<[Option<Value<'_>>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
+        instance.set_in_body(true);
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::AtOnce(instance)));
         let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
-        Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
+        Ok(BodyFilter {
+            _permit: permit,
+            guard,
+            bodies,
+            instance,
+            admitted,
+            side,
+            body,
+            state,
+            has_taken,
+            is_over,
+            exchange,
+        })
     }
 
     /// Begins a body in a plugin that may wait, as soon as the limits of such calls allow.
@@ -184,6 +208,7 @@ impl BodyFilter {
         let memory = guard.configured.limits.memory;
         let begin = async |instance: &mut Instance| {
             instance.store.set_hostcall_fuel(memory);
+            instance.set_in_body(true);
             instance.allow_callouts(sender);
             // Copied here: bodies that wait for a call hold no values.
             let values = declared(needs, context)?;
@@ -198,9 +223,22 @@ impl BodyFilter {
                 return Err(failure);
             }
         };
+        let admitted = taken.permit;
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::Waiting(taken, step)));
         let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
-        Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
+        Ok(BodyFilter {
+            _permit: permit,
+            guard,
+            bodies,
+            instance,
+            admitted,
+            side,
+            body,
+            state,
+            has_taken,
+            is_over,
+            exchange,
+        })
     }
 
     /// Whether the calls of the plugin may wait, so that only the methods that are futures call it.
@@ -259,13 +297,23 @@ impl BodyFilter {
         BodyFilterError::Trap(self.guard.share_error())
     }
 
+    /// Returns the permission for a call: a body that began as a trial is one until it has ended.
+    fn permit(&self) -> CallPermit {
+        if self.admitted.is_trial() { self.admitted } else { self.guard.admit_further() }
+    }
+
     /// Calls the body's instance, which is dropped if the call fails.
-    fn call<R>(&mut self, call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>) -> Result<R, PluginFailure> {
+    fn call<R>(
+        &mut self,
+        part: BodyCall,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         let mut instance = match self.take_instance()? {
             BodyInstance::AtOnce(instance) => instance,
             BodyInstance::Waiting(..) => return Err(PluginFailure::MayNotWait),
         };
-        let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
+        instance.set_in_body(part == BodyCall::Part);
+        let result = self.guard.run(&mut instance, self.permit(), |instance| {
             instance.begin_call(HookKind::Body);
             call(instance)
         });
@@ -282,6 +330,7 @@ impl BodyFilter {
     async fn call_waiting<R>(
         &mut self,
         sender: &CalloutSender,
+        part: BodyCall,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (mut taken, step) = match self.take_instance()? {
@@ -290,8 +339,8 @@ impl BodyFilter {
         };
         taken.instance.allow_callouts(sender.clone());
         // Not queued: a body that has begun holds an instance, and `limits.bodies` bounds those.
-        let permit = self.guard.admit_further();
-        let result = self.guard.run_waiting(&step, permit, &mut taken.instance, call).await;
+        taken.instance.set_in_body(part == BodyCall::Part);
+        let result = self.guard.run_waiting(&step, self.permit(), &mut taken.instance, call).await;
         if result.is_ok() {
             self.instance = Some(BodyInstance::Waiting(taken, step));
         } else {
@@ -363,11 +412,11 @@ impl BodyFilter {
     async fn transformed_waiting(&mut self, sender: &CalloutSender, chunk: &[u8]) -> Result<Bytes, BodyFilterError> {
         let (side, body) = (self.side, self.body);
         let call = async |instance: &mut Instance| instance.push_waiting(side, body, chunk).await;
-        Ok(self.call_waiting(sender, call).await?.into())
+        Ok(self.call_waiting(sender, BodyCall::Part, call).await?.into())
     }
 
     fn transformed(&mut self, chunk: &[u8]) -> Result<Bytes, BodyFilterError> {
-        Ok(Bytes::from(call!(self, call_push, chunk)))
+        Ok(Bytes::from(call!(self, BodyCall::Part, call_push, chunk)))
     }
 
     /// Ends the body. Returns the bytes that the plugin has held back.
@@ -407,6 +456,7 @@ impl BodyFilter {
             Err(error) => self.skip(error).map(|()| body.unwrap_or_default())?,
         };
         // From here on only the trailers are left.
+        self.admitted = CallPermit::Usual;
         self.has_taken = false;
         self.is_over = true;
         Ok(out)
@@ -419,7 +469,7 @@ impl BodyFilter {
         }
         let (side, body) = (self.side, self.body);
         let finish = async |instance: &mut Instance| instance.finish_waiting(side, body).await;
-        out.extend_from_slice(&self.call_waiting(sender, finish).await?);
+        out.extend_from_slice(&self.call_waiting(sender, BodyCall::End, finish).await?);
         Ok(out.freeze())
     }
 
@@ -429,7 +479,7 @@ impl BodyFilter {
         if let Some(body) = body {
             out.extend_from_slice(&self.transformed(body)?);
         }
-        out.extend_from_slice(&call!(self, call_finish));
+        out.extend_from_slice(&call!(self, BodyCall::End, call_finish));
         Ok(out.freeze())
     }
 
@@ -455,7 +505,7 @@ impl BodyFilter {
         }
         let (side, body, fields) = (self.side, self.body, true_trailers(received));
         let call = async |instance: &mut Instance| instance.trailers_waiting(side, body, fields).await;
-        let sent = self.call_waiting(sender, call).await;
+        let sent = self.call_waiting(sender, BodyCall::Part, call).await;
         let edited = sent.and_then(|sent| Ok(edit_check::checked_trailers(&sent)?));
         match edited {
             Ok(trailers) => Ok(trailers),
@@ -469,11 +519,12 @@ impl BodyFilter {
             return;
         }
         let body = self.body;
-        let closed = self.call_waiting(sender, async |instance: &mut Instance| instance.drop_body_waiting(body).await);
-        if let Err(failure) = closed.await {
+        let close = async |instance: &mut Instance| instance.drop_body_waiting(body).await;
+        if let Err(failure) = self.call_waiting(sender, BodyCall::Part, close).await {
             self.record_failure(&BodyFilterError::Trap(failure));
         }
         if let Some(BodyInstance::Waiting(mut taken, _)) = self.instance.take() {
+            taken.instance.set_in_body(false);
             taken.instance.store.set_hostcall_fuel(self.guard.configured.limits.memory.min(bounds::HANDED_OVER));
             self.guard.return_waiting(taken);
         }
@@ -481,7 +532,7 @@ impl BodyFilter {
 
     fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
         let fields = true_trailers(received);
-        let sent = call!(self, call_trailers, &fields);
+        let sent = call!(self, BodyCall::Part, call_trailers, &fields);
         Ok(edit_check::checked_trailers(&sent).map_err(PluginFailure::from)?)
     }
 }
@@ -513,7 +564,7 @@ impl Drop for BodyFilter {
             return;
         }
         let body = self.body;
-        match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
+        match self.call(BodyCall::Part, |instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
             Ok(()) => {
                 let Some(BodyInstance::AtOnce(instance)) = self.instance.take() else { return };
                 match self.guard.configured.isolation {

@@ -85,6 +85,8 @@ pub enum CallPermit {
 pub enum CallOutcome {
     /// The plugin returned.
     Returned,
+    /// The plugin returned from a call of a body that has not ended. A body counts once it has.
+    Continued,
     /// The call failed early, at little cost for others.
     Failed,
     /// The call met its limit of CPU time.
@@ -217,6 +219,7 @@ impl Breaker {
             (CallPermit::HookTrial(_), CallOutcome::Failed) => {}
             (CallPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
             (CallPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (_, CallOutcome::Continued) => {}
             (_, CallOutcome::Returned) => self.count_success(hook),
             (_, CallOutcome::Failed) => self.count_failure(hook, now),
             (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
@@ -570,6 +573,23 @@ mod tests {
         let trial = breaker.admit(HookKind::Observer, at(began, 10_202)).unwrap();
         breaker.settle(trial, HookKind::Observer, CallOutcome::Returned, at(began, 10_202));
         assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_203)), Some(CallPermit::Short(2 * TICK)));
+    }
+
+    /// Each body has calls that return before the one that fails.
+    #[test]
+    fn bodies_count_once_they_have_ended() {
+        let began = Instant::now();
+        let breaker = Breaker::new("a".into(), began);
+        for ms in 0..3200 {
+            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Continued, at(began, ms));
+            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
+        }
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 3201)), None);
+        let trial = breaker.admit(HookKind::Body, at(began, 4300)).unwrap();
+        breaker.settle(trial, HookKind::Body, CallOutcome::Continued, at(began, 4300));
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 4301)), None, "the trial has not ended");
+        breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 4302));
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 4303)), Some(CallPermit::Usual));
     }
 
     #[test]

@@ -376,12 +376,16 @@ impl PluginCaller {
         let outcome = match result {
             Err(PluginFailure::Deadline(_)) => CallOutcome::Late,
             _ if is_late => CallOutcome::Late,
-            result if is_whole(result) => CallOutcome::Returned,
+            result if is_whole(result) => instance.returned(),
             _ => CallOutcome::Failed,
         };
         let is_short = since_tick.is_none() && measured.is_none() && !has_missed_ticks;
-        if permit == CallPermit::Usual && outcome == CallOutcome::Returned && is_short {
-            return breaker.count_success(instance.hook());
+        if permit == CallPermit::Usual && is_short {
+            match outcome {
+                CallOutcome::Returned => return breaker.count_success(instance.hook()),
+                CallOutcome::Continued => return,
+                CallOutcome::Failed | CallOutcome::Late => {}
+            }
         }
         let now = Instant::now();
         if has_missed_ticks {

@@ -17,7 +17,7 @@ use super::bindings::{
     balancer as balancer_hook, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer,
     request_body, request_filter, response_body, response_filter, timer, types,
 };
-use super::breaker::HookKind;
+use super::breaker::{CallOutcome, HookKind};
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::early_answers::EarlyAnswers;
 use super::engine::Plugin;
@@ -66,6 +66,8 @@ pub struct Instance {
     budget: Duration,
     /// The hook of the last call.
     hook: HookKind,
+    /// Whether the calls from now on are of a body that has not ended.
+    is_in_body: bool,
     pub(super) imports_exchange: bool,
     /// The modes in which the plugin can take bodies; `None` if it takes none.
     request_bodies: Option<BodyAbility>,
@@ -195,6 +197,7 @@ impl Instance {
             limit: limits.cpu,
             budget: limits.cpu,
             hook: HookKind::RequestFilter,
+            is_in_body: false,
             imports_exchange: plugin.imports_exchange,
             request_bodies: plugin.body_ability(MessageSide::Request, limits.memory),
             response_bodies: plugin.body_ability(MessageSide::Response, limits.memory),
@@ -419,6 +422,16 @@ impl Instance {
     /// Returns the hook of the last call.
     pub(super) fn hook(&self) -> HookKind {
         self.hook
+    }
+
+    /// Sets whether the next calls are of a body that has not ended.
+    pub(super) fn set_in_body(&mut self, is_in_body: bool) {
+        self.is_in_body = is_in_body;
+    }
+
+    /// Returns the outcome of a call from which the plugin has returned in time.
+    pub(super) fn returned(&self) -> CallOutcome {
+        if self.is_in_body { CallOutcome::Continued } else { CallOutcome::Returned }
     }
 
     /// Limits the CPU time of the next calls, at most to `limits.cpu`.

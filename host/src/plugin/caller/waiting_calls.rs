@@ -47,7 +47,15 @@ struct IdleCount(Arc<PluginVersion>);
 /// An instance for calls that may wait, with its place.
 pub(in crate::plugin) struct WaitingInstance {
     pub(in crate::plugin) instance: Box<Instance>,
+    /// The permission for the last call that was begun.
+    pub(in crate::plugin) permit: CallPermit,
     _place: WaitingPlace,
+}
+
+impl WaitingInstance {
+    fn new(instance: Box<Instance>, place: WaitingPlace) -> Self {
+        WaitingInstance { instance, permit: CallPermit::Usual, _place: place }
+    }
 }
 
 /// The place of an instance for calls that may wait, until dropped.
@@ -186,6 +194,7 @@ impl PluginCaller {
             None => self.fresh_waiting(step).await,
         };
         let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
+        taken.permit = permit;
         let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
         Ok((taken, result))
     }
@@ -224,7 +233,7 @@ impl PluginCaller {
 
     /// Keeps the first instance for the calls of this worker.
     pub fn keep_waiting(&self, instance: Box<Instance>) {
-        self.waiting.keep(self.supply(), WaitingInstance { instance, _place: WaitingPlace::OfGeneration });
+        self.waiting.keep(self.supply(), WaitingInstance::new(instance, WaitingPlace::OfGeneration));
     }
 
     /// Drops idle instances that were not needed for a while.
@@ -241,7 +250,7 @@ impl PluginCaller {
         } else {
             self.fresh(InstanceNeed::Body)?
         };
-        Ok(WaitingInstance { instance, _place: place })
+        Ok(WaitingInstance::new(instance, place))
     }
 
     /// Runs a call turn by turn, counts and charges it. `is_queued` tells whether the call waits for a turn of the worker.
@@ -284,7 +293,7 @@ impl PluginCaller {
         let outcome = match &result {
             Err(PluginFailure::Deadline(_)) => CallOutcome::Late,
             _ if longest > self.longest_call() => CallOutcome::Late,
-            result if is_whole(result) => CallOutcome::Returned,
+            result if is_whole(result) => instance.returned(),
             _ => CallOutcome::Failed,
         };
         instance.set_budget(Duration::MAX);
