@@ -54,10 +54,10 @@ struct Decided {
 pub struct Request {
     method: String,
     scheme: String,
-    authority: String,
     path: String,
     query: Option<String>,
     client: String,
+    /// The field lines. The authority is the field `host`.
     fields: Vec<(String, Vec<u8>)>,
     notes: Vec<(String, Vec<u8>)>,
     upstream: Option<String>,
@@ -254,11 +254,10 @@ impl Request {
         Request {
             method: method.into(),
             scheme: "http".into(),
-            authority: "example.org".into(),
             path: path.into(),
             query: query.map(Into::into),
             client: "192.0.2.1".into(),
-            fields: Vec::new(),
+            fields: vec![("host".into(), "example.org".into())],
             notes: Vec::new(),
             upstream: None,
             content: None,
@@ -266,8 +265,11 @@ impl Request {
         }
     }
 
-    /// Adds a field line.
+    /// Adds a field line. A line of `Host` replaces the authority, since a request has one.
     pub fn field(mut self, name: &str, value: &str) -> Self {
+        if name.eq_ignore_ascii_case("host") {
+            return self.authority(value);
+        }
         self.fields.push((name.to_ascii_lowercase(), value.into()));
         self
     }
@@ -284,9 +286,9 @@ impl Request {
         self
     }
 
-    /// Sets the authority of the request.
+    /// Sets the authority of the request, which is the field `Host`.
     pub fn authority(mut self, authority: &str) -> Self {
-        self.authority = authority.into();
+        self.apply(Edit::SetAuthority(authority.into()));
         self
     }
 
@@ -336,9 +338,9 @@ impl Request {
         self.query.as_deref()
     }
 
-    /// Returns the authority, which a filter may have set.
+    /// Returns the authority, which a filter may have set; an empty text if a filter removed the field `Host`.
     pub fn host(&self) -> &str {
-        &self.authority
+        self.text("host").unwrap_or_default()
     }
 
     /// Returns the upstream that a filter selected; `None` if it selected none.
@@ -357,7 +359,9 @@ impl Request {
             Edit::SetMethod(method) => self.method = method,
             Edit::SetPath(path) => self.path = lossy(&path),
             Edit::SetQuery(query) => self.query = query.as_deref().map(lossy),
-            Edit::SetAuthority(authority) => self.authority = authority,
+            Edit::SetAuthority(authority) => {
+                edit_fields(&mut self.fields, Edit::SetField(("host".into(), authority.into_bytes())));
+            }
             Edit::SetUpstream(upstream) => self.upstream = Some(upstream),
             Edit::SetNote((name, value)) => {
                 self.notes.retain(|(known, _)| *known != name);
@@ -396,13 +400,13 @@ impl Request {
         match name {
             ValueName::Method => text(&self.method),
             ValueName::Scheme => text(&self.scheme),
-            ValueName::Authority => text(&self.authority),
-            ValueName::Host => text(self.authority.split(':').next().unwrap_or_default()),
+            ValueName::Authority => self.text("host").and_then(text),
+            ValueName::Host => self.text("host").map(|host| without_port(host).to_ascii_lowercase().into_bytes()),
             ValueName::Path => text(&self.path),
             ValueName::Query => self.query.as_deref().and_then(text),
             ValueName::Uri => {
                 let mut uri = Vec::new();
-                origin(self.scheme.as_bytes(), self.authority.as_bytes(), &mut uri);
+                origin(self.scheme.as_bytes(), self.host().as_bytes(), &mut uri);
                 uri.extend(self.path.bytes());
                 uri.extend(self.query.iter().flat_map(|query| ["?", query.as_str()]).flat_map(str::bytes));
                 Some(uri)
@@ -541,6 +545,14 @@ fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {
             fields.iter_mut().filter(|line| from(line)).for_each(|line| line.0 = to.clone());
         }
         _ => {}
+    }
+}
+
+/// Returns the host of an authority, without the port.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
     }
 }
 

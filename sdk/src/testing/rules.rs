@@ -370,6 +370,60 @@ mod tests {
         assert_eq!(spaces.request(Request::get("/a")).expect_passed().text("x"), Some("a"));
     }
 
+    /// A filter with a plan whose fields have the host and the authority.
+    struct Named;
+
+    impl Plugin for Named {
+        type Config = ();
+
+        fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+            let value = |name| vec![Part::Value(name)];
+            let plan = EditPlan::default()
+                .set_field("x-authority", value(ValueName::Authority))
+                .set_field("x-host", value(ValueName::Host))
+                .set_field("x-field", value(ValueName::RequestField("host".into())))
+                .set_field("x-uri", value(ValueName::Uri));
+            setup.request_plan = Some(setup.plan(plan));
+            Ok(Named)
+        }
+    }
+
+    impl RequestFilter for Named {
+        fn on_request(&mut self, _: &Values) -> Verdict {
+            Verdict::proceed()
+        }
+    }
+
+    #[test]
+    fn the_host_and_the_authority_are_one_value() {
+        let read = |request: Request| {
+            let request = Harness::<Named>::new(serde_json::json!(null)).unwrap().request(request).expect_passed();
+            ["x-authority", "x-host", "x-field", "x-uri"].map(|name| request.text(name).unwrap_or("-").to_string())
+        };
+        assert_eq!(read(Request::get("/")), ["example.org", "example.org", "example.org", "http://example.org/"]);
+        for (authority, host) in [("a.example:81", "a.example"), ("[::1]:81", "[::1]"), ("[::1]", "[::1]")] {
+            let wanted = [authority, host, authority, &format!("http://{authority}/")];
+            assert_eq!(read(Request::get("/").authority(authority)), wanted);
+            assert_eq!(read(Request::get("/").field("Host", authority)), wanted);
+        }
+        let edited = |verdict: Verdict| told(verdict).request(Request::get("/")).expect_passed();
+        for verdict in [
+            Verdict::proceed().set_field("Host", "backend"),
+            Verdict::proceed().set_authority("backend"),
+            Verdict::proceed().remove_field("host").default_field("host", "backend"),
+        ] {
+            let request = edited(verdict);
+            assert_eq!((request.host(), request.lines("host")), ("backend", vec!["backend".to_string()]));
+            assert_eq!(read(request), ["backend", "backend", "backend", "http://backend/"]);
+        }
+        assert_eq!(edited(Verdict::proceed().default_field("host", "backend")).host(), "example.org");
+        let without = edited(Verdict::proceed().remove_field("host"));
+        assert_eq!((without.host(), without.text("host")), ("", None));
+        assert_eq!(read(without), ["-", "-", "-", "http:///"]);
+        let renamed = edited(Verdict::proceed().rename_field("host", "x-old"));
+        assert_eq!((renamed.host(), renamed.text("x-old")), ("", Some("example.org")));
+    }
+
     #[test]
     fn a_response_has_its_values_without_the_spaces_around_them() {
         let answered =
