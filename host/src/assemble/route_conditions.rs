@@ -85,6 +85,10 @@ pub fn path(path: &str) -> Option<String> {
 
 /// Returns a method. The error is the reason why no request has it.
 pub fn method(method: &str) -> Result<http::Method, String> {
+    // The star is a token.
+    if method == "*" {
+        return Err("`*` is no method; remove `methods` for any method".into());
+    }
     let parsed = http::Method::from_bytes(method.as_bytes())
         .map_err(|_| format!("invalid method: `{method}`; expected one such as `GET`"))?;
     if parsed == http::Method::CONNECT {
@@ -286,7 +290,7 @@ mod tests {
         for good in ["GET", "PURGE", "purge"] {
             assert!(method(good).is_ok(), "{good}");
         }
-        for bad in ["get", "Post", "", "A B", "CONNECT"] {
+        for bad in ["get", "Post", "", "A B", "CONNECT", "*"] {
             assert!(method(bad).is_err(), "{bad}");
         }
         for (text, is_good) in [

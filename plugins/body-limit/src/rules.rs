@@ -184,6 +184,10 @@ fn checked(
 }
 
 fn method(method: &str) -> Result<(), String> {
+    // The star is a token.
+    if method == "*" {
+        return Err("`*` is no method; remove `methods` for any method".into());
+    }
     if !is_token(method) {
         return Err(format!("invalid method: `{method}`; expected one such as `POST`"));
     }

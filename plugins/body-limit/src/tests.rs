@@ -132,6 +132,11 @@ fn configurations_that_limit_nothing_are_errors() {
         (json!({ "max": "1 B", "rules": [{ "paths": ["/a"] }] }), "/rules/0", "limits nothing"),
         (json!({ "max": "1 B", "rules": [{ "max": "2 B" }] }), "/rules/0", "has no condition"),
         (json!({ "rules": [{ "methods": ["post"], "max": "2 B" }] }), "/rules/0/methods/0", "write `POST`"),
+        (
+            json!({ "rules": [{ "methods": ["*"], "paths": ["/a"], "max": "2 B" }] }),
+            "/rules/0/methods/0",
+            "`*` is no method; remove `methods` for any method",
+        ),
         (json!({ "rules": [{ "paths": ["a"], "max": "2 B" }] }), "/rules/0/paths/0", "invalid path"),
         (
             json!({ "rules": [{ "hosts": ["a\nA:1"], "max": "2 B" }] }),

@@ -30,7 +30,7 @@ impl Plugin for Headers {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         let (request, response) =
-            (rules::plan(&config.request, "/request", setup), rules::plan(&config.response, "/response", setup));
+            (rules::request_plan(&config.request, setup), rules::response_plan(&config.response, setup));
         let mut planned = |plan: EditPlan| (!plan.is_empty()).then(|| setup.plan(plan));
         let (request, response) = (planned(request), planned(response));
         if config.when.is_none() && !config.evaluate_each {

@@ -3,16 +3,34 @@
 use plugway_sdk::path::{never_begins, without_parameters};
 use plugway_sdk::pointer;
 use plugway_sdk::token::is_token;
-use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
+use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Part, Setup, ValueName, Values};
 
 use crate::config::{Edits, When};
 use crate::template;
 
-/// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits. Each template that can't
-/// be parsed is reported.
-pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
+/// Returns the plan for the edits to requests. Each template that no request can fill is reported.
+pub fn request_plan(edits: &Edits, setup: &mut Setup) -> EditPlan {
+    plan(edits, "/request", setup, |text| {
+        let parts = template::parse(text)?;
+        match parts.iter().find_map(template::of_response) {
+            None => Ok(parts),
+            Some(name) => Err(format!(
+                "no request has `{{{name}}}`, which is known with the response only; remove it, or set the field in \
+                 `response`"
+            )),
+        }
+    })
+}
+
+/// Returns the plan for the edits to responses. Each template that can't be parsed is reported.
+pub fn response_plan(edits: &Edits, setup: &mut Setup) -> EditPlan {
+    plan(edits, "/response", setup, template::parse)
+}
+
+/// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
+fn plan(edits: &Edits, at: &str, setup: &mut Setup, parse: impl Fn(&str) -> Result<Vec<Part>, String>) -> EditPlan {
     let mut parsed = |kind: &str, name: &str, text: &str| {
-        template::parse(text).unwrap_or_else(|error| {
+        parse(text).unwrap_or_else(|error| {
             setup.report(ConfigError::at(pointer::member(&format!("{at}/{kind}"), name), error));
             Vec::new()
         })
@@ -40,6 +58,10 @@ pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
 pub fn check_conditions(when: &When) -> Result<(), ConfigError> {
     let wrong = |list: &str, at: usize, why: String| Err(ConfigError::at(format!("/when/{list}/{at}"), why));
     for (at, method) in when.methods.iter().enumerate() {
+        // The star is a token.
+        if method == "*" {
+            return wrong("methods", at, "`*` is no method; remove `methods` for any method".into());
+        }
         let upper = method.to_ascii_uppercase();
         if !is_token(method) {
             return wrong("methods", at, format!("invalid method: `{method}`; expected one such as `GET`"));

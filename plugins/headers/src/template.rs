@@ -1,6 +1,6 @@
 //! Templates: text with values in braces.
 
-use plugway_sdk::Part;
+use plugway_sdk::{Part, ValueName};
 
 /// Parses a template. The error says what is wrong and what is expected.
 pub fn parse(text: &str) -> Result<Vec<Part>, String> {
@@ -38,4 +38,14 @@ pub fn parse(text: &str) -> Result<Vec<Part>, String> {
         parts.push(Part::Text(plain.into()));
     }
     Ok(parts)
+}
+
+/// Returns the name of a value that is known with the response only; `None` for other parts.
+pub fn of_response(part: &Part) -> Option<String> {
+    match part {
+        Part::Value(ValueName::Status) => Some("status".into()),
+        Part::Value(ValueName::Endpoint) => Some("endpoint".into()),
+        Part::Value(ValueName::ResponseField(name)) => Some(format!("response.header.{name}")),
+        _ => None,
+    }
 }

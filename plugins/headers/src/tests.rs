@@ -136,6 +136,26 @@ fn all_mistakes_of_templates_are_named() {
 }
 
 #[test]
+fn values_that_no_request_has_are_errors_in_edits_of_requests() {
+    let edits = json!({
+        "set": { "a": "{status}", "b": "{note.b} {endpoint}" },
+        "append": { "c": "{response.header.x}" },
+        "default": { "d": "{upstream}" },
+    });
+    let errors = Harness::<Headers>::errors(json!({ "request": edits.clone() }));
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, ["/request/set/a", "/request/set/b", "/request/append/c"]);
+    for (error, why) in errors.iter().zip([
+        "no request has `{status}`, which is known with the response only; remove it, or set the field in `response`",
+        "no request has `{endpoint}`",
+        "no request has `{response.header.x}`",
+    ]) {
+        assert!(error.message.contains(why), "{error:?}");
+    }
+    harness(json!({ "response": edits }));
+}
+
+#[test]
 fn conditions_that_no_message_meets_are_errors() {
     for (when, pointer, why) in [
         (json!({ "paths": ["/a", "api"] }), "/when/paths/1", "write `/api`"),
@@ -145,6 +165,7 @@ fn conditions_that_no_message_meets_are_errors() {
         (json!({ "paths": ["/a;b"] }), "/when/paths/0", "parameters"),
         (json!({ "methods": ["get"] }), "/when/methods/0", "write `GET`"),
         (json!({ "methods": ["A B"] }), "/when/methods/0", "invalid method"),
+        (json!({ "methods": ["GET", "*"] }), "/when/methods/1", "`*` is no method; remove `methods` for any method"),
         (json!({ "statuses": [200, 20] }), "/when/statuses/1", "invalid status: 20"),
     ] {
         let error = Harness::<Headers>::new(json!({ "when": when })).err().unwrap();
