@@ -260,6 +260,38 @@ fn no_part_of_a_value_is_too_short_to_be_left_out() {
     assert!(said.contains("the plugin refuses `${env:PLUGWAY_TEST_ESCAPE}`") && !said.contains("forged"), "{said}");
 }
 
+/// Remedies are made from the text that they are about.
+#[test]
+fn no_message_shows_a_value_in_another_form() {
+    let folder = tempfile::tempdir().unwrap();
+    for (value, more) in [
+        ("zq7\"kx3", "query = { token = \"VALUE\" }"),
+        ("zq7 kx3", "query = { a = \"1\", token = \"pre-VALUE\" }"),
+        ("zq7-kx3\u{f6}", "query = { token = \"VALUE\" }"),
+        ("zq%7E7kx3", "query = { token = \"VALUE\" }"),
+        ("zq7<kx3>", "query = { token = \"VALUE\" }"),
+        ("zq", "query = { token = \"VALUE%7E\" }"),
+        ("Zq7.kx3.example:80", "fields = { Host = \"VALUE\" }"),
+        ("zq7\u{1}", "fields = { X-A = \"VALUE\" }"),
+        ("/zq7 kx3", "path = \"VALUE\""),
+        ("/ZQ%7e;kx3", "path = \"/api/VALUE\""),
+        ("propFIND", "methods = [\"VALUE\"]"),
+        ("7139 kb", "max-body = \"VALUE\""),
+        ("https://zq7.example/kx3", "hosts = [\"VALUE\"]"),
+    ] {
+        let more = format!("[[route]]\nupstream = \"app\"\n{}", more.replace("VALUE", "${env:PLUGWAY_TEST_VALUE}"));
+        std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", "", &more)).unwrap();
+        let mut command = plugway();
+        command.env("PLUGWAY_TEST_VALUE", value).args(["check", "plugway.toml"]).current_dir(folder.path());
+        let said = output(&mut command);
+        assert!(said.contains("error: ") && said.contains("${env:PLUGWAY_TEST_VALUE}"), "{said}");
+        let lower = said.to_lowercase();
+        for part in ["zq", "kx3", "propfind", "7139"] {
+            assert!(!lower.contains(part), "{part} of {value} is shown:\n{said}");
+        }
+    }
+}
+
 /// The values have words that the messages have too.
 #[test]
 fn a_message_keeps_its_own_words() {

@@ -205,11 +205,21 @@ pub fn query_name(name: &str) -> Option<String> {
             "the name of a parameter ends before `=`: found `{name}`; write `query = {{ {before:?} = {after:?} }}`"
         ));
     }
-    parameter(name)
+    parameter(name, ShownRemedy::Written)
 }
 
-/// Why no request has such a name or value of a query parameter, in the normal form that routes match.
-pub fn parameter(text: &str) -> Option<String> {
+/// The remedy for a text of the manifest that no request has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShownRemedy {
+    /// The text as it should be.
+    Written,
+    /// A description, because the text has a value that no message may show.
+    InWords,
+}
+
+/// Returns the reason why no request has such a name or value of a query parameter, in the normal form that routes match;
+/// `None` if requests can have it.
+pub fn parameter(text: &str, shown: ShownRemedy) -> Option<String> {
     if text.contains("${") {
         return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
     }
@@ -218,7 +228,11 @@ pub fn parameter(text: &str) -> Option<String> {
     }
     let written = escaped(text, NOT_IN_QUERIES).map_or(Cow::Borrowed(text), Cow::Owned);
     let normal = query::normal(&written);
-    (normal != text).then(|| format!("parameter that no request has: `{text}`; write `{normal}`"))
+    let remedy = match shown {
+        ShownRemedy::Written => format!("write `{normal}`"),
+        ShownRemedy::InWords => "escape what can't stand in a query, and no letters, digits and `-._~`".into(),
+    };
+    (normal != text).then(|| format!("parameter that no request has: `{text}`; {remedy}"))
 }
 
 /// The visible characters that requests with one of them in their path are rejected for.
@@ -306,7 +320,7 @@ mod tests {
             ("\"a\"", false),
             ("<", false),
         ] {
-            assert_eq!(parameter(text).is_none(), is_good, "{text}");
+            assert_eq!(parameter(text, ShownRemedy::Written).is_none(), is_good, "{text}");
         }
     }
 }

@@ -9,6 +9,7 @@ use super::cache_scope::{cache_scope, tell_apart};
 use super::path_regex::Paths;
 use super::reach::UnusualHost;
 use super::redirect_loops::{RouteSample, SampledRoute};
+use super::route_conditions::ShownRemedy;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::load::ManifestFile;
@@ -270,8 +271,9 @@ impl Assembly<'_> {
     ) -> Vec<(http::HeaderName, Option<String>)> {
         let mut matching = Vec::new();
         for (name, value) in &route.fields {
+            let (value_span, value) = (value.span(), value.get_ref());
             if let Some(message) = route_conditions::field_value(value) {
-                self.problems.at(source, name.span(), message);
+                self.problems.at(source, value_span.clone(), message);
             }
             let Ok(field) = http::HeaderName::from_bytes(name.get_ref().as_bytes()) else {
                 let message = format!("invalid field name `{}`: expected one such as `X-Version`", name.get_ref());
@@ -281,7 +283,7 @@ impl Assembly<'_> {
             if let Some(message) = self.reach.obstacle(name.get_ref()) {
                 self.problems.at(source, name.span(), message);
             } else if field == http::header::HOST && value != "*" {
-                self.check_wanted_host(source, name.span(), value);
+                self.check_wanted_host(source, value_span, value);
             } else if matching.iter().any(|(known, _)| *known == field) {
                 let message =
                     format!("field named twice: `{}`; names of fields have no case, so keep one", name.get_ref());
@@ -304,13 +306,16 @@ impl Assembly<'_> {
 
     fn matching_query(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<(String, Option<String>)> {
         for (name, value) in &route.query {
-            if let Some(message) =
-                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::parameter(value))
-            {
+            if let Some(message) = route_conditions::query_name(name.get_ref()) {
                 self.problems.at(source, name.span(), message);
             }
+            let has_reference = self.problems.replaced_at(source, &value.span()).is_some();
+            let remedy = if has_reference { ShownRemedy::InWords } else { ShownRemedy::Written };
+            if let Some(message) = route_conditions::parameter(value.get_ref(), remedy) {
+                self.problems.at(source, value.span(), message);
+            }
         }
-        route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value))).collect()
+        route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value.get_ref()))).collect()
     }
 }
 

@@ -894,13 +894,13 @@ pub struct RouteTable {
     ///
     /// Type: table of texts. Default: none. Example: `{ X-Version = "2", X-Debug = "*" }`.
     #[serde(default)]
-    pub fields: BTreeMap<Spanned<String>, String>,
+    pub fields: BTreeMap<Spanned<String>, Spanned<String>>,
     /// The query parameters; the request has all of them, each with this value. `"*"` is any value. Escapes of letters,
     /// digits, `-`, `.`, `_` and `~` in a request match those characters; `+` is no space.
     ///
     /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]
-    pub query: BTreeMap<Spanned<String>, String>,
+    pub query: BTreeMap<Spanned<String>, Spanned<String>>,
     /// The listeners, by their `address` as it is written there. At a listener, the routes that name it come before all
     /// others, and `redirect-to-https` of the listener leaves their requests alone.
     ///

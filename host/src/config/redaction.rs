@@ -139,17 +139,25 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>], fixed: MessageTex
             continue;
         }
         let nearest = after.find(quote);
+        let is_remedy = before.contains("write ");
         if let Some(end) = nearest.filter(|end| fixed.has(&format!("{quote}{}", &after[..=*end]))) {
             shown.push_str(&after[..=end]);
             rest = &after[end + 1..];
-        } else if let Some((end, reference)) = quoted_part(after, quote, &parts) {
+        } else if let Some((end, reference)) = quoted_part(after, quote, &parts, is_remedy) {
+            if before.ends_with("write ") {
+                shown.truncate(shown.len() - quote.len());
+                shown.push_str("another value of ");
+                shown.push_str(quote);
+            }
             shown.push_str(reference);
             shown.push_str(quote);
             rest = &after[end + 1..];
         } else if let Some(end) = nearest {
             shown.push_str(&after[..=end]);
             rest = &after[end + 1..];
-        } else if let Some(part) = parts.iter().find(|part| part.has(after.split('…').next().unwrap_or_default())) {
+        } else if let Some(part) =
+            parts.iter().find(|part| part.has(after.split('…').next().unwrap_or_default(), is_remedy))
+        {
             // The end of the quoted text was cut off.
             shown.push_str(part.reference);
             rest = after.split_once('…').map_or("", |(_, rest)| rest);
@@ -176,40 +184,65 @@ pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
 /// A value, for the search for parts of it.
 struct Parts<'a> {
     reference: &'a str,
-    value: &'a str,
     words: HashSet<&'a str>,
+    /// The value in its plain form.
+    value: String,
 }
 
 impl<'a> Parts<'a> {
     fn of_all(strings: &'a [Arc<Replaced>]) -> Vec<Self> {
         let of = |value: ReferencedValue<'a>| {
             let words = value.text.split(is_between_words).filter(|word| !word.is_empty()).collect();
-            Parts { reference: value.reference, value: value.text, words }
+            Parts { reference: value.reference, words, value: plain(value.text) }
         };
         strings.iter().flat_map(|string| string.values()).map(of).collect()
     }
 
-    /// Whether a quoted text is a part of the value, or contains a word of it that says much of it.
-    fn has(&self, quoted: &str) -> bool {
-        let plain = quoted.replace("{{", "{").replace("}}", "}").replace("\\\"", "\"").replace("\\n", "\n");
-        [quoted, &plain].into_iter().any(|text| {
+    /// Whether a quoted text is a part of the value in any form, or contains a word of it that says much of it. A remedy
+    /// may have been made from the value, so any word of the value counts there.
+    fn has(&self, quoted: &str, is_remedy: bool) -> bool {
+        let unescaped = quoted.replace("{{", "{").replace("}}", "}").replace("\\\"", "\"").replace("\\n", "\n");
+        let is_telling = |word: &str| is_remedy || word.len() >= MIN_WORD_BYTES || word.len() * 2 >= self.value.len();
+        [quoted, &unescaped].into_iter().map(plain).any(|text| {
             let text = text.trim_end_matches(['…', ' ']);
-            let is_telling = |word: &str| word.len() >= MIN_WORD_BYTES || word.len() * 2 >= self.value.len();
-            let mut words = text.split(is_between_words);
-            !text.is_empty()
-                && (self.value.contains(text) || words.any(|word| self.words.contains(word) && is_telling(word)))
+            let mut words = text.split(is_between_words).filter(|word| !word.is_empty());
+            !text.is_empty() && (self.value.contains(text) || words.any(|word| self.has_word(word) && is_telling(word)))
         })
     }
+
+    fn has_word(&self, word: &str) -> bool {
+        self.value.split(is_between_words).any(|known| known == word)
+    }
+}
+
+/// Returns a text in lower case, with its percent-encoded bytes decoded: messages show the normal forms of values too.
+fn plain(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).to_lowercase()
 }
 
 /// Returns the end of the quoted text that a message begins with, and the reference whose value has it; the value may
 /// have the quote too.
-fn quoted_part<'a>(message: &str, quote: &str, parts: &[Parts<'a>]) -> Option<(usize, &'a str)> {
+fn quoted_part<'a>(message: &str, quote: &str, parts: &[Parts<'a>], is_remedy: bool) -> Option<(usize, &'a str)> {
     let nearest = message.find(quote);
-    let is_whole = |end: &usize, part: &Parts<'_>| Some(*end) == nearest || part.value.contains(&message[..*end]);
+    let is_whole =
+        |end: &usize, part: &Parts<'_>| Some(*end) == nearest || part.value.contains(&plain(&message[..*end]));
     let ends: Vec<usize> = message.match_indices(quote).map(|(end, _)| end).collect();
     ends.iter().rev().find_map(|end| {
-        let part = parts.iter().find(|part| is_whole(end, part) && part.has(&message[..*end]))?;
+        let part = parts.iter().find(|part| is_whole(end, part) && part.has(&message[..*end], is_remedy))?;
         Some((*end, part.reference))
     })
 }
@@ -279,7 +312,15 @@ mod tests {
             ("s3cr{et}", "there is no value `{et}`; known: a", "there is no value `${env:V}`; known: a"),
             ("s3cr{et}", "found `Bearer s3cr{{et}}`", "found `Bearer ${env:V}`"),
             ("ab", "found \"Bearer ab\", can't be", "found \"Bearer ${env:V}\", can't be"),
-            ("ab", "write `/ab`", "write `${env:V}`"),
+            ("ab", "write `/ab`", "write another value of `${env:V}`"),
+            ("10 kb", "`10 kb` is none; write `10 KiB`", "`${env:V}` is none; write another value of `${env:V}`"),
+            ("s\"ö", "found `s%22%C3%B6`; expected `%26`", "found `${env:V}`; expected `%26`"),
+            ("%7Eto", "found `~to`, `~TO`", "found `${env:V}`, `${env:V}`"),
+            (
+                "get",
+                "method in lower case: `get`; write `GET`",
+                "method in lower case: `${env:V}`; write another value of `${env:V}`",
+            ),
             ("a|b", "'|' can't stand in a URI", "'${env:V}' can't stand in a URI"),
             ("a`b", "found `a`b`; expected `c`", "found `${env:V}`; expected `c`"),
             ("zz", "the plugin's `x`, `y`", "the plugin's `x`, `y`"),
