@@ -13,6 +13,24 @@ use crate::support::{
     Message, PATIENCE, Proxy, echo, manifest, ok, origin, outcome, output, plugway, read_message, run, until,
 };
 
+/// Standard output can't be opened by a path if it is a socket, as under systemd.
+#[test]
+fn an_access_log_at_a_socket_is_an_error_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in ["/dev/stdout", "/proc/self/fd/1"] {
+        let more = format!("[access-log]\nformat = \"combined\"\nfile = \"{path}\"\n");
+        std::fs::write(folder.path().join("plugway.toml"), manifest(&says("a"), "", &more)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = plugway();
+        command.args(["run", "plugway.toml"]).current_dir(folder.path()).stdout(std::os::fd::OwnedFd::from(theirs));
+        let ended = command.stderr(Stdio::piped()).output().unwrap();
+        drop(ours);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(!ended.status.success() && said.contains("plugway.toml"), "{said}");
+        assert!(said.contains("it is a socket here, as under systemd; leave `file` out"), "{said}");
+    }
+}
+
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
 /// Returns a manifest with an admin listener whose clients have little time for a head.

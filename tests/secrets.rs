@@ -260,6 +260,19 @@ fn no_part_of_a_value_is_too_short_to_be_left_out() {
     assert!(said.contains("the plugin refuses `${env:PLUGWAY_TEST_ESCAPE}`") && !said.contains("forged"), "{said}");
 }
 
+#[test]
+fn a_configuration_that_is_too_long_is_an_error_with_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("list"), "# nothing\n".repeat(100_000)).unwrap();
+    let list = ["\"${file:list}\""; 9].join(", ");
+    let plugin = format!("{{ use = \"ip-filter\", config = {{ deny = [{list}] }} }}");
+    std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", &plugin, "")).unwrap();
+    let said = output(plugway().args(["check", "plugway.toml"]).current_dir(folder.path()));
+    let wanted =
+        "its configuration is too long: 10 MiB with the values of references; 8 MiB are the most, so shorten it";
+    assert!(said.contains(wanted), "{said}");
+}
+
 /// Remedies are made from the text that they are about.
 #[test]
 fn no_message_shows_a_value_in_another_form() {

@@ -320,7 +320,7 @@ fn files_that_are_missing_or_folders_are_told_with_a_remedy() {
         Mistake::new(tls("other", "key.pem"), &["cannot read", is_folder, unfit]),
         Mistake::new(
             tls("cert.pem", "none.pem"),
-            &["no such file", "none.pem`; paths are relative to the manifest", unfit],
+            &["no such file", "none.pem`; paths are relative to the file that names them", unfit],
         ),
         Mistake::new(tls("cert.pem", "cert.pem/key.pem"), &["its path leads through a file, where a folder", unfit]),
         Mistake::new(tls("cert.pem", "other/key.pem"), &["private key of another certificate", "made together", unfit]),
@@ -410,8 +410,17 @@ fn files_that_a_user_may_not_use_are_told_with_a_remedy() {
         Mistake::new(disk("store"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
         Mistake::new(disk("closed"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
         Mistake::new(disk("locked"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
+        Mistake::new("[[route]]\npath = \"/f\"\nfiles = { root = \"live/site\" }", &[&barred, "plugway.toml:12:18"]),
+        Mistake::new("[buffers]\nfolder = \"live/buffers\"", &[&barred, "plugway.toml:11:10"]),
     ];
     are_told(folder.path(), || as_nobody(cache.path()), &mistakes);
+    // `include` is a key of the beginning.
+    for (pattern, wanted) in [("live/site.toml", &barred), ("closed/*.toml", &allow.to_string())] {
+        let text = format!("include = [\"{pattern}\"]\n{}", manifest("127.0.0.1:1", "", ""));
+        std::fs::write(at("plugway.toml"), text).unwrap();
+        let (code, said) = outcome(as_nobody(cache.path()).arg("check").arg(at("plugway.toml")));
+        assert!(code == Some(1) && said.contains("no permission to read") && said.contains(wanted), "{said}");
+    }
 }
 
 #[test]

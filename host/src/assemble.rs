@@ -444,6 +444,16 @@ fn beside(source: &Source, file: &str) -> PathBuf {
     source.path.parent().unwrap_or(Path::new(".")).join(file)
 }
 
+/// Returns the header of a named table, in quotes where TOML demands them.
+fn named_table(kind: &str, name: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !name.is_empty() && name.bytes().all(is_bare) {
+        format!("[{kind}.{name}]")
+    } else {
+        format!("[{kind}.{name:?}]")
+    }
+}
+
 /// Returns names for a message: all of them, or the first of many.
 fn some_of(names: &[&str]) -> String {
     const SHOWN: usize = 20;

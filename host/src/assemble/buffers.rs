@@ -11,6 +11,7 @@ use crate::body::buffer_space::BufferLimits;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{RouteTable, SizeOrOff};
 use crate::generation::{BufferedContent, RequestBuffer};
+use crate::system::files;
 
 /// The default memory: room for one large body of each of many clients.
 const MEMORY: usize = 64 << 20;
@@ -37,11 +38,9 @@ impl Assembly<'_> {
         let disk = self.bytes(source, buffers.disk.as_ref(), DISK) as u64;
         let folder = buffers.folder.as_ref().map(|folder| beside(source, folder.get_ref()));
         if let (Some(path), Some(named)) = (&folder, &buffers.folder)
-            && !path.is_dir()
+            && let Some(reason) = files::no_folder(path)
         {
-            let message =
-                format!("no such folder: `{}`; expected one that exists, such as `/var/tmp`", named.get_ref());
-            self.problems.at(source, named.span(), message);
+            self.problems.at(source, named.span(), format!("no folder for buffers: {reason}"));
         }
         let folder = folder.map_or_else(|| default().folder, Into::into);
         BufferLimits { memory: memory as u64, disk, folder }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::Uri;
 
-use super::Assembly;
+use super::{Assembly, named_table};
 use crate::config::diagnostic::Source;
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{EndpointEntry, UpstreamTable};
@@ -52,8 +52,10 @@ impl Assembly<'_> {
                 HttpGrant::Upstream(granted) => {
                     let name = &granted.upstream;
                     if !self.http_grants.upstreams.contains(name) && !self.left_out.has("upstream", name) {
-                        let message =
-                            format!("unknown upstream `{name}`: add `[upstream.{name}]`, or correct the name");
+                        let message = format!(
+                            "unknown upstream `{name}`: add `{}`, or correct the name",
+                            named_table("upstream", name)
+                        );
                         self.problems.at(source, grant.span(), message);
                     }
                     destinations.push(HttpDestination::Upstream(name.as_str().into()));

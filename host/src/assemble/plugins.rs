@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::addresses::ManifestPlace;
 use super::plugin_values::{MessageOrigin, complaint_message, failure_message};
 use super::units::bytes;
-use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
+use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, named_table, some_of};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::foreign_keys;
 use crate::config::load::ManifestFile;
@@ -444,11 +444,17 @@ impl Assembly<'_> {
                     self.problems.at(source, reference.span(), message);
                     return None;
                 }
+                if name.ends_with(".wasm") {
+                    let file = if name.contains('/') { name.clone() } else { format!("./{name}") };
+                    let message =
+                        format!("unknown plugin `{name}`: a file is named in a table; write `{{ use = \"{file}\" }}`");
+                    self.problems.at(source, reference.span(), message);
+                    return None;
+                }
                 let known: Vec<&str> = self.named.keys().map(String::as_str).chain(stock).collect();
                 let hint = hint(name, &known);
-                let known = some_of(&known);
-                let message =
-                    format!("unknown plugin `{name}`; {hint}known here: {known}; or add it as `[plugin.{name}]`");
+                let (known, table) = (some_of(&known), named_table("plugin", name));
+                let message = format!("unknown plugin `{name}`; {hint}known here: {known}; or add it as `{table}`");
                 self.problems.at(source, reference.span(), message);
                 None
             }
@@ -644,7 +650,7 @@ fn component(source: &Source, name: &str) -> Result<Component, String> {
         match error.kind() {
             std::io::ErrorKind::NotFound => {
                 format!(
-                    "no such plugin file: `{path}`; build it, or correct the path, which is relative to the manifest"
+                    "no such plugin file: `{path}`; build it, or correct the path, which is relative to the file that names it"
                 )
             }
             std::io::ErrorKind::PermissionDenied => files::no_permission(&file),

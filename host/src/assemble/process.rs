@@ -1,5 +1,6 @@
 //! The settings of the process in a manifest: workers, access log, store.
 
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -216,12 +217,26 @@ impl Assembly<'_> {
             }
             Err(error) => {
                 let shown = file.map_or("-", |file| file.get_ref().as_str());
-                let reason = path.map_or_else(|| error.to_string(), |path| files::unwritable(&path, &error));
+                let reason = path.map_or_else(|| error.to_string(), |path| unopened(&path, &error));
                 let place = file.map_or_else(|| head_of(&wanted.span()), Spanned::span);
                 self.problems.at(source, place, format!("cannot open the access log `{shown}`: {reason}"));
                 None
             }
         }
+    }
+}
+
+/// Returns the reason why the file of the access log can't be opened, with a remedy.
+fn unopened(path: &Path, error: &io::Error) -> String {
+    let is_stream = ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2"]
+        .iter()
+        .any(|stream| path == Path::new(stream));
+    // A socket has a path there, but can't be opened by it.
+    match error.raw_os_error() {
+        Some(libc::ENXIO) if is_stream => {
+            "it is a socket here, as under systemd; leave `file` out, and the log is written to standard output".into()
+        }
+        _ => files::unwritable(path, error),
     }
 }
 

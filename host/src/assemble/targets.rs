@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
 
-use super::{Assembly, beside, idioms, some_of};
+use super::{Assembly, beside, idioms, named_table, some_of};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::hint;
@@ -122,9 +122,14 @@ impl Assembly<'_> {
         let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
         known.sort_unstable();
         let (span, name) = (name.span(), name.get_ref());
-        let meant = hint(name, &known);
-        let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
-        let message = format!("unknown upstream `{name}`; {meant}{known}add it as `[upstream.{name}]`");
+        let message = match address_of_no_upstream(name, &known) {
+            Some(remedy) => format!("unknown upstream `{name}`; {remedy}"),
+            None => {
+                let meant = hint(name, &known);
+                let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
+                format!("unknown upstream `{name}`; {meant}{known}add it as `{}`", named_table("upstream", name))
+            }
+        };
         self.problems.at(source, span, message);
         None
     }
@@ -269,9 +274,8 @@ impl Assembly<'_> {
 
     fn files_target(&mut self, source: &Arc<Source>, table: &FilesTable) -> FileSite {
         let root = beside(source, table.root.get_ref());
-        if !root.is_dir() {
-            let kind = if root.exists() { "it is a file" } else { "it does not exist" };
-            let message = format!("no folder to serve files from: `{}`: {kind}; expected a folder", root.display());
+        if let Some(reason) = files::no_folder(&root) {
+            let message = format!("no folder to serve files from: {reason}");
             self.problems.at(source, table.root.span(), message);
         }
         for name in table.index.iter().flatten() {
@@ -337,5 +341,24 @@ impl Assembly<'_> {
             }
         }
         codings
+    }
+}
+
+/// Returns the remedy for an address or a URL in place of the name of an upstream; `None` for other names.
+fn address_of_no_upstream(name: &str, known: &[&str]) -> Option<String> {
+    let address = name.strip_prefix("http://").or_else(|| name.strip_prefix("https://"));
+    let authority = address.unwrap_or(name).split('/').next().unwrap_or_default();
+    let host = authority.split_once(':').map_or(authority, |(host, _)| host);
+    let is_address = address.is_some() || name.contains([':', '/']);
+    let meant = [authority, host].into_iter().find(|host| known.contains(host)).filter(|_| is_address);
+    match meant {
+        Some(upstream) => Some(format!("expected the name of one alone; write `{upstream}`")),
+        None => is_address.then(|| {
+            let scheme = if name.starts_with("https://") { "https://" } else { "" };
+            format!(
+                "an address is an endpoint of an upstream: add `[upstream.NAME]` with `endpoints = \
+                 [\"{scheme}{authority}\"]`, and write that name"
+            )
+        }),
     }
 }

@@ -198,7 +198,7 @@ fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> S
     let shown = path.display();
     match error.kind() {
         io::ErrorKind::NotFound if is_named_in_a_manifest => {
-            format!("no such file: `{shown}`; paths are relative to the manifest")
+            format!("no such file: `{shown}`; paths are relative to the file that names them")
         }
         io::ErrorKind::NotFound => format!(
             "no manifest: there is no file `{shown}`; create it, or name another, such as `plugway run FILE.toml` (`plugway \
@@ -264,19 +264,21 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
         // Something else than a file is read in vain, with an error that says so.
         let is_folder_pattern = pattern.contains('*');
-        return match full_pattern.exists() {
-            true => Ok(vec![full_pattern]),
-            false if is_folder_pattern => Err(format!(
+        return match full_pattern.metadata() {
+            Ok(_) => Ok(vec![full_pattern]),
+            Err(_) if is_folder_pattern => Err(format!(
                 "`*` in a folder's name: found `{pattern}`; it stands in the last part only, such as `sites/*.toml`"
             )),
-            false => Err(format!("no such file: `{}`; paths are relative to the manifest", full_pattern.display())),
+            Err(error) => Err(files::unreadable(&full_pattern, &error)),
         };
     };
     let folder = full_pattern.parent().unwrap_or(folder);
     // The folder of a file that is named without one.
     let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let entries =
-        std::fs::read_dir(listed).map_err(|error| format!("cannot list the folder `{}`: {error}", listed.display()))?;
+    let entries = std::fs::read_dir(listed).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => files::no_permission(listed),
+        _ => format!("cannot list the folder `{}`: {error}", listed.display()),
+    })?;
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         // As in shells. Emacs locks `a.toml` by the link `.#a.toml`, which leads nowhere, and macOS adds `._a.toml`.

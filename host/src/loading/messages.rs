@@ -72,7 +72,7 @@ pub struct ConfigComplaint {
     pub by_schema: bool,
 }
 
-/// The most bytes of a message: a configuration has no more than its manifest.
+/// The most bytes of a message: more than a configuration has, unless references stand for long lists.
 pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
 /// Encodes a message.
@@ -80,7 +80,11 @@ pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
     let mut message = postcard::to_extend(content, vec![0; 4]).map_err(io::Error::other)?;
     let length = message.len() - 4;
     if length > MAX_MESSAGE_BYTES {
-        return Err(io::Error::other("a message to or from a plugin's loading is too long"));
+        // The host writes nothing longer than a configuration with its values.
+        let (found, most) = (length.div_ceil(1 << 20), MAX_MESSAGE_BYTES >> 20);
+        return Err(io::Error::other(format!(
+            "its configuration is too long: {found} MiB with the values of references; {most} MiB are the most, so shorten it"
+        )));
     }
     message[..4].copy_from_slice(&(length as u32).to_le_bytes());
     Ok(message)

@@ -130,7 +130,7 @@ pub fn read_cached(_: &File, _: &mut [u8], _: u64) -> bool {
 pub fn unreadable(path: &Path, error: &io::Error) -> String {
     let shown = path.display();
     match error.kind() {
-        io::ErrorKind::NotFound => format!("no such file: `{shown}`; paths are relative to the manifest"),
+        io::ErrorKind::NotFound => format!("no such file: `{shown}`; paths are relative to the file that names them"),
         io::ErrorKind::PermissionDenied => no_permission(path),
         io::ErrorKind::NotADirectory => {
             format!("no such file: `{shown}`; its path leads through a file, where a folder is expected")
@@ -149,6 +149,17 @@ pub fn no_permission(path: &Path) -> String {
             folder.display()
         ),
         None => format!("no permission to read `{shown}`: allow it to the user that runs plugway"),
+    }
+}
+
+/// Explains why a path is no folder, and what to do; `None` if it is one.
+pub fn no_folder(path: &Path) -> Option<String> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(found) if found.is_dir() => None,
+        Ok(_) => Some(format!("`{shown}`: it is a file; expected a folder")),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(no_permission(path)),
+        Err(_) => Some(format!("`{shown}`: it does not exist; expected a folder")),
     }
 }
 

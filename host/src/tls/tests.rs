@@ -423,7 +423,7 @@ fn mistakes_of_a_listener_are_told_together() {
         mistakes(&authority, &authority.served(&["site", "gone"], ClientAuth::Required(authority.path("site.key"))));
     let places: Vec<_> = errors.iter().map(|(place, _)| *place).collect();
     assert_eq!(places, [ServerFilePlace::Certificate(1), ServerFilePlace::Key(1), ServerFilePlace::ClientCa]);
-    assert_eq!(errors[0].1, "no such file: `gone.pem`; paths are relative to the manifest");
+    assert_eq!(errors[0].1, "no such file: `gone.pem`; paths are relative to the file that names them");
     assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, ServerFilePlace::Certificate(0));
     let folder = CertificateFiles { chain: Path::new("/").into(), key: authority.path("site.key") };
     let files = ServerFiles { certificates: vec![folder], ..authority.served(&[], ClientAuth::None) };
