@@ -353,6 +353,40 @@ fn the_manifests_of_the_documents_are_good() {
     }
 }
 
+/// Returns the tables of a manifest that configure the plugin `headers`.
+fn edits(value: &toml::Value) -> Vec<&toml::Table> {
+    match value {
+        toml::Value::Table(table) => {
+            let is_headers = table.get("use").and_then(toml::Value::as_str) == Some("headers");
+            let own = is_headers.then(|| table.get("config")?.as_table()).flatten();
+            own.into_iter().chain(table.values().flat_map(edits)).collect()
+        }
+        toml::Value::Array(list) => list.iter().flat_map(edits).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// RFC 9111 §3: caches may store an error that has a lifetime.
+#[test]
+fn no_manifest_of_the_documents_gives_errors_a_lifetime() {
+    let mut lifetimes = 0;
+    for (document, text) in DOCUMENTS {
+        for block in text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+            let manifest: toml::Value = toml::from_str(block).unwrap();
+            for config in edits(&manifest) {
+                let fields = config.get("response").and_then(|response| response.get("set"));
+                let control = fields.and_then(|fields| fields.get("Cache-Control")).and_then(toml::Value::as_str);
+                if control.is_some_and(|control| control.contains("max-age")) {
+                    lifetimes += 1;
+                    let statuses = config.get("when").and_then(|when| when.get("statuses"));
+                    assert!(statuses.is_some(), "{document}\n{block}");
+                }
+            }
+        }
+    }
+    assert!(lifetimes > 1);
+}
+
 /// Returns the texts of the Markdown and WIT files below a folder, with their paths.
 fn texts(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut texts = Vec::new();

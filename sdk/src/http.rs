@@ -58,8 +58,8 @@ pub enum Error {
     NotGranted,
     /// The request is malformed: its method, URL or fields, or its content is too long. So is a URL whose path has `.` or
     /// `..` for a segment, however they and the slashes around them are escaped, since text of a client in the path could lead
-    /// elsewhere; and one with a backslash or a NUL, which may not be escaped either. See
-    /// [`PathBuilder`](crate::path::PathBuilder).
+    /// elsewhere; and one with a backslash or a NUL, which may not be escaped either. A dot, slash, backslash, semicolon,
+    /// percent sign or NUL may not be escaped twice, as in `%252F`. See [`PathBuilder`](crate::path::PathBuilder).
     Invalid,
     /// The destination has no endpoint that is up, or its name can't be resolved.
     Unavailable,
