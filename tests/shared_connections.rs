@@ -203,3 +203,22 @@ fn exchanges_that_use_up_the_streams_of_a_connection_leave_another_to_others() {
     assert_eq!(connections.load(Ordering::SeqCst), 3, "each has four streams");
     drop(open);
 }
+
+/// An endpoint that has no memory left for a connection resets its streams: the next attempt goes over another one.
+#[test]
+fn a_connection_that_an_endpoint_has_no_memory_for_gets_no_more_requests() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let endpoint = endpoint(move |raw| {
+        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
+        let mut answered = 0;
+        while let Some(request) = raw.next_request() {
+            answered += 1;
+            match is_first && answered > 1 {
+                true => raw.reset(request.stream, crate::http2::ENHANCE_YOUR_CALM),
+                false => raw.respond(request.stream, &[], b"whole"),
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "");
+    (0..20).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+}

@@ -456,7 +456,8 @@ impl SharedSender {
 
     /// Whether another request may begin at once: the endpoint accepts another stream, and doesn't soon end the connection.
     pub fn accepts_more(&self) -> bool {
-        self.exchanges() < self.reports.max_streams.get().max(1) as usize && !self.has_many_resets()
+        let is_full = self.exchanges() >= self.reports.max_streams.get().max(1) as usize;
+        !is_full && !self.has_many_resets() && !self.reports.is_overloaded.get()
     }
 
     /// Whether so many streams were reset that the endpoint may soon end the connection for it.

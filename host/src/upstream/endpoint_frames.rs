@@ -41,6 +41,8 @@ pub struct FrameReports {
     pub last_sent: Cell<u32>,
     /// The number of streams that this side has reset.
     pub resets: Cell<usize>,
+    /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
+    pub is_overloaded: Cell<bool>,
 }
 
 /// The heads that an endpoint sends.
@@ -60,6 +62,9 @@ enum Flood {
     /// Heads before a response's own.
     Interim,
 }
+
+/// The error code of a stream that takes too much (RFC 9113 §7).
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// The minimum number of bytes that a head counts: the memory that it takes once it is decoded.
 const MIN_HEAD_BYTES: usize = 1 << 10;
@@ -89,6 +94,7 @@ impl Default for FrameReports {
             max_streams: unlimited(),
             last_sent: Cell::default(),
             resets: Cell::default(),
+            is_overloaded: Cell::default(),
         }
     }
 }
@@ -109,6 +115,7 @@ impl FrameCounter for EndpointFrames {
         incoming.scan_with_values(bytes, each, |value| match value {
             FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } => reports.max_request_head.set(value),
             FrameValue::Setting { identifier: MAX_CONCURRENT_STREAMS, value } => reports.max_streams.set(value),
+            FrameValue::ResetCode(ENHANCE_YOUR_CALM) => reports.is_overloaded.set(true),
             FrameValue::Setting { .. } | FrameValue::ResetCode(_) => {}
         });
     }
