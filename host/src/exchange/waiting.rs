@@ -61,13 +61,15 @@ impl WaitingHook<'_> {
 pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let worker = timer.worker().clone();
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
+    let guard = &worker.guards[plugin_id];
     // The timers of many plugins may be due in one turn of the worker.
-    next_turn(worker.guards[plugin_id].turn_owner()).await;
+    next_turn(guard.turn_owner()).await;
+    let before = guard.time_in_calls();
     let cause = Some(CalloutCause::without_exchange("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
     let called =
         origin.call(&step, HookKind::Timer, async |instance: &mut Instance| instance.timer_waiting().await).await;
-    timer.settle(called, clock.now());
+    timer.settle(called, guard.time_in_calls().saturating_sub(before), clock.now());
 }
 
 /// Passes an exchange that has ended to an observer: to one that may wait within the limits of such calls, which bound how

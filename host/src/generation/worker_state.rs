@@ -111,6 +111,8 @@ struct Timer {
     failures: Cell<u32>,
     /// Whether a call that may wait is under way.
     is_under_way: Cell<bool>,
+    /// Whether the last call of a timer that may wait has taken no more than [`TIMERS_TIME`]; `false` before the first.
+    is_quick: Cell<bool>,
 }
 
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
@@ -317,27 +319,34 @@ impl WorkerState {
     }
 
     /// Calls the timers whose interval has passed. Those that are left after [`TIMERS_TIME`] have the first turn at the next
-    /// tick.
+    /// tick. Of timers that may wait, one begins at a tick whose last call took longer than that, or isn't known.
     ///
     /// Returns those that may wait, for the caller to call.
     pub fn tick(self: &Rc<Self>, now: Instant) -> Vec<WaitingTimer> {
-        let mut waiting = Vec::new();
+        let (mut waiting, mut has_slow) = (Vec::new(), false);
         self.generation.bindings.iter().for_each(|configured| configured.report_lines());
         self.guards.iter().for_each(|guard| guard.sweep_waiting(now));
         let began = Instant::now();
-        let (first, count) = (self.first_timer.get(), self.timers.len());
+        let (first, count, mut left) = (self.first_timer.get(), self.timers.len(), None);
         for index in (0..count).map(|turn| (first + turn) % count) {
             let timer = &self.timers[index];
             if timer.next.get() > now {
                 continue;
             }
             if began.elapsed() >= TIMERS_TIME {
-                self.first_timer.set(index);
+                left.get_or_insert(index);
                 break;
             }
             let called = match timer.whose {
                 TimerOwner::Filter if self.generation.bindings[timer.binding].waits() => {
-                    waiting.extend(self.begin_timer(index));
+                    if has_slow && !timer.is_quick.get() {
+                        // The first one that is left begins at the next tick.
+                        left.get_or_insert(index);
+                        continue;
+                    }
+                    let begun = self.begin_timer(index);
+                    has_slow |= begun.is_some() && !timer.is_quick.get();
+                    waiting.extend(begun);
                     continue;
                 }
                 TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Instance::timer),
@@ -345,6 +354,7 @@ impl WorkerState {
             };
             self.settle_timer(timer, called, now);
         }
+        left.into_iter().for_each(|index| self.first_timer.set(index));
         waiting
     }
 
@@ -421,9 +431,12 @@ impl WaitingTimer {
         self.worker().timers[self.index].binding
     }
 
-    /// Notes the result of the call. The next call is due an interval after this.
-    pub fn settle(self, called: Result<(), PluginFailure>, now: Instant) {
-        self.worker().settle_timer(&self.worker().timers[self.index], called, now);
+    /// Notes the result of the call, and the time that it has taken of the worker. The next call is due an interval after
+    /// this.
+    pub fn settle(self, called: Result<(), PluginFailure>, time: Duration, now: Instant) {
+        let timer = &self.worker().timers[self.index];
+        timer.is_quick.set(time <= TIMERS_TIME);
+        self.worker().settle_timer(timer, called, now);
     }
 }
 
@@ -471,7 +484,7 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     let timer = |whose, binding: PluginId| {
         let interval = generation.bindings[binding].timer?;
         let (next, failures, is_under_way) = (Cell::new(now + interval), Cell::new(0), Cell::new(false));
-        Some(Timer { whose, binding, interval, next, failures, is_under_way })
+        Some(Timer { whose, binding, interval, next, failures, is_under_way, is_quick: Cell::new(false) })
     };
     let in_chains = |binding: &PluginId| generation.routes.iter().any(|route| route.chain.contains(binding));
     let filters = generation.bindings.ids().filter(in_chains);

@@ -190,6 +190,11 @@ impl PluginCaller {
         }
     }
 
+    /// Returns the time that the worker has spent in calls of the plugin.
+    pub fn time_in_calls(&self) -> Duration {
+        Duration::from_nanos(self.figures.nanoseconds.value())
+    }
+
     /// Returns the claim of a call or a body of the plugin to the worker's time.
     pub fn claim(&self) -> TurnClaim {
         TurnClaim::new(self.turn_owner(), self.takes_turns())
