@@ -1,6 +1,6 @@
 //! Routes that serve files: what clients get, what they can't get, and files that change while they are served.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -438,15 +438,21 @@ fn a_file_that_is_replaced_or_cut_is_never_mixed_or_padded() {
 
 /// Asks for a file on a connection whose system buffers only a few KiB, and waits until the response has begun.
 fn begin(site: &Site, path: &str) -> BufReader<TcpStream> {
+    let stream = send_to(site, path);
+    let mut first = [0];
+    assert_eq!(stream.peek(&mut first).unwrap(), 1);
+    BufReader::new(stream)
+}
+
+/// Sends a request on a connection that receives little at a time.
+fn send_to(site: &Site, path: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4 << 10).unwrap();
     socket.connect(&site.proxy.address.parse::<SocketAddr>().unwrap().into()).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    let mut first = [0];
-    assert_eq!(stream.peek(&mut first).unwrap(), 1);
-    BufReader::new(stream)
+    stream
 }
 
 #[test]
@@ -462,6 +468,49 @@ fn slow_clients_cost_little_and_hold_up_nobody() {
     }
     let cost = site.proxy.memory_kib().saturating_sub(before) / slow.len() as u64;
     assert!(cost < 1024, "{cost} KiB for each client");
+}
+
+/// Makes a folder whose list has some megabytes.
+fn fill(site: &Site, folder: &str) {
+    std::fs::create_dir(site.at(folder)).unwrap();
+    for number in 0..10_000 {
+        std::fs::File::create(site.at(&format!("{folder}/{}{number}", "n".repeat(240)))).unwrap();
+    }
+}
+
+#[test]
+fn clients_that_read_no_list_of_a_large_folder_share_it_and_return_its_memory() {
+    let site = Site::start(", browse = true", "");
+    fill(&site, "many");
+    let length: usize = site.ask("HEAD", "/many/", "").field("content-length").unwrap().parse().unwrap();
+    // More than the system keeps for a client.
+    assert!(length > 5 << 20, "{length}");
+    let before = site.proxy.memory_kib();
+    let slow: Vec<TcpStream> = (0..40).map(|_| send_to(&site, "/many/")).collect();
+    let mut first = [0];
+    slow.iter().for_each(|client| assert_eq!(client.peek(&mut first).unwrap(), 1));
+    let held = || site.proxy.metric("plugway_buffered_bytes{place=\"memory\"}");
+    // Seen before: 40 lists, and 503 once they filled `[buffers] memory`.
+    assert!(held() >= length as f64 && held() <= 3.0 * length as f64, "{} of {length}", held());
+    for client in slow {
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).unwrap();
+        assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+    }
+    until("the memory is returned", || held() == 0.0);
+    let grown = site.proxy.memory_kib().saturating_sub(before);
+    assert!(grown < 48 << 10, "{grown} KiB");
+}
+
+#[test]
+fn a_list_that_does_not_fit_into_the_memory_for_bodies_is_a_503_that_names_the_key() {
+    let site = Site::start(", browse = true", "[buffers]\nmemory = \"4 MiB\"\n");
+    fill(&site, "many");
+    site.write("few/file.txt", "x");
+    assert_eq!(site.get("/many/", "").status(), 503);
+    let line = site.proxy.wait_log("the list of a folder does not fit");
+    assert!(line.contains("buffers.memory"), "{line}");
+    assert_eq!(site.get("/few/", "").status(), 200);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::generation::target::{FixedResponse, Redirect, Target};
 use crate::protocol::content_coding::ContentCoding;
 use crate::protocol::media_type;
 use crate::static_files::find::FileSite;
+use crate::static_files::shared_listings::SharedListings;
 use crate::static_files::site_path::{PathLevel, SitePath, is_served};
 use crate::system::files;
 
@@ -296,7 +297,7 @@ impl Assembly<'_> {
             fallback,
             prefix: String::new(),
             precompressed: self.codings(source, &table.precompressed),
-            browse: table.browse,
+            listings: table.browse.then(SharedListings::default),
         }
     }
 

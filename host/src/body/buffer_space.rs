@@ -67,6 +67,8 @@ pub struct FileShare {
 pub struct MadeMemory {
     usage: Arc<BufferUse>,
     bytes: u64,
+    /// The maximum number of bytes that may wait in memory, of all bodies.
+    max: u64,
 }
 
 /// The purpose for which memory is reserved.
@@ -126,9 +128,14 @@ impl BufferSpace {
 
     /// Counts a response that was made here, of which nothing can wait in a file; `None` if there is no memory left.
     pub fn count_made(&self, bytes: usize) -> Option<MadeMemory> {
-        let made = MadeMemory { usage: self.usage.clone(), bytes: bytes as u64 };
-        let before = self.usage.memory.fetch_add(made.bytes, Ordering::Relaxed);
-        (before + made.bytes <= self.limits.memory).then_some(made)
+        let mut made = MadeMemory { usage: self.usage.clone(), bytes: 0, max: self.limits.memory };
+        made.grow(bytes).then_some(made)
+    }
+
+    /// Returns the memory, which is empty, for a response that will be made here. It leaves bodies the memory in which they
+    /// pass to their files.
+    pub fn memory_for_made(&self) -> MadeMemory {
+        MadeMemory { usage: self.usage.clone(), bytes: 0, max: self.limits.memory - self.limits.memory / PASSAGE }
     }
 
     /// Returns the number of bytes that may be read early of all uploads of one client connection.
@@ -242,6 +249,27 @@ impl Drop for MemoryShare {
     }
 }
 
+impl MadeMemory {
+    /// Counts more bytes. Returns whether there is memory for them.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        let is_within = self.usage.memory.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.max;
+        if is_within {
+            self.bytes += bytes;
+        } else {
+            self.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_within
+    }
+
+    /// Releases all memory but that of `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let freed = self.bytes.saturating_sub(bytes as u64);
+        self.bytes -= freed;
+        self.usage.memory.fetch_sub(freed, Ordering::Relaxed);
+    }
+}
+
 impl Drop for MadeMemory {
     fn drop(&mut self) {
         self.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -319,6 +347,11 @@ pub mod tests {
         let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20)).collect();
         assert_eq!((made.len(), usage.memory()), (5, 15 << 20));
         drop(made);
+        let mut growing = space.memory_for_made();
+        assert!(growing.grow(4 << 20) && growing.grow(8 << 20) && !growing.grow(1), "bodies pass in the rest");
+        growing.shrink(1 << 20);
+        assert_eq!(usage.memory(), 1 << 20);
+        drop(growing);
         assert_eq!(usage.memory(), 0);
     }
 

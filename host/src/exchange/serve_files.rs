@@ -66,7 +66,7 @@ pub async fn serve_files(
     let query = FileQuery { path, codings };
     let found = match site.find_now(&query, step.clock().now()) {
         Some(found) => found?,
-        None => site.find(query, step).await?,
+        None => site.find(query.clone(), step).await?,
     };
     Ok(match found {
         PathAnswer::File(found) => match file_response(found, site, context, step) {
@@ -74,7 +74,10 @@ pub async fn serve_files(
             None => page(StatusCode::PRECONDITION_FAILED),
         },
         PathAnswer::Folder => redirect_into_folder(context),
-        PathAnswer::Listing(page) => listing_response(page, &request.method),
+        PathAnswer::Unindexed => match site.list(query.path, worker.buffers.memory_for_made(), step).await? {
+            Some(page) => listing_response(page, &request.method),
+            None => page(StatusCode::NOT_FOUND),
+        },
         PathAnswer::Absent => page(StatusCode::NOT_FOUND),
         PathAnswer::Denied => {
             warn_of_denied(worker, route_id, context);
@@ -120,7 +123,7 @@ fn file_response(
     match requested(&mut head, &request.headers, length) {
         RangeRequest::All => {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-            Some(Response::from_parts(head, whole(file, step)))
+            Some(Response::from_parts(head, whole(file, site, step)))
         }
         RangeRequest::Nothing(length) => {
             ranges::to_unsatisfiable(&mut head, length);
@@ -135,7 +138,7 @@ fn file_response(
                 segments.push_back(Segment::Part { next: part.first, end: part.last + 1 });
             }
             segments.push_back(Segment::Text(texts.end.into()));
-            Some(Response::from_parts(head, body(file, segments, step)))
+            Some(Response::from_parts(head, body(file, site, segments, step)))
         }
     }
 }
@@ -183,14 +186,14 @@ fn requested(head: &mut response::Parts, request: &HeaderMap, length: u64) -> Ra
     ranges::requested(request, head, length, PartOrder::Any)
 }
 
-fn whole(file: SiteFile, step: &Deadline) -> ResponseBody {
+fn whole(file: SiteFile, site: &WorkerSite, step: &Deadline) -> ResponseBody {
     let length = file.length;
     if length <= READ_AT_ONCE
         && let Some(bytes) = file.read_now(0, length as usize).filter(|bytes| bytes.len() as u64 == length)
     {
         return content(bytes, step);
     }
-    body(file, VecDeque::from([Segment::Part { next: 0, end: length }]), step)
+    body(file, site, VecDeque::from([Segment::Part { next: 0, end: length }]), step)
 }
 
 /// Returns a body of content that was read already. Plugins transform it, as all content of files.
@@ -198,13 +201,13 @@ fn content(bytes: Bytes, step: &Deadline) -> ResponseBody {
     ResponseBody::File(Box::new(FileBody::of_content(bytes, step.clone())))
 }
 
-fn body(file: SiteFile, segments: VecDeque<Segment>, step: &Deadline) -> ResponseBody {
-    ResponseBody::File(Box::new(FileBody::new(file, segments, step.clone())))
+fn body(file: SiteFile, site: &WorkerSite, segments: VecDeque<Segment>, step: &Deadline) -> ResponseBody {
+    ResponseBody::File(Box::new(FileBody::new(file, site.turns.clone(), segments, step.clone())))
 }
 
-fn listing_response(page: Vec<u8>, method: &Method) -> Response<ResponseBody> {
+fn listing_response(page: Bytes, method: &Method) -> Response<ResponseBody> {
     let length = page.len();
-    let body = if *method == Method::HEAD { Bytes::new() } else { page.into() };
+    let body = if *method == Method::HEAD { Bytes::new() } else { page };
     let mut response = Response::new(ResponseBody::Full(body));
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
+use super::blocking_turns::BlockingTurns;
 use super::find::SiteFile;
 use crate::body::BodyError;
 use crate::error::{Error, FailureKind};
@@ -22,10 +23,12 @@ use crate::net::deadline::Deadline;
 pub struct FileBody {
     /// The file; `None` if no part of it is left to be read.
     file: Option<Arc<SiteFile>>,
+    /// The turns of the file's site; `None` if nothing is read.
+    turns: Option<BlockingTurns>,
     /// The segments that are still to be sent.
     segments: VecDeque<Segment>,
-    /// The read that runs on a thread for blocking work; `None` if there is none.
-    reading: Option<JoinHandle<io::Result<Bytes>>>,
+    /// The read that waits for its turn or runs on a thread for blocking work; `None` if there is none.
+    reading: Option<Pin<Box<dyn Future<Output = io::Result<Bytes>>>>>,
     /// The maximum number of bytes of a read.
     max_read: Cell<usize>,
     /// The deadline for the next piece.
@@ -50,14 +53,15 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl FileBody {
     /// Returns a body of these segments of a file.
-    pub fn new(file: SiteFile, segments: VecDeque<Segment>, step: Deadline) -> Self {
-        FileBody { file: Some(Arc::new(file)), segments, ..FileBody::of_content(Bytes::new(), step) }
+    pub fn new(file: SiteFile, turns: BlockingTurns, segments: VecDeque<Segment>, step: Deadline) -> Self {
+        let (file, turns) = (Some(Arc::new(file)), Some(turns));
+        FileBody { file, turns, segments, ..FileBody::of_content(Bytes::new(), step) }
     }
 
     /// Returns a body of content that was read already.
     pub fn of_content(content: Bytes, step: Deadline) -> Self {
         let segments = VecDeque::from([Segment::Text(content)]);
-        FileBody { file: None, segments, reading: None, max_read: Cell::new(READ), step }
+        FileBody { file: None, turns: None, segments, reading: None, max_read: Cell::new(READ), step }
     }
 
     /// Limits the number of bytes that are read at once.
@@ -67,10 +71,10 @@ impl FileBody {
 
     /// Returns the next bytes of the part that is sent.
     fn poll_read(&mut self, next: u64, length: usize, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
-        let Some(file) = &self.file else { return Poll::Ready(Ok(Bytes::new())) };
+        let (Some(file), Some(turns)) = (&self.file, &self.turns) else { return Poll::Ready(Ok(Bytes::new())) };
         let read = match &mut self.reading {
-            Some(reading) => match Pin::new(reading).poll(cx) {
-                Poll::Ready(read) => read.map_err(io::Error::other).and_then(|read| read),
+            Some(reading) => match reading.as_mut().poll(cx) {
+                Poll::Ready(read) => read,
                 Poll::Pending if self.step.is_late(READ_TIMEOUT, cx) => {
                     let late = Error::new(FailureKind::ResponseTimeout, "the file system did not read a file in 30 s");
                     return Poll::Ready(Err(late.into()));
@@ -80,8 +84,7 @@ impl FileBody {
             None => match file.read_now(next, length) {
                 Some(bytes) => Ok(bytes),
                 None => {
-                    let file = file.clone();
-                    self.reading = Some(spawn_blocking(move || file.read(next, length)));
+                    self.reading = Some(Box::pin(read(file.clone(), turns.clone(), next, length)));
                     return self.poll_read(next, length, cx);
                 }
             },
@@ -90,6 +93,16 @@ impl FileBody {
         self.step.clear();
         Poll::Ready(read.map_err(|error| Error::new(FailureKind::InternalError, error).into()))
     }
+}
+
+/// Reads bytes on a thread for blocking work, once the site has a turn for it.
+async fn read(file: Arc<SiteFile>, turns: BlockingTurns, next: u64, length: usize) -> io::Result<Bytes> {
+    let turn = turns.begin().await;
+    let reading = spawn_blocking(move || {
+        let _turn = turn;
+        file.read(next, length)
+    });
+    reading.await.map_err(io::Error::other)?
 }
 
 impl SiteFile {

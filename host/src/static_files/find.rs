@@ -1,5 +1,5 @@
-//! Finds what answers for a path: a file or its compressed copy, the index file of a folder, a list of its files, or the
-//! site's fallback.
+//! Finds what answers for a path: a file or its compressed copy, the index file of a folder, a folder whose files are to be
+//! listed, or the site's fallback.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use smallvec::SmallVec;
 
-use super::listing::listing;
 use super::open_files::OpenFilePermit;
 use super::root::{OpenFailure, Opened, Root, Wait};
+use super::shared_listings::SharedListings;
 use super::site_path::SitePath;
 use crate::protocol::content_coding::ContentCoding;
 
@@ -27,8 +27,8 @@ pub struct FileSite {
     pub prefix: String,
     /// The codings of copies beside a file, in the order of preference.
     pub precompressed: Vec<ContentCoding>,
-    /// Whether the response for a folder without an index file is a list of its files.
-    pub browse: bool,
+    /// The lists of folders without an index file; `None` if such folders have no answer.
+    pub listings: Option<SharedListings>,
 }
 
 /// A client's request to a site.
@@ -45,8 +45,8 @@ pub enum PathAnswer {
     File(FoundFile),
     /// A folder, whose path lacks the slash at its end.
     Folder,
-    /// A page with the list of a folder's files.
-    Listing(Vec<u8>),
+    /// A folder without an index file, whose files are to be listed.
+    Unindexed,
     Absent,
     /// The user that runs the proxy may not read the file.
     Denied,
@@ -129,10 +129,8 @@ impl SiteSearch<'_> {
         let opened = match opened {
             Some((path, Opened::File(file, metadata))) => Some((path, file, metadata)),
             Some((_, Opened::Folder(_))) => return Ok(PathAnswer::Folder),
-            Some((_, Opened::Other)) | None => match self.list(path)? {
-                Some(page) => return Ok(PathAnswer::Listing(page)),
-                None => self.open_fallback()?,
-            },
+            Some((_, Opened::Other)) | None if self.is_to_be_listed(path)? => return Ok(PathAnswer::Unindexed),
+            Some((_, Opened::Other)) | None => self.open_fallback()?,
         };
         let Some((path, file, metadata)) = opened else { return Ok(PathAnswer::Absent) };
         if let Some((copy, copy_metadata, coding)) = self.open_copy(&path, &metadata)? {
@@ -191,18 +189,9 @@ impl SiteSearch<'_> {
         Ok(None)
     }
 
-    /// Returns the list of a folder's files; `None` if it is not to be listed, or is no folder.
-    fn list(&self, path: &SitePath) -> Result<Option<Vec<u8>>, OpenFailure> {
-        if !self.site.browse || !path.is_folder() {
-            return Ok(None);
-        }
-        match self.wait {
-            Wait::Never => Err(OpenFailure::WouldWait),
-            Wait::Allowed => match self.open(path)? {
-                Some(Opened::Folder(folder)) => Ok(Some(listing(self.root, path, &folder, &self.site.prefix)?)),
-                _ => Ok(None),
-            },
-        }
+    /// Whether a path is that of a folder whose files are listed if it has no index file.
+    fn is_to_be_listed(&self, path: &SitePath) -> Result<bool, OpenFailure> {
+        Ok(self.site.listings.is_some() && path.is_folder() && matches!(self.open(path)?, Some(Opened::Folder(_))))
     }
 }
 

@@ -17,7 +17,7 @@ const WELL_KNOWN: &[u8] = b".well-known";
 
 /// A path below the root of a site, without a slash at its beginning. Its names have no special meaning for any file
 /// system or shell.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SitePath {
     /// The decoded bytes of the path. Paths of folders end with a slash, and the root's path is empty.
     bytes: Vec<u8>,

@@ -6,11 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
+use super::blocking_turns::BlockingTurns;
 use super::find::{FileQuery, FileSite, FindFailure, PathAnswer};
+use super::listing::ListingFailure;
 use super::open_files::{OpenFilePermit, OpenFiles};
-use super::root::{Root, Wait};
+use super::root::{OpenFailure, Root, Wait};
+use super::shared_listings::ListingQuery;
+use super::site_path::SitePath;
+use crate::body::buffer_space::MadeMemory;
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
 use crate::system::descriptors::lacks_descriptor;
@@ -19,6 +25,8 @@ use crate::system::descriptors::lacks_descriptor;
 #[derive(Debug)]
 pub struct WorkerSite {
     pub site: Arc<FileSite>,
+    /// The turns on threads for blocking work.
+    pub turns: BlockingTurns,
     open_files: OpenFiles,
     /// The open folder, and the time at which it was last seen at its path; `None` if it was not there.
     root: RefCell<Option<(Arc<Root>, Instant)>>,
@@ -33,7 +41,7 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 impl WorkerSite {
     /// Returns a site whose folder is opened for its first request.
     pub fn new(site: Arc<FileSite>, open_files: OpenFiles) -> Self {
-        WorkerSite { site, open_files, root: RefCell::default() }
+        WorkerSite { site, turns: BlockingTurns::default(), open_files, root: RefCell::default() }
     }
 
     /// Finds what answers for a query; `None` if that needs a wait.
@@ -47,28 +55,55 @@ impl WorkerSite {
         match self.site.find(root, query, permit, Wait::Never) {
             Ok(found) => Some(Ok(found)),
             Err(FindFailure::WouldWait) => None,
-            Err(FindFailure::Failed(error)) => Some(Err(failed(error))),
+            Err(FindFailure::Failed(error)) => Some(Err(failed(&error))),
         }
     }
 
     /// Finds what answers for a query, on a thread for blocking work.
     pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
-        let permit = self.permit()?;
-        let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
-        let finding = spawn_blocking(move || {
-            let root = root_at(&site.root, known)?;
-            let found = site.find(&root, &query, permit, Wait::Allowed);
-            Ok::<_, Error>((root, found))
-        });
+        let finding = async {
+            let turn = self.turns.begin().await;
+            let permit = self.permit()?;
+            let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
+            let found = spawn_blocking(move || {
+                let _turn = turn;
+                let root = root_at(&site.root, known)?;
+                let found = site.find(&root, &query, permit, Wait::Allowed);
+                Ok::<_, Error>((root, found))
+            });
+            found.await.unwrap_or_else(|error| Err(failed(&io::Error::other(error))))
+        };
         let late = |_| Error::new(FailureKind::ResponseTimeout, "the file system did not open a file in 30 s");
         let found = step.limit(FIND_TIMEOUT, finding).await.map_err(late)?;
-        let found = found.unwrap_or_else(|error| Err(failed(io::Error::other(error))));
         let (root, found) = found.inspect_err(|_| drop(self.root.take()))?;
         self.root.replace(Some((root, step.clock().now())));
         found.map_err(|failure| match failure {
-            FindFailure::Failed(error) => failed(error),
-            FindFailure::WouldWait => failed(io::Error::other("files were renamed each time that it was looked for")),
+            FindFailure::Failed(error) => failed(&error),
+            FindFailure::WouldWait => failed(&io::Error::other("files were renamed each time that it was looked for")),
         })
+    }
+
+    /// Returns the page with the list of a folder's files, which was found to have no index file; `None` if it is gone
+    /// meanwhile. `memory`, which is empty, counts the page.
+    pub async fn list(&self, path: SitePath, memory: MadeMemory, step: &Deadline) -> Result<Option<Bytes>, Error> {
+        let root = self.root.borrow().as_ref().map(|(root, _)| root.clone());
+        let (Some(root), Some(listings)) = (root, &self.site.listings) else { return Ok(None) };
+        let listing = listings.list(ListingQuery { root, path, prefix: self.site.prefix.clone(), memory });
+        let late = |_| Error::new(FailureKind::ResponseTimeout, "the list of a folder was not made in 30 s");
+        match step.limit(FIND_TIMEOUT, listing).await.map_err(late)? {
+            Ok(page) => Ok(Some(page)),
+            Err(failure) => match &*failure {
+                ListingFailure::NoMemory => {
+                    let cause = "the list of a folder does not fit into the memory for bodies";
+                    Err(Error::new(FailureKind::LimitReached, cause).with_limit("buffers.memory"))
+                }
+                ListingFailure::Open(OpenFailure::Absent | OpenFailure::Denied) => Ok(None),
+                ListingFailure::Open(OpenFailure::Failed(error)) => Err(failed(error)),
+                ListingFailure::Open(OpenFailure::WouldWait) | ListingFailure::Unwanted => {
+                    Err(failed(&io::Error::other("the list of a folder was given up")))
+                }
+            },
+        }
     }
 
     fn permit(&self) -> Result<OpenFilePermit, Error> {
@@ -88,7 +123,7 @@ fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
     }
     Root::open(path).map(Arc::new).map_err(|error| {
         if lacks_descriptor(&error) {
-            return failed(error);
+            return failed(&error);
         }
         let cause = format!("no folder to serve files from: `{}`: {error}", path.display());
         Error::new(FailureKind::DestinationUnavailable, cause)
@@ -96,8 +131,8 @@ fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
 }
 
 /// Returns the error of an exchange whose file can't be opened.
-fn failed(error: io::Error) -> Error {
-    let status = lacks_descriptor(&error).then_some(http::StatusCode::SERVICE_UNAVAILABLE);
+fn failed(error: &io::Error) -> Error {
+    let status = lacks_descriptor(error).then_some(http::StatusCode::SERVICE_UNAVAILABLE);
     let cause = io::Error::new(error.kind(), format!("a file can't be opened: {error}"));
     Error { status, ..Error::new(FailureKind::InternalError, cause) }
 }
