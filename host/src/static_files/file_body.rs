@@ -31,6 +31,8 @@ pub struct FileBody {
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Bytes>>>>>,
     /// The maximum number of bytes of a read.
     max_read: Cell<usize>,
+    /// The number of bytes that were read since other tasks have had their turn.
+    in_turn: usize,
     /// The deadline for the next piece.
     step: Deadline,
 }
@@ -48,6 +50,10 @@ pub enum Segment {
 /// same as from an endpoint.
 const READ: usize = 128 << 10;
 
+/// The number of bytes that are read before other tasks have their turn. A quick client takes megabytes otherwise, until its
+/// socket is full.
+const MAX_TURN: usize = 2 * READ;
+
 /// The time for a read, which only a network or a broken disk exceeds.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -61,7 +67,7 @@ impl FileBody {
     /// Returns a body of content that was read already.
     pub fn of_content(content: Bytes, step: Deadline) -> Self {
         let segments = VecDeque::from([Segment::Text(content)]);
-        FileBody { file: None, turns: None, segments, reading: None, max_read: Cell::new(READ), step }
+        FileBody { file: None, turns: None, segments, reading: None, max_read: Cell::new(READ), in_turn: 0, step }
     }
 
     /// Limits the number of bytes that are read at once.
@@ -164,6 +170,11 @@ impl Body for FileBody {
                 Some(Segment::Text(text)) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
                 Some(Segment::Part { next, end }) => (*next, (*end - *next).min(this.max_read.get() as u64) as usize),
             };
+            if this.in_turn >= MAX_TURN {
+                this.in_turn = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let bytes = match ready!(this.poll_read(next, length, cx)) {
                 Ok(bytes) => bytes,
                 Err(error) => {
@@ -175,6 +186,7 @@ impl Body for FileBody {
             if let Some(Segment::Part { next, .. }) = this.segments.front_mut() {
                 *next += bytes.len() as u64;
             }
+            this.in_turn += bytes.len();
             if this.segments.iter().all(|segment| matches!(segment, Segment::Text(_)) || segment.length() == 0) {
                 // A slow client keeps no file open for what is read already.
                 this.file = None;
