@@ -39,6 +39,7 @@ mod loading;
 mod logs;
 mod manifest_page;
 mod manifests;
+mod many_endpoints;
 mod on_error;
 mod operating;
 mod places;

@@ -15,7 +15,7 @@ use crate::config::manifest::{self, EndpointTable};
 use crate::config::spanned::Spanned;
 use crate::system::bind_error::MAX_SOCKET_PATH_BYTES;
 use crate::upstream::discovery::{DnsName, NameKind};
-use crate::upstream::endpoint_set::EndpointSpec;
+use crate::upstream::endpoint_set::{EndpointSpec, MAX_ENDPOINTS};
 use crate::upstream::{EndpointAddr, EndpointProtocol, SocketName};
 
 /// The endpoints of a list that were read so far.
@@ -55,6 +55,11 @@ struct EndpointSettings {
 }
 
 impl ListedEndpoints {
+    /// Returns the number of members and names.
+    fn count(&self) -> usize {
+        self.list.len() + self.names.len()
+    }
+
     /// Returns what each member or name speaks.
     pub fn speak(&self) -> impl Iterator<Item = &EndpointProtocol> {
         let listed = self.list.iter().map(|member| &member.address.protocol);
@@ -67,6 +72,10 @@ impl Assembly<'_> {
     pub(super) fn members(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> ListedEndpoints {
         let mut members = ListedEndpoints::default();
         for endpoint in &upstream.endpoints {
+            let is_file = endpoint.get_ref().file().is_some();
+            if !is_file && !self.has_room(source, endpoint.span(), members.count() + 1) {
+                break;
+            }
             match endpoint.get_ref().file() {
                 Some(_) if !endpoint.get_ref().is_file_alone() => {
                     let message =
@@ -91,6 +100,9 @@ impl Assembly<'_> {
         let path = beside(owner, file.get_ref());
         let named_at = (owner, file.span());
         let Some((source, listed)) = load::endpoints(&path, named_at, &mut self.problems) else { return };
+        if !self.has_room(owner, file.span(), members.count() + listed.endpoints.len()) {
+            return;
+        }
         for endpoint in &listed.endpoints {
             match endpoint.get_ref().file() {
                 Some(further) => {
@@ -103,6 +115,18 @@ impl Assembly<'_> {
                 None => self.member(&List { source: &source, owner, upstream }, endpoint, members),
             }
         }
+    }
+
+    /// Whether an upstream may have `count` endpoints; an error if not.
+    fn has_room(&mut self, source: &Arc<Source>, span: Range<usize>, count: usize) -> bool {
+        if count > MAX_ENDPOINTS {
+            let message = format!(
+                "too many endpoints: {count} up to here; expected {MAX_ENDPOINTS} at most in an upstream; divide them \
+                 among several upstreams, or name a load balancer in their place"
+            );
+            self.problems.at(source, span, message);
+        }
+        count <= MAX_ENDPOINTS
     }
 
     /// Reads an endpoint of a list, and adds it to the members.

@@ -497,7 +497,7 @@ pub struct ListenerLimits {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTable {
     /// The endpoints: addresses such as `"127.0.0.1:8000"`, `"unix:/run/app.sock"` or `"app.internal:8000"`, or tables.
-    /// `https://` before an address speaks TLS, `h2c://` speaks HTTP/2 without TLS. At least one is required.
+    /// `https://` before an address speaks TLS, `h2c://` speaks HTTP/2 without TLS. From 1 to 1,024, with those of files.
     ///
     /// Type: list of endpoints. Required. Example: `["127.0.0.1:8000", { dns = "app.internal:8000" }]`.
     pub endpoints: Vec<Spanned<EndpointEntry>>,

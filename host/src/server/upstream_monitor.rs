@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{error, info, warn};
@@ -20,7 +20,7 @@ use crate::system::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
 use crate::upstream::discovery::{DnsName, Resolved, UpstreamSpec};
 use crate::upstream::dns::{CurrentResolver, LookupError, SystemFiles};
-use crate::upstream::endpoint_set::{EndpointSet, EndpointSpec};
+use crate::upstream::endpoint_set::{EndpointSet, EndpointSpec, MAX_ENDPOINTS};
 use crate::upstream::health;
 use crate::upstream::health_check::{HealthCheck, check};
 
@@ -29,6 +29,8 @@ pub struct UpstreamMonitor {
     monitored: HashMap<Arc<str>, MonitoredUpstream>,
     /// The sets whose ejections and slow starts the tick advances.
     live: Rc<RefCell<Vec<Arc<EndpointSet>>>>,
+    /// The permits for the checks of all upstreams.
+    check_permits: Rc<Semaphore>,
     _ticking: MonitorTask,
 }
 
@@ -54,7 +56,19 @@ struct MonitoredSet {
     is_former: Cell<bool>,
     /// The targets of each name that could not be looked up, as the log has them.
     missing: RefCell<Vec<String>>,
+    /// For each name, the number of endpoints beyond the maximum, which are left out.
+    left_out: RefCell<Vec<usize>>,
+    /// The number of endpoints left out, as the log has it.
+    logged_left_out: Cell<usize>,
+    turns: CheckTurns,
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
+}
+
+/// The turns of an upstream's health checks. A check that waits for its turn has not begun, so that the wait is no failure.
+#[derive(Clone)]
+struct CheckTurns {
+    own: Rc<Semaphore>,
+    all: Rc<Semaphore>,
 }
 
 /// A failed lookup.
@@ -76,10 +90,16 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
+/// The maximum number of health checks at a time: each has a connection, and all run on the control thread.
+const CHECKS: usize = 64;
+
+/// The maximum number of health checks of an upstream at a time: endpoints that answer nothing leave others their turns.
+const UPSTREAM_CHECKS: usize = CHECKS / 2;
+
 /// The number of targets that the log names, of those that can't be looked up.
 const SHOWN_TARGETS: usize = 3;
 
-/// The maximum length of their errors in the log, in bytes.
+/// The maximum length of their errors, and of a list of endpoints, in the log, in bytes.
 const MAX_SHOWN_BYTES: usize = 512;
 
 /// The remedies of lookups that fail: the name is at fault, or no name server says anything of use.
@@ -93,7 +113,8 @@ impl UpstreamMonitor {
     pub fn start() -> Self {
         let live = Rc::<RefCell<Vec<Arc<EndpointSet>>>>::default();
         let ticking = MonitorTask::start(supervise::Task::UpstreamTick, tick(live.clone()));
-        UpstreamMonitor { monitored: HashMap::new(), live, _ticking: ticking }
+        let check_permits = Rc::new(Semaphore::new(CHECKS));
+        UpstreamMonitor { monitored: HashMap::new(), live, check_permits, _ticking: ticking }
     }
 
     /// Monitors the upstreams of a generation from now on. Tasks of unchanged upstreams are kept.
@@ -112,7 +133,9 @@ impl UpstreamMonitor {
             let monitored = match known {
                 Some(monitored) if monitored.fits(upstream, servers, &system) => monitored,
                 known => {
-                    let (set, lookups) = MonitoredSet::replace(upstream, servers, known, &looking);
+                    let turns = CheckTurns::new(&self.check_permits, known.as_ref());
+                    let set = MonitoredSet::replace(upstream, known, turns);
+                    let lookups = set.lookups(servers, &looking);
                     MonitoredUpstream { set, servers: servers.clone(), system: system.clone(), _lookups: lookups }
                 }
             };
@@ -138,13 +161,8 @@ impl MonitoredUpstream {
 }
 
 impl MonitoredSet {
-    /// Puts the endpoints of an upstream in the place of those that were monitored before, and starts looking up the names.
-    fn replace(
-        upstream: &Upstream,
-        servers: &[SocketAddr],
-        before: Option<MonitoredUpstream>,
-        looking: &mpsc::Sender<()>,
-    ) -> (Rc<Self>, Vec<MonitorTask>) {
+    /// Puts the endpoints of an upstream in the place of those that were monitored before.
+    fn replace(upstream: &Upstream, before: Option<MonitoredUpstream>, turns: CheckTurns) -> Rc<Self> {
         let plan = upstream.plan.clone();
         let of_before = |name: &DnsName| {
             let set = &before.as_ref()?.set;
@@ -161,6 +179,9 @@ impl MonitoredSet {
             unanswered: RefCell::new((0..plan.names.len()).collect()),
             is_former: Cell::new(true),
             missing: RefCell::new(vec![String::new(); plan.names.len()]),
+            left_out: RefCell::new(vec![0; plan.names.len()]),
+            logged_left_out: Cell::new(0),
+            turns,
             plan,
             resolved: RefCell::new(resolved),
             checks,
@@ -169,8 +190,7 @@ impl MonitoredSet {
         if knows_some || set.resolved.borrow().iter().any(|found| !found.is_empty()) {
             set.publish();
         }
-        let lookups = set.lookups(servers, looking);
-        (set, lookups)
+        set
     }
 
     /// Starts looking up the names.
@@ -185,8 +205,10 @@ impl MonitoredSet {
     async fn look_up(&self, name_index: usize, resolver: &CurrentResolver) -> Result<Duration, FailedLookup> {
         let turn = async {
             let resolver = resolver.get()?;
-            let Resolved { members, missing, lifetime } = self.plan.names[name_index].look_up(&resolver).await?;
+            let Resolved { members, missing, left_out, lifetime } =
+                self.plan.names[name_index].look_up(&resolver).await?;
             self.note_missing(name_index, &missing);
+            self.left_out.borrow_mut()[name_index] = left_out;
             self.replace_resolved(name_index, members);
             Ok::<_, LookupError>(lifetime)
         };
@@ -230,8 +252,9 @@ impl MonitoredSet {
             let addresses = |members: &[EndpointSpec]| {
                 members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
             };
-            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name_index]));
-            info!(upstream, name = self.plan.names[name_index].text(), found, "endpoints found");
+            let (upstream, name) = (self.live.name(), self.plan.names[name_index].text());
+            let found = addresses(&self.resolved.borrow()[name_index]);
+            info!(upstream, name, found = &*one_line(&found, MAX_SHOWN_BYTES), "endpoints found");
         }
     }
 
@@ -255,20 +278,45 @@ impl MonitoredSet {
 
     fn publish(&self) {
         self.is_former.set(false);
-        let mut members = self.plan.members.clone();
-        members.extend(self.resolved.borrow().iter().flatten().cloned());
+        let members = self.members();
         if let Some(rules) = &self.plan.check {
             let mut checks = self.checks.borrow_mut();
-            checks.retain(|address, _| members.iter().any(|member| member.address == *address));
+            let addresses = members.iter().map(|member| (&*member.address.text, &member.address));
+            let addresses: HashMap<&str, &EndpointAddr> = addresses.collect();
+            checks.retain(|address, _| addresses.get(&*address.text).is_some_and(|wanted| **wanted == *address));
             for member in &members {
                 let watch = || {
-                    let watched = watch_health(self.live.clone(), rules.clone(), member.address.clone());
+                    let (live, turns, address) = (self.live.clone(), self.turns.clone(), member.address.clone());
+                    let watched = watch_health(live, turns, rules.clone(), address);
                     MonitorTask::start(supervise::Task::HealthCheck, watched)
                 };
                 checks.entry(member.address.clone()).or_insert_with(watch);
             }
         }
         self.live.set_members(members, Instant::now());
+    }
+
+    /// Returns the endpoints of the manifest and those that names resolve to, up to the maximum, and logs how many are left
+    /// out.
+    fn members(&self) -> Vec<EndpointSpec> {
+        let mut members = self.plan.members.clone();
+        members.extend(self.resolved.borrow().iter().flatten().cloned());
+        let left_out = members.len().saturating_sub(MAX_ENDPOINTS) + self.left_out.borrow().iter().sum::<usize>();
+        if left_out != self.logged_left_out.replace(left_out) && left_out > 0 {
+            let (upstream, limit) = (self.live.name(), MAX_ENDPOINTS);
+            let remedy = "divide them among several upstreams, or let the name stand for fewer addresses";
+            warn!(upstream, limit, left_out, remedy, "too many endpoints: some get no requests");
+        }
+        members.truncate(MAX_ENDPOINTS);
+        members
+    }
+}
+
+impl CheckTurns {
+    /// Returns the turns of an upstream: those of its checks that are kept, or new ones.
+    fn new(all: &Rc<Semaphore>, before: Option<&MonitoredUpstream>) -> Self {
+        let own = before.map(|monitored| monitored.set.turns.own.clone());
+        CheckTurns { own: own.unwrap_or_else(|| Rc::new(Semaphore::new(UPSTREAM_CHECKS))), all: all.clone() }
     }
 }
 
@@ -293,10 +341,12 @@ async fn look_up(set: Rc<MonitoredSet>, name_index: usize, resolver: Rc<CurrentR
     }
 }
 
-/// Checks an endpoint over and over.
-async fn watch_health(live: Arc<EndpointSet>, rules: HealthCheck, address: EndpointAddr) {
+/// Checks an endpoint over and over, each time as its turn comes.
+async fn watch_health(live: Arc<EndpointSet>, turns: CheckTurns, rules: HealthCheck, address: EndpointAddr) {
     loop {
         let turn = async {
+            // Nothing closes the semaphores.
+            let _permits = (turns.own.acquire().await.ok(), turns.all.acquire().await.ok());
             let (shown, why) = match check(&rules, &address).await {
                 Ok(()) => (health::Check::Passed, String::new()),
                 Err(why) => (health::Check::Failed, why),

@@ -47,6 +47,8 @@ pub struct Resolved {
     pub members: Vec<EndpointSpec>,
     /// The errors of the targets of a service that could not be looked up.
     pub missing: Vec<String>,
+    /// The number of endpoints beyond the maximum, which are left out.
+    pub left_out: usize,
     pub lifetime: Duration,
 }
 
@@ -58,7 +60,7 @@ impl DnsName {
                 let answer = resolver.addresses(host).await?;
                 let member = |address: &IpAddr| self.member(*address, *port, self.weight, self.tier);
                 let members = answer.records.iter().map(member).collect();
-                Ok(Resolved { members, missing: Vec::new(), lifetime: answer.lifetime })
+                Ok(Resolved { members, missing: Vec::new(), left_out: answer.left_out, lifetime: answer.lifetime })
             }
             NameKind::Service(name) => {
                 let answer = resolver.services(name).await?;
@@ -70,8 +72,8 @@ impl DnsName {
                     let tier = priorities.iter().position(|priority| *priority == service.priority).unwrap_or(0);
                     self.member(service.address, service.port, weight, self.tier + tier as u32)
                 });
-                let members = members.collect();
-                Ok(Resolved { members, missing: answer.missing, lifetime: answer.lifetime })
+                let (members, left_out) = (members.collect(), answer.left_out);
+                Ok(Resolved { members, missing: answer.missing, left_out, lifetime: answer.lifetime })
             }
         }
     }

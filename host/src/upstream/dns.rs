@@ -18,6 +18,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::task::JoinSet;
 
+use super::endpoint_set::MAX_ENDPOINTS;
 use crate::system::files::FileState;
 use crate::system::supervise::{Task, supervised};
 
@@ -53,6 +54,8 @@ pub struct DnsAnswer<T> {
     pub missing: Vec<String>,
     /// The time for which the answer may be kept.
     pub lifetime: Duration,
+    /// The number of records beyond the maximum, which are left out.
+    pub left_out: usize,
 }
 
 /// A target of an SRV record.
@@ -200,6 +203,7 @@ impl Resolver {
     async fn services_of(&self, name: &Name) -> Result<DnsAnswer<Service>, LookupError> {
         let mut targets = self.ask(name, RecordType::SRV, target).await?;
         targets.records.sort_by_key(|target| target.priority);
+        let mut left_out = targets.records.len().saturating_sub(MAX_RECORDS);
         targets.records.truncate(MAX_RECORDS);
         let hosts = self.addresses_of_each(targets.records.iter().map(|target| target.target.clone()).collect()).await;
         // One that isn't in `hosts` panicked.
@@ -214,6 +218,7 @@ impl Resolver {
                     lifetime = lifetime.min(addresses.lifetime);
                     let room = MAX_RECORDS - records.len();
                     let addresses = &addresses.records;
+                    left_out += addresses.len().saturating_sub(room);
                     let service = |address: &IpAddr| {
                         let (address, addresses) = (*address, addresses.len());
                         Service { priority, weight, port, address, addresses }
@@ -230,7 +235,7 @@ impl Resolver {
         if records.is_empty() {
             return Err(missing);
         }
-        Ok(DnsAnswer { missing: failed.into_values().collect(), ..DnsAnswer::new(records, lifetime) })
+        Ok(DnsAnswer { missing: failed.into_values().collect(), left_out, ..DnsAnswer::new(records, lifetime) })
     }
 
     async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<DnsAnswer<IpAddr>, LookupError>> {
@@ -270,7 +275,7 @@ impl Resolver {
                     // Aliases (CNAME) are among the records, and count.
                     let seconds = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
                     let lifetime = Duration::from_secs(seconds.into());
-                    return Ok(DnsAnswer { records, missing: Vec::new(), lifetime });
+                    return Ok(DnsAnswer { records, missing: Vec::new(), lifetime, left_out: 0 });
                 }
                 Err(cause) => error = LookupError::new(name, kind, cause),
             }
@@ -370,8 +375,9 @@ fn text(name: &Name) -> String {
 impl<T: Ord> DnsAnswer<T> {
     fn new(records: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
         let sorted = records.into_iter().collect::<BTreeSet<T>>();
+        let left_out = sorted.len().saturating_sub(MAX_RECORDS);
         let records = sorted.into_iter().take(MAX_RECORDS).collect();
-        Self { records, missing: Vec::new(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
+        Self { records, missing: Vec::new(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL), left_out }
     }
 }
 
@@ -433,7 +439,7 @@ const INCOMPLETE: Duration = Duration::from_secs(10);
 
 /// The maximum number of addresses or targets of a name. It limits the memory that a name server can make the host
 /// hold, and is far above what one upstream has.
-const MAX_RECORDS: usize = 1024;
+const MAX_RECORDS: usize = MAX_ENDPOINTS;
 
 /// The number of targets that are looked up at the same time: quick, without flooding a name server.
 const AT_ONCE: usize = 16;

@@ -4,6 +4,7 @@
 //! A worker reads a snapshot and a version. It takes the lock only when the version has changed, or when a request
 //! failed.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -110,6 +111,10 @@ enum EjectionReach {
     Dead,
 }
 
+/// The maximum number of endpoints of an upstream, from the manifest, its files and DNS together: each is checked, and looked
+/// at for each request. As many as the addresses of a name.
+pub const MAX_ENDPOINTS: usize = 1024;
+
 /// The time after the first endpoint in which new ones start with their whole share: names are looked up one by one.
 const BEGINNING: Duration = Duration::from_secs(5);
 
@@ -159,13 +164,17 @@ impl EndpointSet {
     pub fn set_members(&self, wanted: Vec<EndpointSpec>, now: Instant) {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
-        let mut before = std::mem::take(&mut set.records);
+        let before = std::mem::take(&mut set.records).into_iter();
+        let mut before: HashMap<Arc<str>, EndpointRecord> =
+            before.map(|record| (record.wanted.address.text.clone(), record)).collect();
+        let mut seen = HashSet::new();
         for wanted in wanted {
-            if set.records.iter().any(|record| record.wanted.address == wanted.address) {
+            if !seen.insert(wanted.address.text.clone()) {
                 continue;
             }
-            let known = before.iter().position(|record| record.wanted.address == wanted.address);
-            let record = match known.map(|index| before.swap_remove(index)) {
+            // With other settings of TLS, the endpoint is another one.
+            let known = before.remove(&wanted.address.text).filter(|known| known.wanted.address == wanted.address);
+            let record = match known {
                 Some(record) => EndpointRecord { wanted, ..record },
                 None if first => EndpointRecord::new(wanted, Health::default(), now),
                 None => EndpointRecord::new(wanted, Health::newly_added(now), now),
