@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::name_server::NameServer;
-use crate::support::{Proxy, ok, origin, until};
+use crate::support::{PATIENCE, Proxy, ok, origin, until};
 
 /// Returns a manifest with one upstream.
 fn manifest(endpoints: &str, more: &str) -> String {
@@ -109,4 +109,24 @@ fn health_checks_that_wait_for_their_turn_have_not_failed() {
     // Seen before: 300 at a time.
     assert!((2..=32).contains(&most), "{most}");
     assert!(!proxy.has_logged("endpoint is down"));
+}
+
+#[test]
+fn lines_about_endpoints_that_fail_together_are_limited_and_counted() {
+    let health = "health = { interval = \"60s\", unhealthy = 1 }";
+    let proxy = Proxy::start(&manifest(&endpoints(1000, 9), health));
+    let (mut lines, mut left_out) = (0, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while lines + left_out < 1000 {
+        assert!(Instant::now() < deadline, "{lines} lines, {left_out} left out");
+        let line = proxy.wait_log("WARN");
+        if line.contains("endpoint is down") {
+            lines += 1;
+        } else if line.contains("failures left out") && line.contains("topic=\"endpoint\"") {
+            let count = line.split("left_out=").nth(1).unwrap().split(' ').next().unwrap();
+            left_out += count.parse::<usize>().unwrap();
+        }
+    }
+    // Seen before: a line for each.
+    assert!((100..200).contains(&lines), "{lines}");
 }

@@ -35,11 +35,16 @@ pub enum Topic {
     Cache,
     /// A file of a route that the proxy may not read.
     File,
+    /// An endpoint whose health has changed.
+    Endpoint,
 }
 
 /// The maximum number of lines per topic at once, and per second after that: a day of failures of one kind fills 50 MB.
 const LINES: u64 = 20;
 const LINES_A_SECOND: u64 = 2;
+
+/// The maximum number of lines about endpoints at once: those of half a rack, as they fail together.
+const ENDPOINT_LINES: u64 = 200;
 
 /// A line as counters count it, so that the counts of parts decrease in proportion.
 const LINE: u64 = 1000;
@@ -48,7 +53,7 @@ const LINE: u64 = 1000;
 const PARTS: usize = 16;
 
 const KINDS: usize = FailureKind::ALL.len();
-const TOPICS: usize = 2 * KINDS + 8;
+const TOPICS: usize = 2 * KINDS + 9;
 
 /// Counters instead of a lock: workers that log at the same moment may admit a line too many, and never wait.
 struct Limiter {
@@ -104,6 +109,7 @@ impl Topic {
             Topic::Tunnel,
             Topic::Cache,
             Topic::File,
+            Topic::Endpoint,
         ];
         exchanges.chain(attempts).chain(others)
     }
@@ -120,6 +126,7 @@ impl Topic {
             Topic::Tunnel => 2 * KINDS + 5,
             Topic::Cache => 2 * KINDS + 6,
             Topic::File => 2 * KINDS + 7,
+            Topic::Endpoint => 2 * KINDS + 8,
         }
     }
 
@@ -136,7 +143,13 @@ impl Topic {
             Topic::Tunnel => "tunnel",
             Topic::Cache => "cache",
             Topic::File => "file",
+            Topic::Endpoint => "endpoint",
         }
+    }
+
+    /// Returns the maximum number of lines at once.
+    fn lines(self) -> u64 {
+        if self == Topic::Endpoint { ENDPOINT_LINES } else { LINES }
     }
 
     /// Returns the kind of failure; `None` if the topic has none.
@@ -167,7 +180,7 @@ impl Limiter {
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let part = &self.parts[hash as usize % PARTS];
         // With n parts that always fail, each has a share of n + 1, and one share is left for the next part that fails.
-        let room = (LINES * LINE).saturating_sub(self.lines.load(Ordering::Relaxed));
+        let room = (topic.lines() * LINE).saturating_sub(self.lines.load(Ordering::Relaxed));
         let has_room = part.load(Ordering::Relaxed) < room;
         if has_room {
             part.fetch_add(LINE, Ordering::Relaxed);
@@ -195,12 +208,12 @@ impl Limiter {
         }
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
         if left_out > 0 {
-            let (topic, kind) = (topic.name(), topic.kind());
+            let (lines, topic, kind) = (topic.lines(), topic.name(), topic.kind());
             tracing::warn!(
                 topic,
                 kind,
                 left_out,
-                "failures left out: {LINES} at once and {LINES_A_SECOND} a second are logged, of a part half of those that are left"
+                "failures left out: {lines} at once and {LINES_A_SECOND} a second are logged, of a part half of those that are left"
             );
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
 use super::health::{Check, EndpointFailure, Health, HealthRules, HealthState};
+use crate::telemetry::failure_log::{self, Topic};
 
 /// The current endpoints of an upstream, shared by all workers.
 pub struct EndpointSet {
@@ -194,6 +195,7 @@ impl EndpointSet {
         }
         let (upstream, endpoint) = (&*self.name, &*address.text);
         match check {
+            _ if !failure_log::admits(Topic::Endpoint, upstream) => {}
             Check::Passed => tracing::info!(upstream, endpoint, "endpoint is up: health checks pass"),
             Check::Failed => tracing::warn!(upstream, endpoint, why, "endpoint is down: health checks fail"),
         }
@@ -284,7 +286,9 @@ impl EndpointSet {
                     tracing::debug!(upstream, endpoint, "ejection ended");
                 } else {
                     record.is_ejection_logged = false;
-                    tracing::info!(upstream, endpoint, "ejection ended");
+                    if failure_log::admits(Topic::Endpoint, upstream) {
+                        tracing::info!(upstream, endpoint, "ejection ended");
+                    }
                 }
                 *is_full = false;
                 changes = true;
@@ -350,7 +354,7 @@ impl EndpointSet {
         record.ejections += 1;
         if std::mem::replace(&mut record.is_ejection_logged, true) {
             tracing::debug!(upstream, endpoint, why, ?time, "ejected again");
-        } else {
+        } else if failure_log::admits(Topic::Endpoint, upstream) {
             tracing::warn!(upstream, endpoint, why, ?time, "ejected");
         }
         true

@@ -11,6 +11,7 @@ use super::endpoint::{Endpoint, EndpointFigures};
 use super::endpoint_set::{Availability, EndpointSet, EndpointSnapshot};
 use super::health::EndpointFailure;
 use super::{Pool, Pools};
+use crate::telemetry::failure_log::{self, Topic};
 
 /// A worker's view of a set of endpoints, as it was at some version.
 pub struct EndpointViews {
@@ -62,7 +63,7 @@ impl EndpointView {
             self.endpoint.failures.store(0, Ordering::Relaxed);
             was_logged |= self.live.record_recovery(&self.endpoint, now);
         }
-        if was_logged {
+        if was_logged && failure_log::admits(Topic::Endpoint, self.live.name()) {
             tracing::info!(upstream = self.live.name(), endpoint = &*self.name, "endpoint answers again");
         }
     }
