@@ -273,6 +273,46 @@ fn mute() -> (String, mpsc::Receiver<String>) {
     (url, keys)
 }
 
+/// Starts a server that answers a ping, and each other command by a value without end. Returns its URL, and the number of
+/// bytes that each connection has taken of the value.
+fn endless() -> (String, mpsc::Receiver<u64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let (taken, each) = mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            assert!(lines.any(|line| line == "PING"));
+            stream.write_all(b"+PONG\r\n").unwrap();
+            if !lines.any(|line| line.starts_with("plugway:")) || stream.write_all(b"$9000000000\r\n").is_err() {
+                continue;
+            }
+            let piece = [b'x'; 64 << 10];
+            let sent = (0..MOST).step_by(piece.len()).take_while(|_| stream.write_all(&piece).is_ok()).count();
+            let _ = taken.send((sent * piece.len()) as u64);
+        }
+    });
+    (url, each)
+}
+
+/// The maximum number of bytes that the endless value has all the same.
+const MOST: usize = 256 << 20;
+
+#[test]
+fn an_answer_without_end_ends_the_connection_and_the_log_says_so() {
+    let (url, each) = endless();
+    let proxy = Proxy::start(&with(&format!("redis = {url:?}\ntimeout = \"20s\"")));
+    let began = Instant::now();
+    assert_eq!(ask(&proxy, "get n"), "Err(Unavailable)");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // Seen before: all of it.
+    let taken = each.recv_timeout(PATIENCE).unwrap();
+    // The system buffers some on the way.
+    assert!(taken < 32 << 20, "{taken}");
+    let line = proxy.wait_log("Redis is not available");
+    assert!(line.contains("longer than the state of plugins has"), "{line}");
+}
+
 #[test]
 fn a_plugin_whose_commands_are_not_answered_leaves_places_to_others() {
     let (url, keys) = mute();

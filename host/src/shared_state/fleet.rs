@@ -7,6 +7,7 @@
 
 mod command_places;
 mod link;
+mod received_bytes;
 mod scripts;
 mod settings;
 
@@ -29,6 +30,7 @@ pub use settings::{FleetFallback, FleetSettings, FleetTls, InvalidFleetUrl};
 
 use command_places::{CommandPlace, CommandPlaces, MAX_PLUGIN_BYTES};
 use link::{Link, LinkEnd};
+use received_bytes::ReceivedBytes;
 
 /// The client of a server, which all plugins of a generation use.
 pub struct FleetClient {
@@ -37,6 +39,7 @@ pub struct FleetClient {
     /// The thread's end of the connection, until the thread has started.
     end: Mutex<Option<LinkEnd>>,
     places: Arc<CommandPlaces>,
+    received: Arc<ReceivedBytes>,
     /// The way of late commands to the thread of the connection.
     late: mpsc::Sender<LateCommand>,
     breakage: Arc<Breakage>,
@@ -174,9 +177,11 @@ impl FleetClient {
         // A wrong number is an error of its own, which is found while the manifest is read.
         let (late, received) = mpsc::channel(settings.commands.clamp(1, MAX_LATE));
         let places = Arc::new(CommandPlaces::new(settings.commands));
-        let end = Mutex::new(Some(LinkEnd { link: sender, late: received }));
+        let bytes = Arc::new(ReceivedBytes::new(places.clone()));
+        let end = Mutex::new(Some(LinkEnd { link: sender, late: received, received: bytes.clone() }));
         let (breakage, logged) = (Arc::default(), AtomicU64::new(0));
-        FleetClient { settings: Arc::new(settings), link, end, places, late, breakage, logged }
+        let settings = Arc::new(settings);
+        FleetClient { settings, link, end, places, received: bytes, late, breakage, logged }
     }
 
     pub fn settings(&self) -> &FleetSettings {
@@ -218,6 +223,7 @@ impl FleetClient {
             let late = LateCommand { _place: place, connection: number };
             let sent = SentCommand { late: &self.late, command: Some(late) };
             let result = command(connection).await;
+            self.received.settle();
             sent.end();
             result.map_err(|error| self.failed(&error, number))
         });

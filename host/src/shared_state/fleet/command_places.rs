@@ -25,9 +25,9 @@ pub(super) struct CommandPlace {
 
 /// A number of commands, and the bytes of them and of their answers.
 #[derive(Clone, Copy, Debug, Default)]
-struct CommandLoad {
-    commands: usize,
-    bytes: usize,
+pub(super) struct CommandLoad {
+    pub(super) commands: usize,
+    pub(super) bytes: usize,
 }
 
 /// The commands that are under way, and those that wait for a place.
@@ -71,6 +71,11 @@ impl CommandPlaces {
     /// Returns places for so many commands.
     pub(super) fn new(commands: usize) -> Self {
         CommandPlaces { limit: CommandLoad { commands, bytes: MAX_BYTES }, commands: Mutex::default() }
+    }
+
+    /// Returns the commands that are under way.
+    pub(super) fn under_way(&self) -> CommandLoad {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).under_way
     }
 
     /// Waits until a command of a plugin has a place. `bytes` is the length of the command and of its answer.

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::received_bytes::{CountedStream, ReceivedBytes, TOO_LONG};
 use super::settings::{FleetAddress, FleetFallback, FleetSettings};
 use super::{Breakage, LateCommand, MAX_MESSAGE_BYTES};
 use crate::net::happy_eyeballs;
@@ -47,6 +48,7 @@ pub(super) struct LinkEnd {
     pub link: watch::Sender<Link>,
     /// The commands whose calls have ended before the answer was there.
     pub late: mpsc::Receiver<LateCommand>,
+    pub received: Arc<ReceivedBytes>,
 }
 
 /// The thread's view of the connection.
@@ -55,6 +57,7 @@ struct Supervisor {
     link: watch::Sender<Link>,
     late: mpsc::Receiver<LateCommand>,
     breakage: Arc<Breakage>,
+    received: Arc<ReceivedBytes>,
     /// The number of the last connection.
     number: u64,
     /// Attempts that failed in a row.
@@ -114,8 +117,9 @@ const LOGGED_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Starts the thread, which ends when no receiver of its `link` is left.
 pub(super) fn start(settings: Arc<FleetSettings>, end: LinkEnd, breakage: Arc<Breakage>) {
-    let LinkEnd { link, late } = end;
-    let supervisor = Supervisor { settings, link, late, breakage, number: 0, failures: 0, logged: None, last: None };
+    let LinkEnd { link, late, received } = end;
+    let supervisor =
+        Supervisor { settings, link, late, breakage, received, number: 0, failures: 0, logged: None, last: None };
     let started = std::thread::Builder::new().name("shared-redis".into()).spawn(move || supervisor.run_on_thread());
     if let Err(error) = started {
         tracing::error!(%error, "the thread of the connection to Redis doesn't start");
@@ -171,9 +175,11 @@ impl Supervisor {
     /// Connects, and keeps the connection as long as it is of use. Returns the pause before the next attempt.
     async fn connect_once(&mut self) -> Duration {
         let within = CONNECT_TIME.max(self.settings.timeout);
-        let attempt = timeout(within, connect(&self.settings, within, self.last)).await;
+        self.received.restart();
+        let attempt = timeout(within, connect(&self.settings, &self.received, within, self.last)).await;
         let Connected { connection, mut driver, address } = match attempt {
             Ok(Ok(connected)) => connected,
+            _ if self.received.is_exceeded() => return self.failed(TOO_LONG),
             Ok(Err(error)) => return self.failed(&error),
             Err(_) => return self.failed(&format!("no answer within {within:?}")),
         };
@@ -186,8 +192,11 @@ impl Supervisor {
         let why = tokio::select! {
             () = &mut driver => "the server closed the connection",
             () = self.breakage.of(self.number) => "the server doesn't answer as it should",
-            () = answer_late(&mut self.late, connection, self.number, limit) => "the server doesn't answer a ping",
+            () = answer_late(&mut self.late, connection, &self.received, self.number, limit) => "the server doesn't answer a ping",
         };
+        if self.received.is_exceeded() {
+            return self.failed(TOO_LONG);
+        }
         // A late command and a ping take as long.
         if began.elapsed() < MIN_LIFE + 2 * limit {
             return self.failed(why);
@@ -228,6 +237,7 @@ impl Supervisor {
 async fn answer_late(
     late: &mut mpsc::Receiver<LateCommand>,
     mut connection: MultiplexedConnection,
+    received: &ReceivedBytes,
     number: u64,
     limit: Duration,
 ) {
@@ -242,6 +252,7 @@ async fn answer_late(
         if !commands.is_empty() && !timeout(limit, is_answering(&mut connection)).await.unwrap_or(false) {
             return;
         }
+        received.settle();
     }
 }
 
@@ -258,9 +269,15 @@ impl LoggedAbsence {
 }
 
 /// Opens a connection, and asks the server whether it is ready. `last` is the address that is tried first.
-async fn connect(settings: &FleetSettings, within: Duration, last: Option<SocketAddr>) -> Result<Connected, String> {
+async fn connect(
+    settings: &FleetSettings,
+    received: &Arc<ReceivedBytes>,
+    within: Duration,
+    last: Option<SocketAddr>,
+) -> Result<Connected, String> {
     let opened = open(settings, within, last).await.map_err(|error| error.to_string())?;
-    let Opened { transport: stream, address } = opened;
+    let Opened { transport, address } = opened;
+    let stream = CountedStream::new(transport, received.clone());
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     // Besides the commands that have places, there are pings.
     let most = settings.commands + 1;
@@ -274,6 +291,7 @@ async fn connect(settings: &FleetSettings, within: Duration, last: Option<Socket
         answer = ping.query_async(&mut connection) => answer,
     };
     answer.map_err(|error| error.to_string())?;
+    received.settle();
     Ok(Connected { connection, driver, address })
 }
 
