@@ -121,6 +121,8 @@ fn conditions_and_ranges_are_those_of_rfc_9110() {
         ("Range: bytes=8-".into(), 206, "89"),
         ("Range: bytes=8-100".into(), 206, "89"),
         ("Range: bytes=5-4".into(), 200, "0123456789"),
+        ("Range: bytes=".into(), 200, "0123456789"),
+        ("Range: bytes=, ,".into(), 200, "0123456789"),
         ("Range: lines=1-2".into(), 200, "0123456789"),
         ("Range: bytes=0-8,1-9".into(), 200, "0123456789"),
         (format!("Range: bytes=0-1\r\nIf-Range: {tag}"), 206, "01"),

@@ -70,11 +70,12 @@ pub fn requested(request: &HeaderMap, head: &response::Parts, length: u64, order
     if length == 0 {
         return RangeRequest::All;
     }
-    let mut parts = SmallVec::new();
+    let (mut parts, mut is_empty) = (SmallVec::new(), true);
     for (index, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
         if index == MAX_RANGES {
             return RangeRequest::All;
         }
+        is_empty = false;
         match parse_range(spec, length) {
             RangeSpec::Within(part) => parts.push(part),
             RangeSpec::Outside => {}
@@ -83,6 +84,8 @@ pub fn requested(request: &HeaderMap, head: &response::Parts, length: u64, order
     }
     let total: u64 = parts.iter().map(|part: &ByteRange| part.length()).sum();
     match parts.len() {
+        // A field without a range is invalid, and ignored (RFC 9110 §14.2).
+        _ if is_empty => RangeRequest::All,
         0 => RangeRequest::Nothing(length),
         // Overlapping ranges don't help any client (RFC 9110 §17.15).
         _ if total > length => RangeRequest::All,
