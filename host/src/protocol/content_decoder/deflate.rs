@@ -11,6 +11,8 @@ pub struct GzipDecoder {
     member: Option<Decompress>,
     /// Whether a member has ended.
     has_ended: bool,
+    /// Whether zeros followed the last member. Archives on tape have them up to the end of a block, as gzip(1) allows.
+    is_padded: bool,
 }
 
 /// A decoder of `deflate`: the format of zlib as RFC 9110 §8.4.1.2 demands, or the bare format (RFC 1951) that some senders
@@ -44,7 +46,14 @@ impl CodingDecoder for GzipDecoder {
         if self.member.is_none() {
             match input.first() {
                 None => return Ok(Passed::default()),
-                Some(byte) if self.has_ended && *byte != MAGIC => return Err(CodingFault::Trailing),
+                Some(0) if self.has_ended => {
+                    self.is_padded = true;
+                    let read = input.iter().take_while(|byte| **byte == 0).count();
+                    return Ok(Passed { read, written: 0 });
+                }
+                Some(byte) if self.has_ended && (*byte != MAGIC || self.is_padded) => {
+                    return Err(CodingFault::Trailing);
+                }
                 Some(_) => {}
             }
         }

@@ -148,12 +148,26 @@ fn truncated_content_is_an_error_at_every_length() {
 #[test]
 fn bytes_behind_the_end_are_an_error() {
     for (name, coding, coded) in samples(&text(2000)) {
-        for trailing in [&b"x"[..], b"\0\0\0\0\0\0\0\0", b"GET / HTTP/1.1"] {
+        for trailing in [&b"x"[..], b"\0\0\0\0\0\0\0\0", b"\0\0x", b"GET / HTTP/1.1"] {
+            if coding == KnownCoding::Gzip && trailing.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             let trailing_error = Err(DecodingError::Trailing(coding));
             assert_eq!(decode(coding.into(), WIDE, &[&coded, trailing]), trailing_error, "{name}");
             assert_eq!(decode(coding.into(), WIDE, &[&[&coded, trailing].concat()]), trailing_error, "{name} at once");
         }
     }
+}
+
+#[test]
+fn zeros_behind_gzip_are_padding() {
+    let content = text(2000);
+    let (coded, zeros) = (gzip(&content), vec![0; 100_000]);
+    assert!(decode(KnownCoding::Gzip.into(), WIDE, &[&coded, &zeros[..3], &zeros]) == Ok(content.clone()));
+    assert!(decode(KnownCoding::Gzip.into(), WIDE, &[&[&coded[..], &zeros].concat()]) == Ok(content.clone()));
+    let member_behind = decode(KnownCoding::Gzip.into(), WIDE, &[&coded, &zeros, &coded]);
+    assert_eq!(member_behind, Err(DecodingError::Trailing(KnownCoding::Gzip)), "no member follows padding");
+    assert_eq!(decode(KnownCoding::Gzip.into(), WIDE, &[&zeros]), Err(DecodingError::Corrupt(KnownCoding::Gzip)));
 }
 
 #[test]
