@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS};
 use crate::http2_endpoint::endpoint;
 use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
 use crate::unread::start;
@@ -121,21 +121,24 @@ fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
     assert!((200..=260).contains(&most), "{most} resets of one connection");
 }
 
+/// Answers the requests of a connection. The response to content `stream` begins, which is told, and doesn't end.
+fn serve_streams(raw: &mut Raw, streaming: &mpsc::Sender<()>) {
+    while let Some(request) = raw.next_request() {
+        match request.content.as_slice() {
+            b"stream" => {
+                raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
+                streaming.send(()).unwrap();
+            }
+            _ => raw.respond(request.stream, &[], b"whole"),
+        }
+    }
+}
+
 /// A request that may share no connection took it from all clients, for as long as a stream was open on it.
 #[test]
 fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
     let (streaming, streams) = mpsc::channel();
-    let endpoint = endpoint(move |raw| {
-        while let Some(request) = raw.next_request() {
-            match request.content.as_slice() {
-                b"stream" => {
-                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
-                    streaming.send(()).unwrap();
-                }
-                _ => raw.respond(request.stream, &[], b"whole"),
-            }
-        }
-    });
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
     let proxy = start(&[&endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
     let mut open = proxy.connect();
     open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
@@ -171,23 +174,20 @@ fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
 /// Exchanges that last used up the streams of the one connection, and all others waited.
 #[test]
 fn exchanges_that_use_up_the_streams_of_a_connection_leave_another_to_others() {
+    // Three connections have room for all streams, and for one more.
+    ["", "limits.connections = 3"].into_iter().for_each(streams_are_used_up);
+}
+
+fn streams_are_used_up(limits: &str) {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
     let (streaming, streams) = mpsc::channel();
     let endpoint = endpoint(move |raw| {
         counted.fetch_add(1, Ordering::SeqCst);
         raw.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 4]);
-        while let Some(request) = raw.next_request() {
-            match request.content.as_slice() {
-                b"stream" => {
-                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
-                    streaming.send(()).unwrap();
-                }
-                _ => raw.respond(request.stream, &[], b"whole"),
-            }
-        }
+        serve_streams(raw, &streaming);
     });
-    let proxy = start(&[&endpoint], "");
+    let proxy = start(&[&endpoint], limits);
     let plain = || proxy.get("/", "").status();
     assert_eq!(plain(), 200);
     assert_eq!(connections.load(Ordering::SeqCst), 1);

@@ -108,6 +108,8 @@ pub struct Pool {
     /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
     returned: Notify,
     waiting: Cell<u32>,
+    /// The time for which a request waits for a permit before it shares a connection that was given up for others.
+    patience: Cell<Duration>,
     /// The number of connections that were returned while a request waited for one.
     contended: Cell<u32>,
     /// The address that was connected to last, where the endpoint's name has several.
@@ -126,6 +128,9 @@ pub enum Acquired {
     /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
 }
+
+/// The patience of a pool in which no request has waited yet.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -249,6 +254,7 @@ impl Pool {
             first: tokio::sync::Mutex::new(()),
             returned: Notify::new(),
             waiting: Cell::new(0),
+            patience: Cell::new(DEFAULT_PATIENCE),
             contended: Cell::new(0),
             last: Cell::new(None),
             stuck: Cell::new(0),
@@ -271,6 +277,13 @@ impl Pool {
             && let Some(connection) = self.shared_connection(rules, connection_limit, now)
         {
             return Some(connection);
+        }
+        // Without room for another connection, a request waits for a stream of one that is full.
+        if wanted == RequiredProtocol::Any
+            && !connection_limit.has_room()
+            && let Some(sender) = self.shared.borrow_mut().find_full(now)
+        {
+            return Some(Box::new(Connection::of_shared(sender)));
         }
         let mut idle = self.idle.borrow_mut();
         let suits = |connection: &Connection| {
@@ -307,7 +320,7 @@ impl Pool {
         if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
             idle.remove(index);
         }
-        if self.shared.borrow_mut().yield_to_waiters(now) {
+        if self.shared.borrow_mut().yield_to_waiters(now, self.patience.get()) {
             self.returned.notify_waiters();
         }
     }
@@ -321,6 +334,7 @@ impl Pool {
         clock: &Clock,
     ) -> Result<Acquired, Error> {
         let mut permit = pin!(connection_limit.take());
+        self.patience.set(rules.connect_timeout / 2);
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = PermitWait(&self.waiting);
         loop {

@@ -20,7 +20,7 @@ pub const RST_STREAM: u8 = 3;
 pub const CONTINUATION: u8 = 9;
 
 /// The type of a frame of settings.
-const SETTINGS: u8 = 4;
+pub const SETTINGS: u8 = 4;
 
 /// The setting for the number of streams that the sender accepts at a time (RFC 9113 §6.5.2).
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;

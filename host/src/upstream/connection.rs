@@ -456,8 +456,12 @@ impl SharedSender {
 
     /// Whether another request may begin at once: the endpoint accepts another stream, and doesn't soon end the connection.
     pub fn accepts_more(&self) -> bool {
-        let is_full = self.exchanges() >= self.reports.max_streams.get().max(1) as usize;
-        !is_full && !self.has_many_resets() && !self.reports.is_overloaded.get()
+        self.exchanges() < self.reports.max_streams.get().max(1) as usize && !self.is_worn()
+    }
+
+    /// Whether no more requests should begin: the endpoint may soon end the connection, or has asked for calm.
+    pub fn is_worn(&self) -> bool {
+        self.has_many_resets() || self.reports.is_overloaded.get()
     }
 
     /// Whether so many streams were reset that the endpoint may soon end the connection for it.

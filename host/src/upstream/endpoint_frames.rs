@@ -17,7 +17,7 @@ use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_CONCURRENT_STREAMS,
-    MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM,
+    MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTINGS,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -27,6 +27,8 @@ pub struct EndpointFrames {
     budget: FrameBudget,
     heads: Heads,
     reports: Rc<FrameReports>,
+    /// Whether the endpoint has sent its settings.
+    has_settings: bool,
     flood: Option<Flood>,
 }
 
@@ -35,7 +37,7 @@ pub struct EndpointFrames {
 pub struct FrameReports {
     /// The longest list of fields that the endpoint says it accepts, in bytes.
     pub max_request_head: Cell<u32>,
-    /// The number of streams that the endpoint says it accepts at a time.
+    /// The number of streams that the endpoint says it accepts at a time; [`INITIAL_STREAMS`] before its settings are read.
     pub max_streams: Cell<u32>,
     /// The last stream of which the transport has accepted the request's head.
     pub last_sent: Cell<u32>,
@@ -63,6 +65,10 @@ enum Flood {
     Interim,
 }
 
+/// The number of streams that begin before the endpoint's settings are known: endpoints should accept as many (RFC 9113
+/// §6.5.2).
+const INITIAL_STREAMS: u32 = 100;
+
 /// The error code of a stream that takes too much (RFC 9113 §7).
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -81,17 +87,24 @@ impl EndpointFrames {
     pub fn new(limit: usize, reports: Rc<FrameReports>) -> Self {
         let (incoming, outgoing) = (FrameScanner::after(0), FrameScanner::after(PREFACE.len()));
         let heads = Heads { limit, left: 0, streams: HashMap::new() };
-        EndpointFrames { incoming, outgoing, budget: FrameBudget::new(Instant::now()), heads, reports, flood: None }
+        EndpointFrames {
+            incoming,
+            outgoing,
+            budget: FrameBudget::new(Instant::now()),
+            heads,
+            reports,
+            has_settings: false,
+            flood: None,
+        }
     }
 }
 
 impl Default for FrameReports {
     /// Returns the reports of a connection on which no frame was sent or received.
     fn default() -> Self {
-        let unlimited = || Cell::new(u32::MAX);
         FrameReports {
-            max_request_head: unlimited(),
-            max_streams: unlimited(),
+            max_request_head: Cell::new(u32::MAX),
+            max_streams: Cell::new(INITIAL_STREAMS),
             last_sent: Cell::default(),
             resets: Cell::default(),
             is_overloaded: Cell::default(),
@@ -102,8 +115,12 @@ impl Default for FrameReports {
 impl FrameCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads, reports, flood, .. } = self;
-        let each = |head| {
+        let EndpointFrames { incoming, budget, heads, reports, has_settings, flood, .. } = self;
+        let each = |head: FrameHead| {
+            if head.kind == SETTINGS && !std::mem::replace(has_settings, true) {
+                // Settings without a number mean no limit.
+                reports.max_streams.set(u32::MAX);
+            }
             let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
                 budget.count_received(head).map_err(kind)

@@ -24,26 +24,28 @@ struct SharedConnection {
     used: Instant,
 }
 
-/// The time within which the exchanges of a connection that is yielded have to end. Otherwise requests of this worker use it
-/// again: long streams would keep the permit, and all other requests would wait for it in vain.
-const YIELD_TIME: Duration = Duration::from_millis(200);
-
 /// The time for which a connection that was yielded in vain stays in use.
 const YIELD_PAUSE: Duration = Duration::from_secs(5);
 
 impl SharedConnections {
-    /// Returns a connection for a request; `None` if another one should be opened. While the limit has no room for another,
-    /// requests share those that are full.
+    /// Returns a connection on which another request may begin at once; `None` if there is none.
     pub fn find(&mut self, limit: &ConnectionLimit, head: ResponseHeadLimits, now: Instant) -> Option<SharedSender> {
         self.open.retain(|SharedConnection { sender, .. }| {
-            !sender.is_closed() && limit.have(sender.limit_handle()) && sender.head_limits() == head
+            let is_usable = !sender.is_closed() && limit.have(sender.limit_handle()) && sender.head_limits() == head;
+            is_usable && !(sender.is_worn() && sender.is_unused())
         });
-        let chosen = match self.open.iter().position(|connection| connection.sender.accepts_more()) {
-            None if limit.has_room() => None,
-            None => (0..self.open.len()).min_by_key(|at| self.open[*at].sender.exchanges()),
-            room => room,
-        };
-        let connection = self.open.get_mut(chosen?)?;
+        let at = self.open.iter().position(|connection| connection.sender.accepts_more())?;
+        self.take(at, now)
+    }
+
+    /// Returns the connection with the fewest requests, one more of which has to wait; `None` without a connection.
+    pub fn find_full(&mut self, now: Instant) -> Option<SharedSender> {
+        let at = (0..self.open.len()).min_by_key(|at| self.open[*at].sender.exchanges())?;
+        self.take(at, now)
+    }
+
+    fn take(&mut self, at: usize, now: Instant) -> Option<SharedSender> {
+        let connection = self.open.get_mut(at)?;
         connection.used = now;
         Some(connection.sender.clone())
     }
@@ -56,6 +58,7 @@ impl SharedConnections {
     /// Drops all connections. Those with exchanges end with them.
     pub fn clear(&mut self) {
         self.open.clear();
+        self.yielded = None;
     }
 
     /// Drops the connections that were not used for a time. Those with exchanges end with them.
@@ -86,9 +89,10 @@ impl SharedConnections {
     }
 
     /// Gives up a connection that requests of other workers or endpoints wait for, as soon as its exchanges have ended.
-    /// Returns whether one is in use again that was given up before.
-    pub fn yield_to_waiters(&mut self, now: Instant) -> bool {
-        let is_back = self.reclaim(now);
+    /// Returns whether one is in use again that was given up before: if its exchanges don't end within `patience`, requests
+    /// of this worker would wait for the permit in vain.
+    pub fn yield_to_waiters(&mut self, now: Instant, patience: Duration) -> bool {
+        let is_back = self.reclaim(now, patience);
         let is_kept = self.kept_until.is_some_and(|until| now < until);
         let may_yield = |connection: &SharedConnection| {
             connection.sender.limit_handle().is_wanted() && (!is_kept || connection.sender.is_unused())
@@ -104,9 +108,9 @@ impl SharedConnections {
 
     /// Drops the connection that was yielded once no exchange is on it, or uses it again if that takes too long. Returns
     /// whether it is used again.
-    fn reclaim(&mut self, now: Instant) -> bool {
+    fn reclaim(&mut self, now: Instant, patience: Duration) -> bool {
         self.yielded.take_if(|yielded| yielded.sender.is_unused() || yielded.sender.is_closed());
-        let is_late = |yielded: &mut SharedConnection| now.saturating_duration_since(yielded.used) >= YIELD_TIME;
+        let is_late = |yielded: &mut SharedConnection| now.saturating_duration_since(yielded.used) >= patience;
         let Some(yielded) = self.yielded.take_if(is_late) else { return false };
         self.kept_until = Some(now + YIELD_PAUSE);
         self.open.push(yielded);
