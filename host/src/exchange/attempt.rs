@@ -360,8 +360,10 @@ impl Attempt<'_> {
         match self.upload.fault() {
             Some(fault) => {
                 // h2 replaces the error with which the content has ended.
-                let is_replaced = matches!(&error, SendError::Http2(error) if is_own_reset(error));
-                let cause = if is_replaced { "the content of the request is malformed".into() } else { causes(&error) };
+                let cause = match &error {
+                    SendError::Http2(error) if is_own_reset(error) => replaced_cause(fault.kind).into(),
+                    error => causes(error),
+                };
                 AttemptFailure { error: fault.error(cause), reached: Delivery::MaybeProcessed }
             }
             None if is_untouched => not_sent(named(error, self.rules.head, connection)),
@@ -429,6 +431,16 @@ fn is_reset(error: &hyper::Error) -> bool {
     cause::<std::io::Error>(error).is_some_and(|error| {
         matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Returns the cause of content that has failed with an error which h2 has replaced.
+fn replaced_cause(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::PluginError => "a plugin has failed in the content of the request",
+        FailureKind::RequestBodySize => "the content is longer than a plugin takes",
+        FailureKind::ContentCoding => "the content of the request can't be decoded",
+        _ => "the content of the request is malformed",
+    }
 }
 
 /// Whether hyper has reset the stream, because the content of the request has failed.

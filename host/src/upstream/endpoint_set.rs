@@ -166,16 +166,15 @@ impl EndpointSet {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
         let before = std::mem::take(&mut set.records).into_iter();
-        let mut before: HashMap<Arc<str>, EndpointRecord> =
-            before.map(|record| (record.wanted.address.text.clone(), record)).collect();
+        // With other settings of TLS, an endpoint is another one.
+        let mut before: HashMap<EndpointAddr, EndpointRecord> =
+            before.map(|record| (record.wanted.address.clone(), record)).collect();
         let mut seen = HashSet::new();
         for wanted in wanted {
-            if !seen.insert(wanted.address.text.clone()) {
+            if !seen.insert(wanted.address.clone()) {
                 continue;
             }
-            // With other settings of TLS, the endpoint is another one.
-            let known = before.remove(&wanted.address.text).filter(|known| known.wanted.address == wanted.address);
-            let record = match known {
+            let record = match before.remove(&wanted.address) {
                 Some(record) => EndpointRecord { wanted, ..record },
                 None if first => EndpointRecord::new(wanted, Health::default(), now),
                 None => EndpointRecord::new(wanted, Health::newly_added(now), now),
