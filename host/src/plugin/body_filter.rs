@@ -74,6 +74,13 @@ pub struct BodyFilter {
     exchange: ExchangeName,
 }
 
+/// A body whose first call has returned.
+struct BegunBody {
+    instance: BodyInstance,
+    admitted: CallPermit,
+    body: ResourceAny,
+}
+
 /// The place of a call in the calls of a body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BodyCall {
@@ -138,6 +145,7 @@ macro_rules! call {
 }
 
 /// The message whose body begins.
+#[derive(Clone, Copy)]
 pub struct BodyStart<'a> {
     pub side: MessageSide,
     pub mode: BodyMode,
@@ -162,7 +170,7 @@ impl BodyFilter {
         permit: BodyPermit,
         start: BodyStart<'_>,
     ) -> Result<Self, PluginFailure> {
-        let BodyStart { side, mode, needs, context } = start;
+        let BodyStart { side, needs, context, .. } = start;
         let admitted = guard.admit(HookKind::Body)?;
         let idle = bodies.0.borrow_mut().pop();
         let fresh = || {
@@ -178,21 +186,8 @@ impl BodyFilter {
             owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
         instance.set_in_body(true);
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
-        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::AtOnce(instance)));
-        let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
-        Ok(BodyFilter {
-            _permit: permit,
-            guard,
-            bodies,
-            instance,
-            admitted,
-            side,
-            body,
-            state,
-            has_taken,
-            is_over,
-            exchange,
-        })
+        let begun = BegunBody { instance: BodyInstance::AtOnce(instance), admitted, body };
+        Ok(BodyFilter::begun(guard, bodies, permit, start, begun))
     }
 
     /// Begins a body in a plugin that may wait, as soon as the limits of such calls allow.
@@ -203,7 +198,7 @@ impl BodyFilter {
         start: BodyStart<'_>,
         waiting: WaitingBody,
     ) -> Result<Self, PluginFailure> {
-        let BodyStart { side, mode, needs, context } = start;
+        let BodyStart { side, needs, context, .. } = start;
         let WaitingBody { sender, step } = waiting;
         let memory = guard.configured.limits.memory;
         let begin = async |instance: &mut Instance| {
@@ -223,22 +218,31 @@ impl BodyFilter {
                 return Err(failure);
             }
         };
-        let admitted = taken.permit;
-        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(BodyInstance::Waiting(taken, step)));
-        let (state, has_taken, is_over, exchange) = (BodyState::of(mode), false, false, ExchangeName::of(context));
-        Ok(BodyFilter {
+        let begun = BegunBody { admitted: taken.permit, instance: BodyInstance::Waiting(taken, step), body };
+        Ok(BodyFilter::begun(guard, bodies, permit, start, begun))
+    }
+
+    fn begun(
+        guard: &Rc<PluginCaller>,
+        bodies: &Rc<IdleBodyInstances>,
+        permit: BodyPermit,
+        start: BodyStart<'_>,
+        begun: BegunBody,
+    ) -> Self {
+        let BegunBody { instance, admitted, body } = begun;
+        BodyFilter {
             _permit: permit,
-            guard,
-            bodies,
-            instance,
+            guard: guard.clone(),
+            bodies: bodies.clone(),
+            instance: Some(instance),
             admitted,
-            side,
+            side: start.side,
             body,
-            state,
-            has_taken,
-            is_over,
-            exchange,
-        })
+            state: BodyState::of(start.mode),
+            has_taken: false,
+            is_over: false,
+            exchange: ExchangeName::of(start.context),
+        }
     }
 
     /// Whether the calls of the plugin may wait, so that only the methods that are futures call it.
@@ -297,9 +301,9 @@ impl BodyFilter {
         BodyFilterError::Trap(self.guard.share_error())
     }
 
-    /// Returns the permission for a call: a body that began as a trial is one until it has ended.
+    /// Returns the permission for a call: a body that began as a trial of its hook is one until it has ended.
     fn permit(&self) -> CallPermit {
-        if self.admitted.is_trial() { self.admitted } else { self.guard.admit_further() }
+        if matches!(self.admitted, CallPermit::HookTrial(_)) { self.admitted } else { self.guard.admit_further() }
     }
 
     /// Calls the body's instance, which is dropped if the call fails.

@@ -210,6 +210,9 @@ impl Breaker {
     pub fn settle(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
             (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
+            // The plugin was not late. Whether the hook fails is known once the body has ended.
+            (CallPermit::Trial(_), CallOutcome::Continued) => self.close(now),
+            (_, CallOutcome::Continued) => {}
             (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             // It says no more about the plugin than the failures that have stopped the hook.
             (CallPermit::Trial(_), CallOutcome::Failed) if self.is_stopped(hook) => self.reopen_until(now),
@@ -219,7 +222,6 @@ impl Breaker {
             (CallPermit::HookTrial(_), CallOutcome::Failed) => {}
             (CallPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
             (CallPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
-            (_, CallOutcome::Continued) => {}
             (_, CallOutcome::Returned) => self.count_success(hook),
             (_, CallOutcome::Failed) => self.count_failure(hook, now),
             (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
@@ -315,6 +317,11 @@ impl Breaker {
     /// late one opens the breaker at once.
     fn succeed(&self, hook: HookKind, now: Instant) {
         self.resume(hook);
+        self.close(now);
+    }
+
+    /// Closes the breaker after a trial that was not late.
+    fn close(&self, now: Instant) {
         let is_late_before = self.level.load(Ordering::Relaxed) > 0;
         self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
         self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
