@@ -51,9 +51,10 @@ const SEND_RATE: usize = BODY_RATE;
 /// The default of `buffer`: enough for a fast client at a long distance. 20,000 connections that read nothing hold 20
 /// GB at worst.
 const BUFFER: usize = 1 << 20;
-/// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
-/// nghttp2 ends a connection for more than eight CONTINUATION frames, each of 16 KiB.
+/// The defaults of `response-head` and `response-fields`: nghttp2 ends a connection for more than eight CONTINUATION frames,
+/// each of 16 KiB.
 const RESPONSE_HEAD: ResponseHeadLimits = ResponseHeadLimits { bytes: 128 << 10, fields: MAX_FIELDS };
+/// The default of `tunnel-timeout`: longer than the pause between the pings of WebSocket libraries.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The TLS of a listener.

@@ -76,6 +76,9 @@ const MIN_PROGRESS: u64 = 1 << 10;
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
 
+/// The bytes that `:status` and `date` add to a list of fields.
+const ADDED_BYTES: usize = 107;
+
 /// A request of which only h2 has seen the head.
 const UNKNOWN: ReceivedRequest = ReceivedRequest::Unparsed(Bytes::new());
 
@@ -343,11 +346,7 @@ impl Streams {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
             };
-            let extensions = response.extensions();
-            let is_settled = extensions.get::<CountedLength>().is_none()
-                && extensions.get::<Unsendable>().is_none()
-                && !open.streams.has_many_fields(response.headers());
-            let response = match is_settled {
+            let response = match open.streams.is_settled(&response) {
                 true => response,
                 false => boxed(|| open.streams.count_received(response, &timers)).await,
             };
@@ -387,7 +386,7 @@ impl Streams {
     /// dropped at once, and marked as [`Unsendable`] for [`Streams::count_received`].
     fn count_made(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
         let counted = response.extensions_mut().remove::<CountedLength>();
-        if counted.is_none() && !self.has_many_fields(response.headers()) {
+        if counted.is_none() && !self.has_to_be_measured(response.headers()) {
             return response;
         }
         let CountedLength(length) = counted.unwrap_or(CountedLength(0));
@@ -412,10 +411,25 @@ impl Streams {
     /// Whether the client accepts a head or trailers, as far as is known.
     fn accepts(&self, fields: &HeaderMap) -> bool {
         let FieldSectionSize { list, encoded } = FieldSectionSize::of(fields);
+        let (list, encoded) = (list + ADDED_BYTES, encoded + ADDED_BYTES);
         let announced = self.max_section.get().map(|max| max as usize);
         announced.is_none_or(|max| list <= max)
             && encoded <= announced.unwrap_or(0).max(self.head_limits().bytes)
             && !self.has_many_fields(fields)
+    }
+
+    /// Whether a response can be sent as it is, and has been counted.
+    fn is_settled<B>(&self, response: &Response<B>) -> bool {
+        let extensions = response.extensions();
+        extensions.get::<CountedLength>().is_none()
+            && extensions.get::<Unsendable>().is_none()
+            && !self.has_to_be_measured(response.headers())
+    }
+
+    /// Whether a head that is not long may still be too long for the client.
+    fn has_to_be_measured(&self, fields: &HeaderMap) -> bool {
+        let max = self.max_section.get().map_or(self.head_limits().bytes, |max| max as usize);
+        max < made_response::SHORT || self.has_many_fields(fields)
     }
 
     /// Whether a head or trailers have more fields than the client may accept.

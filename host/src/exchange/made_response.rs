@@ -19,7 +19,7 @@ struct CountedBytes<T> {
 pub struct CountedLength(pub usize);
 
 /// The length up to which content and heads are not counted, in bytes: as much as every stream may hold.
-const SHORT: usize = 8 << 10;
+pub const SHORT: usize = 8 << 10;
 
 /// The memory of a field beside its name and its value, in bytes.
 const FIELD_OVERHEAD: usize = 32;

@@ -70,11 +70,11 @@ impl FetchName {
 /// The reason for which a response is not stored while it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NotStored {
-    /// It is longer than a stored response may be.
+    /// The content is longer than that of a stored response may be.
     TooLong,
     /// The arriving responses have no more room in the budget of this key.
     NoRoom(&'static str),
-    /// Its file can't be written, which is logged.
+    /// The file of the response can't be written, which is logged.
     Failed,
 }
 
