@@ -162,7 +162,7 @@ impl EndpointSet {
 
     /// Replaces the endpoints of the set by `wanted`. An endpoint that was in the set before keeps its health and its
     /// counters.
-    #[expect(clippy::mutable_key_type, reason = "settings of TLS are compared by their address, not by their state")]
+    #[expect(clippy::mutable_key_type, reason = "settings of TLS are compared by their digest")]
     pub fn set_members(&self, wanted: Vec<EndpointSpec>, now: Instant) {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
