@@ -2,8 +2,8 @@
 
 pub mod boxed;
 pub mod byte_counter;
+pub mod counted_transport;
 pub mod deadline;
-pub mod frame_counter;
 pub mod happy_eyeballs;
 pub mod hyper_io;
 pub mod memfd_arena;

@@ -51,8 +51,8 @@ use crate::exchange::{self, Timers};
 use crate::generation::connection_counts::{CloseReason, SendLimit};
 use crate::generation::listener::ClientLimits;
 use crate::net::boxed::boxed;
+use crate::net::counted_transport::CountedTransport;
 use crate::net::deadline::Deadline;
-use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::LocalExecutor;
 use crate::protocol::field_section::FieldSectionSize;
 use crate::protocol::http2_frames::budget::FrameKind;
@@ -91,7 +91,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         .of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, max: limits.buffer };
     let max_section = Rc::<Cell<Option<u32>>>::default();
-    let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone(), max_section.clone()) };
+    let io = CountedTransport { io, counter: ClientFrames::new(client.clock.clone(), max_section.clone()) };
     let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
     let streams = Rc::new(Streams::new(client, idle, now, max_section));

@@ -30,7 +30,7 @@ use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
 use crate::error::{Error, FailureKind};
-use crate::net::frame_counter::CountedFrames;
+use crate::net::counted_transport::CountedTransport;
 use crate::net::hyper_io::{HyperIo, LocalExecutor};
 use crate::system::supervise::{Panicked, Task, spawn};
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
@@ -170,7 +170,7 @@ impl Connection {
         let reports = Rc::<FrameReports>::default();
         let state = TransportState { now, ..TransportState::default() };
         let counter = EndpointFrames::new(head.bytes, reports.clone());
-        let transport = DeferredEnd::new(CountedFrames { io: transport, counter }, state.is_over.clone());
+        let transport = DeferredEnd::new(CountedTransport { io: transport, counter }, state.is_over.clone());
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();

@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::informational;
-use crate::net::frame_counter::FrameCounter;
+use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_CONCURRENT_STREAMS,
@@ -112,7 +112,7 @@ impl Default for FrameReports {
     }
 }
 
-impl FrameCounter for EndpointFrames {
+impl TransportCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
         let EndpointFrames { incoming, budget, heads, reports, has_settings, flood, .. } = self;

@@ -9,8 +9,8 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
+use crate::net::counted_transport::TransportCounter;
 use crate::net::deadline::Clock;
-use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::{FrameHead, FrameScanner, FrameValue, HEADERS, MAX_HEADER_LIST_SIZE, PREFACE};
 
@@ -202,7 +202,7 @@ impl AnsweredStreams {
     }
 }
 
-impl FrameCounter for ClientFrames {
+impl TransportCounter for ClientFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         let ClientFrames { clock, incoming, budget, max_section, last_stream, opened, requests, flood, .. } = self;
         budget.pass(clock.now());

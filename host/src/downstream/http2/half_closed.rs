@@ -13,15 +13,15 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client_frames::ClientFrames;
+use crate::net::counted_transport::CountedTransport;
 use crate::net::deadline::Deadline;
-use crate::net::frame_counter::CountedFrames;
 
 /// The time between two checks whether a client is gone that sends nothing more and waits for its responses.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A socket whose end is turned into frames.
 pub struct HalfClosed<T> {
-    pub counted: CountedFrames<T, ClientFrames>,
+    pub counted: CountedTransport<T, ClientFrames>,
     is_gone: fn(&T) -> bool,
     look: Deadline,
     /// The frames that stand for the end, except those that h2 has read; `None` before the end.
@@ -30,7 +30,7 @@ pub struct HalfClosed<T> {
 
 impl<T> HalfClosed<T> {
     /// Wraps a socket. `is_gone` returns whether the client has reset the connection.
-    pub fn new(counted: CountedFrames<T, ClientFrames>, look: Deadline, is_gone: fn(&T) -> bool) -> Self {
+    pub fn new(counted: CountedTransport<T, ClientFrames>, look: Deadline, is_gone: fn(&T) -> bool) -> Self {
         HalfClosed { counted, is_gone, look, end: None }
     }
 

@@ -1,5 +1,5 @@
-//! A socket whose frames are counted in both directions, since h2 doesn't report them. The socket is below h2 and above
-//! TLS, so that it reads plain frames.
+//! A transport whose bytes are counted in both directions, since the libraries above it, h2 and redis, don't report what they
+//! receive. The transport is above TLS, so that plain bytes are counted.
 
 use std::io;
 use std::pin::Pin;
@@ -7,25 +7,25 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A counter of the frames of one connection.
-pub trait FrameCounter {
-    /// Counts the frames in bytes that were read.
+/// A counter of the bytes of one connection, or of the frames in them.
+pub trait TransportCounter {
+    /// Counts bytes that were read.
     fn count_received(&mut self, bytes: &[u8]);
 
-    /// Counts the frames in bytes that were written.
+    /// Counts bytes that were written.
     fn count_sent(&mut self, bytes: &[u8]);
 
-    /// Returns the result of further reads; `None` while all kinds of frames are within their allowances.
+    /// Returns the result of further reads; `None` while all that was read is within its bounds.
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>>;
 }
 
-/// A socket with a counter.
-pub struct CountedFrames<T, C> {
+/// A transport with a counter.
+pub struct CountedTransport<T, C> {
     pub io: T,
     pub counter: C,
 }
 
-impl<T: AsyncRead + Unpin, C: FrameCounter + Unpin> AsyncRead for CountedFrames<T, C> {
+impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTransport<T, C> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(end) = self.counter.end_of_reads() {
             return end;
@@ -41,7 +41,7 @@ impl<T: AsyncRead + Unpin, C: FrameCounter + Unpin> AsyncRead for CountedFrames<
     }
 }
 
-impl<T: AsyncWrite + Unpin, C: FrameCounter + Unpin> AsyncWrite for CountedFrames<T, C> {
+impl<T: AsyncWrite + Unpin, C: TransportCounter + Unpin> AsyncWrite for CountedTransport<T, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
         self.counter.count_sent(bytes.get(..written).unwrap_or_default());
