@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::received_bytes::{CountedStream, ReceivedBytes, TOO_LONG};
+use super::received_bytes::{ReceivedBytes, TOO_LONG};
 use super::settings::{FleetAddress, FleetFallback, FleetSettings};
 use super::{Breakage, LateCommand, MAX_MESSAGE_BYTES};
+use crate::net::counted_transport::CountedTransport;
 use crate::net::happy_eyeballs;
 use crate::system::printable::one_line;
 use crate::system::supervise::{Task, guard};
@@ -277,7 +278,7 @@ async fn connect(
 ) -> Result<Connected, String> {
     let opened = open(settings, within, last).await.map_err(|error| error.to_string())?;
     let Opened { transport, address } = opened;
-    let stream = CountedStream::new(transport, received.clone());
+    let stream = CountedTransport { io: transport, counter: received.clone() };
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     // Besides the commands that have places, there are pings.
     let most = settings.commands + 1;

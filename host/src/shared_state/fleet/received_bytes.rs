@@ -2,15 +2,13 @@
 //! connection ends once more bytes are there than the answers of the commands under way can have.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::Poll;
 
 use super::command_places::{CommandLoad, CommandPlaces};
 use crate::context::bounds;
+use crate::net::counted_transport::TransportCounter;
 
 /// The count of the bytes that have arrived since the last whole answer.
 pub(super) struct ReceivedBytes {
@@ -18,12 +16,6 @@ pub(super) struct ReceivedBytes {
     bytes: AtomicUsize,
     /// Whether the present connection has exceeded the bound.
     is_exceeded: AtomicBool,
-}
-
-/// A stream whose received bytes are counted.
-pub(super) struct CountedStream<T> {
-    stream: T,
-    received: Arc<ReceivedBytes>,
 }
 
 /// The bytes of an answer besides its value: its code, and the lengths.
@@ -53,19 +45,17 @@ impl ReceivedBytes {
         self.is_exceeded.load(Ordering::Relaxed)
     }
 
-    /// Counts bytes. An error if they are more than the answers of all commands under way.
-    fn count(&self, bytes: usize) -> io::Result<()> {
+    /// Counts bytes, and notes whether they are more than the answers of all commands under way.
+    fn count(&self, bytes: usize) {
         let all = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // The lock is taken beyond that alone.
         if all <= MARGIN {
-            return Ok(());
+            return;
         }
         let CommandLoad { commands, bytes } = self.places.under_way();
-        if all <= MARGIN + bytes + commands * (bounds::SHARED_VALUE + OVERHEAD) {
-            return Ok(());
+        if all > MARGIN + bytes + commands * (bounds::SHARED_VALUE + OVERHEAD) {
+            self.is_exceeded.store(true, Ordering::Relaxed);
         }
-        self.is_exceeded.store(true, Ordering::Relaxed);
-        Err(io::Error::new(io::ErrorKind::InvalidData, TOO_LONG))
     }
 }
 
@@ -73,30 +63,14 @@ impl ReceivedBytes {
 pub(super) const TOO_LONG: &str = "an answer of the server is longer than the state of plugins has: over 1 MiB, besides \
                                    what the commands under way count with and 65 KiB for each; check what `[shared] redis` names";
 
-impl<T> CountedStream<T> {
-    pub(super) fn new(stream: T, received: Arc<ReceivedBytes>) -> Self {
-        CountedStream { stream, received }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for CountedStream<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        Poll::Ready(self.received.count(buffer.filled().len().saturating_sub(before)))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for CountedStream<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+impl TransportCounter for Arc<ReceivedBytes> {
+    fn count_received(&mut self, bytes: &[u8]) {
+        self.count(bytes.len());
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
+    fn count_sent(&mut self, _: &[u8]) {}
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
+        self.is_exceeded().then(|| Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TOO_LONG))))
     }
 }
