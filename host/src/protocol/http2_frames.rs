@@ -34,6 +34,9 @@ const SETTING_LENGTH: u8 = 6;
 /// The flag of HEADERS and DATA that end their side of a stream.
 pub const END_STREAM: u8 = 1;
 
+/// The error code of a stream or connection that takes too much (RFC 9113 §7).
+pub const ENHANCE_YOUR_CALM: u32 = 11;
+
 /// The bytes of a frame header.
 const HEAD: usize = 9;
 

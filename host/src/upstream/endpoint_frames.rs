@@ -16,8 +16,8 @@ use super::informational;
 use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
-    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, FrameValue, HEADERS, MAX_CONCURRENT_STREAMS,
-    MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTINGS,
+    CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
+    MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTINGS,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -68,9 +68,6 @@ enum Flood {
 /// The number of streams that begin before the endpoint's settings are known: endpoints should accept as many (RFC 9113
 /// §6.5.2).
 const INITIAL_STREAMS: u32 = 100;
-
-/// The error code of a stream that takes too much (RFC 9113 §7).
-const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// The minimum number of bytes that a head counts: the memory that it takes once it is decoded.
 const MIN_HEAD_BYTES: usize = 1 << 10;

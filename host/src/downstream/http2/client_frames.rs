@@ -12,7 +12,10 @@ use bytes::Bytes;
 use crate::net::counted_transport::TransportCounter;
 use crate::net::deadline::Clock;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
-use crate::protocol::http2_frames::{FrameHead, FrameScanner, FrameValue, HEADERS, MAX_HEADER_LIST_SIZE, PREFACE};
+use crate::protocol::http2_frames::{
+    CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
+    MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM,
+};
 
 /// The counter of a client's frames.
 pub struct ClientFrames {
@@ -67,12 +70,6 @@ const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
-const ENHANCE_YOUR_CALM: u32 = 11;
-
-const DATA: u8 = 0;
-const RST_STREAM: u8 = 3;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// The stream in a GOAWAY that only announces the end (RFC 9113 §6.8).
 const ANY_STREAM: u32 = 0x7fff_ffff;
