@@ -659,3 +659,20 @@ fn a_fallback_that_is_missing_is_warned_of() {
         assert!(!check(good).contains("warning"), "{good}");
     }
 }
+
+/// The file is there: a build that is searched for the reason of the 404s would be searched in vain.
+#[test]
+fn a_fallback_in_a_folder_that_may_not_be_entered_is_named_with_the_folder() {
+    let (folder, cache) = (open_folder(), tempfile::tempdir().unwrap());
+    let closed = folder.path().join("public/closed");
+    std::fs::create_dir_all(&closed).unwrap();
+    std::fs::write(closed.join("index.html"), "").unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
+    let manifest = folder.path().join("plugway.toml");
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nfiles = { root = \"public\", fallback = \"closed/index.html\" }\n";
+    std::fs::write(&manifest, text).unwrap();
+    let mut command = if rustix::process::geteuid().is_root() { as_nobody(cache.path()) } else { plugway() };
+    let said = output(command.arg("check").arg(&manifest));
+    assert!(said.contains("warning: no file for `fallback`: no permission to read"), "{said}");
+    assert!(said.contains(&format!("may not enter `{}`", closed.display())), "{said}");
+}

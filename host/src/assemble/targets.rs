@@ -1,6 +1,7 @@
 //! The assembly of a route's target.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -314,16 +315,18 @@ impl Assembly<'_> {
         parsed
     }
 
-    /// Warns if the file of a fallback is missing. This is no error, as a build may make it later.
+    /// Warns if the file of a fallback is missing, or can't be reached. This is no error, as a build may make it later.
     fn warn_of_no_fallback(&mut self, source: &Arc<Source>, path: &Spanned<String>, root: &Path) {
         let file = root.join(path.get_ref().trim_start_matches('/'));
-        if !file.is_file() {
-            let why = format!(
-                "no file for `fallback`: there is no file `{}`, so paths without a file get 404; correct it, or make the file",
+        let reason = match file.metadata() {
+            Ok(found) if found.is_file() => return,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => files::no_permission(&file),
+            _ => format!(
+                "there is no file `{}`, so paths without a file get 404; correct it, or make the file",
                 file.display()
-            );
-            self.problems.warn(Doubt::Meaning, source, path.span(), &why);
-        }
+            ),
+        };
+        self.problems.warn(Doubt::Meaning, source, path.span(), &format!("no file for `fallback`: {reason}"));
     }
 
     fn codings(&mut self, source: &Arc<Source>, names: &[Spanned<String>]) -> Vec<ContentCoding> {

@@ -43,6 +43,8 @@ const TABLES: [&str; 15] = [
     "shared",
     "tls",
 ];
+/// A key that is one table in a route.
+const ROUTE_TABLE: &str = "files";
 /// Keys whose values are not the manifest's to judge.
 const FREE: [&str; 3] = ["config", "fields", "query"];
 
@@ -109,8 +111,9 @@ fn below(
     if FREE.contains(&name) {
         return;
     }
+    let is_table = TABLES.contains(&name) || name == ROUTE_TABLE && is_in_route(way);
     match value.get_ref() {
-        DeValue::Array(_) if TABLES.contains(&name) => {
+        DeValue::Array(_) if is_table => {
             let message = format!("list in place of a table: `{name}`; expected a table, such as `{name} = {{ … }}`");
             misshapes.push(Misshape { way: way.to_vec(), span: value.span(), message });
         }
@@ -136,6 +139,10 @@ fn below(
         DeValue::Table(table) => in_table(table, way, misshapes),
         _ => {}
     }
+}
+
+fn is_in_route(way: &[Step]) -> bool {
+    matches!(way, [Step::Key(list), Step::At(_), Step::Key(_)] if list == "route")
 }
 
 fn in_table(table: &DeTable, way: &[Step], misshapes: &mut Vec<Misshape>) {
