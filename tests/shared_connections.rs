@@ -1,11 +1,13 @@
 //! Connections of HTTP/2 to endpoints, which exchanges share: no exchange takes the connection from the others.
 
 use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS};
-use crate::http2_endpoint::endpoint;
+use crate::http2_endpoint::{REFUSED_STREAM, endpoint};
+use crate::support::origin::raw_origin;
 use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
 use crate::unread::start;
 
@@ -221,4 +223,221 @@ fn a_connection_that_an_endpoint_has_no_memory_for_gets_no_more_requests() {
     });
     let proxy = start(&[&endpoint], "");
     (0..20).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+}
+
+/// Begins a request whose response doesn't end, with fields; returns the client.
+fn begin_stream(proxy: &Proxy, path: &str, fields: &str, streams: &mpsc::Receiver<()>) -> TcpStream {
+    let mut stream = proxy.connect();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: a\r\n{fields}Content-Length: 6\r\n\r\nstream").unwrap();
+    streams.recv_timeout(PATIENCE).unwrap();
+    stream
+}
+
+/// The connection kept its permit, and requests did not find it any more.
+#[test]
+fn a_connection_with_a_long_stream_serves_others_after_its_idle_time() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
+    let (closing, closed) = mpsc::channel();
+    let other = raw_origin(move |mut stream| {
+        let mut head = [0; 1_024];
+        stream.read(&mut head).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        let _ = stream.read(&mut head);
+        closing.send(()).unwrap();
+    });
+    let keys = "idle-timeout = \"1s\"\nconnect-timeout = \"1s\"\nlimits.connections = 1";
+    let more = format!(
+        "{keys}\n[upstream.other]\nendpoints = [{other:?}]\nidle-timeout = \"1s\"\n\
+         [[route]]\npath = \"/other\"\nupstream = \"other\""
+    );
+    let proxy = start(&[&endpoint], &more);
+    let open = begin_stream(&proxy, "/", "", &streams);
+    assert_eq!(proxy.get("/other", "").status(), 200);
+    closed.recv_timeout(PATIENCE).expect("the idle time of both connections has passed");
+    assert_eq!(proxy.get("/", "").status(), 200);
+    drop(open);
+}
+
+/// Each of them dropped the connections of the other one, which kept their permits.
+#[test]
+fn upstreams_with_limits_of_their_own_share_an_endpoint_and_no_connection() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
+    for other in ["limits.connections = 50", "limits.response-head = \"64 KiB\""] {
+        let more = format!(
+            "connect-timeout = \"1s\"\nlimits.connections = 1\n[upstream.other]\nendpoints = [{endpoint:?}]\n{other}\n\
+             [[route]]\npath = \"/other\"\nupstream = \"other\""
+        );
+        let proxy = start(&[&endpoint], &more);
+        let open = begin_stream(&proxy, "/", "", &streams);
+        for path in ["/", "/other", "/", "/other", "/"] {
+            assert_eq!(proxy.get(path, "").status(), 200, "{path}, {other}");
+        }
+        drop(open);
+    }
+}
+
+/// The endpoint answers others on the connection, which keeps its permit as long as a stream lasts.
+#[test]
+fn a_request_that_is_not_answered_in_time_leaves_its_connection_to_others() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        while let Some(request) = raw.next_request() {
+            match request.content.as_slice() {
+                b"stream" => {
+                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
+                    streaming.send(()).unwrap();
+                }
+                b"silent" => {}
+                _ => raw.respond(request.stream, &[], b"whole"),
+            }
+        }
+    });
+    let keys = "connect-timeout = \"1s\"\nresponse-timeout = \"500ms\"\nlimits.connections = 1\nretry = false";
+    let proxy = start(&[&endpoint], keys);
+    let open = begin_stream(&proxy, "/", "", &streams);
+    let mut silent = proxy.connect();
+    silent.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nsilent").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(silent)).unwrap().status(), 504);
+    (0..3).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+    drop(open);
+}
+
+/// An endpoint may have vanished without an end of its connection. The next request finds out by a connection of its own.
+#[test]
+fn a_connection_on_which_nothing_arrives_any_more_is_used_last() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let endpoint = endpoint(move |raw| {
+        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
+        let mut answered = 0;
+        while let Some(request) = raw.next_request() {
+            answered += 1;
+            if !is_first || answered == 1 {
+                raw.respond(request.stream, &[], b"whole");
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "response-timeout = \"500ms\"\nretry = false");
+    let statuses: Vec<_> = (0..4).map(|_| proxy.get("/", "").status()).collect();
+    assert_eq!(statuses, [200, 504, 200, 200]);
+}
+
+/// The limit has no room for a further connection, and the response lasts.
+#[test]
+fn a_long_stream_of_a_long_head_shares_the_last_connection() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
+    let proxy = start(&[&endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
+    let open = begin_stream(&proxy, "/", &format!("Cookie: a={}\r\n", "b".repeat(5_000)), &streams);
+    (0..3).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+    drop(open);
+}
+
+/// Requests that began before the settings of the endpoint were read were refused, connection after connection.
+#[test]
+fn a_new_connection_gets_one_request_until_its_settings_are_read() {
+    const CLIENTS: usize = 20;
+    const STREAMS: usize = 2;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = (begun.clone(), refused.clone());
+    let address = raw_origin(move |stream| {
+        let (begun, refused) = &counted;
+        let mut raw = Raw(stream);
+        raw.0.set_nodelay(true).unwrap();
+        if raw.0.read_exact(&mut [0; 24]).is_err() {
+            return;
+        }
+        raw.send(SETTINGS, 0, 0, &[&[0, 3, 0, 0, 0][..], &[STREAMS as u8]].concat());
+        let mut streams = 0;
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                HEADERS => {
+                    streams += 1;
+                    if streams > STREAMS {
+                        refused.fetch_add(1, Ordering::SeqCst);
+                        raw.reset(frame.stream, REFUSED_STREAM);
+                        continue;
+                    }
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let (begun, mut raw) = (begun.clone(), Raw(raw.0.try_clone().unwrap()));
+                    // The responses come once all clients have asked.
+                    std::thread::spawn(move || {
+                        until("all have asked", || begun.load(Ordering::SeqCst) >= CLIENTS);
+                        raw.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, &[0x88]);
+                    });
+                }
+                _ => {}
+            }
+        }
+    });
+    let proxy = start(&[&format!("h2c://{address}")], "");
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for client in clients {
+        let status = read_message(&mut BufReader::new(client)).unwrap().status();
+        assert_eq!(
+            status,
+            200,
+            "{} {} {}",
+            begun.load(Ordering::SeqCst),
+            refused.load(Ordering::SeqCst),
+            proxy.has_logged("x")
+        );
+    }
+    assert_eq!((begun.load(Ordering::SeqCst), refused.load(Ordering::SeqCst)), (CLIENTS, 0));
+}
+
+/// An endpoint may accept no further connection: the requests wait for streams of the connection that there is.
+#[test]
+fn requests_use_the_connection_that_there_is_if_no_further_one_opens() {
+    let open: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    // It leaves all connections but the first unanswered, as HAProxy does beyond its `maxconn`.
+    let address = raw_origin(move |stream| {
+        let mut open = open.lock().unwrap();
+        open.push(stream.try_clone().unwrap());
+        if open.len() > 1 {
+            return;
+        }
+        drop(open);
+        let mut raw = Raw(stream);
+        raw.0.read_exact(&mut [0; 24]).unwrap();
+        raw.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]);
+        while let Some(request) = raw.next_request() {
+            raw.respond(request.stream, &[], b"whole");
+        }
+    });
+    let proxy = start(&[&format!("h2c://{address}")], "");
+    assert_eq!(proxy.get("/", "").status(), 200);
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+    }
+}
+
+/// The connection of before the reload counts against the limit as long as its stream lasts.
+#[test]
+fn a_connection_with_a_long_stream_serves_others_after_a_reload_of_the_limits_of_heads() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
+    let proxy = start(&[&endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
+    let open = begin_stream(&proxy, "/", "", &streams);
+    let text = std::fs::read_to_string(proxy.folder.path().join("plugway.toml")).unwrap();
+    proxy.reload(&format!("{text}\nlimits.response-head = \"64 KiB\"\n"));
+    proxy.wait_log("reloaded");
+    (0..3).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+    drop(open);
 }

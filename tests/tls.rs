@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -461,6 +462,38 @@ fn a_reload_reads_the_authorities_of_the_system_again() {
         proxy.wait_log(&format!("reloaded: generation {generation}"));
         assert_eq!(proxy.get("/", "").status(), status);
     }
+}
+
+/// All requests waited for the first connection, which might speak HTTP/2, until its handshake was late.
+#[test]
+fn a_handshake_that_hangs_holds_up_its_own_request_alone() {
+    const CLIENTS: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let origin = start(folder.path(), SITE);
+    let (address, connections) = (origin.address.clone(), Arc::new(AtomicUsize::new(0)));
+    let endpoint = raw_origin(move |mut client| {
+        if connections.fetch_add(1, Ordering::SeqCst) == 0 {
+            return drop(std::io::copy(&mut client, &mut std::io::sink()));
+        }
+        let mut server = TcpStream::connect(&address).unwrap();
+        let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+        let _ = std::io::copy(&mut server, &mut client);
+    });
+    let tls = "insecure-skip-verify = true\nserver-name = \"site.example\"";
+    let text = to_secure(&endpoint, tls).replace("endpoints =", "connect-timeout = \"3s\"\nendpoints =");
+    let proxy = Proxy::start(&text.replace("workers = 2", "workers = 1"));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: site.example\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    let statuses = clients.into_iter().map(|client| read_message(&mut BufReader::new(client)).unwrap().status());
+    let good = statuses.filter(|status| *status == 200).count();
+    assert!(good >= CLIENTS - 1, "{good} of {CLIENTS}");
 }
 
 #[test]

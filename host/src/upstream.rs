@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Uri};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::error::Error;
 use crate::net::deadline::Clock;
+use crate::net::happy_eyeballs;
 use crate::protocol::field_section::FIELD_OVERHEAD;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses};
+use crate::system::supervise::{Task, spawn};
 
 pub mod connect;
 pub mod connection;
@@ -29,6 +31,7 @@ mod endpoint_frames;
 pub mod endpoint_set;
 pub mod endpoint_view;
 pub mod failure_notice;
+mod further_connection;
 pub mod health;
 pub mod health_check;
 pub mod http1;
@@ -43,6 +46,7 @@ pub mod status_codes;
 use connect::{ConnectStage, ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
+use further_connection::FurtherConnection;
 use response_head_limits::ResponseHeadLimits;
 use shared_connections::SharedConnections;
 
@@ -101,8 +105,11 @@ pub struct Pool {
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
     /// The HTTP/2 connections that requests share.
     shared: RefCell<SharedConnections>,
-    /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
-    first: tokio::sync::Mutex<()>,
+    /// Held while a connection is made to an endpoint that may speak HTTP/2, until its settings are read: the other requests
+    /// wait for it, as it may have room for them.
+    first: Arc<Mutex<()>>,
+    /// The HTTP/2 connection that is opened beside those that requests share.
+    further: FurtherConnection,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
     exclusive: Cell<bool>,
     /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
@@ -131,6 +138,10 @@ pub enum Acquired {
 
 /// The patience of a pool in which no request has waited yet.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest time for which requests wait for the settings of a new connection with HTTP/2. They come with the handshake
+/// or within a round trip (RFC 9113 §3.4).
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -251,7 +262,8 @@ impl Pool {
             address,
             idle: RefCell::default(),
             shared: RefCell::default(),
-            first: tokio::sync::Mutex::new(()),
+            first: Arc::default(),
+            further: FurtherConnection::default(),
             returned: Notify::new(),
             waiting: Cell::new(0),
             patience: Cell::new(DEFAULT_PATIENCE),
@@ -281,20 +293,22 @@ impl Pool {
         // Without room for another connection, a request waits for a stream of one that is full.
         if wanted == RequiredProtocol::Any
             && !connection_limit.has_room()
-            && let Some(sender) = self.shared.borrow_mut().find_full(now)
+            && let Some(sender) = self.shared.borrow_mut().find_full(connection_limit, rules.head, now)
         {
             return Some(Box::new(Connection::of_shared(sender)));
         }
         let mut idle = self.idle.borrow_mut();
+        // Upstreams with other limits may have the same endpoint, and connections of their own.
         let suits = |connection: &Connection| {
-            wanted != RequiredProtocol::Http1 || connection.version() == http::Version::HTTP_11
+            (wanted != RequiredProtocol::Http1 || connection.version() == http::Version::HTTP_11)
+                && connection_limit.have(connection.limit_handle())
+                && connection.head_limits() == rules.head
         };
         loop {
             let index = idle.iter().rposition(|(connection, _)| suits(connection))?;
             let (connection, since) = idle.remove(index);
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
-            let is_usable = connection_limit.have(connection.limit_handle()) && connection.head_limits() == rules.head;
-            if is_fresh && is_usable && !connection.is_closed() {
+            if is_fresh && !connection.is_closed() {
                 let shared = if wanted == RequiredProtocol::Any { connection.shared_sender() } else { None };
                 return Some(shared.map_or(connection, |sender| self.share(sender, now)));
             }
@@ -306,6 +320,16 @@ impl Pool {
         self.shared.borrow_mut().add(sender.clone(), now);
         self.returned.notify_waiters();
         Box::new(Connection::of_shared(sender))
+    }
+
+    /// Shares a connection that a request has to itself, if the limit has no room for another one: requests that can share
+    /// it must not wait for the end of its response. The endpoint has accepted the request, of which nothing is left to send.
+    pub fn share_if_full(&self, connection: &mut Connection, connection_limit: &ConnectionLimit, now: Instant) {
+        if !connection_limit.has_room()
+            && let Some(sender) = connection.unshared_sender()
+        {
+            *connection = *self.share(sender, now);
+        }
     }
 
     /// Whether a request can have a connection of its own without waiting for one.
@@ -333,7 +357,7 @@ impl Pool {
         rules: &ConnectionSettings,
         clock: &Clock,
     ) -> Result<Acquired, Error> {
-        let mut permit = pin!(connection_limit.take());
+        let mut permit = pin!(connection_limit.take(wanted));
         self.patience.set(rules.connect_timeout / 2);
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = PermitWait(&self.waiting);
@@ -353,10 +377,10 @@ impl Pool {
     /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
     /// connection.
     pub async fn open(
-        &self,
-        permit: ConnectionPermit,
+        self: &Rc<Self>,
+        mut permit: ConnectionPermit,
         request: &ConnectionRequest,
-        clock: &Clock,
+        clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
         let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
         let (wanted, addresses) = (*wanted, *addresses);
@@ -372,18 +396,39 @@ impl Pool {
             let connection = connect::connect(&self.address, &terms(wanted), permit).await?.unshared();
             return Ok(Box::new(connection));
         }
-        let first = self.first.lock().await;
+        let mut first = self.first.clone().lock_owned().await;
         if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
             return Ok(connection);
+        }
+        if self.shared.borrow().serve(limit, rules.head) {
+            drop((first, permit));
+            if let Some(connection) = self.wait_for_stream(request, clock).await {
+                return Ok(connection);
+            }
+            permit = limit.take(wanted).await?;
+            first = self.first.clone().lock_owned().await;
         }
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
-        let connection = connect::connect(&self.address, &terms(wanted), permit).await?;
+        let connecting_terms = terms(wanted);
+        let mut connecting = pin!(connect::connect(&self.address, &connecting_terms, permit));
+        let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {
+            Ok(connected) => (connected, Some(first)),
+            // It may never open: the next request tries one of its own.
+            Err(_) => {
+                drop(first);
+                (connecting.await, None)
+            }
+        };
+        let connection = connected?;
         match connection.shared_sender() {
-            Some(sender) => Ok(self.share(sender, clock.now())),
+            Some(sender) => {
+                first.into_iter().for_each(|first| hold_until_settled(first, &sender));
+                Ok(self.share(sender, clock.now()))
+            }
             None => {
                 self.exclusive.set(true);
                 Ok(Box::new(connection))
@@ -448,9 +493,12 @@ impl Pool {
         self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
     }
 
-    /// Makes the next request open its own connection, because the endpoint does not respond on the shared one.
-    pub fn give_up_shared(&self) {
-        self.shared.borrow_mut().clear();
+    /// Notes that a request was not answered in time. If the endpoint has sent nothing else meanwhile on a shared
+    /// connection, later requests use another one.
+    pub fn note_unanswered(&self, connection: &Connection) {
+        if let Some(sender) = connection.silent_sender() {
+            self.shared.borrow_mut().note_unanswered(sender);
+        }
     }
 
     fn shared_connection(
@@ -462,6 +510,15 @@ impl Pool {
         let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
         Some(Box::new(Connection::of_shared(sender)))
     }
+}
+
+/// Makes other requests wait for the settings of a new connection, while its first request is sent.
+fn hold_until_settled(first: OwnedMutexGuard<()>, sender: &SharedSender) {
+    let settled = sender.settled();
+    spawn(Task::UpstreamConnection, async move {
+        let _ = tokio::time::timeout(SETTLING, settled).await;
+        drop(first);
+    });
 }
 
 /// Counts a waiting request until dropped.

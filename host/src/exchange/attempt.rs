@@ -87,7 +87,7 @@ impl Attempt<'_> {
             };
             let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {
                 if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
-                    in_flight_guard.endpoint_view().pool.give_up_shared();
+                    in_flight_guard.endpoint_view().pool.note_unanswered(&connection);
                 }
             });
             match sent? {
@@ -292,7 +292,7 @@ impl Attempt<'_> {
     fn accept_response(
         &self,
         mut response: Response<EndpointBody>,
-        connection: Box<Connection>,
+        mut connection: Box<Connection>,
         in_flight_guard: InFlightGuard,
     ) -> Result<AttemptResponse, AttemptFailure> {
         let malformed = |why| AttemptFailure {
@@ -311,6 +311,10 @@ impl Attempt<'_> {
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_proof(&response) {
             return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
+        }
+        if self.upload.is_over() {
+            let pool = &in_flight_guard.endpoint_view().pool;
+            pool.share_if_full(&mut connection, self.connection_limit, self.step.clock().now());
         }
         let (rules, step, upload) = (self.rules.clone(), self.step.clone(), self.upload.clone());
         Ok(AttemptResponse {

@@ -29,7 +29,7 @@ pub const MAX_CONCURRENT_STREAMS: u16 = 3;
 pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 
 /// The bytes of a setting: its identifier and its value.
-const SETTING_LENGTH: u8 = 6;
+pub const SETTING_LENGTH: usize = 6;
 
 /// The flag of HEADERS and DATA that end their side of a stream.
 pub const END_STREAM: u8 = 1;
@@ -140,7 +140,7 @@ impl PartialValue {
     fn push(&mut self, byte: u8) -> Option<FrameValue> {
         (self.bytes, self.read) = (self.bytes << 8 | u64::from(byte), self.read + 1);
         let length = if self.is_setting { SETTING_LENGTH } else { 4 };
-        if self.read < length {
+        if usize::from(self.read) < length {
             return None;
         }
         let bytes = std::mem::take(&mut self.bytes);

@@ -44,6 +44,8 @@ pub struct Connection {
     is_unshared: bool,
     /// The last stream that was sent over HTTP/2 before the last request of this handle began.
     sent_before: u32,
+    /// The number of frames that had arrived over HTTP/2 when the last request of this handle began.
+    received_before: usize,
 }
 
 #[expect(clippy::large_enum_variant, reason = "connections are boxed")]
@@ -149,7 +151,7 @@ impl Connection {
     ) -> Self {
         let limit_handle = permit.limit_handle();
         let sender = Sender::Http1 { http1: Http1::new(transport, head, permit), now };
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0 }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0 }
     }
 
     /// Speaks HTTP/2 over a transport, whose socket obeys `now`. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -164,6 +166,8 @@ impl Connection {
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
+        // Until the settings of the endpoint are read.
+        builder.initial_max_send_streams(1);
         builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
         builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
@@ -174,7 +178,7 @@ impl Connection {
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();
-        let ended_by = alert.clone();
+        let (ended_by, settling) = (alert.clone(), reports.clone());
         let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
@@ -185,6 +189,7 @@ impl Connection {
                 words.into_iter().for_each(|words| drop(ended_by.set(words)));
             }
             drop(permit);
+            settling.settled.notify_one();
         });
         Ok(Connection::of_shared(SharedSender {
             sender,
@@ -201,7 +206,7 @@ impl Connection {
     pub fn of_shared(sender: SharedSender) -> Self {
         let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
         let sender = Sender::Http2(sender);
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0 }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0 }
     }
 
     /// Makes a connection with HTTP/2 serve one exchange at a time.
@@ -216,6 +221,11 @@ impl Connection {
             Sender::Http1 { .. } => None,
             Sender::Http2(sender) => Some(sender.clone()),
         }
+    }
+
+    /// Returns the sender of a connection with HTTP/2 that serves one exchange at a time.
+    pub fn unshared_sender(&self) -> Option<SharedSender> {
+        self.is_unshared.then(|| self.shared_sender()).flatten()
     }
 
     /// Returns the version of HTTP that the connection speaks.
@@ -258,6 +268,7 @@ impl Connection {
             }
             Sender::Http2(sender) => {
                 self.sent_before = sender.reports.last_sent.get();
+                self.received_before = sender.received();
                 if !request.method().is_idempotent() {
                     // The task reads before it writes: the end of the connection may have arrived unnoticed.
                     sender.transport.now.once();
@@ -274,6 +285,14 @@ impl Connection {
         match &self.sender {
             Sender::Http1 { .. } => false,
             Sender::Http2(sender) => sender.reports.last_sent.get() == self.sent_before,
+        }
+    }
+
+    /// Returns the sender of a connection with HTTP/2 whose endpoint has sent no frame since the last request began.
+    pub fn silent_sender(&self) -> Option<&SharedSender> {
+        match &self.sender {
+            Sender::Http2(sender) if sender.received() == self.received_before => Some(sender),
+            Sender::Http1 { .. } | Sender::Http2(_) => None,
         }
     }
 
@@ -454,9 +473,29 @@ impl SharedSender {
         Rc::strong_count(&self.task) - 1
     }
 
+    /// Returns a future that ends once the endpoint's settings are read, or the connection has ended. It returns whether
+    /// they are read. One task may wait.
+    pub fn settled(&self) -> impl Future<Output = bool> + use<> {
+        let reports = self.reports.clone();
+        async move {
+            reports.settled.notified().await;
+            reports.is_settled()
+        }
+    }
+
+    /// Whether both are ends of the same connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.task, &other.task)
+    }
+
+    /// Returns the number of frames that the endpoint has sent.
+    pub fn received(&self) -> usize {
+        self.reports.received.get()
+    }
+
     /// Whether another request may begin at once: the endpoint accepts another stream, and doesn't soon end the connection.
     pub fn accepts_more(&self) -> bool {
-        self.exchanges() < self.reports.max_streams.get().max(1) as usize && !self.is_worn()
+        self.exchanges() < self.reports.max_streams() && !self.is_worn()
     }
 
     /// Whether no more requests should begin: the endpoint may soon end the connection, or has asked for calm.
@@ -510,7 +549,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut endpoint, _) = listener.accept().unwrap();
         let (now, head) = (ReadNow::default(), ResponseHeadLimits::default());
-        let permit = ConnectionLimit::limited(1, 1).take().await.unwrap();
+        let permit = ConnectionLimit::limited(1, 1).try_take().unwrap();
         let socket = EndpointSocket::new(stream, now.clone());
         let mut connection = Connection::http2(socket, now, head, permit).await.unwrap();
         // SETTINGS, and the reply to those of the client.

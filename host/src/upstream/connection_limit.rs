@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::connect::RequiredProtocol;
 use crate::error::{Error, FailureKind};
 
 /// The connections of an upstream, over all workers and endpoints.
@@ -16,6 +17,8 @@ struct LimitState {
     free: Arc<Semaphore>,
     most: u32,
     waiting: AtomicU32,
+    /// The waiting requests that can share a connection.
+    shareable: AtomicU32,
     max_waiting: u32,
 }
 
@@ -34,14 +37,17 @@ struct HeldPermit {
 }
 
 /// Waits in the queue until dropped.
-struct WaitingGuard<'a>(&'a LimitState);
+struct WaitingGuard<'a> {
+    limited: &'a LimitState,
+    is_shareable: bool,
+}
 
 impl ConnectionLimit {
     /// Returns a limit of this many connections, and of this many waiting requests.
     pub fn limited(connections: u32, max_waiting: u32) -> Self {
         let free = Arc::new(Semaphore::new(connections as usize));
-        let (most, waiting) = (connections, AtomicU32::new(0));
-        ConnectionLimit(Some(Arc::new(LimitState { free, most, waiting, max_waiting })))
+        let (waiting, shareable) = (AtomicU32::new(0), AtomicU32::new(0));
+        ConnectionLimit(Some(Arc::new(LimitState { free, most: connections, waiting, shareable, max_waiting })))
     }
 
     /// Returns the maximum number of connections; `None` if there is no limit.
@@ -49,16 +55,23 @@ impl ConnectionLimit {
         self.0.as_ref().map(|limited| limited.most)
     }
 
+    /// Takes a permit at once; `None` if there is none.
+    pub fn try_take(&self) -> Option<ConnectionPermit> {
+        let Some(limited) = &self.0 else { return Some(ConnectionPermit::default()) };
+        let permit = limited.free.clone().try_acquire_owned().ok()?;
+        Some(ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit })))
+    }
+
     /// Takes a permit at once, or waits in the queue unless it is full. The future may be dropped at any time.
-    pub async fn take(&self) -> Result<ConnectionPermit, Error> {
+    pub async fn take(&self, wanted: RequiredProtocol) -> Result<ConnectionPermit, Error> {
+        if let Some(permit) = self.try_take() {
+            return Ok(permit);
+        }
         let Some(limited) = &self.0 else { return Ok(ConnectionPermit::default()) };
         let held = |permit| ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit }));
-        if let Ok(permit) = limited.free.clone().try_acquire_owned() {
-            return Ok(held(permit));
-        }
         let why = "all connections are in use, and the queue is full";
         let full = || Error::new(FailureKind::LimitReached, why).with_limit("limits.pending");
-        let _waiting = WaitingGuard::begin(limited).ok_or_else(full)?;
+        let _waiting = WaitingGuard::begin(limited, wanted).ok_or_else(full)?;
         let permit = limited.free.clone().acquire_owned().await;
         permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
     }
@@ -100,6 +113,11 @@ impl LimitHandle {
         self.0.as_deref().is_none_or(LimitState::has_room)
     }
 
+    /// Whether a request that can share a connection waits for a permit, on any worker.
+    pub fn is_wanted_to_share(&self) -> bool {
+        self.0.as_ref().is_some_and(|limited| limited.shareable.load(Ordering::Relaxed) > 0)
+    }
+
     /// Whether a request waits for a permit, on any worker.
     pub fn is_wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.waiting.load(Ordering::Relaxed) > 0)
@@ -113,16 +131,18 @@ impl LimitState {
 }
 
 impl<'a> WaitingGuard<'a> {
-    fn begin(limited: &'a LimitState) -> Option<Self> {
-        let waiting = WaitingGuard(limited);
+    fn begin(limited: &'a LimitState, wanted: RequiredProtocol) -> Option<Self> {
+        let waiting = WaitingGuard { limited, is_shareable: wanted == RequiredProtocol::Any };
         let before = limited.waiting.fetch_add(1, Ordering::Relaxed);
+        limited.shareable.fetch_add(waiting.is_shareable.into(), Ordering::Relaxed);
         (before < limited.max_waiting).then_some(waiting)
     }
 }
 
 impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.limited.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.limited.shareable.fetch_sub(self.is_shareable.into(), Ordering::Relaxed);
     }
 }
 
@@ -133,12 +153,12 @@ mod tests {
     #[tokio::test]
     async fn beyond_the_connections_a_queue_and_beyond_that_nobody() {
         let connection_limit = ConnectionLimit::limited(1, 1);
-        let first = connection_limit.take().await.unwrap();
+        let first = connection_limit.take(RequiredProtocol::Any).await.unwrap();
         let counted = first.limit_handle();
         assert!(counted.is_limited() && !counted.is_wanted());
-        let mut second = Box::pin(connection_limit.take());
+        let mut second = Box::pin(connection_limit.take(RequiredProtocol::Any));
         assert!(poll(second.as_mut()).is_none() && counted.is_wanted());
-        assert_eq!(connection_limit.take().await.unwrap_err().kind, FailureKind::LimitReached);
+        assert_eq!(connection_limit.take(RequiredProtocol::Any).await.unwrap_err().kind, FailureKind::LimitReached);
         drop(first);
         let second = second.await.unwrap();
         assert!(!counted.is_wanted());
@@ -149,7 +169,7 @@ mod tests {
         );
         assert!(!connection_limit.have(&LimitHandle::default()));
         drop(second);
-        assert!(connection_limit.take().await.is_ok(), "the permit came back");
+        assert!(connection_limit.take(RequiredProtocol::Any).await.is_ok(), "the permit came back");
     }
 
     fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {

@@ -12,12 +12,14 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use super::informational;
 use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
-    MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTINGS,
+    MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTING_LENGTH, SETTINGS,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -27,8 +29,8 @@ pub struct EndpointFrames {
     budget: FrameBudget,
     heads: Heads,
     reports: Rc<FrameReports>,
-    /// Whether the endpoint has sent its settings.
-    has_settings: bool,
+    /// The first settings of the endpoint.
+    settings: FirstSettings,
     flood: Option<Flood>,
 }
 
@@ -37,14 +39,29 @@ pub struct EndpointFrames {
 pub struct FrameReports {
     /// The longest list of fields that the endpoint says it accepts, in bytes.
     pub max_request_head: Cell<u32>,
-    /// The number of streams that the endpoint says it accepts at a time; [`INITIAL_STREAMS`] before its settings are read.
-    pub max_streams: Cell<u32>,
+    /// The number of streams that the endpoint says it accepts at a time; `u32::MAX` as long as it names none.
+    announced_streams: Cell<u32>,
+    /// Whether the endpoint's first settings are read.
+    is_settled: Cell<bool>,
+    /// Notified when the endpoint's first settings are read, or can't come any more.
+    pub settled: Notify,
+    /// The number of frames that were received.
+    pub received: Cell<usize>,
     /// The last stream of which the transport has accepted the request's head.
     pub last_sent: Cell<u32>,
     /// The number of streams that this side has reset.
     pub resets: Cell<usize>,
     /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
     pub is_overloaded: Cell<bool>,
+}
+
+/// The reading of an endpoint's first settings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FirstSettings {
+    Awaited,
+    /// The number of settings that are left in the frame.
+    Arriving(usize),
+    Read,
 }
 
 /// The heads that an endpoint sends.
@@ -64,10 +81,6 @@ enum Flood {
     /// Heads before a response's own.
     Interim,
 }
-
-/// The number of streams that begin before the endpoint's settings are known: endpoints should accept as many (RFC 9113
-/// §6.5.2).
-const INITIAL_STREAMS: u32 = 100;
 
 /// The minimum number of bytes that a head counts: the memory that it takes once it is decoded.
 const MIN_HEAD_BYTES: usize = 1 << 10;
@@ -90,7 +103,7 @@ impl EndpointFrames {
             budget: FrameBudget::new(Instant::now()),
             heads,
             reports,
-            has_settings: false,
+            settings: FirstSettings::Awaited,
             flood: None,
         }
     }
@@ -101,7 +114,10 @@ impl Default for FrameReports {
     fn default() -> Self {
         FrameReports {
             max_request_head: Cell::new(u32::MAX),
-            max_streams: Cell::new(INITIAL_STREAMS),
+            announced_streams: Cell::new(u32::MAX),
+            is_settled: Cell::default(),
+            settled: Notify::new(),
+            received: Cell::default(),
             last_sent: Cell::default(),
             resets: Cell::default(),
             is_overloaded: Cell::default(),
@@ -109,14 +125,38 @@ impl Default for FrameReports {
     }
 }
 
+impl FrameReports {
+    /// Returns the number of streams that may be open at a time. Before the endpoint's settings are read it is one: an
+    /// endpoint may reset all streams beyond its number, and take them for an attack.
+    pub fn max_streams(&self) -> usize {
+        if self.is_settled.get() { self.announced_streams.get().max(1) as usize } else { 1 }
+    }
+
+    /// Whether the endpoint's first settings are read.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled.get()
+    }
+
+    /// Records that the first settings are read, if none is left in their frame.
+    fn settle(&self, settings: &Cell<FirstSettings>) {
+        if settings.get() == FirstSettings::Arriving(0) {
+            settings.set(FirstSettings::Read);
+            self.is_settled.set(true);
+            self.settled.notify_one();
+        }
+    }
+}
+
 impl TransportCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads, reports, has_settings, flood, .. } = self;
+        let EndpointFrames { incoming, budget, heads, reports, settings, flood, .. } = self;
+        let settings = Cell::from_mut(settings);
         let each = |head: FrameHead| {
-            if head.kind == SETTINGS && !std::mem::replace(has_settings, true) {
-                // Settings without a number mean no limit.
-                reports.max_streams.set(u32::MAX);
+            reports.received.set(reports.received.get().wrapping_add(1));
+            if head.kind == SETTINGS && settings.get() == FirstSettings::Awaited {
+                settings.set(FirstSettings::Arriving(head.length / SETTING_LENGTH));
+                reports.settle(settings);
             }
             let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
@@ -127,10 +167,19 @@ impl TransportCounter for EndpointFrames {
             }
         };
         incoming.scan_with_values(bytes, each, |value| match value {
-            FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value } => reports.max_request_head.set(value),
-            FrameValue::Setting { identifier: MAX_CONCURRENT_STREAMS, value } => reports.max_streams.set(value),
+            FrameValue::Setting { identifier, value } => {
+                match identifier {
+                    MAX_HEADER_LIST_SIZE => reports.max_request_head.set(value),
+                    MAX_CONCURRENT_STREAMS => reports.announced_streams.set(value),
+                    _ => {}
+                }
+                if let FirstSettings::Arriving(left) = settings.get() {
+                    settings.set(FirstSettings::Arriving(left.saturating_sub(1)));
+                    reports.settle(settings);
+                }
+            }
             FrameValue::ResetCode(ENHANCE_YOUR_CALM) => reports.is_overloaded.set(true),
-            FrameValue::Setting { .. } | FrameValue::ResetCode(_) => {}
+            FrameValue::ResetCode(_) => {}
         });
     }
 

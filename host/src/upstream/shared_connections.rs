@@ -10,7 +10,8 @@ use super::response_head_limits::ResponseHeadLimits;
 /// The shared connections to an endpoint.
 #[derive(Default)]
 pub struct SharedConnections {
-    /// The connections, the oldest first: later ones are used while those before them are full.
+    /// The connections, the oldest first: later ones are used while those before them are full. One with exchanges stays
+    /// here until it is closed: as long as it counts against a limit, requests must find it.
     open: Vec<SharedConnection>,
     /// The connection on which no more requests begin, while its exchanges end; `None` if there is none.
     yielded: Option<SharedConnection>,
@@ -20,28 +21,49 @@ pub struct SharedConnections {
 
 struct SharedConnection {
     sender: SharedSender,
-    /// The time when the last request began on it, or when it was yielded.
+    /// The time when the last request began on it, when it was yielded, or when a sweep has found exchanges on it.
     used: Instant,
+    /// The number of frames that had arrived when a request was not answered in time; `None` if that hasn't happened.
+    unanswered_at: Option<usize>,
 }
 
+/// The longest wait for the end of a connection's exchanges if only requests that need a connection of their own want its
+/// permit: requests that could share it wait meanwhile.
+const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 /// The time for which a connection that was yielded in vain stays in use.
 const YIELD_PAUSE: Duration = Duration::from_secs(5);
 
 impl SharedConnections {
     /// Returns a connection on which another request may begin at once; `None` if there is none.
     pub fn find(&mut self, limit: &ConnectionLimit, head: ResponseHeadLimits, now: Instant) -> Option<SharedSender> {
-        self.open.retain(|SharedConnection { sender, .. }| {
-            let is_usable = !sender.is_closed() && limit.have(sender.limit_handle()) && sender.head_limits() == head;
-            is_usable && !(sender.is_worn() && sender.is_unused())
-        });
-        let at = self.open.iter().position(|connection| connection.sender.accepts_more())?;
+        self.open.retain(|connection| !connection.is_over());
+        let accepts_more = |connection: &SharedConnection| {
+            connection.suits(limit, head) && connection.sender.accepts_more() && !connection.is_silent()
+        };
+        let at = self.open.iter().position(accepts_more)?;
         self.take(at, now)
     }
 
-    /// Returns the connection with the fewest requests, one more of which has to wait; `None` without a connection.
-    pub fn find_full(&mut self, now: Instant) -> Option<SharedSender> {
-        let at = (0..self.open.len()).min_by_key(|at| self.open[*at].sender.exchanges())?;
+    /// Returns the connection with the fewest requests, one more of which has to wait; `None` without a connection. The last
+    /// choices are one whose endpoint has fallen silent, and one with other limits of heads, as a reload leaves them.
+    pub fn find_full(
+        &mut self,
+        limit: &ConnectionLimit,
+        head: ResponseHeadLimits,
+        now: Instant,
+    ) -> Option<SharedSender> {
+        let order = |at: &usize| {
+            let connection = &self.open[*at];
+            (connection.is_silent(), connection.sender.head_limits() != head, connection.sender.exchanges())
+        };
+        let of_limit = |at: &usize| self.open[*at].is_of(limit);
+        let at = (0..self.open.len()).filter(of_limit).min_by_key(order)?;
         self.take(at, now)
+    }
+
+    /// Whether there is a connection that serves requests, with or without room for another one.
+    pub fn serve(&self, limit: &ConnectionLimit, head: ResponseHeadLimits) -> bool {
+        self.open.iter().any(|connection| connection.suits(limit, head) && !connection.is_silent())
     }
 
     fn take(&mut self, at: usize, now: Instant) -> Option<SharedSender> {
@@ -52,18 +74,25 @@ impl SharedConnections {
 
     /// Adds a connection.
     pub fn add(&mut self, sender: SharedSender, now: Instant) {
-        self.open.push(SharedConnection { sender, used: now });
+        self.open.push(SharedConnection { sender, used: now, unanswered_at: None });
     }
 
-    /// Drops all connections. Those with exchanges end with them.
-    pub fn clear(&mut self) {
-        self.open.clear();
-        self.yielded = None;
+    /// Notes that a request on a connection was not answered in time: until the endpoint sends a frame, requests use
+    /// others as far as they can.
+    pub fn note_unanswered(&mut self, sender: &SharedSender) {
+        if let Some(connection) = self.open.iter_mut().find(|connection| connection.sender.is_same(sender)) {
+            connection.unanswered_at = Some(sender.received());
+        }
     }
 
-    /// Drops the connections that were not used for a time. Those with exchanges end with them.
+    /// Drops the connections that had no exchange for a time.
     pub fn sweep(&mut self, now: Instant, longest: Duration) {
-        self.open.retain(|connection| now.saturating_duration_since(connection.used) < longest);
+        self.open.retain_mut(|connection| {
+            if !connection.sender.is_unused() {
+                connection.used = now;
+            }
+            now.saturating_duration_since(connection.used) < longest
+        });
     }
 
     /// Whether there is no connection that requests may use.
@@ -100,8 +129,8 @@ impl SharedConnections {
         if self.yielded.is_none()
             && let Some(at) = self.open.iter().position(may_yield)
         {
-            let SharedConnection { sender, .. } = self.open.remove(at);
-            self.yielded = (!sender.is_unused()).then_some(SharedConnection { sender, used: now });
+            let connection = self.open.remove(at);
+            self.yielded = (!connection.sender.is_unused()).then_some(SharedConnection { used: now, ..connection });
         }
         is_back
     }
@@ -110,10 +139,37 @@ impl SharedConnections {
     /// whether it is used again.
     fn reclaim(&mut self, now: Instant, patience: Duration) -> bool {
         self.yielded.take_if(|yielded| yielded.sender.is_unused() || yielded.sender.is_closed());
-        let is_late = |yielded: &mut SharedConnection| now.saturating_duration_since(yielded.used) >= patience;
+        let is_late = |yielded: &mut SharedConnection| {
+            let is_shared_need = yielded.sender.limit_handle().is_wanted_to_share();
+            let patience = if is_shared_need { patience } else { patience.min(SHORT_PATIENCE) };
+            now.saturating_duration_since(yielded.used) >= patience
+        };
         let Some(yielded) = self.yielded.take_if(is_late) else { return false };
         self.kept_until = Some(now + YIELD_PAUSE);
         self.open.push(yielded);
         true
+    }
+}
+
+impl SharedConnection {
+    /// Whether the connection can or should serve no request any more, and no exchange holds it.
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.sender.is_unused() && (self.sender.is_worn() || self.is_silent())
+    }
+
+    /// Whether the connection counts against a limit, and can be used. Upstreams with other limits may have the same
+    /// endpoint, and connections of their own.
+    fn is_of(&self, limit: &ConnectionLimit) -> bool {
+        !self.sender.is_closed() && limit.have(self.sender.limit_handle())
+    }
+
+    /// Whether requests with these limits should use the connection.
+    fn suits(&self, limit: &ConnectionLimit, head: ResponseHeadLimits) -> bool {
+        self.is_of(limit) && self.sender.head_limits() == head
+    }
+
+    /// Whether the endpoint has sent nothing since a request was not answered in time.
+    fn is_silent(&self) -> bool {
+        self.unanswered_at == Some(self.sender.received())
     }
 }
