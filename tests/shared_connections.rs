@@ -1,12 +1,14 @@
 //! Connections of HTTP/2 to endpoints, which exchanges share: no exchange takes the connection from the others.
 
+use std::collections::HashMap;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS};
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE};
 use crate::http2_endpoint::{REFUSED_STREAM, endpoint};
+use crate::slow_clients::narrow;
 use crate::support::origin::raw_origin;
 use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
 use crate::unread::start;
@@ -241,7 +243,7 @@ fn a_connection_with_a_long_stream_serves_others_after_its_idle_time() {
     let (closing, closed) = mpsc::channel();
     let other = raw_origin(move |mut stream| {
         let mut head = [0; 1_024];
-        stream.read(&mut head).unwrap();
+        assert_ne!(stream.read(&mut head).unwrap(), 0);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         let _ = stream.read(&mut head);
         closing.send(()).unwrap();
@@ -440,4 +442,88 @@ fn a_connection_with_a_long_stream_serves_others_after_a_reload_of_the_limits_of
     proxy.wait_log("reloaded");
     (0..3).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
     drop(open);
+}
+
+/// The length of content that a stream has room for at first.
+const WINDOW: usize = 60_000;
+
+/// The number of windows of content for a request without content.
+const WINDOWS: usize = 3;
+
+/// Answers requests with content in frames of one byte, as fast as the windows allow. The one to content `endless` has no
+/// end, those to other content are empty.
+fn serve_in_bytes(raw: &mut Raw, resets: &AtomicUsize) {
+    let mut left = HashMap::new();
+    while let Some(frame) = raw.frame() {
+        let first = match frame.kind {
+            SETTINGS if frame.flags & ACK == 0 => {
+                raw.send(SETTINGS, ACK, 0, &[]);
+                continue;
+            }
+            HEADERS if frame.flags & END_STREAM != 0 => {
+                left.insert(frame.stream, WINDOWS * WINDOW);
+                raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                WINDOW
+            }
+            DATA if frame.payload == b"endless" => {
+                left.insert(frame.stream, usize::MAX);
+                raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                WINDOW
+            }
+            DATA if frame.flags & END_STREAM != 0 => {
+                raw.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, &[0x88]);
+                continue;
+            }
+            RST_STREAM => {
+                resets.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
+            WINDOW_UPDATE => u32::from_be_bytes(frame.payload[..].try_into().unwrap()) as usize,
+            _ => continue,
+        };
+        let Some(left) = left.get_mut(&frame.stream) else { continue };
+        let length = first.min(*left);
+        *left -= length;
+        let end = if *left == 0 { END_STREAM } else { 0 };
+        let pieces = (0..length)
+            .flat_map(|at| crate::http2::frame(DATA, if at + 1 == length { end } else { 0 }, frame.stream, b"x"));
+        if raw.0.write_all(&pieces.collect::<Vec<_>>()).is_err() {
+            return;
+        }
+    }
+}
+
+/// h2 keeps some 300 bytes for each frame: 20 MiB for each of these windows.
+#[test]
+fn content_in_frames_of_a_byte_takes_no_memory_beyond_its_windows() {
+    let resets = Arc::new(AtomicUsize::new(0));
+    let counted = resets.clone();
+    let endpoint = endpoint(move |raw| serve_in_bytes(raw, &counted));
+    let proxy = start(&[&endpoint], "");
+    // What the system buffers for its client is short.
+    let ask = |method: &str, fields: &str| {
+        let mut stream = narrow(&proxy);
+        write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\n{fields}").unwrap();
+        stream
+    };
+    assert_eq!(proxy.get("/", "").text().len(), WINDOWS * WINDOW);
+    let before = proxy.memory_kib();
+    let readers: Vec<_> = (0..12).map(|_| ask("GET", "\r\n")).collect();
+    for reader in readers {
+        assert_eq!(read_message(&mut BufReader::new(reader)).unwrap().text().len(), WINDOWS * WINDOW);
+    }
+    let grown = proxy.memory_kib().saturating_sub(before) >> 10;
+    assert!(grown < 32, "{grown} MiB for clients that read all");
+    // The responses of these clients fail, for which there is no room, and those of no others.
+    let grpc = "Content-Type: application/grpc\r\nContent-Length: 7\r\n\r\nendless";
+    let unread: Vec<_> = (0..2).map(|_| ask("POST", grpc)).collect();
+    until("responses have failed", || resets.load(Ordering::SeqCst) > 0);
+    let other = ask("POST", "Content-Length: 5\r\n\r\nother");
+    assert_eq!(read_message(&mut BufReader::new(other)).unwrap().status(), 200);
+    let grown = proxy.memory_kib().saturating_sub(before) >> 10;
+    assert!(grown < 64, "{grown} MiB for clients that read nothing");
+    for mut client in unread {
+        let _ = std::io::copy(&mut client, &mut std::io::sink());
+    }
+    proxy.wait_log("pieces of less than 256 bytes");
 }

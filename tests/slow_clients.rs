@@ -59,7 +59,7 @@ impl Source {
 static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
 
 /// Opens a connection whose system buffers only a few KiB.
-fn narrow(proxy: &Proxy) -> TcpStream {
+pub fn narrow(proxy: &Proxy) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     // Before it connects: the window that it begins with is as small.
     socket.set_recv_buffer_size(4 << 10).unwrap();

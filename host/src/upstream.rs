@@ -35,18 +35,21 @@ mod further_connection;
 pub mod health;
 pub mod health_check;
 pub mod http1;
+mod http2_response_body;
 pub mod informational;
 pub mod pending_connection;
+pub mod required_protocol;
 pub mod response_head_limits;
 pub mod retry;
 mod shared_connections;
 mod socket;
 pub mod status_codes;
 
-use connect::{ConnectStage, ConnectTerms, RequiredProtocol, TlsDialer};
+use connect::{ConnectStage, ConnectTerms, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use further_connection::FurtherConnection;
+use required_protocol::RequiredProtocol;
 use response_head_limits::ResponseHeadLimits;
 use shared_connections::SharedConnections;
 

@@ -23,7 +23,7 @@ use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
-use crate::upstream::connect::{ConnectStage, RequiredProtocol};
+use crate::upstream::connect::ConnectStage;
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
@@ -32,6 +32,7 @@ use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::http1::upload::UploadError;
 use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
+use crate::upstream::required_protocol::RequiredProtocol;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
 use crate::upstream::{

@@ -15,6 +15,11 @@ pub trait TransportCounter {
     /// Counts bytes that were written.
     fn count_sent(&mut self, bytes: &[u8]);
 
+    /// Whether other tasks are to run before the next read. Asked once for each read.
+    fn end_turn(&mut self) -> bool {
+        false
+    }
+
     /// Returns the result of further reads; `None` while all that was read is within its bounds.
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>>;
 }
@@ -29,6 +34,10 @@ impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTra
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(end) = self.counter.end_of_reads() {
             return end;
+        }
+        if self.counter.end_turn() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;

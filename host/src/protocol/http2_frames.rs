@@ -3,6 +3,7 @@
 //! length.
 
 pub mod budget;
+pub mod turn;
 
 /// The first bytes of an HTTP/2 connection (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

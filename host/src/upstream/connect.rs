@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
+use super::required_protocol::RequiredProtocol;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
 use super::{EndpointAddr, EndpointProtocol, Pools, SocketName};
@@ -36,17 +37,6 @@ pub struct TlsDialer {
     name: ServerName<'static>,
     /// The digest of everything in the configuration: the same digest means the same rules, over reloads.
     digest: blake3::Hash,
-}
-
-/// The protocol that a request needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequiredProtocol {
-    Any,
-    /// Any version is possible, and no other exchange may use the connection at the same time: the endpoint may end it
-    /// for the head of the request.
-    Unshared,
-    /// HTTP/1.1 is required, because the request asks for an upgrade (RFC 9110 §7.8).
-    Http1,
 }
 
 /// The progress of a connection that is being made.

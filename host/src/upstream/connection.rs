@@ -23,6 +23,7 @@ use super::deferred_end::DeferredEnd;
 use super::endpoint_frames::{EndpointFrames, FrameReports};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
+use super::http2_response_body::{Http2ResponseBody, JoiningExecutor};
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
@@ -31,7 +32,7 @@ use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
 use crate::error::{Error, FailureKind};
 use crate::net::counted_transport::CountedTransport;
-use crate::net::hyper_io::{HyperIo, LocalExecutor};
+use crate::net::hyper_io::HyperIo;
 use crate::system::supervise::{Panicked, Task, spawn};
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 
@@ -107,7 +108,7 @@ pub enum SendError {
 /// The body of an endpoint's response, read by [`Connection::poll_frame`].
 pub enum EndpointBody {
     Http1(ResponseBodyDecoder),
-    Http2(Incoming),
+    Http2(Http2ResponseBody),
 }
 
 pin_project! {
@@ -120,9 +121,10 @@ pin_project! {
 
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// The window of a connection, in bytes: the largest that there is. The windows of streams bound what waits here, and streams
-/// whose clients take nothing must hold up no other.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// The window of a connection, in bytes: the windows of streams bound what waits here, and those whose clients take nothing
+/// must hold up no other. h2 ends a connection on which short pieces of content wait that take half as much beside their
+/// content.
+const CONNECTION_WINDOW: u32 = 256 << 20;
 /// The maximum number of streams whose clients have vanished that are remembered, and the time for that: frames of the
 /// endpoint on these streams are ignored.
 const RESET_STREAMS: usize = 4_096;
@@ -162,7 +164,8 @@ impl Connection {
         permit: ConnectionPermit,
     ) -> Result<Self, Error> {
         let failed = |error| Error::new(FailureKind::ConnectionTerminated, error);
-        let mut builder = http2::Builder::new(LocalExecutor);
+        let reports = Rc::<FrameReports>::default();
+        let mut builder = http2::Builder::new(JoiningExecutor::new(reports.short_pieces.clone()));
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
@@ -171,14 +174,13 @@ impl Connection {
         builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
         builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let reports = Rc::<FrameReports>::default();
         let state = TransportState { now, ..TransportState::default() };
         let counter = EndpointFrames::new(head.bytes, reports.clone());
         let transport = DeferredEnd::new(CountedTransport { io: transport, counter }, state.is_over.clone());
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();
-        let (ended_by, settling) = (alert.clone(), reports.clone());
+        let (ended_by, ended) = (alert.clone(), reports.clone());
         let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
@@ -189,7 +191,7 @@ impl Connection {
                 words.into_iter().for_each(|words| drop(ended_by.set(words)));
             }
             drop(permit);
-            settling.settled.notify_one();
+            ended.settled.notify_one();
         });
         Ok(Connection::of_shared(SharedSender {
             sender,
@@ -310,9 +312,11 @@ impl Connection {
                 let polled = http1.poll_response(cx);
                 polled.map_ok(|response| response.map(EndpointBody::Http1)).map_err(|failure| Box::new(failure.into()))
             }
-            (Sender::Http2(_), Some(response)) => {
+            (Sender::Http2(sender), Some(response)) => {
                 let polled = response.poll(cx);
-                polled.map_ok(|response| response.map(EndpointBody::Http2)).map_err(|unsent| Box::new(unsent.into()))
+                let pieces = &sender.reports.short_pieces;
+                let body = |incoming| EndpointBody::Http2(Http2ResponseBody::new(incoming, pieces.clone()));
+                polled.map_ok(|response| response.map(body)).map_err(|unsent| Box::new(unsent.into()))
             }
             (Sender::Http2(_), None) => Poll::Pending,
         }
@@ -328,7 +332,7 @@ impl Connection {
             (Sender::Http1 { http1, .. }, EndpointBody::Http1(body)) => {
                 http1.poll_frame(cx, body).map_err(<Http1BodyError as Into<BodyError>>::into)
             }
-            (_, EndpointBody::Http2(body)) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            (_, EndpointBody::Http2(body)) => body.poll_frame(cx),
             (Sender::Http2(_), EndpointBody::Http1(_)) => Poll::Ready(None),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connect::RequiredProtocol;
+use super::required_protocol::RequiredProtocol;
 use crate::error::{Error, FailureKind};
 
 /// The connections of an upstream, over all workers and endpoints.

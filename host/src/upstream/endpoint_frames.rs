@@ -14,9 +14,11 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::http2_response_body::{SHORT, ShortPieces};
 use super::informational;
 use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
+use crate::protocol::http2_frames::turn::FrameTurn;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
     MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTING_LENGTH, SETTINGS,
@@ -27,6 +29,7 @@ pub struct EndpointFrames {
     incoming: FrameScanner,
     outgoing: FrameScanner,
     budget: FrameBudget,
+    turn: FrameTurn,
     heads: Heads,
     reports: Rc<FrameReports>,
     /// The first settings of the endpoint.
@@ -45,6 +48,8 @@ pub struct FrameReports {
     is_settled: Cell<bool>,
     /// Notified when the endpoint's first settings are read, or can't come any more.
     pub settled: Notify,
+    /// The short pieces of content that wait for their exchanges.
+    pub short_pieces: Rc<ShortPieces>,
     /// The number of frames that were received.
     pub received: Cell<usize>,
     /// The last stream of which the transport has accepted the request's head.
@@ -101,6 +106,7 @@ impl EndpointFrames {
             incoming,
             outgoing,
             budget: FrameBudget::new(Instant::now()),
+            turn: FrameTurn::default(),
             heads,
             reports,
             settings: FirstSettings::Awaited,
@@ -117,6 +123,7 @@ impl Default for FrameReports {
             announced_streams: Cell::new(u32::MAX),
             is_settled: Cell::default(),
             settled: Notify::new(),
+            short_pieces: Rc::default(),
             received: Cell::default(),
             last_sent: Cell::default(),
             resets: Cell::default(),
@@ -150,10 +157,14 @@ impl FrameReports {
 impl TransportCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads, reports, settings, flood, .. } = self;
+        let EndpointFrames { incoming, budget, turn, heads, reports, settings, flood, .. } = self;
         let settings = Cell::from_mut(settings);
         let each = |head: FrameHead| {
+            turn.count_received(head);
             reports.received.set(reports.received.get().wrapping_add(1));
+            if head.kind == DATA && (1..SHORT).contains(&head.length) {
+                reports.short_pieces.count_received();
+            }
             if head.kind == SETTINGS && settings.get() == FirstSettings::Awaited {
                 settings.set(FirstSettings::Arriving(head.length / SETTING_LENGTH));
                 reports.settle(settings);
@@ -194,6 +205,10 @@ impl TransportCounter for EndpointFrames {
             heads.count_sent(head);
             budget.count_sent(head);
         });
+    }
+
+    fn end_turn(&mut self) -> bool {
+        self.turn.end_if_long()
     }
 
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {

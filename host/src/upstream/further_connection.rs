@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::connect::{self, ConnectTerms, RequiredProtocol};
+use super::connect::{self, ConnectTerms};
 use super::connection::{Connection, SharedSender};
 use super::connection_limit::ConnectionPermit;
+use super::required_protocol::RequiredProtocol;
 use super::{ConnectionRequest, ConnectionSettings, Pool};
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};

@@ -10,11 +10,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body::Frame;
 
 use super::EndpointAddr;
-use super::connect::{self, ConnectTerms, RequiredProtocol};
+use super::connect::{self, ConnectTerms};
 use super::connection::{Connection, SendError};
 use super::connection_limit::ConnectionPermit;
 use super::http1::Http1Error;
 use super::http1::response_head::HeadError;
+use super::required_protocol::RequiredProtocol;
 use super::response_head_limits::ResponseHeadLimits;
 use super::status_codes::StatusCodes;
 use crate::body::BodyError;

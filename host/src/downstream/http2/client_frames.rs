@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::net::counted_transport::TransportCounter;
 use crate::net::deadline::Clock;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
+use crate::protocol::http2_frames::turn::FrameTurn;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
     MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM,
@@ -23,6 +24,7 @@ pub struct ClientFrames {
     incoming: FrameScanner,
     outgoing: FrameScanner,
     budget: FrameBudget,
+    turn: FrameTurn,
     /// The longest list of fields that the client says it accepts, in bytes; `None` while it hasn't said so.
     max_section: Rc<Cell<Option<u32>>>,
     /// The last stream that the client has opened.
@@ -89,6 +91,7 @@ impl ClientFrames {
             incoming,
             outgoing,
             budget,
+            turn: FrameTurn::default(),
             max_section,
             last_stream: 0,
             opened: 0,
@@ -201,9 +204,11 @@ impl AnsweredStreams {
 
 impl TransportCounter for ClientFrames {
     fn count_received(&mut self, bytes: &[u8]) {
-        let ClientFrames { clock, incoming, budget, max_section, last_stream, opened, requests, flood, .. } = self;
+        let ClientFrames { clock, incoming, budget, turn, max_section, last_stream, opened, requests, flood, .. } =
+            self;
         budget.pass(clock.now());
         let each = |head: FrameHead| {
+            turn.count_received(head);
             requests.count_received(head, *last_stream);
             if head.kind == HEADERS && head.stream > *last_stream {
                 (*last_stream, *opened) = (head.stream, *opened + 1);
@@ -239,6 +244,10 @@ impl TransportCounter for ClientFrames {
             *malformed += usize::from(value == FrameValue::ResetCode(PROTOCOL_ERROR) && !resets_answered.get());
             *refused += usize::from(value == FrameValue::ResetCode(REFUSED_STREAM));
         });
+    }
+
+    fn end_turn(&mut self) -> bool {
+        self.turn.end_if_long()
     }
 
     /// Ends reads after a flood, which `serve` checks for after each poll of the connection.

@@ -1,0 +1,62 @@
+//! The work that the frames of one connection make in a turn of its task. h2 parses all that has arrived at once: without
+//! an end of the turn, heads of thousands of fields hold up all others of the worker, and content in small pieces piles up
+//! unread, since nothing that reads it gets a turn.
+
+use super::{CONTINUATION, DATA, FrameHead, HEADERS};
+
+/// The work of the frames that were received in a turn.
+#[derive(Debug, Default)]
+pub struct FrameTurn(usize);
+
+/// The work of a turn: each byte of a head counts one, because it can stand for a field of the dynamic table (RFC 7541 §6.1).
+/// About a millisecond.
+const MAX_WORK: usize = 4 << 10;
+
+/// The length of content up to which a frame costs more than its content.
+const SHORT: usize = 256;
+
+/// The work of a short frame of content.
+const SHORT_DATA: usize = 32;
+
+impl FrameTurn {
+    /// Counts a received frame.
+    pub fn count_received(&mut self, head: FrameHead) {
+        self.0 += match head.kind {
+            HEADERS | CONTINUATION => head.length,
+            DATA if head.length < SHORT => SHORT_DATA,
+            _ => 0,
+        };
+    }
+
+    /// Ends the turn if it has made enough work, and begins the next one. Returns whether it has ended.
+    pub fn end_if_long(&mut self) -> bool {
+        let is_long = self.0 >= MAX_WORK;
+        if is_long {
+            self.0 = 0;
+        }
+        is_long
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the number of such frames in a turn, up to a million.
+    fn frames(kind: u8, length: usize) -> usize {
+        let mut turn = FrameTurn::default();
+        let mut ends = || {
+            turn.count_received(FrameHead { length, kind, flags: 0, stream: 1 });
+            turn.end_if_long()
+        };
+        (1..1_000_000).find(|_| ends()).unwrap_or(1_000_000)
+    }
+
+    #[test]
+    fn a_turn_has_so_many_heads_and_short_pieces_and_long_pieces_without_end() {
+        let (settings, kib) = (4, 1 << 10);
+        assert_eq!([frames(HEADERS, 64), frames(HEADERS, 3 * kib), frames(CONTINUATION, 16 * kib)], [64, 2, 1]);
+        assert_eq!([frames(DATA, 1), frames(DATA, 255), frames(DATA, 256)], [128, 128, 1_000_000]);
+        assert_eq!(frames(settings, 6), 1_000_000);
+    }
+}
