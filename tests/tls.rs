@@ -1,6 +1,6 @@
 //! TLS to clients and to endpoints, as curl and openssl see it.
 
-use std::io::{BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::http2::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS};
 use crate::support::{Proxy, echo, manifest, output, plugway, raw_origin, read_message, sized};
 
 /// An authority whose certificates clients can be told to trust.
@@ -220,22 +221,107 @@ fn open_connections_obey_the_keys_of_tls_that_a_reload_changes() {
         let answer = read_message(client).unwrap();
         (answer.status(), answer.field("connection").map(String::from))
     };
-    let steps = [
-        ("min-version = \"1.3\"", 200),
-        ("http2 = false", 200),
-        ("client-ca = \"ca.pem\"\nclient-certificate = \"optional\"", 421),
-        ("client-ca = \"other.pem\"\nclient-certificate = \"optional\"", 421),
-        ("client-ca = \"other.pem\"", 421),
-    ];
-    for (number, (keys, status)) in steps.into_iter().enumerate() {
+    let begin = || {
         let connection = ClientConnection::new(config.clone(), "site.example".try_into().unwrap()).unwrap();
-        let mut client = BufReader::new(StreamOwned::new(connection, TcpStream::connect(&proxy.address).unwrap()));
-        assert_eq!(ask(&mut client), (200, None), "before {keys}");
+        let mut client = BufReader::new(StreamOwned::new(connection, proxy.connect()));
+        assert_eq!(ask(&mut client), (200, None));
+        client
+    };
+    let reload = |keys: &str| {
         replace(&folder.path().join("plugway.toml"), &text(keys));
-        proxy.wait_log(&format!("reloaded: generation {}", number + 2));
-        assert_eq!(ask(&mut client), (status, Some("close".into())), "{keys}");
+        proxy.wait_log("reloaded: generation");
+    };
+    for keys in ["min-version = \"1.3\"", "http2 = false"] {
+        let mut client = begin();
+        reload(keys);
+        assert_eq!(ask(&mut client), (200, Some("close".into())), "{keys}");
+    }
+    let steps = [
+        "client-ca = \"ca.pem\"\nclient-certificate = \"optional\"",
+        "client-ca = \"other.pem\"\nclient-certificate = \"optional\"",
+        "client-ca = \"other.pem\"",
+    ];
+    for keys in steps {
+        let (mut idle, mut asking) = (begin(), begin());
+        asking.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: site.example\r\n").unwrap();
+        reload(keys);
+        // An idle connection was open up to its next request, which got 421.
+        assert_eq!(idle.fill_buf().unwrap(), b"", "{keys}");
+        asking.get_mut().write_all(b"\r\n").unwrap();
+        let answer = read_message(&mut asking).unwrap();
+        assert_eq!((answer.status(), answer.field("connection")), (421, Some("close")), "{keys}");
     }
     proxy.wait_log("client-ca");
+}
+
+/// The first step of each rotation: each open connection's next request got 421.
+#[test]
+fn another_authority_of_clients_ends_no_connection() {
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    let second = Authority::new(other.path()).0.pem();
+    let bundle = folder.path().join("bundle.pem");
+    let first = std::fs::read_to_string(folder.path().join("ca.pem")).unwrap();
+    replace(&bundle, &first);
+    let keys = format!("{SITE}\nclient-ca = \"bundle.pem\"\nclient-certificate = \"optional\"");
+    let proxy = start(folder.path(), &keys);
+    let mut config = ClientConfig::clone(&client_config(&authority));
+    let mut connect = |protocol: &[u8], request: &[u8]| {
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let connection = ClientConnection::new(Arc::new(config.clone()), "site.example".try_into().unwrap()).unwrap();
+        let mut client = BufReader::new(StreamOwned::new(connection, proxy.connect()));
+        client.get_mut().write_all(request).unwrap();
+        client
+    };
+    let mut http1 = connect(b"http/1.1", HTTP1_REQUEST);
+    let mut http2 = connect(
+        b"h2",
+        &[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", http2_request(1).as_slice()].concat(),
+    );
+    assert_eq!(read_message(&mut http1).unwrap().status(), 200);
+    assert_eq!(http2_status(&mut http2), Some(200));
+    replace(&bundle, &format!("{first}{second}"));
+    proxy.wait_log("reloaded: generation 2");
+    http1.get_mut().write_all(HTTP1_REQUEST).unwrap();
+    let answer = read_message(&mut http1).unwrap();
+    assert_eq!((answer.status(), answer.field("connection")), (200, None));
+    http2.get_mut().write_all(&http2_request(3)).unwrap();
+    assert_eq!(http2_status(&mut http2), Some(200));
+    // The last step: the first authority is not trusted any more, and a client can be told before its next request.
+    replace(&bundle, &second);
+    proxy.wait_log("reloaded: generation 3");
+    assert_eq!(http1.fill_buf().unwrap(), b"");
+    assert_eq!(http2_status(&mut http2), None);
+}
+
+const HTTP1_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: site.example\r\n\r\n";
+
+/// Returns a frame with a request.
+fn http2_request(stream: u8) -> Vec<u8> {
+    // GET, https, `/` and the authority.
+    let fields = [b"\x82\x87\x84\x41\x0c".as_slice(), b"site.example"].concat();
+    [&[0, 0, fields.len() as u8, HEADERS, END_STREAM | END_HEADERS, 0, 0, 0, stream], fields.as_slice()].concat()
+}
+
+/// Reads frames up to the end of a response, and returns its status, or `None` for GOAWAY.
+fn http2_status(client: &mut impl Read) -> Option<u16> {
+    let mut status = None;
+    loop {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        client.read_exact(&mut payload).unwrap();
+        match head[3] {
+            GOAWAY => return None,
+            // The first field is `:status`, with the index of 200 or another.
+            HEADERS => status = Some(if payload[0] == 0x88 { 200 } else { 0 }),
+            _ => {}
+        }
+        if let (Some(status), DATA | HEADERS, true) = (status, head[3], head[4] & END_STREAM != 0) {
+            return Some(status);
+        }
+    }
 }
 
 #[test]
@@ -328,7 +414,7 @@ fn http_at_a_port_of_tls_is_told_so() {
         let mut stream = proxy.connect();
         stream.write_all(other.as_bytes()).unwrap();
         let mut got = Vec::new();
-        let _ = std::io::Read::read_to_end(&mut stream, &mut got);
+        let _ = stream.read_to_end(&mut got);
         assert!(!got.starts_with(b"HTTP/"), "{other:?}");
     }
     assert!(curl(&proxy, folder.path(), "site.example", &[]).ends_with("200"));

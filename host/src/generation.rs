@@ -4,6 +4,7 @@ pub mod connection_counts;
 pub mod error_pages;
 pub mod ids;
 pub mod listener;
+pub mod listener_rules;
 pub mod maintenance;
 pub mod router;
 pub mod target;
@@ -156,17 +157,19 @@ impl Generation {
 
     /// Gives the store of responses, and the state that each plugin shares, the limits of this generation. Connects to the
     /// server that has the state of plugins, if there is one. Connections end soon whose listener has other rules in this
-    /// generation, or is only in the former one.
-    pub fn take_into_service(&self, former: Option<&Generation>) {
+    /// generation, or is only in the former one. Returns whether there may be connections whose clients were not verified as
+    /// they have to be from now on.
+    pub fn take_into_service(&self, former: Option<&Generation>) -> bool {
         let is_gone = |listener: &&Arc<Listener>| !self.listeners.contains_key(&listener.address);
         let gone = former.iter().flat_map(|former| former.listeners.values()).filter(is_gone);
         gone.for_each(|listener| listener.take_out_of_service());
-        self.listeners.values().for_each(|listener| listener.take_into_service());
+        let has_unverified = self.listeners.values().fold(false, |has, listener| listener.take_into_service() | has);
         self.store.resize(&self.store_limits);
         for state in self.bindings.iter().filter_map(|plugin| plugin.shared()) {
             state.local.resize(self.shared_limits);
         }
         self.fleet.iter().for_each(|fleet| fleet.start());
+        has_unverified
     }
 }
 

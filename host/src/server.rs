@@ -509,7 +509,9 @@ impl ReloadLoop {
             return Err(refused(&error));
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        self.publish.borrow().take_into_service(Some(&old));
+        if self.publish.borrow().take_into_service(Some(&old)) {
+            self.admission.end_unverified();
+        }
         self.listeners.apply(sockets);
         self.admin.apply(admin);
         self.admission.serve(&self.publish.borrow());

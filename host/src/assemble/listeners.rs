@@ -15,6 +15,7 @@ use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
 use crate::context::edit_check::field_name;
 use crate::generation::listener::{ClientLimits, Listener, SendLimits};
+use crate::generation::listener_rules::ListenerRules;
 use crate::protocol::client_address::{AddressSource as ClientSource, AliasPolicy, ClientAddressRules};
 use crate::protocol::field_alias;
 use crate::protocol::framing;
@@ -64,7 +65,6 @@ struct ListenerTls {
 }
 
 /// The demands of a listener's TLS that a connection meets in its handshake.
-#[derive(Hash)]
 struct TlsDemands {
     client_scope: Option<ClientScope>,
     minimum: MinimumVersion,
@@ -148,9 +148,10 @@ impl Assembly<'_> {
         let limits = self.client_limits(source, &listener.limits);
         let client = Arc::new(client);
         let (acceptor, demands) = (tls.as_ref().map(|tls| tls.acceptor.clone()), tls.map(|tls| tls.demands));
-        let rules = Listener::number_of((&proxies, &client, redirect, limits, &demands));
+        let versions = demands.as_ref().map(|demands| (demands.minimum, demands.http2));
         let client_scope = demands.and_then(|demands| demands.client_scope);
-        Listener { address, tls: acceptor, client_scope, proxies, client, redirect, limits, census, rules }
+        let rules = ListenerRules::new((&proxies, &client, redirect, limits, versions), client_scope);
+        Listener { address, tls: acceptor, proxies, client, redirect, limits, census, rules }
     }
 
     fn check_mode(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {

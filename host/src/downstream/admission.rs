@@ -33,6 +33,8 @@ pub struct Admission {
     search: EvictionSearch,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
+    /// How often all connections were to be woken.
+    wakes: AtomicU64,
 }
 
 /// An admitted connection, counted until dropped.
@@ -141,6 +143,7 @@ impl Admission {
             shortage: Mutex::default(),
             search: EvictionSearch::default(),
             starved_until: AtomicU64::new(0),
+            wakes: AtomicU64::new(0),
         })
     }
 
@@ -152,6 +155,17 @@ impl Admission {
     /// Records how many connections to endpoints a generation allows.
     pub fn serve(&self, generation: &Generation) {
         self.endpoints.store(demand(generation).endpoints, Ordering::Relaxed);
+    }
+
+    /// Has each worker wake its connections: those whose clients were not verified as they have to be now end while they are
+    /// idle.
+    pub fn end_unverified(&self) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how often all connections were to be woken.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
     }
 
     /// Returns the number of client connections for which there are descriptors.

@@ -83,7 +83,7 @@ where
         }
         // The rest of a head that has begun is waited for, until `limits.head-timeout`.
         let is_receiving = session.in_head.get() && !session.busy.get();
-        if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful && !is_receiving {
+        if polled.is_pending() && session.ends_when_idle() && !self.graceful && !is_receiving {
             // Set only here: bytes that have been read already are still served.
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
@@ -165,7 +165,7 @@ where
     {
         let is_fresh = std::mem::take(&mut self.fresh);
         if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
-            let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
+            let is_over = self.session.ends_when_idle() || self.session.head.is_met();
             // There may be a request of which the runtime will tell in its next turn.
             if !is_over || io.io.socket.has_bytes() {
                 return ConnectionState::Idle(io);

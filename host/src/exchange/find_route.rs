@@ -29,7 +29,7 @@ pub enum NoRoute {
 /// Checks that the client of a connection was verified by what its listener requires now: a reload may have changed that since
 /// the handshake.
 pub fn check_verified(began: &Listener, now: &Listener) -> Result<(), NoRoute> {
-    if now.client_scope.is_none() || now.client_scope == began.client_scope {
+    if began.rules.verify_as(&now.rules) {
         return Ok(());
     }
     let cause = "a reload has changed the listener's `client-ca` or `client-certificate`, and the connection is older";

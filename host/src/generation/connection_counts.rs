@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::generation::listener_rules::KnownRules;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The connections at a listener, over all workers; kept over generations.
@@ -22,8 +23,8 @@ pub struct ConnectionCounts {
     cut_off: [AtomicU64; SendLimit::ALL.len()],
     /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
-    /// The number of the rules in force.
-    pub rules: AtomicU64,
+    /// The rules that connections began with.
+    pub rules: KnownRules,
     /// The search for connections of the whole listener that can be evicted.
     pub search: EvictionSearch,
     /// The search for connections of one client that can be evicted.

@@ -2,22 +2,17 @@
 //! that changes the rules.
 
 use std::cell::Cell;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
 use crate::generation::connection_counts::ConnectionCounts;
+use crate::generation::listener_rules::ListenerRules;
 use crate::protocol::client_address;
 use crate::protocol::framing;
 use crate::protocol::trusted_peers::TrustedPeers;
-use crate::tls::server::ClientScope;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
-
-/// The number in place of that of the rules, once no generation in service has the listener.
-const REMOVED: u64 = 0;
 
 /// The rules of a listener in a generation.
 pub struct Listener {
@@ -25,8 +20,6 @@ pub struct Listener {
     pub address: Arc<str>,
     /// The TLS configuration; `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
-    /// The requirements for clients' certificates; `None` if clients are asked for none.
-    pub client_scope: Option<ClientScope>,
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
     /// Whose word about the client is taken.
@@ -36,31 +29,25 @@ pub struct Listener {
     pub limits: ClientLimits,
     /// The connection counts, which outlive generations.
     pub census: Arc<ConnectionCounts>,
-    /// The number of these rules, by [`Listener::number_of`].
-    pub rules: u64,
+    /// These rules, as the connections that begin with them compare them with later ones.
+    pub rules: Arc<ListenerRules>,
 }
 
 impl Listener {
-    /// Returns a number for rules of a listener: others nearly always have another one. Certificates are no part of it.
-    pub fn number_of(rules: impl Hash) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        rules.hash(&mut hasher);
-        hasher.finish().max(REMOVED + 1)
-    }
-
-    /// Puts these rules into force for all connections of the listener.
-    pub fn take_into_service(&self) {
-        self.census.rules.store(self.rules, Ordering::Relaxed);
+    /// Puts these rules into force for all connections of the listener. Returns whether there may be connections whose clients
+    /// were not verified as they have to be from now on.
+    pub fn take_into_service(&self) -> bool {
+        self.census.rules.replace(Some(&self.rules))
     }
 
     /// Makes the next request of each connection the last one, as the generation in service doesn't have the listener.
     pub fn take_out_of_service(&self) {
-        self.census.rules.store(REMOVED, Ordering::Relaxed);
+        self.census.rules.replace(None);
     }
 
     /// Whether the generation in service has other rules for this listener, or doesn't have it.
     pub fn is_superseded(&self) -> bool {
-        self.census.rules.load(Ordering::Relaxed) != self.rules
+        self.rules.is_superseded()
     }
 }
 

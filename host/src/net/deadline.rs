@@ -80,6 +80,11 @@ impl Clock {
     /// Wakes every task with a deadline, so that it notices that the process stops.
     pub fn stop(&self) {
         self.stopping.set(true);
+        self.wake_all();
+    }
+
+    /// Wakes every task with a deadline.
+    pub fn wake_all(&self) {
         self.wake(|_| true);
     }
 

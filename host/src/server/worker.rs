@@ -187,11 +187,15 @@ async fn prepare(
 async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>, admission: Arc<Admission>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut known = admission.wakes();
     loop {
         ticks.tick().await;
         // Each in a turn of its own: a failure in one delays no deadline.
         let _ = guard(Task::Tick, || {
             clock.tick();
+            if std::mem::replace(&mut known, admission.wakes()) != known {
+                clock.wake_all();
+            }
             pools.yield_to_waiters(clock.now());
             failure_log::report();
             admission.tick(clock.now());

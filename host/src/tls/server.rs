@@ -1,6 +1,7 @@
 //! TLS towards clients: certificates by name, client certificates, resumption, and the choice of the HTTP version.
 //! `assemble` calls [`server`] for each listener with TLS; all errors in its files are reported at once.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,13 +62,18 @@ pub struct Tickets(Arc<dyn ProducesTickets>);
 struct ScopedTickets {
     /// Behind a lock that is never contended: handshakes take it for reading, and it's written when the secret changes.
     all: Arc<dyn ProducesTickets>,
-    scope: ClientScope,
+    /// A digest of the requirements, authorities included: no ticket outlives an authority that its client may have been
+    /// verified against.
+    scope: Vec<u8>,
 }
 
-/// A digest of the requirements for clients, authorities included: neither a ticket nor a connection outlives the authority
-/// that its client was verified against.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ClientScope(Vec<u8>);
+/// The requirements for clients' certificates, and digests of the authorities: no connection outlives an authority that its
+/// client may have been verified against.
+#[derive(Clone, Debug)]
+pub struct ClientScope {
+    mode: &'static str,
+    authorities: BTreeSet<Vec<u8>>,
+}
 
 /// The running configuration of a listener's TLS.
 pub struct ServerTls {
@@ -84,7 +90,7 @@ pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<ServerTls, Vec<C
     let client = client_auth(&files.client, &provider);
     let client =
         client.map_err(|message| mistakes.push(CertificateError { place: ServerFilePlace::ClientCa, message }));
-    let (Ok((verifier, scope)), []) = (client, mistakes.as_slice()) else { return Err(mistakes) };
+    let (Ok((verifier, client_scope)), []) = (client, mistakes.as_slice()) else { return Err(mistakes) };
 
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&files.minimum.versions());
     let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
@@ -93,7 +99,7 @@ pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<ServerTls, Vec<C
     config.alpn_protocols = super::protocols(files.http2);
     // The order of the provider, strongest first. A client's own order may be anything, and scanners complain of it.
     config.ignore_client_order = true;
-    let client_scope = (!matches!(files.client, ClientAuth::None)).then(|| scope.clone());
+    let scope = ClientScope::digest(client_scope.as_ref());
     config.ticketer = Arc::new(ScopedTickets { all: tickets.0.clone(), scope });
     // Sessions are with the clients alone: no memory that workers would share behind a lock, nothing to look through.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -129,9 +135,9 @@ fn certificates(
 fn client_auth(
     wanted: &ClientAuth,
     provider: &Arc<CryptoProvider>,
-) -> Result<(Arc<dyn ClientCertVerifier>, ClientScope), String> {
+) -> Result<(Arc<dyn ClientCertVerifier>, Option<ClientScope>), String> {
     let (file, is_required) = match wanted {
-        ClientAuth::None => return Ok((WebPkiClientVerifier::no_client_auth(), ClientScope::of(b"none", &[]))),
+        ClientAuth::None => return Ok((WebPkiClientVerifier::no_client_auth(), None)),
         ClientAuth::Optional(file) => (file, false),
         ClientAuth::Required(file) => (file, true),
     };
@@ -142,7 +148,7 @@ fn client_auth(
         false => (builder.allow_unauthenticated(), "optional"),
     };
     let verifier = builder.build().map_err(|error| format!("`{}` can't be used: {error}", file.display()))?;
-    Ok((verifier, ClientScope::of(mode.as_bytes(), &authorities)))
+    Ok((verifier, Some(ClientScope::of(mode, &authorities))))
 }
 
 // === MinimumVersion ===
@@ -188,21 +194,36 @@ impl ProducesTickets for ScopedTickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.all.encrypt(&[&self.scope.0, plain].concat())
+        self.all.encrypt(&[&self.scope, plain].concat())
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.all.decrypt(cipher)?.strip_prefix(self.scope.0.as_slice()).map(<[u8]>::to_vec)
+        self.all.decrypt(cipher)?.strip_prefix(self.scope.as_slice()).map(<[u8]>::to_vec)
     }
 }
 
 // === ClientScope ===
 
 impl ClientScope {
+    fn of(mode: &'static str, authorities: &[CertificateDer]) -> Self {
+        let authorities = authorities.iter().map(|authority| super::sha256(authority).as_ref().to_vec()).collect();
+        ClientScope { mode, authorities }
+    }
+
+    /// Returns whether clients need a certificate, in a word.
+    pub fn mode(&self) -> &'static str {
+        self.mode
+    }
+
+    /// Whether each client that meets other requirements meets these too.
+    pub fn covers(&self, other: &ClientScope) -> bool {
+        self.mode == other.mode && self.authorities.is_superset(&other.authorities)
+    }
+
     /// Returns the scope of tickets, all of the same length, so that none is the beginning of another.
-    fn of(mode: &[u8], authorities: &[CertificateDer]) -> Self {
-        let mut prints = super::sha256(mode).as_ref().to_vec();
-        authorities.iter().for_each(|authority| prints.extend(super::sha256(authority).as_ref()));
-        ClientScope(super::sha256(&prints).as_ref().to_vec())
+    fn digest(scope: Option<&ClientScope>) -> Vec<u8> {
+        let mut prints = super::sha256(scope.map_or("none", |scope| scope.mode).as_bytes()).as_ref().to_vec();
+        scope.iter().for_each(|scope| scope.authorities.iter().for_each(|print| prints.extend(print)));
+        super::sha256(&prints).as_ref().to_vec()
     }
 }

@@ -226,6 +226,13 @@ impl Session {
         }
     }
 
+    /// Whether the connection closes as soon as it is idle: the process stops, or the client was not verified as it has to be
+    /// now. A client that waits for its first response is told so by it.
+    pub fn ends_when_idle(&self) -> bool {
+        let rules = &self.client.arrival.listener.rules;
+        self.head.clock().is_stopping() || self.served.get() > 0 && rules.is_unverified()
+    }
+
     /// Returns a deadline that is unused once HTTP is over.
     pub fn spare_deadline(&self) -> Deadline {
         self.timers.idle.clone()
