@@ -205,28 +205,39 @@ impl Fetch<'_> {
         let (mut parts, body) = response.into_parts();
         hop_by_hop::response(&mut parts);
         context.response = Some(parts);
-        let plugins = depth.range_below(top);
-        let replaced = self.take_up(plugins.clone(), context, &step).await?;
+        let body = self.pass_up(depth.range_below(top), context, body, &step).await?;
+        Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
+    }
+
+    /// Passes a response up through plugins below the cache; returns its content.
+    async fn pass_up(
+        &self,
+        plugins: Range<usize>,
+        context: &mut Box<ExchangeContext>,
+        body: ResponseBody,
+        step: &Deadline,
+    ) -> Result<ResponseBody, ChainFailure> {
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
+        let replaced = self.take_up(plugins.clone(), context, step).await?;
         let body = match replaced {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
         };
-        let body = match body_hooks::filter_body(worker, route, plugins, context, body)? {
-            Passage::Done(body) => body,
-            Passage::Waits(passage) => {
-                let mut chosen = None;
-                match boxed(|| passage.run(worker, context, &mut chosen, self.clock)).await? {
-                    PassageEnd::Content(body) => body,
-                    PassageEnd::Respond { response, above } => {
-                        let (parts, content) = response.into_parts();
-                        context.response = Some(parts);
-                        let replaced = self.take_up(above.range_below(top), context, &step).await?;
-                        ResponseBody::Full(replaced.unwrap_or(content).into())
-                    }
-                }
-            }
+        let passage = match body_hooks::filter_body(worker, route, plugins, context, body)? {
+            Passage::Done(body) => return Ok(body),
+            Passage::Waits(passage) => passage,
         };
-        Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
+        let mut chosen = None;
+        match boxed(|| passage.run(worker, context, &mut chosen, self.clock)).await? {
+            PassageEnd::Content(body) => Ok(body),
+            PassageEnd::Respond { response, above } => {
+                let (parts, content) = response.into_parts();
+                context.response = Some(parts);
+                let above = above.range_below(self.miss.stage.at.next());
+                let replaced = self.take_up(above, context, step).await?;
+                Ok(ResponseBody::Full(replaced.unwrap_or(content).into()))
+            }
+        }
     }
 
     /// Returns the chain that the cache is in.
