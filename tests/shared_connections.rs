@@ -175,6 +175,34 @@ fn a_request_that_needs_a_connection_of_its_own_takes_none_from_others() {
     assert_eq!(ask(plain), 200);
 }
 
+/// A request that waited for a connection of its own made others wait that could share one, and gave them its failure.
+#[test]
+fn a_fetch_that_needs_a_connection_of_its_own_stands_for_no_other() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
+    // The second chain has the long field made below the cache.
+    let copied = r#""cache", { use = "headers", config.request.set = { X-Copy = "{request.header.cookie}{request.header.cookie}" } }"#;
+    for (chain, length) in [(r#""cache""#, 5_000), (copied, 3_000)] {
+        let text = manifest(&endpoint, chain, "").replace("workers = 2", "workers = 1");
+        let limits = "connect-timeout = \"2s\"\nlimits.connections = 1\nendpoints";
+        let proxy = Proxy::start(&text.replace("endpoints", limits));
+        let mut open = proxy.connect();
+        open.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nstream").unwrap();
+        streams.recv_timeout(PATIENCE).unwrap();
+        let begin = |fields: &str| {
+            let mut stream = proxy.connect();
+            write!(stream, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n").unwrap();
+            BufReader::new(stream)
+        };
+        let mut leader = begin(&format!("Cookie: a={}\r\n", "b".repeat(length)));
+        let others = [(); 5].map(|()| begin(""));
+        for mut other in others {
+            assert_eq!(read_message(&mut other).unwrap().status(), 200, "{chain}");
+        }
+        assert_eq!(read_message(&mut leader).unwrap().status(), 503, "it has waited in vain");
+    }
+}
+
 /// Exchanges that last used up the streams of the one connection, and all others waited.
 #[test]
 fn exchanges_that_use_up_the_streams_of_a_connection_leave_another_to_others() {

@@ -39,7 +39,7 @@ use crate::store::unix_time::now_ms;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::CacheMetrics;
 use cache_status::{CacheStatus, ForwardReason};
-use fetch::Fetch;
+use fetch::{Fetch, needs_own_connection};
 
 /// The result of looking up a request in the cache.
 pub enum Lookup {
@@ -248,7 +248,7 @@ impl CacheMiss {
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
             return Ok(self.cache_response(self.gateway_timeout(worker, context, report)));
         }
-        let lead = match self.join(worker, context).await? {
+        let lead = match self.join(worker, destination, context).await? {
             Joined::Fetch(lead) => lead,
             Joined::Response(response) => return Ok(response),
         };
@@ -269,6 +269,7 @@ impl CacheMiss {
     async fn join(
         &mut self,
         worker: &Rc<WorkerState>,
+        destination: Destination,
         context: &mut Box<ExchangeContext>,
     ) -> Result<Joined, ChainFailure> {
         let mut turns = 0;
@@ -278,7 +279,7 @@ impl CacheMiss {
                 return Ok(Joined::Fetch(None));
             }
             turns += 1;
-            let name = self.fetch_id(worker, context);
+            let name = self.fetch_id(worker, destination, context);
             match worker.generation.store.fetches.join(name) {
                 FetchRole::Lead(lead) => {
                     let newer = self.stored_meanwhile(worker, context);
@@ -378,9 +379,8 @@ impl CacheMiss {
         clock: &Rc<Clock>,
     ) {
         let Some(place) = worker.revalidations(destination.upstream).hold(1) else { return };
-        let FetchRole::Lead(lead) = worker.generation.store.fetches.join(self.fetch_id(worker, context)) else {
-            return;
-        };
+        let name = self.fetch_id(worker, destination, context);
+        let FetchRole::Lead(lead) = worker.generation.store.fetches.join(name) else { return };
         // Another request may have just finished the revalidation.
         if self.stored_meanwhile(worker, context).is_some() {
             return;
@@ -404,9 +404,11 @@ impl CacheMiss {
         });
     }
 
-    /// Returns the name of the fetch that answers the request.
-    fn fetch_id(&self, worker: &WorkerState, context: &ExchangeContext) -> u128 {
-        worker.generation.store.fetch_id(self.id, self.scope, &context.request.headers)
+    /// Returns the name of the fetch that answers the request. Requests that need a connection of their own have another
+    /// one, since others don't have to wait for such a connection.
+    fn fetch_id(&self, worker: &WorkerState, destination: Destination, context: &ExchangeContext) -> u128 {
+        let id = worker.generation.store.fetch_id(self.id, self.scope, &context.request.headers);
+        id ^ u128::from(needs_own_connection(worker, destination.upstream, &context.request))
     }
 
     /// Returns whether another request's response was purged after that request had begun its fetch.

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response};
 use http_body::Body;
 
 use super::cache_status::CacheStatus;
@@ -23,6 +24,7 @@ use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
 use crate::exchange::waiting;
+use crate::generation::ids::UpstreamId;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::{Clock, Deadline};
@@ -38,6 +40,8 @@ use crate::store::variant::VariantInfo;
 use crate::store::vary::VaryValue;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
+use crate::upstream::RequestHeadSize;
+use crate::upstream::endpoint_view::EndpointView;
 
 /// A fetch on behalf of a request.
 pub struct Fetch<'a> {
@@ -81,10 +85,10 @@ impl Fetch<'_> {
         let sent_ms = now_ms();
         let below = self.forward_below(context).await;
         let times = times_since(sent_ms);
-        context.request = received;
+        let sent = std::mem::replace(&mut context.request, received);
         let FetchedResponse { body, edits, is_ours } = match below {
             Ok(below) => below,
-            Err(failed) => return self.on_failure(context, failed, lead),
+            Err(failed) => return self.on_failure(context, &sent, failed, lead),
         };
         let status = context.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
         if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
@@ -130,13 +134,18 @@ impl Fetch<'_> {
     fn on_failure(
         &self,
         context: &mut Box<ExchangeContext>,
+        sent: &request::Parts,
         failed: ChainFailure,
         lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
         let kind = failed.error.kind;
+        // A plugin below the cache may have made the head so long that it waited for a connection of its own.
+        let waited_alone = kind == FailureKind::LimitReached
+            && needs_own_connection(self.worker, self.destination.upstream, sent)
+            && !needs_own_connection(self.worker, self.destination.upstream, &context.request);
         let answered = self.miss.stale_or_failure(self.worker, context, None, failed);
         // Errors that only this request may have caused are not published: a follower takes the lead over and tries itself.
-        if is_shared_failure(kind) {
+        if is_shared_failure(kind) && !waited_alone {
             end(lead, FetchOutcome::Failed(kind));
         }
         answered
@@ -471,12 +480,25 @@ impl Fetch<'_> {
     }
 }
 
+/// Whether a request needs a connection to an endpoint of its own, although its upstream has connections that other
+/// requests share.
+pub fn needs_own_connection(worker: &WorkerState, upstream: Option<UpstreamId>, request: &request::Parts) -> bool {
+    let Some(upstream_id) = upstream else { return false };
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let size = RequestHeadSize::of(&request.method, target, &request.headers);
+    let is_too_long = |view: &Rc<EndpointView>| !view.pool.is_exclusive() && !view.pool.may_share(size);
+    worker.endpoint_views(upstream_id).list.iter().any(is_too_long)
+}
+
 /// Returns whether a failure would also occur for other requests.
 fn is_shared_failure(kind: FailureKind) -> bool {
     !matches!(
         kind,
         FailureKind::PluginError
             | FailureKind::RequestError
+            | FailureKind::RequestTimeout
+            | FailureKind::ResponseHeadSize
+            | FailureKind::LoopDetected
             | FailureKind::ProtocolError
             | FailureKind::ConnectionTerminated
     )
