@@ -979,6 +979,19 @@ fn one_client_takes_nothing_from_others() {
     }
 }
 
+/// Starts a cache above the example of a plugin that sends clients with a cookie to the upstream `b`.
+fn above_split(a: &str, b: &str) -> Proxy {
+    let text = include_str!("../examples/split/plugway.toml");
+    let chain = r#"["show", "split"]"#;
+    assert!(text.contains(chain), "{text}");
+    let text = text.replace(chain, r#"["show", "cache", "split"]"#).replace("127.0.0.1:8080", "127.0.0.1:0");
+    let text = text.replace("../../target/wasm32-wasip2/release/example_split.wasm", SPLIT);
+    Proxy::start(&text.replace("127.0.0.1:8000", a).replace("127.0.0.1:8001", b))
+}
+
+/// The cookie of clients whose requests go to the upstream `b`.
+const TO_B: &str = "\r\nCookie: variant=b";
+
 #[test]
 fn response_of_another_upstream_is_not_stored() {
     let a = Origin::always("Cache-Control: max-age=60\r\nETag: \"a\"");
@@ -986,20 +999,68 @@ fn response_of_another_upstream_is_not_stored() {
         Some(_) => "HTTP/1.1 304 Not Modified\r\nContent-Length: 0\r\n\r\n".into(),
         None => response("Cache-Control: max-age=60", "b"),
     });
-    let text = include_str!("../examples/split/plugway.toml");
-    let chain = r#"["show", "split"]"#;
-    assert!(text.contains(chain), "{text}");
-    let text = text.replace(chain, r#"["show", "cache", "split"]"#).replace("127.0.0.1:8080", "127.0.0.1:0");
-    let text = text.replace("../../target/wasm32-wasip2/release/example_split.wasm", SPLIT);
-    let proxy = Proxy::start(&text.replace("127.0.0.1:8000", &a.address).replace("127.0.0.1:8001", &b.address));
-    let to_b = "\r\nCookie: variant=b";
-    let first = proxy.get("/", to_b);
+    let proxy = above_split(&a.address, &b.address);
+    let first = proxy.get("/", TO_B);
     assert_eq!((first.text().as_str(), status_of(&first).contains("another-upstream")), ("b", true), "{first:?}");
     assert_eq!(proxy.get("/", "").text(), "1");
     assert_eq!(proxy.get("/", "").text(), "1");
-    let asked = proxy.get("/", &format!("{to_b}\r\nCache-Control: no-cache"));
+    let asked = proxy.get("/", &format!("{TO_B}\r\nCache-Control: no-cache"));
     assert_eq!((asked.status(), asked.text().as_str()), (200, "b"), "it is asked for all of it: {asked:?}");
     assert_eq!(proxy.get("/", "").text(), "1");
+    let part = proxy.get("/other", &format!("{TO_B}\r\nRange: bytes=0-0\r\nIf-None-Match: \"x\""));
+    assert_eq!((part.status(), b.last().field("range")), (304, Some("bytes=0-0")), "{part:?}");
+}
+
+/// A client that a plugin below the cache sends to another upstream made others wait for that upstream, and gave them its
+/// failure.
+#[test]
+fn a_fetch_from_another_upstream_concerns_no_other_client() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    // It never answers.
+    let silent = origin(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        until("the test has ended", || counted.load(Ordering::Relaxed) == usize::MAX);
+        Vec::new()
+    });
+    let a = Origin::always("Cache-Control: max-age=60");
+    let proxy = above_split(&a.address, &silent);
+    let mut leader = proxy.connect();
+    write!(leader, "GET / HTTP/1.1\r\nHost: example.org{TO_B}\r\n\r\n").unwrap();
+    until("the other upstream is asked", || asked.load(Ordering::Relaxed) == 1);
+    let got = proxy.get("/", "");
+    assert_eq!((got.status(), got.text().as_str()), (200, "1"), "{got:?}");
+    asked.store(usize::MAX, Ordering::Relaxed);
+}
+
+/// Another upstream's response made requests for the key wait for each other no more, for ten seconds.
+#[test]
+fn a_response_of_another_upstream_says_nothing_of_the_key() {
+    const CLIENTS: usize = 8;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let known = sent.clone();
+    let a = Origin::new(move |_, number| {
+        until("all have asked", || known.load(Ordering::Relaxed) == CLIENTS);
+        response("Cache-Control: max-age=60", &number.to_string())
+    });
+    let proxy = above_split(&a.address, &Origin::always("Cache-Control: max-age=60").address);
+    assert!(status_of(&proxy.get("/", TO_B)).contains("another-upstream"));
+    for client in crowd(&proxy, CLIENTS, &sent) {
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().text(), "1");
+    }
+    assert_eq!(a.count(), 1, "they share one fetch");
+}
+
+/// A stale response was validated in the background at another upstream, where that can't succeed.
+#[test]
+fn stale_response_is_not_validated_at_another_upstream() {
+    let a = Origin::always("Cache-Control: max-age=1, stale-while-revalidate=60");
+    let b = Origin::always("");
+    let proxy = above_split(&a.address, &b.address);
+    assert_eq!(proxy.get("/", "").text(), "1");
+    until("a stale hit", || status_of(&proxy.get("/", TO_B)).contains("hit; ttl=-"));
+    until("another client has it validated", || proxy.get("/", "").text() == "2");
+    assert_eq!(b.count(), 0);
 }
 
 /// A request that makes the upstream fail fails alone.

@@ -39,7 +39,7 @@ use crate::store::unix_time::now_ms;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::CacheMetrics;
 use cache_status::{CacheStatus, ForwardReason};
-use fetch::{Fetch, needs_own_connection};
+use fetch::{Fetch, FetchClient, needs_own_connection};
 
 /// The result of looking up a request in the cache.
 pub enum Lookup {
@@ -257,7 +257,8 @@ impl CacheMiss {
             _ => CacheOutcome::Miss,
         };
         self.stage.count(worker, context, outcome);
-        Fetch { miss: self, worker, destination, clock }.run(context, lead).await
+        let client = FetchClient::Waiting;
+        Fetch { miss: self, worker, destination, clock, client }.run(context, lead).await
     }
 
     /// Returns the position of the chain up to which the request hooks have run.
@@ -392,7 +393,8 @@ impl CacheMiss {
         spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
             total.set(worker.generation.routes[destination.route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
-            let fetch = Fetch { miss: &self, worker: &worker, destination, clock: &clock };
+            let client = FetchClient::Served;
+            let fetch = Fetch { miss: &self, worker: &worker, destination, clock: &clock, client };
             let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
             let late =
                 || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");

@@ -14,7 +14,7 @@ use super::reader_backlog::ReaderBacklog;
 use super::store_writer::{FetchName, StoreWriter, WriteTarget};
 use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
 use crate::context::ExchangeContext;
-use crate::error::FailureKind;
+use crate::error::{Error, FailureKind};
 use crate::exchange::Destination;
 use crate::exchange::body_hooks::{self, Passage, PassageEnd};
 use crate::exchange::chain::{
@@ -49,6 +49,16 @@ pub struct Fetch<'a> {
     pub worker: &'a Rc<WorkerState>,
     pub destination: Destination,
     pub clock: &'a Rc<Clock>,
+    pub client: FetchClient,
+}
+
+/// Whether the client of the request has its response already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum FetchClient {
+    /// The client waits for the result of the fetch.
+    Waiting,
+    /// The client was served from the store, and the fetch validates that response in the background.
+    Served,
 }
 
 /// A response from below the cache; its head is in the exchange context.
@@ -73,7 +83,7 @@ impl Fetch<'_> {
     pub async fn run(
         self,
         context: &mut Box<ExchangeContext>,
-        lead: Option<FetchLeader>,
+        mut lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
         let (miss, worker) = (self.miss, self.worker);
         let epoch = worker.generation.store.purge_epoch();
@@ -83,7 +93,7 @@ impl Fetch<'_> {
         let received = context.request.clone();
         let validating = if is_own { None } else { self.make_unconditional(context) };
         let sent_ms = now_ms();
-        let below = self.forward_below(context).await;
+        let below = self.forward_below(context, (!is_own).then_some(&received), &mut lead).await;
         let times = times_since(sent_ms);
         let sent = std::mem::replace(&mut context.request, received);
         let FetchedResponse { body, edits, is_ours } = match below {
@@ -91,7 +101,7 @@ impl Fetch<'_> {
             Err(failed) => return self.on_failure(context, &sent, failed, lead),
         };
         let status = context.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
-        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
+        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating.filter(|_| is_ours)) {
             let response = self.on_not_modified(context, &stale, epoch, times, lead)?;
             return Ok(CacheResponse { edits, ..miss.cache_response(response) });
         }
@@ -104,14 +114,11 @@ impl Fetch<'_> {
         }
         let response = if is_own {
             self.pass_through(context, body, None)
+        } else if !is_ours {
+            self.pass_through(context, body, Some(Refusal::Other(OTHER_UPSTREAM.into())))
         } else {
-            let decision = if is_ours {
-                self.worker.guards[self.miss.stage.binding].turn().await;
-                self.decide_storage(context, &body, times)?
-            } else {
-                StoreDecision::Refuse(Refusal::Other(OTHER_UPSTREAM.into()))
-            };
-            match decision {
+            self.worker.guards[self.miss.stage.binding].turn().await;
+            match self.decide_storage(context, &body, times)? {
                 StoreDecision::Store(storage) => {
                     let fetched = StorableResponse { body, storage, epoch, times };
                     self.store(context, fetched, lead)
@@ -143,7 +150,10 @@ impl Fetch<'_> {
         let waited_alone = kind == FailureKind::LimitReached
             && needs_own_connection(self.worker, self.destination.upstream, sent)
             && !needs_own_connection(self.worker, self.destination.upstream, &context.request);
-        let answered = self.miss.stale_or_failure(self.worker, context, None, failed);
+        let answered = match self.client {
+            FetchClient::Waiting => self.miss.stale_or_failure(self.worker, context, None, failed),
+            FetchClient::Served => Err(failed),
+        };
         // Errors that only this request may have caused are not published: a follower takes the lead over and tries itself.
         if is_shared_failure(kind) && !waited_alone {
             end(lead, FetchOutcome::Failed(kind));
@@ -155,7 +165,7 @@ impl Fetch<'_> {
     async fn again(&self, context: &mut Box<ExchangeContext>, refusal: Refusal) -> Result<CacheResponse, ChainFailure> {
         let received = context.request.clone();
         context.response = None;
-        let below = self.forward_below(context).await;
+        let below = self.forward_below(context, None, &mut None).await;
         context.request = received;
         match below {
             Ok(FetchedResponse { body, edits, .. }) => {
@@ -184,7 +194,15 @@ impl Fetch<'_> {
     }
 
     /// Runs the request through the plugins below the cache to the route's target, and the response back up to the cache.
-    async fn forward_below(&self, context: &mut Box<ExchangeContext>) -> Result<FetchedResponse, ChainFailure> {
+    ///
+    /// Gives up the lead if a plugin chooses another upstream, whose response and whose failure concern no follower. That
+    /// upstream gets the conditions and ranges of `received`, the request before it was made unconditional, if there is one.
+    async fn forward_below(
+        &self,
+        context: &mut Box<ExchangeContext>,
+        received: Option<&request::Parts>,
+        lead: &mut Option<FetchLeader>,
+    ) -> Result<FetchedResponse, ChainFailure> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
         let (top, mut upstream) = (self.miss.stage.at.next(), self.destination.upstream);
         let is_ours = |upstream| upstream == self.destination.upstream;
@@ -193,15 +211,19 @@ impl Fetch<'_> {
         if let RequestHooks::Wait(_) = hooks {
             hooks = boxed(|| waiting::down(self.chain(), hooks, context, &mut upstream, &step)).await?;
         }
+        if !is_ours(upstream) {
+            drop(lead.take());
+            if self.client == FetchClient::Served {
+                let error = Error::new(FailureKind::RequestError, OTHER_UPSTREAM).mark_logged();
+                return Err(ChainFailure::new(error, self.miss.stage.at));
+            }
+            received.into_iter().for_each(|received| hit::ask_as(received, &mut context.request));
+        }
         let (response, edits, depth) = match hooks {
             RequestHooks::Answer(response, depth) => {
                 (response.map(|content| ResponseBody::Full(content.into())), None, depth)
             }
             RequestHooks::Forward | RequestHooks::Cache(_) | RequestHooks::Wait(_) => {
-                // The validators of our stored response mean nothing to another upstream.
-                if !is_ours(upstream) {
-                    hit::ask_for_all(&mut context.request.headers);
-                }
                 let mut sending = OutgoingRequest::empty();
                 let bottom = ChainPosition::bottom(route);
                 self.miss.reached.set(bottom);

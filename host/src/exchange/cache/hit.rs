@@ -20,6 +20,17 @@ pub fn ask_for_all(fields: &mut HeaderMap) {
     CONDITIONS.iter().for_each(|name| drop(fields.remove(name)));
 }
 
+/// Gives a request the method, the conditions and the ranges of another one.
+pub fn ask_as(received: &request::Parts, request: &mut request::Parts) {
+    request.method.clone_from(&received.method);
+    for name in &CONDITIONS {
+        match received.headers.get(name) {
+            Some(value) => drop(request.headers.insert(name, value.clone())),
+            None => drop(request.headers.remove(name)),
+        }
+    }
+}
+
 /// Returns whether a request has conditions or ranges.
 pub fn is_conditional(fields: &HeaderMap) -> bool {
     CONDITIONS.iter().any(|name| fields.contains_key(name))
