@@ -6,6 +6,7 @@ pub mod ids;
 pub mod listener;
 pub mod listener_rules;
 pub mod maintenance;
+pub mod revalidation_places;
 pub mod router;
 pub mod target;
 pub mod uri_rules;

@@ -23,6 +23,7 @@ use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId};
+use crate::generation::revalidation_places::MAX_REVALIDATIONS;
 use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::breaker::HookKind;
@@ -37,6 +38,7 @@ use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
 use crate::store::unix_time::now_ms;
 use crate::system::supervise::{Task, spawn};
+use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::CacheMetrics;
 use cache_status::{CacheStatus, ForwardReason};
 use fetch::{Fetch, FetchClient, needs_own_connection};
@@ -379,13 +381,15 @@ impl CacheMiss {
         context: &ExchangeContext,
         clock: &Rc<Clock>,
     ) {
-        let Some(place) = worker.revalidations(destination.upstream).hold(1) else { return };
         let name = self.fetch_id(worker, destination, context);
         let FetchRole::Lead(lead) = worker.generation.store.fetches.join(name) else { return };
         // Another request may have just finished the revalidation.
         if self.stored_meanwhile(worker, context).is_some() {
             return;
         }
+        let Some(place) = worker.revalidations(destination.upstream).take(destination.route) else {
+            return self.log_unvalidated(context);
+        };
         self.why = ForwardReason::Stale;
         let (worker, in_chain) = (worker.clone(), worker.enter_chain());
         let (clock, mut context) = (clock.clone(), Box::new(context.copy()));
@@ -404,6 +408,20 @@ impl CacheMiss {
             }
             drop((in_chain, place));
         });
+    }
+
+    /// Logs that there is no place for the revalidation of a stored response, if that is stale for longer than it was fresh.
+    fn log_unvalidated(&self, context: &ExchangeContext) {
+        let Some(Stale { object, .. }) = &self.stale else { return };
+        let age_ms = object.age_ms(now_ms());
+        if age_ms < object.freshness.lifetime_ms.saturating_mul(2) || !failure_log::admits(Topic::Cache, &context.route)
+        {
+            return;
+        }
+        let (request_id, route, upstream) = (context.request_id(), &*context.route, &*context.upstream);
+        let (places, age) = (MAX_REVALIDATIONS, age_ms / 1000);
+        let cause = "as many background revalidations of the route are in progress as the upstream has places for";
+        tracing::warn!(request_id, route, upstream, age, cause, places, "stored response not validated");
     }
 
     /// Returns the name of the fetch that answers the request. Requests that need a connection of their own have another

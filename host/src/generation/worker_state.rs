@@ -7,6 +7,7 @@
 use crate::body::buffer_space::BufferSpace;
 use crate::context::{CalloutCause, ExchangeContext};
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
+use crate::generation::revalidation_places::RevalidationPlaces;
 use crate::generation::target::Target;
 use crate::generation::{Generation, Route, UNROUTED, Upstream};
 use crate::plugin::body_filter::IdleBodyInstances;
@@ -21,7 +22,7 @@ use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
 use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
-use crate::system::local_limit::{LocalHold, LocalLimit};
+use crate::system::local_limit::LocalHold;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
 use crate::upstream::endpoint_view::EndpointViews;
 use crate::upstream::retry::RetryBudget;
@@ -66,8 +67,8 @@ pub struct WorkerState {
     timers: Vec<Timer>,
     /// The index of the timer that has the first turn at the next tick.
     first_timer: Cell<usize>,
-    /// The limit of background revalidations of stored responses that are no upstream's.
-    revalidations: LocalLimit,
+    /// The places for background revalidations of stored responses that are no upstream's.
+    revalidations: RevalidationPlaces,
     /// Exchanges whose response has not passed the plugins yet.
     in_chains: Cell<usize>,
     /// Whether a later generation has replaced this one.
@@ -96,10 +97,6 @@ pub struct EndedExchange {
 /// Exchanges that have ended in one turn of a worker and are queued for observers. How many of them wait for a call of an
 /// observer that may wait is limited by `limits.queued-calls`.
 pub const ENDED_EXCHANGES: usize = 4096;
-
-/// Background revalidations of a worker at an upstream at a time. An endpoint that answers in 10 ms revalidates 6,400
-/// responses a second then; one that hangs holds 64 connections, and not one for each stored response.
-const MAX_REVALIDATIONS: usize = 64;
 
 /// An instance whose timer is called.
 struct Timer {
@@ -154,8 +151,8 @@ pub struct UpstreamState {
     pub budget: RefCell<RetryBudget>,
     /// The upstream's settings, for futures that outlive a borrow of it.
     pub rules: Rc<ConnectionSettings>,
-    /// The limit of background revalidations of stored responses.
-    revalidations: LocalLimit,
+    /// The places for background revalidations of stored responses.
+    revalidations: RevalidationPlaces,
     endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
     replacement: RefCell<Option<BalancerReplacement>>,
@@ -178,7 +175,7 @@ impl UpstreamState {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
-            revalidations: LocalLimit::new(MAX_REVALIDATIONS),
+            revalidations: RevalidationPlaces::default(),
             endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker))),
             balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
@@ -236,7 +233,7 @@ impl WorkerState {
             pools,
             timers,
             first_timer: Cell::new(0),
-            revalidations: LocalLimit::new(MAX_REVALIDATIONS),
+            revalidations: RevalidationPlaces::default(),
             in_chains,
             is_retired,
             is_released,
@@ -284,8 +281,8 @@ impl WorkerState {
         upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
     }
 
-    /// Returns the limit of background revalidations at an upstream; of responses of no upstream if `None`.
-    pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &LocalLimit {
+    /// Returns the places for background revalidations at an upstream; of responses of no upstream if `None`.
+    pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &RevalidationPlaces {
         upstream.map_or(&self.revalidations, |upstream_id| &self.upstreams[upstream_id].revalidations)
     }
 
