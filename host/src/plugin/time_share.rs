@@ -219,17 +219,18 @@ impl TimeShare {
     pub fn charge_measured(&self, time: Duration, now: Instant) {
         self.charge_time(time, now);
         self.count_watched(time, now);
+    }
+
+    /// Counts a call or a turn that was measured; the next ones are measured too after a long one, and while calls take much
+    /// of the worker's time.
+    fn count_watched(&self, time: Duration, now: Instant) {
+        self.watched_calls.set(self.watched_calls.get().saturating_sub(1));
+        self.note_load(time, time, now);
         if time > SHORT {
             self.watched_until.set(Some(now + WATCH));
         } else if self.watched_until.get().is_some_and(|until| until <= now) {
             self.watched_until.set(None);
         }
-    }
-
-    /// Counts a call that was measured; the next calls are measured too while calls take much of the worker's time.
-    fn count_watched(&self, time: Duration, now: Instant) {
-        self.watched_calls.set(self.watched_calls.get().saturating_sub(1));
-        self.note_load(time, time, now);
     }
 
     /// Notes the time of a call for the load of the worker. `known` is the length that the call has at least.
@@ -511,6 +512,19 @@ mod tests {
         };
         let (one, many) = (spent_after(1), spent_after(100));
         assert!(many.is_some_and(|many| one.is_none_or(|one| one > 2 * many)), "{one:?} {many:?}");
+    }
+
+    /// Calls that may wait never queued for a turn, however long their turns were, unless the share was nearly spent.
+    #[test]
+    fn a_long_turn_of_a_call_makes_the_next_calls_queue() {
+        let begin = Instant::now();
+        let share = TimeShare::of(0, 50, CPU, &Shares::new(begin), begin);
+        share.charge_turn(Duration::ZERO, SHORT / 2, begin);
+        assert!(!share.is_watched());
+        share.charge_turn(Duration::ZERO, SHORT * 5, begin);
+        assert!(share.is_watched());
+        share.charge_turn(Duration::ZERO, SHORT / 2, begin + WATCH);
+        assert!(!share.is_watched());
     }
 
     /// The calls of a length that a share admits in a time, when calls come as fast as they can.
