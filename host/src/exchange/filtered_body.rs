@@ -21,7 +21,7 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::net::turn::TurnClaim;
-use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
+use crate::plugin::body_filter::{BodyFilter, BodyFilterError, joined};
 use crate::plugin::caller::share_pause::SharePause;
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -29,6 +29,10 @@ pub struct FilteredBody<B> {
     source: B,
     stages: Vec<BodyFilter>,
     state: FilterState,
+    /// The output of the plugins that was not passed on yet.
+    output: Bytes,
+    /// The bytes that were passed on since other tasks had their turn.
+    in_turn: usize,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: SharePause,
     claim: TurnClaim,
@@ -60,6 +64,9 @@ struct Waiting {
     under_way: Option<PassFuture>,
 }
 
+/// The number of bytes that are passed on before other tasks have their turn.
+const MAX_TURN: usize = 256 << 10;
+
 /// The state of a body that passes plugins.
 pub enum FilterState {
     Passing,
@@ -74,7 +81,7 @@ impl<B> FilteredBody<B> {
         let claim = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::claim).unwrap_or_default();
         let (state, pause, status) = (FilterState::Passing, SharePause::default(), None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
-        FilteredBody { source, stages, state, pause, claim, status, waiting }
+        FilteredBody { source, stages, state, output: Bytes::new(), in_turn: 0, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -117,6 +124,18 @@ impl<B> FilteredBody<B> {
         (self.stages, self.state) = (stages, state);
         self.waiting.iter_mut().for_each(|waiting| waiting.under_way = None);
         Poll::Ready(Some(self.settle(passed)))
+    }
+
+    /// Returns the next piece of the plugins' output. A quick client takes megabytes otherwise, until its socket is full.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        if self.in_turn >= MAX_TURN {
+            self.in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let piece = self.output.split_to(self.output.len().min(MAX_TURN));
+        self.in_turn += piece.len();
+        Poll::Ready(piece)
     }
 
     /// Waits for plugins that have a frame on its way, or that have used their share of time; `None` if the source may be
@@ -179,6 +198,9 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         loop {
+            if !this.output.is_empty() {
+                return this.poll_output(cx).map(|data| Some(Ok(Frame::data(data))));
+            }
             match std::mem::replace(&mut this.state, FilterState::Passing) {
                 FilterState::Over => {
                     this.state = FilterState::Over;
@@ -200,8 +222,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
                 this.stages.clear();
             }
             match passed {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(data) => this.output = data,
                 Err(error) => {
                     this.state = FilterState::Over;
                     return Poll::Ready(Some(Err(error)));
@@ -399,9 +420,8 @@ fn pass(
     };
     let mut rest = Bytes::new();
     for stage in stages {
-        let mut out = Vec::from(if rest.is_empty() { rest } else { reported(stage, |at| at.push(rest))? });
-        out.extend_from_slice(&reported(stage, BodyFilter::finish)?);
-        rest = Bytes::from(out);
+        let out = if rest.is_empty() { rest } else { reported(stage, |at| at.push(rest))? };
+        rest = joined(out, reported(stage, BodyFilter::finish)?);
         trailers = trailers.map(|trailers| reported(stage, |at| at.trailers(&trailers))).transpose()?;
     }
     *state = trailers.map_or(FilterState::Over, FilterState::Trailers);
@@ -427,5 +447,46 @@ impl FilterFailure {
     pub fn of(stage: &BodyFilter, error: BodyFilterError) -> Self {
         stage.record_failure(&error);
         FilterFailure { status: stage.status(), error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    /// A source with one long frame.
+    struct LongFrame(Option<Bytes>);
+
+    impl ReadEarly for LongFrame {
+        fn read_early(&mut self, _: &mut Context<'_>) {}
+    }
+
+    impl Body for LongFrame {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+    }
+
+    #[test]
+    fn a_long_output_leaves_other_tasks_their_turn() {
+        let content = Bytes::from(vec![b'x'; 4 * MAX_TURN + 1]);
+        let mut body = FilteredBody::new(LongFrame(Some(content.clone())), Vec::new(), None);
+        let (mut received, mut since_turn, mut turns) = (0, 0, 0);
+        loop {
+            match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => (since_turn, turns) = (0, turns + 1),
+                Poll::Ready(None) => break,
+                Poll::Ready(Some(frame)) => {
+                    let length = frame.unwrap().into_data().unwrap().len();
+                    (received, since_turn) = (received + length, since_turn + length);
+                }
+            }
+            assert!(since_turn <= MAX_TURN, "{since_turn} bytes in a turn");
+        }
+        assert_eq!((received, turns), (content.len(), 4));
     }
 }

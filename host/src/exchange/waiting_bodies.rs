@@ -14,7 +14,7 @@ use crate::generation::ids::PluginId;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
-use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
+use crate::plugin::body_filter::{BodyFilter, BodyFilterError, joined};
 use crate::plugin::outgoing_http::CalloutSender;
 
 /// The exchange of content that passes plugins, some of which may wait.
@@ -62,12 +62,12 @@ impl WaitingBodies {
         };
         let mut rest = Bytes::new();
         for (stage, plugin_id) in stages.iter_mut().zip(&self.plugins) {
-            let mut out = Vec::from(if rest.is_empty() { rest } else { self.push(stage, *plugin_id, rest).await? });
-            out.extend_from_slice(&match stage.waits() {
+            let out = if rest.is_empty() { rest } else { self.push(stage, *plugin_id, rest).await? };
+            let end = match stage.waits() {
                 true => self.call(stage, *plugin_id, async |stage, sender| stage.finish_waiting(sender).await).await?,
                 false => stage.finish().map_err(|error| FilterFailure::of(stage, error))?,
-            });
-            rest = Bytes::from(out);
+            };
+            rest = joined(out, end);
             trailers = match trailers {
                 Some(trailers) if stage.waits() => {
                     let call = async |stage: &mut BodyFilter, sender: &CalloutSender| {
