@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::caching::{Origin, response};
 use crate::support::{Message, Proxy, echo, manifest, output, read_message, run, until};
 
 /// Returns the manifest of a plugin's page, unchanged except for addresses.
@@ -192,6 +193,47 @@ fn auth_basic_fails_closed_and_repeats_no_secret() {
     assert!(reject("config.users = \"alice:$apr1$x$y\"").contains("hash by MD5"), "a broken hash");
     let error = reject("config.users = [\"\"\"\n# name:hash\nalice:hunter2\n\"\"\"]");
     assert!(error.contains("line 2: invalid hash") && !error.contains("hunter2"), "{error}");
+}
+
+/// RFC 9111 §3.5 is about the request as the client sent it, and a user's page is nobody else's.
+#[test]
+fn what_a_user_or_a_key_gets_is_stored_for_others_only_if_the_origin_says_so() {
+    let origin = Origin::new(|request, _| {
+        let user = ["x-remote-user", "x-key-owner"].iter().find_map(|name| request.field(name)).unwrap_or("nobody");
+        match request.start.contains("/public") {
+            true => response("Cache-Control: public, max-age=60", user),
+            false => response("Cache-Control: max-age=60\r\nLast-Modified: Wed, 01 Jan 2020 00:00:00 GMT", user),
+        }
+    });
+    let users = "[plugin.staff]\nuse = \"auth-basic\"\nconfig.users = [\"alice:$2y$10$abcdefghijklmnopqrstuu4SuEsu2LsUrAYUpWQHLMMc4GV5pZTxK\", \
+                 \"bob:$6$saltsalt$As4wrv0kZlfch1du9WeH7qhskyLriQWySXrZzynnvi46nFnNxjdpl6ksRegrrKexvhIa/Iny8S8uF3fVWTMuC1\"]\n";
+    let keys = "[plugin.staff]\nuse = \"auth-key\"\nconfig = { field = \"X-API-Key\", query = \"key\", cookie = \"key\", keys = [\
+                \"alice:sha256:8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8\", \
+                \"bob:sha256:f44e64e75f3948e9f73f8dfa94721c4ce8cbb4f265c4790c702b2d41cfbf2753\"] }\n";
+    let [alice, bob] = ["alice:open sesame", "bob:s3cret"].map(basic);
+    let cases = [
+        (users, ["", ""], [alice.as_str(), bob.as_str()]),
+        (keys, ["", ""], ["\r\nX-API-Key: alpha", "\r\nX-API-Key: beta"]),
+        (keys, ["?key=alpha", "?key=beta"], ["", ""]),
+        (keys, ["", ""], ["\r\nCookie: key=alpha", "\r\nCookie: key=beta"]),
+    ];
+    for (plugin, queries, fields) in cases {
+        let proxy = Proxy::start(&manifest(&origin.address, "\"staff\", \"cache\"", plugin));
+        let ask = |user: usize, path: &str| proxy.get(&format!("{path}{}", queries[user]), fields[user]);
+        for (user, name) in [(0, "alice"), (1, "bob"), (0, "alice")] {
+            let own = ask(user, "/own");
+            assert_eq!(own.text(), name, "{fields:?}: {own:?}");
+            assert!(
+                own.field("cache-status").is_some_and(|status| status.ends_with("detail=authorization")),
+                "{own:?}"
+            );
+        }
+        assert_eq!(
+            (ask(0, "/public").text(), ask(1, "/public").text()),
+            ("alice".into(), "alice".into()),
+            "{fields:?}"
+        );
+    }
 }
 
 // === auth-key ===

@@ -60,6 +60,8 @@ pub struct ExchangeContext {
     pub named_scheme: Option<Scheme>,
     /// Whether the request may have fields that an origin confuses with others.
     pub has_aliases: bool,
+    /// Whether the request, as received, has `Authorization`: a plugin may have removed the field since.
+    has_authorization: bool,
     /// The number of proxies named `plugway` that the request has passed, this one included.
     pub passages: u8,
     /// The chain of addresses that trusted proxies have sent.
@@ -283,6 +285,12 @@ pub struct ClientCertificate {
     pub fingerprint: Option<HeaderValue>,
 }
 
+/// The name of the note by which a cache policy knows that the client has sent credentials.
+const CREDENTIALS: &str = "plugway.credentials";
+
+/// The value of the note if the request, as received, has `Authorization`.
+static AUTHORIZATION: HeaderValue = HeaderValue::from_static("authorization");
+
 static HTTP: HeaderValue = HeaderValue::from_static("http");
 static HTTPS: HeaderValue = HeaderValue::from_static("https");
 
@@ -391,6 +399,7 @@ impl ExchangeContext {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
         let (added, client, named_scheme, has_aliases) = (Added::default(), None, None, false);
         let (sent_path, forwarded) = (None, None);
+        let has_authorization = request.headers.contains_key(header::AUTHORIZATION);
         let chain = joined(&request.headers, &X_FORWARDED_FOR).and_then(|chain| match chain {
             Value::Field(field) => Some(field.clone()),
             chain => HeaderValue::from_bytes(chain.bytes()).ok(),
@@ -406,6 +415,7 @@ impl ExchangeContext {
             client,
             named_scheme,
             has_aliases,
+            has_authorization,
             passages: 0,
             route,
             upstream,
@@ -467,7 +477,7 @@ impl ExchangeContext {
         let mut copy = ExchangeContext::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
         (copy.client, copy.has_aliases, copy.passages) = (self.client.clone(), self.has_aliases, self.passages);
-        copy.named_scheme = self.named_scheme;
+        (copy.named_scheme, copy.has_authorization) = (self.named_scheme, self.has_authorization);
         copy.chain = self.chain.clone();
         copy.sent_path.clone_from(&self.sent_path);
         copy
@@ -584,9 +594,10 @@ impl ExchangeContext {
         self.peer.tls.as_ref()?.certificate.as_ref()
     }
 
-    /// Returns a note; `None` if no plugin has set it.
+    /// Returns a note; `None` if neither a plugin nor the host has set it.
     pub fn note(&self, name: &str) -> Option<&HeaderValue> {
-        self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+        let set = self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value);
+        set.or_else(|| (self.has_authorization && name == CREDENTIALS).then_some(&AUTHORIZATION))
     }
 
     /// Limits the request's content to `max` bytes, unless a lower limit is set.

@@ -58,6 +58,12 @@ use std::time::Duration;
 
 use crate::ValueName;
 
+/// The note that an exchange has if its client sent credentials. The host sets it to `authorization` if the request, as
+/// received, has the field `Authorization`, so that a plugin which removes the field doesn't make the response storable. A
+/// plugin sets it if it lets a client pass by other credentials, such as an API key. [`Standard`] treats a request with
+/// this note as one with `Authorization` (RFC 9111 §3.5).
+pub const CREDENTIALS: &str = "plugway.credentials";
+
 /// A value of the cache key, with its name in the key.
 type Wanted = (ValueName, String);
 

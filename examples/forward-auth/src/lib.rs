@@ -5,6 +5,7 @@ mod answers;
 
 use std::time::Duration;
 
+use plugway_sdk::cache::CREDENTIALS;
 use plugway_sdk::{
     ConfigError, Input, Plugin, RequestFilter, Response, Setup, ValueName, Values, Verdict, export, http, units,
 };
@@ -104,7 +105,9 @@ impl RequestFilter for ForwardAuth {
 impl ForwardAuth {
     /// Passes a request with the copied fields of an answer in place of the client's.
     fn pass(&self, copied: Vec<Option<String>>) -> Verdict {
-        self.copy.iter().zip(copied).fold(Verdict::proceed(), |verdict, (name, value)| match value {
+        // A cache below knows credentials in `Authorization` only, and the service may have asked for others.
+        let passed = Verdict::proceed().set_note(CREDENTIALS, "forward-auth");
+        self.copy.iter().zip(copied).fold(passed, |verdict, (name, value)| match value {
             Some(value) => verdict.set_field(name, value),
             None => verdict.remove_field(name),
         })

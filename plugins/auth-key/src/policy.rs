@@ -1,5 +1,6 @@
 //! The decision about a request.
 
+use plugway_sdk::cache::CREDENTIALS;
 use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Part, Response, Setup, ValueName, Values, Verdict};
 
@@ -52,7 +53,9 @@ impl Policy {
         if self.owners.as_ref().is_some_and(|owners| !owners.contains(&owner)) {
             return refusal(403).into();
         }
-        let verdict = Verdict::proceed().set_note(&self.note, self.keys.name(owner)).plan(self.plan);
+        // A cache knows credentials in `Authorization` only.
+        let verdict = Verdict::proceed().set_note(CREDENTIALS, "api-key");
+        let verdict = verdict.set_note(&self.note, self.keys.name(owner)).plan(self.plan);
         self.places.remove_parameters(request, verdict)
     }
 }

@@ -37,6 +37,7 @@ fn a_known_key_passes_and_names_its_owner() {
         let passed = filter.request(request.field("X_Key_Owner", "root")).passed().unwrap();
         assert_eq!(passed.lines("x-key-owner"), [owner]);
         assert_eq!(passed.noted("key-owner"), Some(owner));
+        assert_eq!(passed.noted("plugway.credentials"), Some("api-key"), "a cache must not share the response");
         for name in ["x-api-key", "x_api_key", "x_key_owner"] {
             assert_eq!(passed.text(name), None, "{name}");
         }

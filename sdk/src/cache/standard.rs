@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::directives::{Directives, seconds};
 use super::key::KeyParts;
-use super::{Cookies, Options, Query};
+use super::{CREDENTIALS, Cookies, Options, Query};
 use crate::bounds;
 use crate::token::is_token;
 use crate::{
@@ -35,6 +35,7 @@ struct RequestNeeds {
 struct ResponseNeeds {
     key: KeyParts,
     authorization: Input,
+    credentials: Input,
     status: Input,
     control: Input,
     targeted: Vec<Input>,
@@ -105,6 +106,7 @@ impl Standard {
         let response = ResponseNeeds {
             key: KeyParts::new(needs, &fields, &extra),
             authorization: needs.field("authorization"),
+            credentials: needs.note(CREDENTIALS),
             status: needs.value(ValueName::Status),
             control: needs.response_field("cache-control"),
             targeted: options.targeted.iter().map(|name| needs.response_field(name)).collect(),
@@ -248,7 +250,10 @@ impl Standard {
         check_directives(status, &said)?;
         let vary = self.vary(response)?;
         let shares = said.public || said.s_maxage.is_some() || said.must_revalidate;
-        if response.bytes(needs.authorization).is_some() && !shares {
+        // A plugin may have removed the field, or let the client pass by other credentials.
+        let has_credentials =
+            [needs.authorization, needs.credentials].iter().any(|need| response.bytes(*need).is_some());
+        if has_credentials && !shares {
             return Err(Refusal::Authorization);
         }
         let drop_fields = self.dropped_fields(response, &said)?;

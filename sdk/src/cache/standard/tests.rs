@@ -96,6 +96,14 @@ fn section_3_5_authorized_requests() {
 }
 
 #[test]
+fn section_3_5_credentials_that_a_plugin_has_checked_and_removed() {
+    let passed = Request::get("/").note(CREDENTIALS, "authorization");
+    let decide = |value: &str| plain().fetched(&passed, &response(200, &control(value)), &NOW);
+    assert_eq!(decide("max-age=60"), StoreDecision::Refuse(Refusal::Authorization));
+    assert!(matches!(decide("max-age=60, public"), StoreDecision::Store(_)));
+}
+
+#[test]
 fn section_4_1_a_response_that_varies_by_anything_is_nobody_elses() {
     assert_eq!(refusal(200, &[("cache-control", "max-age=60"), ("vary", "accept, *")]), Refusal::Vary);
     let varies = storage(&[("cache-control", "max-age=60"), ("vary", "Accept, accept , Cookie")]);
