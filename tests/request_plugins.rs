@@ -113,6 +113,28 @@ fn ip_filter_takes_a_hundred_thousand_lines_and_names_a_bad_one() {
     assert!(error.contains("line 3: invalid address: `10.0.0.300`"), "{error}");
 }
 
+#[test]
+fn ip_filter_drops_no_address_of_a_line() {
+    for line in ["192.0.2.1, 198.51.100.7", "deny 192.0.2.1; deny 198.51.100.7;", "192.0.2.0 255.255.255.0"] {
+        let filter = format!("{{ use = \"ip-filter\", config = {{ deny = [\"10.0.0.1\", {line:?}] }} }}");
+        let error = rejection(&manifest("127.0.0.1:1", &filter, ""));
+        assert!(error.contains("a second address in a line") && error.contains("plugway.toml:"), "{line}: {error}");
+    }
+}
+
+/// Idioms of other proxies, with which a limit or an edit would hold for no request.
+#[test]
+fn patterns_in_the_conditions_of_plugins_are_errors() {
+    for (plugin, remedy) in [
+        ("{ use = \"body-limit\", config.rules = [{ paths = [\"/up/*\"], max = \"1 KiB\" }] }", "write `/up/`"),
+        ("{ use = \"headers\", config = { when.paths = [\"/api/*\"], request.remove = [\"X-A\"] } }", "write `/api/`"),
+        ("{ use = \"rewrite\", config.map = \"/old/* /new/ 301\" }", "a pattern is a regular expression"),
+    ] {
+        let error = rejection(&manifest("127.0.0.1:1", plugin, ""));
+        assert!(error.contains("`*` in a path stands for itself") && error.contains(remedy), "{plugin}: {error}");
+    }
+}
+
 // === auth-basic ===
 
 /// Returns the field with credentials.

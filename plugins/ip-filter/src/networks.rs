@@ -9,7 +9,7 @@ pub struct Networks {
     v6: Vec<(u128, u128)>,
 }
 
-/// A network of the set, as its first and its last address.
+/// A network or a range of the set, as its first and its last address.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Network {
     V4(u32, u32),
@@ -70,6 +70,17 @@ impl std::str::FromStr for Network {
 }
 
 impl Network {
+    /// Parses a range by its first and its last address. The error says what is expected.
+    pub fn range(first: &str, last: &str) -> Result<Self, String> {
+        let invalid = || format!("invalid range: `{first}-{last}`; expected one such as `192.0.2.0-192.0.2.255`");
+        let address = |text: &str| text.parse::<IpAddr>().map(|address| address.to_canonical()).map_err(|_| invalid());
+        match (address(first)?, address(last)?) {
+            (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => Ok(Network::V4(first.to_bits(), last.to_bits())),
+            (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => Ok(Network::V6(first.to_bits(), last.to_bits())),
+            _ => Err(invalid()),
+        }
+    }
+
     /// Returns the network with an address in it; `prefix` is no longer than the address.
     fn new(address: IpAddr, prefix: u32) -> Self {
         match address {

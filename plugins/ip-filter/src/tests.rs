@@ -64,11 +64,56 @@ fn lists_of_other_programs_are_read() {
         "; DROP\n192.0.2.0/30 ; SBL1\n",
         "ip,reason,until\n\"192.0.2.1\",ssh,4h\n192.0.2.2/32,web,1h\n",
         "deny 192.0.2.1;\ndeny\t192.0.2.2; # two\n",
-        "192.0.2.1 192.0.2.9\n192.0.2.2",
+        "192.0.2.1-192.0.2.2",
+        "192.0.2.1 - 192.0.2.2 # the office",
+        "192.0.2.1,office - hall,2026-01-01\n192.0.2.2 - hall\n",
+        "::ffff:192.0.2.1 - ::ffff:192.0.2.2",
     ];
     for list in lists {
         decisions(json!({ "deny": [list] }), &[("192.0.2.1", false), ("192.0.2.2", false), ("192.0.2.9", true)]);
     }
+}
+
+#[test]
+fn no_address_of_a_line_is_dropped_in_silence() {
+    let second = |line: &str| {
+        let found = messages(json!({ "deny": [format!("# a list\n{line}\n")] }));
+        let [(pointer, message)] = &found[..] else { panic!("{line}: {found:?}") };
+        assert_eq!(pointer, "/deny/0");
+        let message = message.strip_prefix("line 2: a second address in a line: `").expect(message);
+        assert!(message.contains("write each in a line of its own"), "{message}");
+        message.split('`').next().unwrap().to_string()
+    };
+    for (line, wanted) in [
+        ("192.0.2.1, 198.51.100.7", "198.51.100.7"),
+        ("192.0.2.1 198.51.100.7", "198.51.100.7"),
+        ("192.0.2.1;198.51.100.7", "198.51.100.7"),
+        ("192.0.2.1,web,198.51.100.0/24", "198.51.100.0/24"),
+        ("192.0.2.1,198.51.100.1-198.51.100.7", "198.51.100.1-198.51.100.7"),
+        ("\"192.0.2.1\",\"2001:db8::/32\"", "2001:db8::/32"),
+        ("deny 192.0.2.1; deny 198.51.100.7;", "deny"),
+        ("192.0.2.0 255.255.255.0", "255.255.255.0"),
+        ("192.0.2.0,255.255.255.0", "255.255.255.0"),
+        ("192.0.2.0\t192.0.2.255\t24\t5", "192.0.2.255"),
+        ("192.0.2.0 /24", "/24"),
+    ] {
+        assert_eq!(second(line), wanted, "{line}");
+    }
+    for line in ["192.0.2.9-192.0.2.1", "192.0.2.1-::1", "192.0.2.1-x", "192.0.2.0/25-192.0.2.255"] {
+        let found = messages(json!({ "allow": line }));
+        assert!(found[0].1.starts_with("invalid range: `"), "{line}: {found:?}");
+    }
+    decisions(
+        json!({ "allow": ["2001:db8::1-2001:db8::ff", "192.0.2.250 - 192.0.3.5"] }),
+        &[
+            ("2001:db8::1", true),
+            ("2001:db8::ff", true),
+            ("2001:db8::100", false),
+            ("192.0.3.0", true),
+            ("192.0.3.6", false),
+            ("192.0.2.249", false),
+        ],
+    );
 }
 
 #[test]
