@@ -288,6 +288,59 @@ fn a_cors_plugin_without_preflights_is_warned_of() {
 }
 
 #[test]
+fn a_guarded_path_that_leaves_its_bare_form_to_others_is_warned_of() {
+    let office = "[plugin.office]\nuse = \"ip-filter\"\nconfig.allow = [\"10.0.0.0/8\"]\n";
+    let said = |routes: &str| said_of(&format!("{routes}\n{office}"));
+    let guarded = |path: &str| format!("[[route]]\nupstream = \"app\"\npath = {path}\nplugins = [\"office\"]\n");
+    let rest = "[[route]]\nupstream = \"app\"\n";
+    for path in ["\"/admin/\"", "{ prefix = \"/admin/\" }"] {
+        let warning = said(&format!("{rest}{}", guarded(path)));
+        let wanted = "warning: `/admin/` leaves `/admin` to another route, without the protection of `office`";
+        assert!(warning.contains(wanted) && warning.contains("| path = "), "{warning}");
+    }
+    let other = "[[route]]\nupstream = \"app\"\npath = { exact = \"/admin\" }\n";
+    assert!(said(&format!("{other}{}", guarded("\"/admin/\""))).contains("leaves `/admin`"));
+    for good in [
+        format!("{rest}{}", guarded("\"/admin\"")),
+        guarded("\"/admin/\""),
+        format!("{rest}plugins = [\"office\"]\n{}", guarded("\"/admin/\"")),
+        format!("{rest}{}[[route]]\npath = {{ exact = \"/admin\" }}\nredirect = \"/admin/\"\n", guarded("\"/admin/\"")),
+        format!("{rest}{}", guarded("\"/\"").replace("[\"office\"]", "[\"office\"]\nmethods = [\"PUT\"]")),
+    ] {
+        assert_eq!(said(&good), "", "{good}");
+    }
+}
+
+/// A star in the name of a field is allowed, and listeners remove fields with `_`.
+#[test]
+fn a_field_of_a_plugin_that_no_message_has_is_warned_of() {
+    let said = |plugin: &str| said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{{ {plugin} }}]"));
+    let keys = format!("keys = [\"a:sha256:{}\"]", "0".repeat(64));
+    for (plugin, wanted) in [
+        (
+            "use = \"headers\", config.response.remove = [\"X-Internal-*\"]".to_string(),
+            "removes the field `x-internal-*`",
+        ),
+        ("use = \"headers\", config.request.rename = { \"X-*\" = \"X-A\" }".into(), "renames the field `x-*`"),
+        ("use = \"security-headers\", config.remove = [\"X-*\"]".into(), "removes the field `x-*`"),
+        (
+            format!("use = \"auth-key\", config = {{ field = \"api_key\", {keys} }}"),
+            "requests never have the field `api_key` here",
+        ),
+    ] {
+        let warning = said(&plugin);
+        assert!(warning.starts_with("warning: ") && warning.contains(wanted), "{plugin}: {warning}");
+        assert_eq!(warning.matches("warning: ").count(), 1, "{plugin}: {warning}");
+    }
+    for good in [
+        "use = \"headers\", config.request = { remove = [\"X_A\"], set = { X_B = \"1\" } }".to_string(),
+        format!("use = \"auth-key\", config = {{ field = \"api-key\", {keys} }}"),
+    ] {
+        assert_eq!(said(&good), "", "{good}");
+    }
+}
+
+#[test]
 fn a_host_with_the_default_port_as_a_condition_is_warned_of() {
     let said = |host: &str| said_of(&format!("[[route]]\nupstream = \"app\"\nfields = {{ Host = {host:?} }}"));
     let warning = said("x.example:80");

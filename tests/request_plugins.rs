@@ -53,7 +53,9 @@ fn ip_filter_decides_by_the_address_that_a_trusted_proxy_names() {
     }
     proxy.wait_log("client denied: 203.0.113.7");
     for (client, wanted) in [("10.1.2.3", 200), ("10.66.1.1", 404), ("192.0.2.1", 404), ("127.0.0.1", 200)] {
-        assert_eq!(status("/admin/", client), wanted, "{client}");
+        for path in ["/admin", "/admin/", "/admin?x", "/admin;a=1", "/admin/x"] {
+            assert_eq!(status(path, client), wanted, "{client} at {path}");
+        }
     }
     let denied = proxy.get("/", "\r\nX-Forwarded-For: 203.0.113.7");
     assert!(denied.text().starts_with("403 Forbidden\n"), "the built-in page: {denied:?}");
@@ -63,7 +65,7 @@ fn ip_filter_decides_by_the_address_that_a_trusted_proxy_names() {
 #[test]
 fn ip_filter_believes_no_field_of_an_untrusted_client() {
     let proxy = Proxy::start(&documented("ip-filter").replace("trusted-proxies = [\"127.0.0.1\"]", ""));
-    assert_eq!(proxy.get("/admin/", "\r\nX-Forwarded-For: 192.0.2.1").status(), 200);
+    assert_eq!(proxy.get("/admin", "\r\nX-Forwarded-For: 192.0.2.1").status(), 200);
     assert_eq!(proxy.get("/", "\r\nX-Forwarded-For: 203.0.113.7\r\nX-Real-IP: 203.0.113.7").status(), 200);
 }
 
@@ -159,8 +161,10 @@ fn auth_basic_lets_known_users_pass_and_names_them() {
         assert_eq!((line(&passed).as_str(), got(&passed, "x-remote-user")), ("GET / HTTP/1.1", vec![user.into()]));
         assert!(got(&passed, "authorization").is_empty() && !passed.text().contains("root"), "{passed:?}");
     }
-    assert_eq!(proxy.get("/admin/", &basic("bob:s3cret")).status(), 401);
-    assert_eq!(proxy.get("/admin/", &basic("alice:open sesame")).status(), 200);
+    for path in ["/admin", "/admin/", "/admin?x", "/admin;a=1"] {
+        assert_eq!(proxy.get(path, &basic("bob:s3cret")).status(), 401, "{path}");
+        assert_eq!(proxy.get(path, &basic("alice:open sesame")).status(), 200, "{path}");
+    }
 }
 
 /// A browser that opens a page with many files sends their requests at once, and the proxy may have forgotten the user.
@@ -272,10 +276,11 @@ fn auth_key_lets_known_keys_pass_and_names_their_owner() {
     assert!(!passed.text().contains("alpha") && !passed.text().contains("root"), "{passed:?}");
 
     assert_eq!(line(&proxy.get("/list?api_key=alpha&page=2", "")), "GET /list?page=2 HTTP/1.1");
-    let bearer = |key: &str| proxy.get("/refunds/", &format!("\r\nAuthorization: Bearer {key}"));
+    let bearer = |key: &str| proxy.get("/refunds", &format!("\r\nAuthorization: Bearer {key}"));
     assert_eq!(got(&bearer("beta"), "x-key-owner"), ["bank"]);
     assert!(got(&bearer("beta"), "authorization").is_empty());
     assert_eq!(bearer("alpha").status(), 403);
+    assert_eq!(proxy.get("/refunds/", "\r\nAuthorization: Bearer alpha").status(), 403);
     let unknown = bearer("gamma");
     assert_eq!((unknown.status(), unknown.field("www-authenticate")), (401, Some("Bearer realm=\"api\"")));
 }

@@ -28,6 +28,7 @@ mod redirect_loops;
 mod route_conditions;
 mod routes;
 mod targets;
+mod unguarded_paths;
 mod units;
 mod unused;
 mod upstream_tls;
