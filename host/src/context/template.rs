@@ -80,6 +80,12 @@ impl UriTemplate {
         if !plain.is_empty() {
             parts.push(UriPart::Text(plain));
         }
+        if let Some(name) = continued_host(&parts) {
+            return Err(format!(
+                "`{{{name}}}` continues the host, so that a client's value such as `.example.net` leads to another host; write a \
+                 `/` before it"
+            ));
+        }
         let template = UriTemplate(parts);
         template.build(|name, uri| uri.extend_from_slice(sample(name))).map_err(|reason| reason.to_string())?;
         Ok(template)
@@ -145,6 +151,34 @@ fn plain_text(parts: &[UriPart]) -> impl Iterator<Item = &str> {
         UriPart::Text(text) => Some(text.as_str()),
         UriPart::Value(_) | UriPart::MarkedQuery => None,
     })
+}
+
+/// Returns the value that ends a host whose beginning stands in a template; `None` if there is none. A host of the request
+/// and a path may stand there.
+fn continued_host(parts: &[UriPart]) -> Option<&ValueName> {
+    let mut before = String::new();
+    for (at, part) in parts.iter().enumerate() {
+        match part {
+            UriPart::Text(text) => before.push_str(text),
+            UriPart::MarkedQuery => before.push('?'),
+            UriPart::Value(ValueName::Path | ValueName::Uri) => before.push('/'),
+            UriPart::Value(ValueName::Host | ValueName::Authority | ValueName::TlsServerName) => before.push('h'),
+            UriPart::Value(name) => {
+                let authority = before.strip_prefix("//").or_else(|| Some(before.split_once("://")?.1));
+                // A port ends no host: only digits are valid there.
+                let is_host = authority.is_some_and(|text| !text.is_empty() && !text.contains(['/', '?', '#', ':']));
+                let ends_host = match parts.get(at + 1) {
+                    Some(UriPart::Text(text)) => text.starts_with(['/', '?', '#', ':']),
+                    _ => true,
+                };
+                if is_host && ends_host {
+                    return Some(name);
+                }
+                before.push('v');
+            }
+        }
+    }
+    None
 }
 
 /// Returns the first character of a text that no URI has.
@@ -317,6 +351,37 @@ mod tests {
         ];
         for (template, target, host, wanted) in cases {
             assert_eq!(filled(template, target, host).as_deref(), Ok(wanted), "{template} of {target}");
+        }
+    }
+
+    #[test]
+    fn no_value_continues_the_host_of_a_template() {
+        for template in [
+            "https://example.org{query.next}",
+            "https://example.org{query}",
+            "https://example.org{cookie.c}/x",
+            "//example.org{request.header.x}:8443/",
+            "{scheme}://{host}{query.next}?a",
+            "https://a{query.a}{note.b}",
+            "https://www.{note.zone}/",
+        ] {
+            let error = UriTemplate::parse(template).unwrap_err();
+            assert!(
+                error.contains("continues the host") && error.contains("write a `/` before it"),
+                "{template}: {error}"
+            );
+        }
+        for template in [
+            "https://example.org{uri}",
+            "https://example.org{path}{query.next}",
+            "https://www.{host}{uri}",
+            "https://{query.shard}.example.org{uri}",
+            "https://{note.host}{uri}",
+            "https://example.org{?query}",
+            "https://example.org/{query.next}",
+            "/login?next={query.next}",
+        ] {
+            UriTemplate::parse(template).expect(template);
         }
     }
 
