@@ -84,6 +84,21 @@ fn start(folder: &Path, tls: &str) -> Proxy {
     Proxy::start_in(folder, &secure(&echo(), tls, ""))
 }
 
+/// Such a client offers `http/1.0` alone (RFC 7301 §6).
+#[test]
+fn a_client_of_http_1_0_is_served_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    for tls in [SITE.to_string(), format!("{SITE}\nhttp2 = false")] {
+        let proxy = start(folder.path(), &tls);
+        let old = curl(&proxy, folder.path(), "site.example", &["--http1.0"]);
+        assert!(old.contains("x-tls: https TLSv1.3 site.example") && old.ends_with(" 200"), "{old}");
+        let chosen = |offered: &str| s_client(&proxy, &["-alpn", offered, "-servername", "site.example"]);
+        assert!(chosen("http/1.0").contains("ALPN protocol: http/1.0"));
+        assert!(chosen("http/1.0,http/1.1").contains("ALPN protocol: http/1.1"));
+    }
+}
+
 #[test]
 fn both_versions_of_http_are_served_over_tls() {
     let folder = tempfile::tempdir().unwrap();

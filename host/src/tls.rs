@@ -43,7 +43,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
 
-/// Returns the ALPN protocols that are offered or accepted, the preferred first.
+/// Returns the ALPN protocols that are offered to endpoints, and accepted from clients, the preferred first.
 fn protocols(http2: bool) -> Vec<Vec<u8>> {
     let names: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     names.iter().map(|name| name.to_vec()).collect()

@@ -97,6 +97,8 @@ pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<ServerTls, Vec<C
     let certificates = Arc::new(CertificateResolver::new(certificates));
     let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
     config.alpn_protocols = super::protocols(files.http2);
+    // A client of HTTP/1.0 that offers its version alone (RFC 7301 §6) would have no handshake, and is served without TLS.
+    config.alpn_protocols.push(b"http/1.0".to_vec());
     // The order of the provider, strongest first. A client's own order may be anything, and scanners complain of it.
     config.ignore_client_order = true;
     let scope = ClientScope::digest(client_scope.as_ref());
