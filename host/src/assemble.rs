@@ -19,6 +19,7 @@ mod maintenance;
 mod once;
 mod path_regex;
 mod plugin_grants;
+mod plugin_names;
 mod plugin_values;
 mod plugins;
 mod preflights;

@@ -78,6 +78,8 @@ pub struct Options {
     pub key: Vec<ValueName>,
     /// The values that make a request bypass the cache if one of them is not empty.
     pub bypass: Vec<ValueName>,
+    /// The beginnings of names of cookies, any of which makes a request bypass the cache if it is not empty.
+    pub bypass_cookies: Vec<String>,
     /// Whether the caching directives of requests are obeyed (RFC 9111 §5.2.1).
     pub obey_requests: bool,
     /// The fields that take precedence over `Cache-Control`, in this order (RFC 9213).
@@ -123,6 +125,7 @@ impl Default for Options {
             sort_query: false,
             key: Vec::new(),
             bypass: Vec::new(),
+            bypass_cookies: Vec::new(),
             obey_requests: true,
             targeted: vec!["cdn-cache-control".into()],
             tags: vec!["surrogate-key".into(), "cache-tag".into()],

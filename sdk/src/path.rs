@@ -49,6 +49,7 @@ pub fn segments(path: &str) -> impl Iterator<Item = Cow<'_, [u8]>> {
 /// assert_eq!(never_requested("/caf%C3%A9/a.b"), None);
 /// assert!(never_requested("/caf\u{e9}").unwrap().ends_with("write `/caf%C3%A9`"));
 /// assert!(never_requested("/a//b").is_some() && never_requested("/a/../b").is_some());
+/// assert!(never_requested("/a/*").is_some() && never_requested("/wiki/*NSYNC").is_none());
 /// ```
 pub fn never_requested(path: &str) -> Option<String> {
     mistake(path, Extent::Whole)
@@ -65,6 +66,7 @@ pub fn never_requested(path: &str) -> Option<String> {
 /// assert_eq!(never_begins("/a/.well"), None);
 /// assert_eq!(never_begins("/a/."), None, "the beginning of `/a/.well-known`");
 /// assert!(never_begins("/a/./b").is_some() && never_begins("/a;b").is_some());
+/// assert!(never_begins("/a/*").unwrap().contains("write `/a/`"));
 /// ```
 pub fn never_begins(beginning: &str) -> Option<String> {
     if beginning.contains(';') || beginning.contains("%3B") {
@@ -94,6 +96,19 @@ fn mistake(path: &str, extent: Extent) -> Option<String> {
     let has = |why: &str| Some(format!("path that no request has: `{path}` has {why}"));
     if encoded != path {
         return has(&format!("characters that requests have percent-encoded; write `{encoded}`"));
+    }
+    // A star is allowed in a path (RFC 3986 §3.3), and at the end of one it is meant as a pattern.
+    let beginning = path.trim_end_matches('*');
+    match extent {
+        Extent::Whole if beginning.ends_with('/') && beginning != path => {
+            return Some(format!("`*` in a path stands for itself: `{path}`; a pattern is a regular expression"));
+        }
+        Extent::Beginning if beginning != path => {
+            return Some(format!(
+                "`*` in a path stands for itself: `{path}`; write `{beginning}` for all that begins so"
+            ));
+        }
+        Extent::Whole | Extent::Beginning => {}
     }
     if path.contains('\\') {
         return has("a backslash, and requests with one are rejected");

@@ -356,7 +356,10 @@ impl std::str::FromStr for ValueName {
         let named = named.or_else(|| of("cookie.").map(ValueName::Cookie));
         let named = named.or_else(|| of("query.").map(ValueName::QueryParameter));
         if let Some(named) = named.or_else(|| of("note.").map(ValueName::Note)) {
-            return Ok(named);
+            return match sign_of_no_name(&named) {
+                Some(sign) => Err(format!("`{sign}` in a name stands for itself: `{name}`; write the whole name")),
+                None => Ok(named),
+            };
         }
         Ok(match name {
             "method" => ValueName::Method,
@@ -394,6 +397,18 @@ impl std::str::FromStr for ValueName {
             unknown => return Err(format!("there is no value `{{{unknown}}}`; known: {NAMES}")),
         })
     }
+}
+
+/// Returns a sign that no message has in such a name; `None` for a usual name. A `*` is allowed by RFC 9110 and RFC 6265,
+/// and is meant as a pattern.
+fn sign_of_no_name(name: &ValueName) -> Option<char> {
+    let (name, signs): (_, &[char]) = match name {
+        ValueName::RequestField(name) | ValueName::ResponseField(name) => (name, &['*']),
+        ValueName::Cookie(name) => (name, &['*', '=', ';']),
+        ValueName::QueryParameter(name) => (name, &['*', '=', '&']),
+        _ => return None,
+    };
+    name.chars().find(|letter| signs.contains(letter))
 }
 
 /// Whether a text is the name of a value in braces, as templates have it.

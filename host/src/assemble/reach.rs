@@ -75,6 +75,9 @@ impl Reach {
     /// Returns the reason for which no request that reaches a route has a field; `None` if requests may have it.
     pub fn obstacle(self, name: &str) -> Option<String> {
         let lower = name.to_ascii_lowercase();
+        if lower.contains('*') {
+            return Some(format!("no request has the field `{name}`: a `*` stands for itself; name each field"));
+        }
         if is_ambiguous(&lower) {
             let is_removed_always = tells_way(&lower);
             if self.aliases_pass && !is_removed_always {

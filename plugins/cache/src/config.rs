@@ -16,7 +16,8 @@ use serde::Deserialize;
 pub struct Config {
     /// The values that a response depends on besides its URI and `Vary`.
     pub key: Key,
-    /// Values, such as `cookie.session`: a request in which one of them is not empty bypasses the cache.
+    /// Values, such as `cookie.session`: a request in which one of them is not empty bypasses the cache. `*` at the end
+    /// of a cookie's name matches any suffix.
     pub bypass: Vec<String>,
     /// `true`: the caching directives of requests (`Cache-Control`, `Pragma`) are ignored.
     pub ignore_requests: bool,
@@ -130,11 +131,13 @@ impl Config {
         if percent > 100 {
             setup.report(ConfigError::at("/lifetimes/heuristic-percent", "a share is between 0 and 100"));
         }
+        let whole_names = self.bypass.iter().enumerate().filter(|(_, name)| cookie_prefix(name).is_none());
         Options {
             query,
             sort_query: self.key.sort_query,
-            key: values(&self.key.values, "/key/values", setup),
-            bypass: values(&self.bypass, "/bypass", setup),
+            key: values(self.key.values.iter().enumerate(), "/key/values", setup),
+            bypass: values(whole_names, "/bypass", setup),
+            bypass_cookies: self.bypass.iter().filter_map(|name| cookie_prefix(name)).map(String::from).collect(),
             obey_requests: !self.ignore_requests,
             targeted: self.targeted.map_or(defaults.targeted, |names| fields(&names, "/targeted", setup)),
             tags: self.tags.map_or(defaults.tags, |names| fields(&names, "/tags", setup)),
@@ -186,8 +189,14 @@ fn fields(names: &[String], path: &str, setup: &mut Setup) -> Vec<String> {
     names.iter().enumerate().filter_map(|name| reported(field(name), setup)).collect()
 }
 
-/// Returns the values with these names; invalid names are reported.
-fn values(names: &[String], path: &str, setup: &mut Setup) -> Vec<ValueName> {
+/// Returns the beginning of the names of cookies that a pattern such as `cookie.wordpress_logged_in_*` stands for; `None`
+/// for other values.
+fn cookie_prefix(name: &str) -> Option<&str> {
+    name.strip_prefix("cookie.")?.strip_suffix('*').filter(|begin| !begin.contains(['*', '=', ';']))
+}
+
+/// Returns the values with these names, each with its place in the list; invalid names are reported.
+fn values<'a>(names: impl Iterator<Item = (usize, &'a String)>, path: &str, setup: &mut Setup) -> Vec<ValueName> {
     let value = |(place, name): (usize, &String)| {
         let message = |message: String| ConfigError::at(format!("{path}/{place}"), message);
         let value = name.parse().map_err(message)?;
@@ -198,7 +207,7 @@ fn values(names: &[String], path: &str, setup: &mut Setup) -> Vec<ValueName> {
             value => Ok(value),
         }
     };
-    names.iter().enumerate().filter_map(|name| reported(value(name), setup)).collect()
+    names.filter_map(|name| reported(value(name), setup)).collect()
 }
 
 /// Returns the lifetimes by status, with codes before classes, so that the narrower entry applies; errors are reported.

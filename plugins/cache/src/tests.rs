@@ -57,7 +57,12 @@ fn the_plan_agrees_with_the_hook() {
         Request::new("POST", "/"),
     ];
     let key = json!({ "values": ["cookie.lang", "request.header.x-device"] });
-    for config in [json!({}), json!({ "key": key, "bypass": ["cookie.session"] }), json!({ "ignore-requests": true })] {
+    for config in [
+        json!({}),
+        json!({ "key": key, "bypass": ["cookie.session"] }),
+        json!({ "bypass": ["cookie.sess*"] }),
+        json!({ "ignore-requests": true }),
+    ] {
         let mut cache = cache(config.clone());
         assert!(cache.setup.lookup_plan.is_some());
         for request in &requests {
@@ -81,6 +86,39 @@ fn some_requests_go_past() {
     let signed_in = Request::get("/").field("cookie", "session=1");
     assert_eq!(cache(config.clone()).lookup(&signed_in), Lookup::Bypass(BypassReason::Configured));
     assert!(matches!(cache(config).lookup(&Request::get("/")), Lookup::UseCache(_)));
+}
+
+#[test]
+fn cookies_are_bypassed_by_the_beginning_of_their_names() {
+    let config = json!({ "bypass": ["cookie.wordpress_logged_in_*", "cookie.session"] });
+    for (cookies, wanted) in [
+        ("wordpress_logged_in_ab12=admin", true),
+        ("a=1; wordpress_logged_in_=x", true),
+        ("session=1", true),
+        ("wordpress_logged_in_ab12=", false),
+        ("wordpress_logged=1; a=wordpress_logged_in_x", false),
+    ] {
+        let request = Request::get("/").field("cookie", cookies);
+        let looked_up = cache(config.clone()).lookup(&request);
+        assert_eq!(looked_up == Lookup::Bypass(BypassReason::Configured), wanted, "{cookies}: {looked_up:?}");
+    }
+    // A client may send several lines of the field.
+    let lines = Request::get("/").field("cookie", "a=1").field("cookie", "wordpress_logged_in_ab12=admin");
+    assert_eq!(cache(config).lookup(&lines), Lookup::Bypass(BypassReason::Configured));
+}
+
+#[test]
+fn other_patterns_in_names_are_errors() {
+    for (config, place) in [
+        (json!({ "bypass": ["cookie.a", "cookie.*_in_*"] }), "/bypass/1"),
+        (json!({ "bypass": ["request.header.x-*"] }), "/bypass/0"),
+        (json!({ "bypass": ["query.*"] }), "/bypass/0"),
+        (json!({ "bypass": ["cookie.session=1"] }), "/bypass/0"),
+        (json!({ "key": { "values": ["cookie.lang_*"] } }), "/key/values/0"),
+    ] {
+        let errors = Harness::<Cache>::errors(config);
+        assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), [place], "{errors:?}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::bounds;
 use crate::token::is_token;
 use crate::{
     BypassReason, CacheKey, FetchTimes, Input, Lookup, LookupPlan, Part, Refusal, Reuse, Setup, Storage, StoreDecision,
-    StoredResponse, ValueName, Values,
+    StoredResponse, ValueName, Values, cookie,
 };
 
 /// The policy of a shared cache. Create it in [`Plugin::new`](crate::Plugin::new), and call its methods in the hooks.
@@ -29,6 +29,8 @@ struct RequestNeeds {
     if_match: Input,
     if_unmodified: Input,
     bypass: Vec<Input>,
+    /// The field `Cookie`; `None` if no cookies are bypassed by the beginning of their names.
+    cookies: Option<Input>,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Standard {
             if_match: needs.field("if-match"),
             if_unmodified: needs.field("if-unmodified-since"),
             bypass: options.bypass.iter().map(|name| needs.value(name.clone())).collect(),
+            cookies: (!options.bypass_cookies.is_empty()).then(|| needs.field("cookie")),
         };
         let needs = &mut setup.cache_response;
         let response = ResponseNeeds {
@@ -137,7 +140,8 @@ impl Standard {
             .flat_map(|name| [Part::Text(format!("\n{}:", label(name)).into_bytes()), Part::Value(name.clone())]);
         let key = std::iter::once(Part::Value(ValueName::Uri)).chain(extra).collect();
         let said = ["cache-control", "pragma"].iter().filter(|_| options.obey_requests);
-        let fields = said.chain(&["if-match", "if-unmodified-since"]).chain(&OBEYED);
+        let cookie = self.request.cookies.map(|_| &"cookie");
+        let fields = said.chain(&["if-match", "if-unmodified-since"]).chain(&OBEYED).chain(cookie);
         let fields = fields.map(|name| ValueName::RequestField((*name).into()));
         Some(LookupPlan { key, unless: fields.chain(options.bypass.iter().cloned()).collect() })
     }
@@ -149,7 +153,8 @@ impl Standard {
         if method != b"GET" && method != b"HEAD" {
             return if SAFE.contains(&method) { Lookup::Bypass(BypassReason::Method) } else { Lookup::Invalidates };
         }
-        if needs.bypass.iter().any(|need| request.bytes(*need).is_some_and(|value| !value.is_empty())) {
+        let is_bypassed = needs.bypass.iter().any(|need| request.bytes(*need).is_some_and(|value| !value.is_empty()));
+        if is_bypassed || self.has_bypassed_cookie(request) {
             return Lookup::Bypass(BypassReason::Configured);
         }
         // Only the origin can evaluate these conditions (RFC 9111 §4.3.2).
@@ -237,6 +242,17 @@ impl Standard {
             }
             (None, None) => None,
         }
+    }
+
+    /// Whether a request has a cookie that makes it bypass the cache by the beginning of the cookie's name.
+    fn has_bypassed_cookie(&self, request: &Values) -> bool {
+        let Some(field) = self.request.cookies.and_then(|need| request.bytes(need)) else { return false };
+        // Several lines of the field arrive as one, with commas between them.
+        let mut cookies = field.split(|byte| *byte == b',').flat_map(cookie::pairs);
+        cookies.any(|(name, value)| {
+            let is_named = |begin: &String| name.starts_with(begin.as_bytes());
+            !value.is_empty() && self.options.bypass_cookies.iter().any(is_named)
+        })
     }
 
     /// Applies the rules for storing of RFC 9111 §3.
