@@ -125,6 +125,45 @@ fn rfc_9111_section_3_what_must_not_be_stored_is_not() {
     }
 }
 
+/// Origins differ in the cookie that they read of several with one name, and a client chooses their order.
+#[test]
+fn a_repeated_cookie_hides_no_page_of_one_client_behind_an_empty_one() {
+    let origin = Origin::new(|request, _| {
+        let cookies: Vec<_> = request.fields.iter().filter(|(name, _)| name == "cookie").collect();
+        response("Cache-Control: max-age=60", &format!("{cookies:?}"))
+    });
+    let policy = "[plugin.edge]\nuse = \"cache\"\nconfig = { bypass = [\"cookie.session\", \"cookie.logged_in_*\"], \
+                  key.values = [\"cookie.lang\", \"query.l\"], key.only-query = [\"user_id\"] }\n";
+    for policy in [policy.to_string(), policy.replace(", key.only-query = [\"user_id\"]", "")] {
+        let proxy = Proxy::start(&manifest(&origin.address, "\"edge\"", &policy));
+        let ask = |target: &str, cookies: &str| {
+            let fields = if cookies.is_empty() { String::new() } else { format!("\r\nCookie: {cookies}") };
+            status_of(&proxy.get(target, &fields)).to_string()
+        };
+        for cookies in [
+            "session=; session=mallory",
+            "session=\r\nCookie: session=mallory",
+            "session =mallory",
+            "a=1, session=mallory",
+            "session=mallory",
+            "logged_in_ab12=admin",
+            "logged_in_=; logged_in_ab12=admin",
+            "a=1\r\nCookie: logged_in_x=1",
+        ] {
+            let status = ask("/bypass", cookies);
+            assert!(status.contains("fwd=bypass; fwd-status=200; detail=configured"), "{cookies}: {status}");
+        }
+        assert!(ask("/bypass", "session=").ends_with("stored") && ask("/bypass", "").contains("hit"));
+        for cookies in ["lang=en", "lang=en; lang=de", "lang=de; lang=en", "lang =en", "lang=de"] {
+            assert!(ask("/lang", cookies).ends_with("stored"), "{cookies}");
+            assert!(ask("/lang", cookies).contains("plugway; hit"), "{cookies}");
+        }
+        for query in ["l=en", "l=en&l=de", "l=de&l=en", "user_id=1&user.id=5", "user.id=5", "USER_ID=5"] {
+            assert!(ask(&format!("/query?{query}"), "").ends_with("stored"), "{query}: {policy}");
+        }
+    }
+}
+
 #[test]
 fn rfc_9111_section_4_1_each_variant_for_whom_it_was_made() {
     let origin = Origin::new(|request, _| {

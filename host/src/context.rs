@@ -23,6 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
+use smallvec::SmallVec;
 
 use crate::context::body_mode::BodyDecisions;
 use crate::context::edit_check::MessageSide;
@@ -649,10 +650,24 @@ impl ExchangeContext {
         Some(ConnectionAddresses { client: client.socket, destination })
     }
 
-    /// The value of a field for the key of a cache: with the lines that an origin may take for the field's.
+    /// Returns a value for the decisions of a cache: with the lines that an origin may take for the field's, and with all
+    /// values of a cookie or a parameter that the request repeats, as origins differ in the one that they read.
     pub fn value_with_aliases(&self, name: &ValueName) -> Option<Value<'_>> {
         let value = self.value(name);
-        let ValueName::RequestField(name) = name else { return value };
+        let name = match name {
+            ValueName::RequestField(name) => name,
+            ValueName::Cookie(name) => {
+                let cookies = self.request.headers.get_all(header::COOKIE).iter();
+                self.work.add_scan(cookies.map(HeaderValue::len).sum());
+                return with_others(value, repeated::alike_cookies(&self.request.headers, name));
+            }
+            ValueName::QueryParameter(name) => {
+                let query = self.request.uri.query().unwrap_or_default();
+                self.work.add_scan(query.len());
+                return with_others(value, repeated::query_parameters(query, name));
+            }
+            _ => return value,
+        };
         if !self.has_aliases {
             return value;
         }
@@ -762,6 +777,18 @@ pub fn host(field: &HeaderValue) -> Value<'_> {
         Cow::Borrowed(host) if host.len() == field.len() => Value::Field(field),
         host => Value::Bytes(host),
     }
+}
+
+/// Returns a value with all values of its name, if they are several, or if the name was written otherwise.
+fn with_others<'a>(value: Option<Value<'a>>, all: impl Iterator<Item = &'a [u8]>) -> Option<Value<'a>> {
+    let all: SmallVec<[&[u8]; 4]> = all.collect();
+    if all.is_empty() || all.len() == 1 && value.is_some() {
+        return value;
+    }
+    let mut joined = value.map_or(Vec::new(), |value| value.bytes().to_vec());
+    // No value has a line break, and no name in a key begins with a `=`.
+    all.iter().for_each(|other| joined.extend([b"\n=", *other].concat()));
+    Some(Value::Bytes(Cow::Owned(joined)))
 }
 
 fn borrowed(text: &str) -> Value<'_> {

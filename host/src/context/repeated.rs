@@ -28,6 +28,17 @@ pub fn cookies<'f, 'n>(fields: &'f HeaderMap, name: &'n str) -> impl Iterator<It
     pairs.filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
+/// Returns the values of the cookies that an origin may take for those of a name: also with a space before the `=`, and
+/// behind a comma (RFC 2965 §3.3.4).
+pub fn alike_cookies<'f, 'n>(fields: &'f HeaderMap, name: &'n str) -> impl Iterator<Item = &'f [u8]> + use<'f, 'n> {
+    let lines = fields.get_all(header::COOKIE).into_iter();
+    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| b";,".contains(byte)));
+    pairs.filter_map(move |pair| {
+        let equals = memchr::memchr(b'=', pair)?;
+        (pair[..equals].trim_ascii() == name.as_bytes()).then(|| pair[equals + 1..].trim_ascii())
+    })
+}
+
 /// Whether the name of a query parameter, as the query has it, is this name.
 pub fn is_name(written: &[u8], name: &[u8]) -> bool {
     *decoded(written) == *name
@@ -68,5 +79,14 @@ mod tests {
         fields.append(header::COOKIE, " a=\"5\"; A=6".parse().unwrap());
         assert_eq!(cookies(&fields, "a").collect::<Vec<_>>(), [&b"1"[..], b"3", b"\"5\""]);
         assert_eq!(cookies(&fields, "c").count(), 0);
+    }
+
+    #[test]
+    fn cookies_are_found_as_origins_may_read_them() {
+        let mut fields = HeaderMap::new();
+        fields.append(header::COOKIE, "a=1; a =2, a=3;b=a; ab=4".parse().unwrap());
+        fields.append(header::COOKIE, "x=1,a\t= 5 ".parse().unwrap());
+        assert_eq!(alike_cookies(&fields, "a").collect::<Vec<_>>(), [&b"1"[..], b"2", b"3", b"5"]);
+        assert_eq!(alike_cookies(&fields, "c").count(), 0);
     }
 }

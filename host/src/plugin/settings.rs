@@ -228,7 +228,7 @@ impl LookupPlan {
         // Most requests have none of them, which one look at the names they do have nearly always tells.
         let present = fields.keys().fold(0, |present, name| present | trace(name));
         let has = |name: &HeaderName| present & trace(name) != 0 && fields.contains_key(name);
-        if self.fields.iter().any(has) || self.values.iter().any(|name| context.value(name).is_some()) {
+        if self.fields.iter().any(has) || self.values.iter().any(|name| context.value_with_aliases(name).is_some()) {
             return None;
         }
         let mut key = Vec::with_capacity(USUAL_KEY);
@@ -240,7 +240,8 @@ impl LookupPlan {
                 KeyPart::Text(text) => key.extend_from_slice(text),
                 KeyPart::Value(ValueName::Uri) => context.put_uri(&mut key),
                 KeyPart::Value(name) => {
-                    key.extend_from_slice(context.value(name).as_ref().map_or(b"", |value| value.bytes()))
+                    let value = context.value_with_aliases(name);
+                    key.extend_from_slice(value.as_ref().map_or(b"", |value| value.bytes()))
                 }
             }
         }

@@ -255,11 +255,12 @@ fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
     let counts = |parameter: &&[u8]| {
         let name = name_of(parameter);
         let is_named = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
+        let is_alike = |patterns: &[String]| patterns.iter().any(|pattern| matches_alike(pattern, name));
         match query {
             Query::Whole => true,
             // Some origins also split parameters at `;`, so that an ignored parameter could hide one that counts.
             Query::Without(patterns) => parameter.contains(&b';') || !is_named(patterns),
-            Query::Only(patterns) => is_ambiguous(parameter) || is_named(patterns),
+            Query::Only(patterns) => is_ambiguous(parameter) || is_alike(patterns),
         }
     };
     let parameters = search.split(|byte| *byte == b'&').filter(counts);
@@ -269,7 +270,7 @@ fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
         into.extend_from_slice(parameter);
         separator = b'&';
     };
-    if !sorts || search.split(|byte| *byte == b'&').any(is_ambiguous) {
+    if !sorts || search.split(|byte| *byte == b'&').any(is_ambiguous) || has_alike_names(search) {
         return parameters.for_each(put);
     }
     let mut parameters: Vec<&[u8]> = parameters.collect();
@@ -286,6 +287,26 @@ fn name_of(parameter: &[u8]) -> &[u8] {
 /// at a `;`. A client that could hide such a parameter from the key could give its response to other clients.
 fn is_ambiguous(parameter: &[u8]) -> bool {
     parameter.contains(&b';') || name_of(parameter).iter().any(|byte| b"%+[".contains(byte))
+}
+
+/// Returns the form in which origins compare names at most: ASP.NET ignores case, and PHP writes `_` for `.` and others.
+fn loose(name: &[u8]) -> Vec<u8> {
+    name.iter().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' }).collect()
+}
+
+/// Whether a query has several names that an origin may read as one, so that their order counts.
+fn has_alike_names(search: &[u8]) -> bool {
+    let mut names: Vec<_> = search.split(|byte| *byte == b'&').map(name_of).map(|name| (loose(name), name)).collect();
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1)
+}
+
+/// Whether a pattern matches a name as it is, or as an origin may read it.
+fn matches_alike(pattern: &str, name: &[u8]) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => loose(name).starts_with(&loose(beginning.as_bytes())),
+        None => loose(name) == loose(pattern.as_bytes()),
+    }
 }
 
 fn matches(pattern: &str, name: &[u8]) -> bool {
@@ -345,6 +366,12 @@ mod tests {
             assert_eq!(query(hidden, &only, false), format!("?{hidden}"));
         }
         assert_ne!(query("id=1&%69d=2", &Query::Whole, true), query("%69d=2&id=1", &Query::Whole, true));
+        let only = Query::Only(vec!["user_id".into(), "f_*".into()]);
+        for hidden in ["user.id=5", "USER_ID=5", "User-Id=5", "F.x=1"] {
+            assert_eq!(query(hidden, &only, false), format!("?{hidden}"));
+        }
+        assert_eq!(query("userid=5&user_id2=1", &only, false), "");
+        assert_ne!(query("a_b=1&a.b=2", &Query::Whole, true), query("a.b=2&a_b=1", &Query::Whole, true));
     }
 
     #[test]
