@@ -417,9 +417,9 @@ fn the_access_log_shows_the_clients_own_words() {
     }
 }
 
-#[test]
-fn trailers_say_nothing_of_the_way_either() {
-    let origin = crate::support::raw_origin(|mut stream| {
+/// Starts an origin that answers with the request that it received, trailers included.
+fn whole_echo() -> String {
+    crate::support::raw_origin(|mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let (mut got, mut line) = (String::new(), String::new());
         while !got.contains("\r\n0\r\n") || !got.ends_with("\r\n\r\n") {
@@ -428,15 +428,40 @@ fn trailers_say_nothing_of_the_way_either() {
             got += &line;
         }
         stream.write_all(&crate::support::ok(&got)).unwrap();
-    });
-    let from = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"10.0.0.0/8\"]\nclient-address-from = \"x-edge\"\n";
-    let text = manifest(&origin, "", "").replace("address = \"127.0.0.1:0\"\n", from);
-    let proxy = Proxy::start(&text);
+    })
+}
+
+/// Sends a request with trailers, and returns what the origin received.
+fn with_trailers(proxy: &Proxy, trailers: &str) -> String {
     let mut stream = proxy.connect();
     let head =
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\nConnection: close\r\n\r\n";
-    let trailers = "X-Forwarded-For: 6.6.6.6\r\nx_real_ip: 6.6.6.6\r\nX_User: admin\r\nX-Edge: 6.6.6.6\r\nX-Sum: 1\r\n";
     write!(stream, "{head}1\r\na\r\n0\r\n{trailers}\r\n").unwrap();
-    let text = read_message(&mut BufReader::new(stream)).unwrap().text();
+    read_message(&mut BufReader::new(stream)).unwrap().text()
+}
+
+#[test]
+fn trailers_say_nothing_of_the_way_either() {
+    let from = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"10.0.0.0/8\"]\nclient-address-from = \"x-edge\"\n";
+    let text = manifest(&whole_echo(), "", "").replace("address = \"127.0.0.1:0\"\n", from);
+    let proxy = Proxy::start(&text);
+    let trailers = "X-Forwarded-For: 6.6.6.6\r\nx_real_ip: 6.6.6.6\r\nX_User: admin\r\nX-Edge: 6.6.6.6\r\nX-Sum: 1\r\n";
+    let text = with_trailers(&proxy, trailers);
     assert!(text.contains("x-sum: 1") && !text.contains("6.6.6.6") && !text.contains("admin"), "{text}");
+}
+
+/// Some origins merge trailers into the head.
+#[test]
+fn a_field_that_a_plugin_has_edited_does_not_come_back_in_trailers() {
+    let edits = "{ use = \"headers\", config.request = { set = { X-User = \"alice\" }, remove = [\"X-Internal\"], \
+                 rename = { X-Old = \"X-New\" }, default = { X-Tenant = \"1\" } } }";
+    for more in ["", "field-aliases = \"pass\"\n"] {
+        let listener = format!("address = \"127.0.0.1:0\"\n{more}");
+        let text = manifest(&whole_echo(), edits, "").replace("address = \"127.0.0.1:0\"\n", &listener);
+        let proxy = Proxy::start(&text);
+        let names = ["X-User", "x_user", "X-Internal", "X-Old", "X-Tenant"];
+        let trailers: String = names.iter().map(|name| format!("{name}: spy\r\n")).collect();
+        let text = with_trailers(&proxy, &format!("{trailers}X-Sum: 1\r\n"));
+        assert!(text.contains("x-sum: 1") && text.contains("x-user: alice") && !text.contains("spy"), "{text}");
+    }
 }

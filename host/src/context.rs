@@ -81,6 +81,9 @@ pub struct ExchangeContext {
     pub max_body: Option<u64>,
     /// The decisions of head hooks about body hooks.
     pub bodies: BodyDecisions,
+    /// The names of the request's fields that plugins have edited, if the request has content: some origins merge trailers
+    /// into the head, so the client's trailers of these names are not forwarded.
+    pub edited_fields: Vec<HeaderName>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     /// The counts of what plugins have added to the exchange.
@@ -425,6 +428,7 @@ impl ExchangeContext {
             content: ContentLength::Absent,
             max_body: None,
             bodies: BodyDecisions::default(),
+            edited_fields: Vec::new(),
             notes,
             added,
             informational: None,

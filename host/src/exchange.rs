@@ -337,7 +337,11 @@ impl Descending<'_> {
         context: &mut Box<ExchangeContext>,
     ) -> Result<OutgoingRequest, ChainFailure> {
         let (listener, version) = (&self.arrival.listener, context.request.version);
-        let receiving = |body, max| client_body(body, upload_limits(max, listener, version), self.worker, self.timers);
+        let edited = std::mem::take(&mut context.edited_fields);
+        let receiving = |body, max| {
+            let limits = UploadLimits { edited, ..upload_limits(max, listener, version) };
+            client_body(body, limits, self.worker, self.timers)
+        };
         let chain = RouteChain { worker: self.worker, route_id: self.route_id };
         outgoing_body(chain, context, request, self.upload.clone(), receiving)
     }
@@ -423,7 +427,14 @@ fn content_length(body: &ClientContent) -> ContentLength {
 fn upload_limits(max: u64, listener: &Listener, version: Version) -> UploadLimits {
     let limits = &listener.limits;
     let (pause, rate) = (limits.body_timeout, limits.body_rate);
-    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2, names: listener.client.clone() }
+    UploadLimits {
+        max,
+        pause,
+        rate,
+        knows_end: version == Version::HTTP_2,
+        names: listener.client.clone(),
+        edited: Vec::new(),
+    }
 }
 
 /// Returns the request line for the access log, of a request that nothing has changed yet.

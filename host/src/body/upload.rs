@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
@@ -89,6 +89,8 @@ pub struct UploadLimits {
     pub knows_end: bool,
     /// The rules for the names of trailers.
     pub names: Arc<ClientAddressRules>,
+    /// The names of the fields of the head that plugins have edited.
+    pub edited: Vec<HeaderName>,
 }
 
 /// The rate at which the client sends. Only time in which the endpoint waited for the client counts.
@@ -585,7 +587,7 @@ impl Body for ClientBody {
                 .set(Some(UploadFault { cause: met_limit(error), ..UploadFault::new(FailureKind::RequestError) }));
             upload.0.abandoned.set(is_departure(error));
         }
-        let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names);
+        let forwarded = |frame| hop_by_hop::request_frame(frame, &limits.names, &limits.edited);
         Poll::Ready(frame.map(|frame| frame.map(forwarded)))
     }
 

@@ -7,13 +7,13 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
-use crate::context::ExchangeContext;
 use crate::context::body_mode::BodyMode;
 use crate::context::bounds;
 use crate::context::edit_check::{EditError, MessageSide, full, uri_text};
 use crate::context::edit_plan::{EditCost, EditPlan, PlannedEdit};
 use crate::context::edit_room::{EditRoom, SavedMessage};
 use crate::context::edited_names::EditedNames;
+use crate::context::{ContentLength, ExchangeContext};
 use crate::protocol::authority;
 use crate::protocol::field_alias::is_plain;
 use crate::protocol::path;
@@ -262,6 +262,9 @@ fn fields(side: MessageSide, context: &mut ExchangeContext) -> &mut HeaderMap {
 /// confuse with it.
 fn edited<'a>(name: &HeaderName, side: MessageSide, context: &'a mut ExchangeContext) -> &'a mut HeaderMap {
     if side == MessageSide::Request {
+        if context.content != ContentLength::Absent {
+            context.edited_fields.push(name.clone());
+        }
         context.has_aliases |= !is_plain(name.as_str());
         if context.has_aliases {
             context.edited_names.remove_aliases(&mut context.request.headers, name, &context.work);

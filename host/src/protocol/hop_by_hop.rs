@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use crate::protocol::client_address::ClientAddressRules;
 use crate::protocol::content_length;
+use crate::protocol::field_alias::are_alike;
 use crate::protocol::framing;
 
 /// The options of a request that concern one hop, and that are requested again from the endpoint.
@@ -107,10 +108,11 @@ pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 }
 
 /// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers that heads lose by the rules of the listener
-/// are removed too.
-pub fn request_frame(mut frame: Frame<Bytes>, rules: &ClientAddressRules) -> Frame<Bytes> {
+/// are removed too, and so are those of the fields of the head that plugins have edited.
+pub fn request_frame(mut frame: Frame<Bytes>, rules: &ClientAddressRules, edited: &[HeaderName]) -> Frame<Bytes> {
     if let Some(fields) = frame.trailers_mut() {
-        let is_unwanted = |name: &&HeaderName| rules.is_unwanted_trailer(name.as_str());
+        let is_edited = |name: &str| edited.iter().any(|edited| are_alike(edited.as_str(), name));
+        let is_unwanted = |name: &&HeaderName| rules.is_unwanted_trailer(name.as_str()) || is_edited(name.as_str());
         let names: SmallVec<[HeaderName; 4]> = fields.keys().filter(is_unwanted).cloned().collect();
         names.iter().for_each(|name| drop(fields.remove(name)));
     }
