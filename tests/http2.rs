@@ -768,3 +768,21 @@ fn an_early_response_of_an_endpoint_is_passed_on_whole() {
         assert!(got.ends_with("413") && got.contains("http_request_body_size"), "{got}");
     }
 }
+
+/// h2 ends a connection on which many short pieces wait, whose overhead is beyond half its window.
+#[test]
+fn an_upload_in_thousands_of_short_frames_passes() {
+    const FRAMES: usize = 5_000;
+    let origin = origin(|request| ok(&request.text().len().to_string()));
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    for round in 0..3 {
+        let mut client = Raw::connect(&proxy);
+        // POST / of http://a.
+        client.send(HEADERS, END_HEADERS, 1, &[0x83, 0x86, 0x84, 0x41, 1, b'a']);
+        let frames: Vec<u8> =
+            (0..FRAMES).flat_map(|at| frame(DATA, u8::from(at + 1 == FRAMES), 1, &[b'x'; 10])).collect();
+        client.0.write_all(&frames).unwrap();
+        let content = client.until(|frame| frame.kind == DATA && frame.stream == 1);
+        assert_eq!(content.payload, (10 * FRAMES).to_string().as_bytes(), "{round}");
+    }
+}

@@ -37,6 +37,7 @@ pub mod health_check;
 pub mod http1;
 mod http2_response_body;
 pub mod informational;
+mod name_lookup;
 pub mod pending_connection;
 pub mod required_protocol;
 pub mod response_head_limits;
@@ -49,6 +50,7 @@ use connect::{ConnectStage, ConnectTerms, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use further_connection::FurtherConnection;
+use name_lookup::NameLookup;
 use required_protocol::RequiredProtocol;
 use response_head_limits::ResponseHeadLimits;
 use shared_connections::SharedConnections;
@@ -124,6 +126,8 @@ pub struct Pool {
     contended: Cell<u32>,
     /// The address that was connected to last, where the endpoint's name has several.
     last: Cell<Option<SocketAddr>>,
+    /// The lookups of the endpoint's name.
+    lookup: Rc<NameLookup>,
     /// The number of connections that are still being opened although no request waits for them, because the endpoint
     /// doesn't answer.
     stuck: Cell<u32>,
@@ -272,6 +276,7 @@ impl Pool {
             patience: Cell::new(DEFAULT_PATIENCE),
             contended: Cell::new(0),
             last: Cell::new(None),
+            lookup: Rc::default(),
             stuck: Cell::new(0),
             all: Rc::downgrade(all),
         }
@@ -388,10 +393,11 @@ impl Pool {
         let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
         let (wanted, addresses) = (*wanted, *addresses);
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
-        let (last, stage) = (Some(&self.last), Some(&**stage));
+        let (last, lookup, stage) = (Some(&self.last), Some(&self.lookup), Some(&**stage));
         let all = self.all.upgrade();
         let pools = all.as_deref();
-        let terms = |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, stage, pools };
+        let terms =
+            |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, lookup, stage, pools };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }

@@ -4,18 +4,20 @@ use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use smallvec::SmallVec;
+use smallvec::smallvec;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
+use super::name_lookup::{Addresses, NameLookup};
 use super::required_protocol::RequiredProtocol;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
@@ -66,6 +68,8 @@ pub struct ConnectTerms<'a> {
     pub within: Duration,
     /// The address, of those that the endpoint's name has, that was last connected to.
     pub last: Option<&'a Cell<Option<SocketAddr>>>,
+    /// The lookups of the endpoint's name that requests share; `None` for one that is not shared.
+    pub lookup: Option<&'a Rc<NameLookup>>,
     /// The progress of the connection, which is updated.
     pub stage: Option<&'a Cell<ConnectStage>>,
     /// The worker's pools, whose idle connections are closed if descriptors are used up.
@@ -98,8 +102,7 @@ pub async fn connect(
     match &address.address {
         SocketName::Tcp(host_and_port) => {
             terms.note(ConnectStage::Resolving);
-            let resolved = terms.open(|| lookup_host(&**host_and_port)).await.map_err(unknown)?;
-            let resolved = resolved.collect::<SmallVec<[SocketAddr; 2]>>();
+            let resolved = terms.open(|| resolve(host_and_port, terms.lookup)).await.map_err(unknown)?;
             terms.note(ConnectStage::Connecting);
             let order = happy_eyeballs::ordered(&resolved, terms.last.and_then(Cell::get));
             let stream = terms.open(|| happy_eyeballs::connect(&order, terms.within)).await.map_err(refused)?;
@@ -116,6 +119,19 @@ pub async fn connect(
             terms.note(ConnectStage::Reached);
             negotiate(EndpointSocket::new(stream, now.clone()), address, terms, now, permit).await
         }
+    }
+}
+
+/// Returns the addresses of a name, or an address.
+async fn resolve(host_and_port: &Arc<str>, shared: Option<&Rc<NameLookup>>) -> io::Result<Addresses> {
+    if let Ok(address) = host_and_port.parse() {
+        return Ok(smallvec![address]);
+    }
+    let name = host_and_port.clone();
+    let lookup = || async move { Ok(lookup_host(&*name).await?.collect::<Addresses>()) };
+    match shared {
+        Some(shared) => shared.shared(lookup).await,
+        None => lookup().await,
     }
 }
 

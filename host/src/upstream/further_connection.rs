@@ -101,6 +101,7 @@ impl Pool {
             head: settings.head,
             within: settings.connect_timeout,
             last: Some(&self.last),
+            lookup: Some(&self.lookup),
             stage: None,
             pools: all.as_deref(),
         };

@@ -77,6 +77,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         head: check.head,
         within: check.timeout,
         last: None,
+        lookup: None,
         stage: None,
         pools: None,
     };
