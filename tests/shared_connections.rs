@@ -125,7 +125,8 @@ fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
     assert!((200..=260).contains(&most), "{most} resets of one connection");
 }
 
-/// Answers the requests of a connection. The response to content `stream` begins, which is told, and doesn't end.
+/// Answers the requests of a connection. The response to content `stream` begins, which is told, and doesn't end; there is
+/// none to `silent`.
 fn serve_streams(raw: &mut Raw, streaming: &mpsc::Sender<()>) {
     while let Some(request) = raw.next_request() {
         match request.content.as_slice() {
@@ -133,6 +134,7 @@ fn serve_streams(raw: &mut Raw, streaming: &mpsc::Sender<()>) {
                 raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
                 streaming.send(()).unwrap();
             }
+            b"silent" => {}
             _ => raw.respond(request.stream, &[], b"whole"),
         }
     }
@@ -312,18 +314,7 @@ fn upstreams_with_limits_of_their_own_share_an_endpoint_and_no_connection() {
 #[test]
 fn a_request_that_is_not_answered_in_time_leaves_its_connection_to_others() {
     let (streaming, streams) = mpsc::channel();
-    let endpoint = endpoint(move |raw| {
-        while let Some(request) = raw.next_request() {
-            match request.content.as_slice() {
-                b"stream" => {
-                    raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
-                    streaming.send(()).unwrap();
-                }
-                b"silent" => {}
-                _ => raw.respond(request.stream, &[], b"whole"),
-            }
-        }
-    });
+    let endpoint = endpoint(move |raw| serve_streams(raw, &streaming));
     let keys = "connect-timeout = \"1s\"\nresponse-timeout = \"500ms\"\nlimits.connections = 1\nretry = false";
     let proxy = start(&[&endpoint], keys);
     let open = begin_stream(&proxy, "/", "", &streams);

@@ -7,6 +7,7 @@ pub mod deadline;
 pub mod happy_eyeballs;
 pub mod hyper_io;
 pub mod memfd_arena;
+mod read_pace;
 pub mod tcp;
 pub mod turn;
 pub mod waiting_bytes;

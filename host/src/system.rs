@@ -12,3 +12,4 @@ pub mod printable;
 pub mod random;
 pub(crate) mod service_manager;
 pub mod supervise;
+pub(crate) mod thread_time;

@@ -91,7 +91,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         .of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, max: limits.buffer };
     let max_section = Rc::<Cell<Option<u32>>>::default();
-    let io = CountedTransport { io, counter: ClientFrames::new(client.clock.clone(), max_section.clone()) };
+    let io = CountedTransport::new(io, ClientFrames::new(client.clock.clone(), max_section.clone()));
     let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
     let streams = Rc::new(Streams::new(client, idle, now, max_section));

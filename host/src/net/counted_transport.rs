@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::read_pace::ReadPace;
+
 /// A counter of the bytes of one connection, or of the frames in them.
 pub trait TransportCounter {
     /// Counts bytes that were read.
@@ -14,6 +16,11 @@ pub trait TransportCounter {
 
     /// Counts bytes that were written.
     fn count_sent(&mut self, bytes: &[u8]);
+
+    /// Returns the number of heads in what was read last; `None` if no long parse is to be expected.
+    fn heads(&self) -> Option<usize> {
+        None
+    }
 
     /// Whether other tasks are to run before the next read. Asked once for each read.
     fn end_turn(&mut self) -> bool {
@@ -28,6 +35,13 @@ pub trait TransportCounter {
 pub struct CountedTransport<T, C> {
     pub io: T,
     pub counter: C,
+    pace: ReadPace,
+}
+
+impl<T, C> CountedTransport<T, C> {
+    pub fn new(io: T, counter: C) -> Self {
+        CountedTransport { io, counter, pace: ReadPace::default() }
+    }
 }
 
 impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTransport<T, C> {
@@ -35,6 +49,7 @@ impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTra
         if let Some(end) = self.counter.end_of_reads() {
             return end;
         }
+        ready!(self.pace.poll_turn(cx));
         if self.counter.end_turn() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -42,6 +57,9 @@ impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTra
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
         self.counter.count_received(&buffer.filled()[before..]);
+        if let Some(heads) = self.counter.heads() {
+            self.pace.begin(heads);
+        }
         if let Some(end) = self.counter.end_of_reads() {
             buffer.set_filled(before);
             return end;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
+
+use crate::system::thread_time::thread_time;
 
 /// The mean interval between two ticks of the clock of running plugins. A limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -146,12 +147,6 @@ impl CpuMeter {
     pub(super) fn since_tick(&self) -> Option<Duration> {
         self.base.map(|base| thread_time().saturating_sub(base))
     }
-}
-
-/// Returns the CPU time that the current thread has used.
-pub(super) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 fn nanoseconds(time: Duration) -> u64 {

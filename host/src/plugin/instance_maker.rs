@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::call_error::PluginFailure;
-use super::cpu_time::thread_time;
 use super::early_answers::EarlyAnswers;
 use super::instance::Instance;
 use super::instance_orders::{InstanceOrder, InstanceOrders, MadeInstance, WantedInstance, WorkerOrder};
 use super::settings::Isolation;
 use super::version::{PluginVersion, PluginVersions};
 use crate::system::supervise::{Task, guard};
+use crate::system::thread_time::thread_time;
 
 /// A spare instance that is due later.
 struct PendingSpare<V> {

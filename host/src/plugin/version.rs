@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use super::body_counts::BodyCounts;
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
-use super::cpu_time::thread_time;
 use super::engine::Plugin;
 use super::instance::{Instance, InstanceRecipe};
 use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
@@ -25,6 +24,7 @@ use super::settings::Isolation;
 use super::time_share::TimeShare;
 use super::waiting_limit::WaitingLimit;
 use crate::net::turn::spend;
+use crate::system::thread_time::thread_time;
 use crate::telemetry::metrics::CallRejection;
 
 /// The versions that are in use.

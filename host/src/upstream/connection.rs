@@ -176,7 +176,7 @@ impl Connection {
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let state = TransportState { now, ..TransportState::default() };
         let counter = EndpointFrames::new(head.bytes, reports.clone());
-        let transport = DeferredEnd::new(CountedTransport { io: transport, counter }, state.is_over.clone());
+        let transport = DeferredEnd::new(CountedTransport::new(transport, counter), state.is_over.clone());
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let alert = Rc::<OnceCell<String>>::default();

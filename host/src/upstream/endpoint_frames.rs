@@ -159,6 +159,7 @@ impl TransportCounter for EndpointFrames {
         self.budget.pass(Instant::now());
         let EndpointFrames { incoming, budget, turn, heads, reports, settings, flood, .. } = self;
         let settings = Cell::from_mut(settings);
+        turn.begin_read();
         let each = |head: FrameHead| {
             turn.count_received(head);
             reports.received.set(reports.received.get().wrapping_add(1));
@@ -205,6 +206,10 @@ impl TransportCounter for EndpointFrames {
             heads.count_sent(head);
             budget.count_sent(head);
         });
+    }
+
+    fn heads(&self) -> Option<usize> {
+        self.turn.heads()
     }
 
     fn end_turn(&mut self) -> bool {

@@ -42,7 +42,7 @@ struct Reading {
     incoming: Option<Incoming>,
     /// The pieces that were joined.
     joined: BytesMut,
-    /// What follows the joined pieces, if it is no content.
+    /// The end or the trailers behind the joined pieces; `None` if more content may follow.
     next: Option<Result<Frame<Bytes>, BodyError>>,
     /// The waker of the exchange, while it waits for content.
     reader: Option<Waker>,

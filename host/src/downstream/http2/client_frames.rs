@@ -207,6 +207,7 @@ impl TransportCounter for ClientFrames {
         let ClientFrames { clock, incoming, budget, turn, max_section, last_stream, opened, requests, flood, .. } =
             self;
         budget.pass(clock.now());
+        turn.begin_read();
         let each = |head: FrameHead| {
             turn.count_received(head);
             requests.count_received(head, *last_stream);
@@ -244,6 +245,10 @@ impl TransportCounter for ClientFrames {
             *malformed += usize::from(value == FrameValue::ResetCode(PROTOCOL_ERROR) && !resets_answered.get());
             *refused += usize::from(value == FrameValue::ResetCode(REFUSED_STREAM));
         });
+    }
+
+    fn heads(&self) -> Option<usize> {
+        self.turn.heads()
     }
 
     fn end_turn(&mut self) -> bool {

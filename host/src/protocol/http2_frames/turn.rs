@@ -6,7 +6,21 @@ use super::{CONTINUATION, DATA, FrameHead, HEADERS};
 
 /// The work of the frames that were received in a turn.
 #[derive(Debug, Default)]
-pub struct FrameTurn(usize);
+pub struct FrameTurn {
+    work: usize,
+    /// The heads that began in the last two reads, the last one first: a head may go on in the next read.
+    reads: [ReadHeads; 2],
+}
+
+/// The heads that began in a read.
+#[derive(Clone, Copy, Debug, Default)]
+struct ReadHeads {
+    number: usize,
+    bytes: usize,
+}
+
+/// The bytes of heads in two reads from which on their parse is measured. Most requests and responses have less.
+const MEASURED: usize = 1 << 10;
 
 /// The work of a turn: each byte of a head counts one, because it can stand for a field of the dynamic table (RFC 7541 §6.1).
 /// About a millisecond.
@@ -19,9 +33,24 @@ const SHORT: usize = 256;
 const SHORT_DATA: usize = 32;
 
 impl FrameTurn {
+    /// Begins another read.
+    pub fn begin_read(&mut self) {
+        self.reads = [ReadHeads::default(), self.reads[0]];
+    }
+
+    /// Returns the number of heads in the last read, if their parse may take long.
+    pub fn heads(&self) -> Option<usize> {
+        let [last, before] = self.reads;
+        (last.bytes + before.bytes >= MEASURED).then_some(last.number)
+    }
+
     /// Counts a received frame.
     pub fn count_received(&mut self, head: FrameHead) {
-        self.0 += match head.kind {
+        if matches!(head.kind, HEADERS | CONTINUATION) {
+            self.reads[0].number += 1;
+            self.reads[0].bytes += head.length;
+        }
+        self.work += match head.kind {
             HEADERS | CONTINUATION => head.length,
             DATA if head.length < SHORT => SHORT_DATA,
             _ => 0,
@@ -30,9 +59,9 @@ impl FrameTurn {
 
     /// Ends the turn if it has made enough work, and begins the next one. Returns whether it has ended.
     pub fn end_if_long(&mut self) -> bool {
-        let is_long = self.0 >= MAX_WORK;
+        let is_long = self.work >= MAX_WORK;
         if is_long {
-            self.0 = 0;
+            self.work = 0;
         }
         is_long
     }

@@ -278,7 +278,7 @@ async fn connect(
 ) -> Result<Connected, String> {
     let opened = open(settings, within, last).await.map_err(|error| error.to_string())?;
     let Opened { transport, address } = opened;
-    let stream = CountedTransport { io: transport, counter: received.clone() };
+    let stream = CountedTransport::new(transport, received.clone());
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     // Besides the commands that have places, there are pings.
     let most = settings.commands + 1;
