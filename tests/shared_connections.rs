@@ -449,6 +449,30 @@ fn requests_use_the_connection_that_there_is_if_no_further_one_opens() {
     }
 }
 
+/// Requests were bound to the connection with the fewest requests, all of which were streams without end.
+#[test]
+fn requests_wait_for_whichever_stream_ends_first() {
+    let (streaming, streams) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        raw.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 2]);
+        serve_streams(raw, &streaming);
+    });
+    let proxy = start(&[&endpoint], "response-timeout = \"3s\"\nretry = false\nlimits.connections = 2");
+    let open = [begin_stream(&proxy, "/", "", &streams), begin_stream(&proxy, "/", "", &streams)];
+    assert_eq!(proxy.get("/", "").status(), 200);
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+    }
+    drop(open);
+}
+
 /// The connection of before the reload counts against the limit as long as its stream lasts.
 #[test]
 fn a_connection_with_a_long_stream_serves_others_after_a_reload_of_the_limits_of_heads() {

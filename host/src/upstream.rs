@@ -298,13 +298,6 @@ impl Pool {
         {
             return Some(connection);
         }
-        // Without room for another connection, a request waits for a stream of one that is full.
-        if wanted == RequiredProtocol::Any
-            && !connection_limit.has_room()
-            && let Some(sender) = self.shared.borrow_mut().find_full(connection_limit, rules.head, now)
-        {
-            return Some(Box::new(Connection::of_shared(sender)));
-        }
         let mut idle = self.idle.borrow_mut();
         // Upstreams with other limits may have the same endpoint, and connections of their own.
         let suits = |connection: &Connection| {
@@ -325,8 +318,10 @@ impl Pool {
 
     /// Shares a connection with later requests; returns a handle of it.
     fn share(&self, sender: SharedSender, now: Instant) -> Box<Connection> {
+        sender.tell_when_freed(&self.further.changed);
         self.shared.borrow_mut().add(sender.clone(), now);
         self.returned.notify_waiters();
+        self.further.changed.notify_waiters();
         Box::new(Connection::of_shared(sender))
     }
 
@@ -338,6 +333,13 @@ impl Pool {
         {
             *connection = *self.share(sender, now);
         }
+    }
+
+    /// Whether requests with these settings should wait for a shared connection before they wait for one of their own.
+    pub fn may_serve(&self, connection_limit: &ConnectionLimit, rules: &ConnectionSettings) -> bool {
+        let shared = self.shared.borrow();
+        let is_last_choice = !connection_limit.has_room() && !shared.is_empty();
+        rules.proxy_protocol.is_none() && (is_last_choice || shared.serve(connection_limit, rules.head))
     }
 
     /// Whether a request can have a connection of its own without waiting for one.
@@ -365,7 +367,9 @@ impl Pool {
         rules: &ConnectionSettings,
         clock: &Clock,
     ) -> Result<Acquired, Error> {
-        let mut permit = pin!(connection_limit.take(wanted));
+        // A request whose shared connection was given up for others gets it back without a permit.
+        let is_served = self.shared.borrow().has_yielded();
+        let mut permit = pin!(connection_limit.take(if is_served { RequiredProtocol::Unshared } else { wanted }));
         self.patience.set(rules.connect_timeout / 2);
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = PermitWait(&self.waiting);
@@ -411,10 +415,13 @@ impl Pool {
         }
         if self.shared.borrow().serve(limit, rules.head) {
             drop((first, permit));
-            if let Some(connection) = self.wait_for_stream(request, clock).await {
+            if let Some(connection) = self.wait_for_stream(request, rules.connect_timeout / 2, clock).await {
                 return Ok(connection);
             }
-            permit = limit.take(wanted).await?;
+            permit = match self.acquire(limit, wanted, rules, clock).await? {
+                Acquired::Connect(permit) => permit,
+                Acquired::Use(connection) => return Ok(connection),
+            };
             first = self.first.clone().lock_owned().await;
         }
         if self.exclusive.get() {

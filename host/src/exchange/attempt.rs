@@ -154,6 +154,19 @@ impl Attempt<'_> {
         if pool.is_stuck() && (self.elsewhere)() {
             return Err(waiting(ConnectStage::Connecting));
         }
+        let request = ConnectionRequest {
+            limit: self.connection_limit.clone(),
+            wanted,
+            addresses: self.context.addresses(),
+            settings: rules.clone(),
+            stage: Rc::default(),
+        };
+        if wanted == RequiredProtocol::Any && pool.may_serve(self.connection_limit, rules) {
+            let patience = if (self.elsewhere)() { happy_eyeballs::DELAY } else { within / 2 };
+            if let Some(connection) = pool.wait_for_stream(&request, patience, clock).await {
+                return Ok((connection, ConnectionOrigin::Kept));
+            }
+        }
         let full = |_| {
             // Without a limit there is no wait. The time is a limit too, but a longer one makes no connection free.
             let why = format!("no connection became free in {within:?} (`connect-timeout`)");
@@ -163,13 +176,6 @@ impl Attempt<'_> {
         let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
             Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
             Acquired::Connect(permit) => permit,
-        };
-        let request = ConnectionRequest {
-            limit: self.connection_limit.clone(),
-            wanted,
-            addresses: self.context.addresses(),
-            settings: rules.clone(),
-            stage: Rc::default(),
         };
         let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), permit, request, clock);
         let mut left = within;

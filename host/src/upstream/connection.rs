@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::connection_limit::{ConnectionPermit, LimitHandle};
@@ -47,7 +48,12 @@ pub struct Connection {
     sent_before: u32,
     /// The number of frames that had arrived over HTTP/2 when the last request of this handle began.
     received_before: usize,
+    /// The place of the exchange on a connection with HTTP/2; `None` with HTTP/1.
+    _place: Option<StreamPlace>,
 }
+
+/// A place on a connection with HTTP/2. When it is dropped, a request that waits for one is woken.
+struct StreamPlace(Rc<FrameReports>);
 
 #[expect(clippy::large_enum_variant, reason = "connections are boxed")]
 enum Sender {
@@ -153,7 +159,7 @@ impl Connection {
     ) -> Self {
         let limit_handle = permit.limit_handle();
         let sender = Sender::Http1 { http1: Http1::new(transport, head, permit), now };
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0 }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0, _place: None }
     }
 
     /// Speaks HTTP/2 over a transport, whose socket obeys `now`. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -207,8 +213,9 @@ impl Connection {
     /// Returns another handle of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
         let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
+        let place = Some(StreamPlace(sender.reports.clone()));
         let sender = Sender::Http2(sender);
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0 }
+        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0, _place: place }
     }
 
     /// Makes a connection with HTTP/2 serve one exchange at a time.
@@ -456,7 +463,19 @@ impl From<TrySendError<Request<Http2Content>>> for Unsent {
     }
 }
 
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        // The exchange leaves the connection before the request that is woken runs.
+        self.0.freed.get().into_iter().for_each(|freed| freed.notify_one());
+    }
+}
+
 impl SharedSender {
+    /// Notifies requests that wait for a stream when an exchange leaves the connection.
+    pub fn tell_when_freed(&self, freed: &Rc<Notify>) {
+        let _ = self.reports.freed.set(freed.clone());
+    }
+
     /// Returns the limit that the body's connection is counted against.
     pub fn limit_handle(&self) -> &LimitHandle {
         &self.limit_handle

@@ -81,12 +81,13 @@ impl ConnectionLimit {
         self.0.as_deref().is_none_or(LimitState::has_room)
     }
 
-    /// Whether a connection counts against this limit. Under another limit, or none, it would never be counted.
+    /// Whether a connection counts against this limit, or against none if this is none. Under another limit it would never
+    /// be counted, or take the place of a request of another upstream.
     pub fn have(&self, connection: &LimitHandle) -> bool {
         match (&self.0, &connection.0) {
-            (None, _) => true,
+            (None, None) => true,
             (Some(own), Some(its)) => Arc::ptr_eq(own, its),
-            (Some(_), None) => false,
+            (Some(_), None) | (None, Some(_)) => false,
         }
     }
 
@@ -165,7 +166,7 @@ mod tests {
         assert!(
             connection_limit.have(&counted)
                 && !ConnectionLimit::limited(1, 1).have(&counted)
-                && ConnectionLimit::default().have(&counted)
+                && !ConnectionLimit::default().have(&counted)
         );
         assert!(!connection_limit.have(&LimitHandle::default()));
         drop(second);

@@ -5,7 +5,7 @@
     reason = "h2 gives its sockets no clock of a worker, and allowances grow with time"
 )]
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use super::http2_response_body::{SHORT, ShortPieces};
 use super::informational;
 use crate::net::counted_transport::TransportCounter;
-use crate::protocol::http2_frames::budget::FrameBudget;
+use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::turn::FrameTurn;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
@@ -48,6 +48,8 @@ pub struct FrameReports {
     is_settled: Cell<bool>,
     /// Notified when the endpoint's first settings are read, or can't come any more.
     pub settled: Notify,
+    /// Notified when an exchange has left the connection; unset as long as none is shared.
+    pub freed: OnceCell<Rc<Notify>>,
     /// The short pieces of content that wait for their exchanges.
     pub short_pieces: Rc<ShortPieces>,
     /// The number of frames that were received.
@@ -123,6 +125,7 @@ impl Default for FrameReports {
             announced_streams: Cell::new(u32::MAX),
             is_settled: Cell::default(),
             settled: Notify::new(),
+            freed: OnceCell::new(),
             short_pieces: Rc::default(),
             received: Cell::default(),
             last_sent: Cell::default(),
@@ -171,7 +174,7 @@ impl TransportCounter for EndpointFrames {
                 reports.settle(settings);
             }
             let counted = heads.count_received(head).and_then(|()| {
-                let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
+                let kind = |kind: FrameKind| Flood::Kind(kind.name());
                 budget.count_received(head).map_err(kind)
             });
             if let Err(name) = counted {

@@ -22,57 +22,56 @@ pub struct FurtherConnection {
     since: Cell<Option<Instant>>,
     /// The time before which no other one is opened, because the last one failed; `None` for at once.
     paused_until: Cell<Option<Instant>>,
-    /// Notified when one has been opened, or has failed.
-    ended: Notify,
+    /// Notified when one has been opened or has failed, and when an exchange leaves a shared connection.
+    pub(super) changed: Rc<Notify>,
 }
 
 /// Records the end of an attempt to open a further connection when dropped.
 struct Opening(Rc<Pool>);
 
-/// The time for which requests wait for a further connection before they wait for a stream of a full one. It is shorter than
-/// the time after which a request goes to another endpoint.
-const PATIENCE: Duration = Duration::from_millis(200);
-
 /// The time after a failure for which no further connection is opened.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The interval in which a waiting request looks for a stream that has become free.
-const INTERVAL: Duration = Duration::from_millis(20);
+/// The interval in which a waiting request looks whether it has waited long enough.
+const INTERVAL: Duration = Duration::from_millis(250);
 
 impl Pool {
-    /// Waits for a stream on a shared connection, while a further one is opened. If that takes too long, the request gets the
-    /// connection with the fewest requests, and waits there. Returns `None` if there is no shared connection any more.
-    pub(super) async fn wait_for_stream(
+    /// Waits for a stream on whichever shared connection has one first, while a further connection is opened. After
+    /// `patience`, or if none serves requests well, it gets the connection with the fewest requests, and waits there. Returns
+    /// `None` if it should open a connection.
+    pub async fn wait_for_stream(
         self: &Rc<Self>,
         request: &ConnectionRequest,
+        patience: Duration,
         clock: &Rc<Clock>,
     ) -> Option<Box<Connection>> {
         let ConnectionRequest { limit, settings, .. } = request;
+        let began = clock.now();
         loop {
-            let now = clock.now();
+            let (now, changed) = (clock.now(), self.further.changed.notified());
             if let Some(connection) = self.shared_connection(settings, limit, now) {
                 return Some(connection);
             }
-            if !self.shared.borrow().serve(limit, settings.head) {
+            let is_served = self.shared.borrow().serve(limit, settings.head);
+            if !is_served && limit.has_room() {
                 return None;
             }
-            let is_expected = match self.further.since.get() {
-                Some(since) => now.saturating_duration_since(since) < PATIENCE,
-                None => self.open_further(request, clock),
-            };
-            if !is_expected {
+            if !is_served || now.saturating_duration_since(began) >= patience {
                 let sender = self.shared.borrow_mut().find_full(limit, settings.head, now)?;
                 return Some(Box::new(Connection::of_shared(sender)));
             }
-            let _ = tokio::time::timeout(INTERVAL, self.further.ended.notified()).await;
+            if self.further.since.get().is_none() {
+                self.open_further(request, clock);
+            }
+            let _ = tokio::time::timeout(INTERVAL, changed).await;
         }
     }
 
-    /// Begins to open a further connection. Returns `false` if the last one has just failed, or the limit has no room.
-    fn open_further(self: &Rc<Self>, request: &ConnectionRequest, clock: &Rc<Clock>) -> bool {
+    /// Begins to open a further connection, unless the last one has just failed, or the limit has no room.
+    fn open_further(self: &Rc<Self>, request: &ConnectionRequest, clock: &Rc<Clock>) {
         let now = clock.now();
         let is_paused = self.further.paused_until.get().is_some_and(|until| now < until);
-        let Some(permit) = request.limit.try_take().filter(|_| !is_paused) else { return false };
+        let Some(permit) = request.limit.try_take().filter(|_| !is_paused) else { return };
         self.further.since.set(Some(now));
         let opening = Opening(self.clone());
         let (settings, clock) = (request.settings.clone(), clock.clone());
@@ -84,7 +83,6 @@ impl Pool {
                 None => pool.further.paused_until.set(Some(clock.now() + PAUSE)),
             }
         });
-        true
     }
 
     /// Opens a connection with HTTP/2, and waits until the endpoint has said how many streams it accepts.
@@ -115,6 +113,6 @@ impl Pool {
 impl Drop for Opening {
     fn drop(&mut self) {
         self.0.further.since.set(None);
-        self.0.further.ended.notify_waiters();
+        self.0.further.changed.notify_waiters();
     }
 }

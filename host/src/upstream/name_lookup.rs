@@ -37,7 +37,10 @@ impl NameLookup {
         loop {
             let ended = running.ended.notified();
             if let Some(found) = running.found.get() {
-                return found.as_ref().map(Clone::clone).map_err(copy);
+                return match found {
+                    Ok(addresses) => Ok(addresses.clone()),
+                    Err(error) => Err(copy(error)),
+                };
             }
             ended.await;
         }

@@ -95,6 +95,11 @@ impl SharedConnections {
         });
     }
 
+    /// Whether a connection is given up for requests of others. This worker's requests get it back if that takes too long.
+    pub fn has_yielded(&self) -> bool {
+        self.yielded.is_some()
+    }
+
     /// Whether there is no connection that requests may use.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
