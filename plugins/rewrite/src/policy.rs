@@ -5,7 +5,7 @@ use plugway_sdk::{ConfigError, Input, Response, Setup, ValueName, Values, Verdic
 use crate::config::Config;
 use crate::location::Location;
 use crate::query::QueryEdits;
-use crate::rewriter::{Decision, Rewriter};
+use crate::rewriter::{Decision, Failure, Rewriter};
 
 /// The rules of a configuration.
 pub struct Policy {
@@ -62,14 +62,15 @@ impl Policy {
         let authority = self.site.as_ref().and_then(|site| request.text(site.authority)).unwrap_or_default();
         let decision = match self.rewriter.decide(path, || format!("{}://{authority}", scheme())) {
             Ok(decision) => decision,
-            Err(message) => return Verdict::Fail(message),
+            Err(Failure::Path(_)) => return bad_path(),
+            Err(Failure::Loop(message)) => return Verdict::Fail(message),
         };
         let received = request.text(self.received);
         let host = self.rewriter.canonical.authority(authority);
         match (host, self.rewriter.canonical.status) {
             (Some(host), Some(status)) => match to_host(decision, path, format!("{}://{host}", scheme()), status) {
                 Ok((location, status)) => redirect(&location, status, received),
-                Err(message) => Verdict::Fail(message),
+                Err(_) => bad_path(),
             },
             (host, _) => self.verdict(decision, host, received),
         }
@@ -116,6 +117,13 @@ fn to_host(decision: Decision, path: &str, site: String, status: u16) -> Result<
         // The path that the upstream would get is none of the client's.
         Decision::Internal(_) | Decision::Stay => (Location { site: Some(site), ..Location::path(path)? }, status),
     })
+}
+
+/// Returns the response to a client whose path can't be rewritten. The path is the client's, so the plugin has not failed. The
+/// result of a rule may be a path that only the upstream knows, and isn't shown.
+fn bad_path() -> Verdict {
+    let words = "400 Bad Request\nthe path can't be rewritten to one that a request can have\n";
+    Response::new(400).body("text/plain; charset=utf-8", words).into()
 }
 
 fn redirect(location: &Location, status: u16, query: Option<&str>) -> Verdict {

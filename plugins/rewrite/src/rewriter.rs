@@ -27,6 +27,15 @@ pub enum Decision {
     Redirect(Location, u16),
 }
 
+/// The reason why there is no decision about a path.
+#[derive(Debug, PartialEq)]
+pub enum Failure {
+    /// The client's path makes a result of a rule that no request can have, such as one with a dot segment.
+    Path(String),
+    /// The configuration redirects without an end.
+    Loop(String),
+}
+
 impl Rewriter {
     /// Parses the rules, and checks that redirects end; errors are reported.
     pub fn new(config: &Config, setup: &mut Setup) -> Self {
@@ -40,9 +49,8 @@ impl Rewriter {
     }
 
     /// Returns the decision about a path that a client has requested; `site` returns the site of the request, such as
-    /// `https://example.org`. Redirects within the site that follow one another with the same status become one. The error
-    /// names a loop.
-    pub fn decide(&self, path: &str, site: impl Fn() -> String) -> Result<Decision, String> {
+    /// `https://example.org`. Redirects within the site that follow one another with the same status become one.
+    pub fn decide(&self, path: &str, site: impl Fn() -> String) -> Result<Decision, Failure> {
         let (mut location, status) = match self.step(path)? {
             Decision::Redirect(location, status) => (location, status),
             decision => return Ok(decision),
@@ -55,9 +63,9 @@ impl Rewriter {
             trail.push(at.clone());
             if trail.len() > MOST_REDIRECTS {
                 let trail = shown(&trail);
-                return Err(format!(
+                return Err(Failure::Loop(format!(
                     "redirects without an end: {trail}; expected a target that is not redirected again"
-                ));
+                )));
             }
             let Decision::Redirect(next, other) = self.step(&at)? else { break };
             is_followed = is_here(&next);
@@ -77,19 +85,19 @@ impl Rewriter {
     }
 
     /// Returns the decision about a path, without regard to what happens to a redirected request.
-    fn step(&self, path: &str) -> Result<Decision, String> {
+    fn step(&self, path: &str) -> Result<Decision, Failure> {
         let canonical = self.canonical.path(path);
         if let Some(status) = self.canonical.status.filter(|_| *canonical != *path) {
-            return Ok(Decision::Redirect(Location::path(&canonical)?, status));
+            return Ok(Decision::Redirect(Location::path(&canonical).map_err(Failure::Path)?, status));
         }
         let found = match self.map.find(&canonical) {
             Some(found) => Some(found),
-            None => self.rules.find(&canonical).transpose()?,
+            None => self.rules.find(&canonical).transpose().map_err(Failure::Path)?,
         };
         Ok(match found {
             Some((location, Some(status))) => Decision::Redirect(location, status),
             Some((location, None)) => Decision::Internal(location),
-            None if *canonical != *path => Decision::Internal(Location::path(&canonical)?),
+            None if *canonical != *path => Decision::Internal(Location::path(&canonical).map_err(Failure::Path)?),
             None => Decision::Stay,
         })
     }
@@ -106,23 +114,31 @@ impl Rewriter {
                 wrong(format!(
                     "no request has the path `{path}` here: its canonical form is `{canonical}`; write that"
                 ));
-            } else if let Some(Err(message)) = target.map(|_| self.decide(path, String::new)) {
-                wrong(message);
+            } else if let Some(Err(failure)) = target.map(|_| self.decide(path, String::new)) {
+                wrong(failure.message());
             }
         }
         errors.sort_by_key(|(number, _)| *number);
         let errors = errors.into_iter().map(|(_, error)| error);
         let loops = self.rules.examples().filter_map(|(place, example)| {
-            let message = self.ends(&example).err()?;
+            let message = self.ends(&example).err()?.message();
             Some(ConfigError::at(format!("/rules/{place}/to"), message))
         });
         errors.chain(loops).collect()
     }
 
     /// Checks that a client which is redirected to a location is not redirected forever.
-    fn ends(&self, location: &Location) -> Result<(), String> {
+    fn ends(&self, location: &Location) -> Result<(), Failure> {
         // The redirect to another site leaves the rules, as far as they know before there is a request.
         if location.site.is_some() { Ok(()) } else { self.decide(&location.path, String::new).map(drop) }
+    }
+}
+
+impl Failure {
+    fn message(self) -> String {
+        match self {
+            Failure::Path(message) | Failure::Loop(message) => message,
+        }
     }
 }
 
