@@ -7,8 +7,8 @@ mod hsts;
 mod permissions;
 
 use plugway_sdk::{
-    ConfigError, EditPlan, EditPlanId, Input, Plugin, RequestFilter, ResponseFilter, Setup, ValueName, Values, Verdict,
-    export,
+    ConfigError, EditPlan, EditPlanId, Input, Part, Plugin, RequestFilter, ResponseFilter, Setup, ValueName, Values,
+    Verdict, export,
 };
 
 use config::Config;
@@ -30,6 +30,10 @@ impl Plugin for SecurityHeaders {
         let mut fields = Fields::new(&config, setup);
         let [secure, plain] = [Scheme::Https, Scheme::Http].map(|scheme| setup.plan(fields.plan(scheme)));
         let nonce_field = fields.nonce_field.take();
+        if let Some(field) = &nonce_field {
+            // The host checks plans before there are requests: some fields can't be set.
+            setup.plan(EditPlan::default().set_field(field, vec![Part::Text(Vec::new())]));
+        }
         setup.request_plan = nonce_field.is_none().then(|| setup.plan(EditPlan::default()));
         setup.response_plan = (!fields.depend_on_scheme()).then_some(plain);
         Ok(SecurityHeaders { scheme: setup.response.value(ValueName::Scheme), secure, plain, nonce_field })
