@@ -346,6 +346,33 @@ fn field_names_that_origins_take_for_others_are_removed_refused_or_passed() {
 }
 
 #[test]
+fn fields_that_are_removed_are_counted_and_named_at_the_level_debug() {
+    let mut command = plugway();
+    command.env("PLUGWAY_LOG", "debug");
+    let folder = tempfile::tempdir().unwrap();
+    let proxy =
+        Proxy::start_by(command, folder.path(), &listening(&echo(), "trusted-proxies = [\"192.0.2.0/24\"]", "", ""));
+    let status = get(&proxy, &["api_key: secret", "X_User: 1", "X-Forwarded-Proto: https", "X-Plain: 1"]).status();
+    assert_eq!(status, 200);
+    for (field, key) in
+        [("api_key", "field-aliases"), ("x_user", "field-aliases"), ("x-forwarded-proto", "trusted-proxies")]
+    {
+        let line = proxy.wait_log(&format!("field=\"{field}\""));
+        let wanted = ["DEBUG", "field of a request removed", &format!("key=\"{key}\""), "peer=127.0.0.1"];
+        assert!(wanted.iter().all(|part| line.contains(part)) && !line.contains("secret"), "{line}");
+    }
+    let metrics = proxy.ask_admin("GET /metrics").text();
+    let counted = |reason: &str| {
+        let end = format!("\",reason=\"{reason}\"}} ");
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("plugway_fields_removed_total{listener=") && line.contains(&end));
+        line.unwrap_or_else(|| panic!("{metrics}")).rsplit(' ').next().unwrap().to_string()
+    };
+    assert_eq!((counted("alias"), counted("untrusted")), ("2".into(), "1".into()));
+}
+
+#[test]
 fn an_edit_of_a_field_covers_its_aliases() {
     let edits = [
         ("set = { X-User = \"anonymous\" }", vec!["anonymous"]),

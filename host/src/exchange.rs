@@ -48,7 +48,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{HeaderName, Method, Request, Response, Version};
 use http_body::Body;
 use hyper::ext::Protocol;
 
@@ -78,7 +78,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
-use crate::protocol::client_address;
+use crate::protocol::client_address::{self, FieldRemoval};
 use crate::protocol::hop_by_hop;
 
 /// The client connection that a request arrived on, and its listener.
@@ -210,7 +210,8 @@ pub fn receive(
     let changed = arrival.under(&worker.generation);
     let (began, arrival) = (arrival, changed.as_ref().unwrap_or(arrival));
     let ConnectionInfo { peer, listener, is_trusted, .. } = arrival;
-    let settled = client_address::settle(&mut parts.headers, peer.ip(), *is_trusted, &listener.client);
+    let report = |name: &HeaderName, reason: FieldRemoval| report_removal(name, reason, listener, peer);
+    let settled = client_address::settle(&mut parts.headers, peer.ip(), *is_trusted, &listener.client, report);
     let verified = changed.as_ref().map_or(Ok(()), |changed| check_verified(&began.listener, &changed.listener));
     let counted = verified.and_then(|()| count_for_client(&settled, arrival, record));
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
@@ -405,6 +406,19 @@ fn respond_without_route(
     record.status = response.status().as_u16();
     record.set_no_route(context);
     response
+}
+
+/// Counts and logs a field that the listener's rules remove from a request.
+fn report_removal(name: &HeaderName, reason: FieldRemoval, listener: &Listener, peer: &ClientInfo) {
+    listener.census.remove_field(reason);
+    let (field, key, address, peer) = (name.as_str(), reason.key(), &*listener.address, peer.ip());
+    tracing::debug!(
+        field,
+        key,
+        listener = address,
+        peer = peer.map(tracing::field::display),
+        "field of a request removed"
+    );
 }
 
 /// Returns the client's content within its limits.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::generation::listener_rules::KnownRules;
+use crate::protocol::client_address::FieldRemoval;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The connections at a listener, over all workers; kept over generations.
@@ -21,6 +22,8 @@ pub struct ConnectionCounts {
     closed: [AtomicU64; CloseReason::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
     cut_off: [AtomicU64; SendLimit::ALL.len()],
+    /// The fields that were removed from requests, in the order of [`FieldRemoval::ALL`].
+    removed: [AtomicU64; FieldRemoval::ALL.len()],
     /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
     /// The rules that connections began with.
@@ -139,6 +142,16 @@ impl ConnectionCounts {
     /// Returns the number of connections and streams that were cut off for a limit.
     pub fn cut_off_by(&self, limit: SendLimit) -> u64 {
         self.cut_off[limit as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts a field that is removed from a request.
+    pub fn remove_field(&self, reason: FieldRemoval) {
+        self.removed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of fields that were removed from requests for a reason.
+    pub fn removed_for(&self, reason: FieldRemoval) -> u64 {
+        self.removed[reason as usize].load(Ordering::Relaxed)
     }
 
     /// Returns the number of open connections at the listener.

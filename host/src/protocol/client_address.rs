@@ -75,11 +75,26 @@ pub struct Settled {
     pub is_rejected: bool,
 }
 
+/// The reason why a field of a request is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldRemoval {
+    /// An origin may take the field for another one.
+    Alias,
+    /// The field describes the request's way, and the peer is no trusted proxy.
+    Untrusted,
+}
+
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the
-/// address that connected, `None` at a unix socket.
-pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &ClientAddressRules) -> Settled {
+/// address that connected, `None` at a unix socket. `report` is called for each name that is removed.
+pub fn settle(
+    fields: &mut HeaderMap,
+    peer: Option<IpAddr>,
+    is_trusted: bool,
+    rules: &ClientAddressRules,
+    report: impl Fn(&HeaderName, FieldRemoval),
+) -> Settled {
     let mut settled = Settled::default();
     let mut unwanted = SmallVec::<[HeaderName; 4]>::new();
     let mut said = SmallVec::<[HeaderName; 4]>::new();
@@ -97,7 +112,10 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
             if is_trusted { said.push(name.clone()) } else { unwanted.push(name.clone()) }
         }
     }
-    unwanted.iter().for_each(|name| drop(fields.remove(name)));
+    for name in &unwanted {
+        report(name, if is_ambiguous(name.as_str()) { FieldRemoval::Alias } else { FieldRemoval::Untrusted });
+        fields.remove(name);
+    }
     if is_trusted {
         settled.client = named(fields, &said, peer, rules);
         // After untrusted elements are removed.
@@ -150,6 +168,26 @@ impl ClientAddressRules {
     pub fn is_unwanted_trailer(&self, name: &str) -> bool {
         let is_alias = is_ambiguous(name) && (self.aliases != AliasPolicy::Pass || is_plain(name));
         is_alias || tells_way(name) || self.source.is_alike(name)
+    }
+}
+
+impl FieldRemoval {
+    pub const ALL: [FieldRemoval; 2] = [FieldRemoval::Alias, FieldRemoval::Untrusted];
+
+    /// Returns the word for the reason.
+    pub fn word(self) -> &'static str {
+        match self {
+            FieldRemoval::Alias => "alias",
+            FieldRemoval::Untrusted => "untrusted",
+        }
+    }
+
+    /// Returns the key of the listener that decides about such fields.
+    pub fn key(self) -> &'static str {
+        match self {
+            FieldRemoval::Alias => "field-aliases",
+            FieldRemoval::Untrusted => "trusted-proxies",
+        }
     }
 }
 

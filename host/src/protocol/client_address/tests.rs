@@ -24,7 +24,7 @@ fn search(source: &AddressSource, lines: &[&str]) -> (String, String) {
     let mut fields = fields(&lines);
     let peer: IpAddr = "10.0.0.1".parse().unwrap();
     let rules = rules(source.clone(), &["10.0.0.0/8", "2001:db8:a::/48", "unix:"]);
-    let settled = settle(&mut fields, Some(peer), true, &rules);
+    let settled = settle(&mut fields, Some(peer), true, &rules, |_, _| {});
     let client = settled.client.map_or("10.0.0.1".into(), |client| match client.port {
         Some(_) => client.socket.to_string(),
         None => client.socket.ip().to_string(),
@@ -124,7 +124,7 @@ fn other_words_are_believed_as_far_as_they_agree() {
     let peer = "10.0.0.1".parse().ok();
     let left = |rules: &ClientAddressRules, is_trusted| {
         let mut fields = fields(&said);
-        let settled = settle(&mut fields, peer, is_trusted, rules);
+        let settled = settle(&mut fields, peer, is_trusted, rules, |_, _| {});
         let left = fields.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
         (settled.client.map(|client| client.address), left.collect::<Vec<_>>())
     };
@@ -233,7 +233,7 @@ fn aliases_are_removed_refused_or_passed() {
     let left = |aliases| {
         let mut fields = fields(&said);
         let rules = ClientAddressRules { aliases, ..rules(AddressSource::XForwardedFor, &[]) };
-        let settled = settle(&mut fields, None, false, &rules);
+        let settled = settle(&mut fields, None, false, &rules, |_, _| {});
         let names: Vec<String> = fields.keys().map(|name| name.as_str().into()).collect();
         (names.join(" "), settled.has_aliases, settled.is_rejected)
     };

@@ -10,6 +10,7 @@ use crate::body::buffer_space::BufferUse;
 use crate::error::FailureKind;
 use crate::generation::Generation;
 use crate::generation::connection_counts::SendLimit;
+use crate::protocol::client_address::FieldRemoval;
 use crate::system::supervise::Task;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::{BOUNDS, PluginMetricKind, PluginMetrics, RouteMetrics};
@@ -36,6 +37,7 @@ pub fn metrics(admin: &Admin) -> String {
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
     clients(&mut out, &generation);
+    removed_fields(&mut out, &generation);
     buffers(&mut out, &admin.registry.buffers);
     logs(&mut out, &generation);
     process(&mut out, admin);
@@ -131,6 +133,19 @@ fn plugin_metrics(out: &mut String, admin: &Admin) {
         family(out, name, word, help);
         for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.definition.kind == kind) {
             line(out, name, &[("plugin", plugin), ("name", &custom.definition.name)], *sum);
+        }
+    }
+}
+
+/// Writes the number of fields that listeners have removed from requests.
+fn removed_fields(out: &mut String, generation: &Generation) {
+    let name = "plugway_fields_removed_total";
+    family(out, name, "counter", "Fields that listeners have removed from requests, by reason.");
+    let listeners: BTreeMap<_, _> = generation.listeners.iter().collect();
+    for (address, listener) in listeners {
+        for reason in FieldRemoval::ALL {
+            let labels = [("listener", &**address), ("reason", reason.word())];
+            line(out, name, &labels, listener.census.removed_for(reason) as f64);
         }
     }
 }
