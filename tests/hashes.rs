@@ -61,6 +61,11 @@ fn unhashable_input_is_an_error_that_does_not_show_it() {
         (&["hash-password"], b"s3cret\nanother\n", "more than one line"),
         (&["hash-key"], b"0123456789abcdef\n\n", "more than one line"),
         (&["hash-key"], b"s3cret\n", "key too short: 6 bytes"),
+        (&["hash-key"], b" s3cret-0123456789\n", "it has a space or a tab at an end"),
+        (&["hash-key"], b"s3cret-0123456789\t\r\n", "it has a space or a tab at an end"),
+        (&["hash-key"], b"s3cret-\0-0123456789\n", "it has a control character"),
+        (&["hash-key"], b"s3cret-0123456789\r\r\n", "it has a control character"),
+        (&["hash-key"], b"\xef\xbb\xbfs3cret-0123456789\n", "it begins with a byte order mark"),
         (&["hash-password", "s3cret"], b"", "unexpected argument"),
     ] {
         let Output { status, stdout, stderr } = hashed(args, input);

@@ -58,9 +58,24 @@ pub fn key() -> anyhow::Result<String> {
         "key too short: {} bytes; expected a random one of at least {MIN_KEY_BYTES}, such as from `openssl rand -hex 32`",
         key.len()
     );
+    if let Some(found) = uncarried(&key) {
+        bail!("key that no request can have: {found}; expected a random one, such as from `openssl rand -hex 32`");
+    }
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("sha256:{hex}"))
+}
+
+/// Returns what keeps a field from carrying a key: each request with the key would be refused. `None` if nothing does.
+fn uncarried(key: &str) -> Option<&'static str> {
+    match key {
+        // Editors of Windows write it.
+        _ if key.starts_with('\u{feff}') => Some("it begins with a byte order mark"),
+        // They are no part of a field's value (RFC 9110 §5.5).
+        _ if key.trim_matches([' ', '\t']) != key => Some("it has a space or a tab at an end"),
+        _ if key.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') => Some("it has a control character"),
+        _ => None,
+    }
 }
 
 /// Reads a secret from standard input: twice and without an echo from a terminal, or one line from a pipe or a file.
