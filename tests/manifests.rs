@@ -288,6 +288,29 @@ fn a_cors_plugin_without_preflights_is_warned_of() {
 }
 
 #[test]
+fn a_cors_plugin_below_a_guard_is_warned_of() {
+    let hash = "0".repeat(64);
+    let key = format!("{{ use = \"auth-key\", config.keys = [\"a:sha256:{hash}\"] }}");
+    let office = "{ use = \"ip-filter\", config.allow = [\"10.0.0.0/8\"] }";
+    let cors = "{ use = \"cors\", config.origins = [\"*\"] }";
+    let lost = |plugins: &[&str], keys: &str| {
+        let plugins = plugins.join(", ");
+        said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{plugins}]\n{keys}"))
+            .contains("`cors` behind `auth-key`, which refuses the preflights")
+    };
+    assert!(lost(&[&key, cors], ""));
+    assert!(lost(&[office, &key, cors], "path = { regex = \"^/a\" }"));
+    assert!(!lost(&[cors, &key], ""));
+    assert!(!said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{office}, {cors}]")).contains("preflights"));
+    let preflights = format!("methods = [\"GET\"]\n[[route]]\nupstream = \"app\"\nplugins = [{cors}]\n");
+    assert!(!lost(&[&key, cors], &preflights), "another route takes the preflights");
+    let below = format!(
+        "path = \"/a\"\n[[route]]\nmethods = [\"OPTIONS\"]\npath = \"/a\"\nupstream = \"app\"\nplugins = [{cors}]\n"
+    );
+    assert!(!lost(&[&key, cors], &below), "another route is more special for preflights");
+}
+
+#[test]
 fn a_guarded_path_that_leaves_its_bare_form_to_others_is_warned_of() {
     let office = "[plugin.office]\nuse = \"ip-filter\"\nconfig.allow = [\"10.0.0.0/8\"]\n";
     let said = |routes: &str| said_of(&format!("{routes}\n{office}"));

@@ -160,6 +160,8 @@ struct Assembly<'a> {
     system_roots: Option<Arc<SystemRoots>>,
     /// The plugins that decide which clients get the responses behind them.
     guards: HashSet<PluginId>,
+    /// The plugins among them that may ask for credentials.
+    credential_guards: HashSet<PluginId>,
     /// The plugins that answer preflights.
     cors: HashSet<PluginId>,
     /// Components in child processes, the last used at the end.
@@ -327,6 +329,7 @@ impl<'a> Assembly<'a> {
             round_robin: None,
             system_roots: None,
             guards: HashSet::new(),
+            credential_guards: HashSet::new(),
             cors: HashSet::new(),
             examinations: Vec::new(),
             broken: HashMap::new(),

@@ -162,6 +162,8 @@ impl Assembly<'_> {
             self.warn_of_moved(source, &use_span);
         }
         let is_cors = plugin.r#use.get_ref() == CORS;
+        // Preflights have the address of their client, and no credentials.
+        let is_ip_filter = plugin.r#use.get_ref() == IP_FILTER;
         let env = access.env.clone();
         let about = Concerned { source, use_span: &use_span, config: &config, name: plugin.r#use.get_ref(), env: &env };
         let examined = self.accepted(&about, limits);
@@ -186,6 +188,9 @@ impl Assembly<'_> {
                 }
                 if is_guard {
                     self.guards.insert(plugin_id);
+                    if !is_ip_filter {
+                        self.credential_guards.insert(plugin_id);
+                    }
                     self.warn_of_skipped_guard(source, on_error, on_error_place);
                 }
                 Some(plugin_id)
@@ -547,6 +552,9 @@ impl Assembly<'_> {
 
 /// The stock plugin that answers preflights.
 const CORS: &str = "cors";
+
+/// The stock plugin that decides by the address of a client.
+const IP_FILTER: &str = "ip-filter";
 
 /// The key of the plugin `headers` that a key of listeners has replaced.
 const MOVED: &str = "/forwarded/trusted-proxies";
