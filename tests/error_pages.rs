@@ -124,7 +124,8 @@ fn failing() -> String {
         format!(
             "HTTP/1.1 {status} As It Says\r\nContent-Length: {length}\r\nContent-Type: {media}\r\nETag: \"x\"\r\n\
              Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nAccept-Ranges: bytes\r\nContent-Language: en\r\n\
-             Cache-Control: private, max-age=9\r\nExpires: 0\r\nSet-Cookie: a=1\r\nWWW-Authenticate: Basic\r\n\
+             Cache-Control: private, max-age=9\r\nCDN-Cache-Control: max-age=600\r\n\
+             Surrogate-Control: max-age=600\r\nContent-Security-Policy: a\r\nExpires: 0\r\nSet-Cookie: a=1\r\nWWW-Authenticate: Basic\r\n\
              Retry-After: 7\r\nLocation: /there\r\nX-Own: yes\r\n\r\n{content}"
         )
         .into_bytes()
@@ -147,7 +148,15 @@ fn errors_of_the_upstream_get_a_page() {
         let got = proxy.get(path, "");
         assert_eq!((got.status(), page(&got)), (path[1..].parse().unwrap(), wanted.into()), "{got:?}");
         assert!(!got.text().contains(TRACE) && got.field("content-length") == Some(&*got.body.len().to_string()));
-        for name in ["etag", "last-modified", "accept-ranges", "content-language", "expires"] {
+        for name in [
+            "etag",
+            "last-modified",
+            "accept-ranges",
+            "content-language",
+            "expires",
+            "cdn-cache-control",
+            "surrogate-control",
+        ] {
             assert_eq!(got.field(name), None, "{name} of {path}");
         }
         for (name, value) in [
@@ -156,6 +165,7 @@ fn errors_of_the_upstream_get_a_page() {
             ("retry-after", "7"),
             ("location", "/there"),
             ("x-own", "yes"),
+            ("content-security-policy", "a"),
             ("cache-control", "no-store"),
             ("x-seen", "yes"),
             ("proxy-status", &*format!("plugway; received-status={}", &path[1..])),

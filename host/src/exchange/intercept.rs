@@ -56,8 +56,10 @@ pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId
 /// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages
 /// of the proxy's own errors, so a cache must not keep it for longer than the response that it replaces.
 fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static str) {
-    let is_private = hop_by_hop::members(fields, header::CACHE_CONTROL).any(forbids_sharing);
-    OF_CONTENT.iter().for_each(|name| drop(fields.remove(name)));
+    let targeted: Vec<HeaderName> = fields.keys().filter(|name| is_for_caches(name)).cloned().collect();
+    let mut rules = targeted.iter().chain([&header::CACHE_CONTROL]);
+    let is_private = rules.any(|name| hop_by_hop::members(fields, name.clone()).any(forbids_sharing));
+    OF_CONTENT.iter().chain(&targeted).for_each(|name| drop(fields.remove(name)));
     error_response::describe_page(fields, media);
     // The response may have cookies, which stay.
     if is_private {
@@ -66,6 +68,11 @@ fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static st
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; received-status={}", status.as_str())) {
         fields.append(error_response::PROXY_STATUS, value);
     }
+}
+
+/// Whether a field is `Cache-Control` for some caches, such as those of a CDN (RFC 9213). They prefer it to `Cache-Control`.
+fn is_for_caches(name: &HeaderName) -> bool {
+    name.as_str().ends_with("-cache-control") || name == "surrogate-control"
 }
 
 /// Whether a directive of `Cache-Control` keeps a response from being used for others, or without a check.
