@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,6 +174,10 @@ fn read<T: DeserializeOwned>(
     let unread = match bytes.map(String::from_utf8) {
         Ok(Ok(text)) => {
             let source = source(text);
+            if let Some((span, message)) = foreign_list(&source.text).filter(|_| kind == files::ENDPOINTS) {
+                problems.at(&source, span, message);
+                return (None, LeftOut::default());
+            }
             let (content, left_out) = understood(&source, problems);
             return (content.map(|content| (source, content)), left_out);
         }
@@ -232,6 +237,21 @@ fn encoding(bytes: &[u8], valid: usize) -> Encoding {
     let byte = bytes.get(valid).copied().unwrap_or_default();
     let message = format!("invalid UTF-8: found the byte 0x{byte:02X}; save the file as UTF-8");
     Encoding { span: valid..valid + char::REPLACEMENT_CHARACTER.len_utf8(), message }
+}
+
+/// Returns the first line of a list of endpoints in another format, with an error; `None` if the list looks like TOML.
+fn foreign_list(text: &str) -> Option<(Range<usize>, String)> {
+    let is_noise = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    let line = text.lines().find(|line| !is_noise(line))?.trim();
+    let is_toml = foreign::kind(text).is_none() && (line.contains('=') || line.starts_with('['));
+    if is_toml {
+        return None;
+    }
+    let mut words = line.split(|letter: char| letter.is_whitespace() || "\",;".contains(letter));
+    let address = words.find(|word| word.parse::<SocketAddr>().is_ok()).unwrap_or("127.0.0.1:8000");
+    let start = text.find(line)?;
+    let message = format!("not a list of endpoints in TOML; expected one such as `endpoints = [\"{address}\"]`");
+    Some((start..start + line.len(), message))
 }
 
 /// Returns the file that a path leads to, through links and `..`.
