@@ -103,3 +103,25 @@ static OF_CONTENT: [HeaderName; 19] = [
     HeaderName::from_static("digest"),
     HeaderName::from_static("repr-digest"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_for_some_caches_keeps_the_page_out_of_all() {
+        for (name, value, wanted) in [
+            ("cdn-cache-control", "no-store", Some("no-store")),
+            ("surrogate-control", "max-age=0, No-Store", Some("no-store")),
+            ("cloudflare-cdn-cache-control", "max-age=600", None),
+            ("cache-control", "private", Some("no-store")),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            replace_fields(&mut fields, StatusCode::NOT_FOUND, "text/html");
+            let kept = fields.get(header::CACHE_CONTROL).map(|value| value.to_str().unwrap());
+            assert_eq!(kept, wanted, "{name}: {value}");
+            assert!(name == "cache-control" || !fields.contains_key(name), "{name}");
+        }
+    }
+}
