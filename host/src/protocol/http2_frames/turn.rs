@@ -8,7 +8,7 @@ use super::{CONTINUATION, DATA, FrameHead, HEADERS};
 #[derive(Debug, Default)]
 pub struct FrameTurn {
     work: usize,
-    /// The heads that began in the last two reads, the last one first: a head may go on in the next read.
+    /// The heads that began in the last two reads, the last one first: a head may continue in the next read.
     reads: [ReadHeads; 2],
 }
 
