@@ -58,8 +58,7 @@ impl ConnectionLimit {
     /// Takes a permit at once; `None` if there is none.
     pub fn try_take(&self) -> Option<ConnectionPermit> {
         let Some(limited) = &self.0 else { return Some(ConnectionPermit::default()) };
-        let permit = limited.free.clone().try_acquire_owned().ok()?;
-        Some(ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit })))
+        limited.free.clone().try_acquire_owned().ok().map(|permit| limited.held(permit))
     }
 
     /// Takes a permit at once, or waits in the queue unless it is full. The future may be dropped at any time.
@@ -68,12 +67,11 @@ impl ConnectionLimit {
             return Ok(permit);
         }
         let Some(limited) = &self.0 else { return Ok(ConnectionPermit::default()) };
-        let held = |permit| ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit }));
         let why = "all connections are in use, and the queue is full";
         let full = || Error::new(FailureKind::LimitReached, why).with_limit("limits.pending");
         let _waiting = WaitingGuard::begin(limited, wanted).ok_or_else(full)?;
         let permit = limited.free.clone().acquire_owned().await;
-        permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
+        permit.map(|permit| limited.held(permit)).map_err(|error| Error::new(FailureKind::LimitReached, error))
     }
 
     /// Whether another connection may be opened at once.
@@ -109,11 +107,6 @@ impl LimitHandle {
         self.0.is_some()
     }
 
-    /// Whether another connection may be opened at once.
-    pub fn has_room(&self) -> bool {
-        self.0.as_deref().is_none_or(LimitState::has_room)
-    }
-
     /// Whether a request that can share a connection waits for a permit, on any worker.
     pub fn is_wanted_to_share(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.shareable.load(Ordering::Relaxed) > 0)
@@ -126,6 +119,11 @@ impl LimitHandle {
 }
 
 impl LimitState {
+    /// Counts a connection by a permit.
+    fn held(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> ConnectionPermit {
+        ConnectionPermit(Some(HeldPermit { limited: self.clone(), _permit: permit }))
+    }
+
     fn has_room(&self) -> bool {
         self.free.available_permits() > 0
     }
