@@ -164,6 +164,13 @@ impl SocketName {
     }
 }
 
+impl ConnectionSettings {
+    /// Returns the time for which a request waits for the connection that suits it best, before it takes another one.
+    pub fn patience(&self) -> Duration {
+        self.connect_timeout / 2
+    }
+}
+
 impl EndpointAddr {
     /// Returns the URI of a request over HTTP/2, whose authority replaces `Host` (RFC 9113 §8.3.1): the client's host, or
     /// the endpoint's address if there is none. `Host` may be empty, `:authority` may not.
@@ -370,7 +377,7 @@ impl Pool {
         // A request whose shared connection was given up for others gets it back without a permit.
         let is_served = self.shared.borrow().has_yielded();
         let mut permit = pin!(connection_limit.take(if is_served { RequiredProtocol::Unshared } else { wanted }));
-        self.patience.set(rules.connect_timeout / 2);
+        self.patience.set(rules.patience());
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = PermitWait(&self.waiting);
         loop {
@@ -396,12 +403,9 @@ impl Pool {
     ) -> Result<Box<Connection>, Error> {
         let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
         let (wanted, addresses) = (*wanted, *addresses);
-        let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
-        let (last, lookup, stage) = (Some(&self.last), Some(&self.lookup), Some(&**stage));
         let all = self.all.upgrade();
-        let pools = all.as_deref();
-        let terms =
-            |wanted| ConnectTerms { wanted, addresses, proxy_protocol, head, within, last, lookup, stage, pools };
+        let stage = Some(&**stage);
+        let terms = |wanted| ConnectTerms { addresses, stage, ..self.terms(wanted, rules, all.as_deref()) };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
@@ -415,7 +419,7 @@ impl Pool {
         }
         if self.shared.borrow().serve(limit, rules.head) {
             drop((first, permit));
-            if let Some(connection) = self.wait_for_stream(request, rules.connect_timeout / 2, clock).await {
+            if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
                 return Ok(connection);
             }
             permit = match self.acquire(limit, wanted, rules, clock).await? {
@@ -450,6 +454,18 @@ impl Pool {
                 Ok(Box::new(connection))
             }
         }
+    }
+
+    /// Returns the terms of a new connection that no client waits for.
+    fn terms<'a>(
+        &'a self,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        pools: Option<&'a Pools>,
+    ) -> ConnectTerms<'a> {
+        let ConnectionSettings { proxy_protocol, head, connect_timeout: within, .. } = *rules;
+        let (last, lookup) = (Some(&self.last), Some(&self.lookup));
+        ConnectTerms { wanted, addresses: None, proxy_protocol, head, within, last, lookup, stage: None, pools }
     }
 
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of

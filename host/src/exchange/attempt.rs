@@ -162,7 +162,7 @@ impl Attempt<'_> {
             stage: Rc::default(),
         };
         if wanted == RequiredProtocol::Any && pool.may_serve(self.connection_limit, rules) {
-            let patience = if (self.elsewhere)() { happy_eyeballs::DELAY } else { within / 2 };
+            let patience = if (self.elsewhere)() { happy_eyeballs::DELAY } else { rules.patience() };
             if let Some(connection) = pool.wait_for_stream(&request, patience, clock).await {
                 return Ok((connection, ConnectionOrigin::Kept));
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::connect::{self, ConnectTerms};
+use super::connect;
 use super::connection::{Connection, SharedSender};
 use super::connection_limit::ConnectionPermit;
 use super::required_protocol::RequiredProtocol;
@@ -18,8 +18,7 @@ use crate::system::supervise::{Task, spawn};
 /// The further connection of a pool: one is opened at a time.
 #[derive(Default)]
 pub struct FurtherConnection {
-    /// The time since which one is being opened; `None` if none is.
-    since: Cell<Option<Instant>>,
+    is_opening: Cell<bool>,
     /// The time before which no other one is opened, because the last one failed; `None` for at once.
     paused_until: Cell<Option<Instant>>,
     /// Notified when one has been opened or has failed, and when an exchange leaves a shared connection.
@@ -60,7 +59,7 @@ impl Pool {
                 let sender = self.shared.borrow_mut().find_full(limit, settings.head, now)?;
                 return Some(Box::new(Connection::of_shared(sender)));
             }
-            if self.further.since.get().is_none() {
+            if !self.further.is_opening.get() {
                 self.open_further(request, clock);
             }
             let _ = tokio::time::timeout(INTERVAL, changed).await;
@@ -72,7 +71,7 @@ impl Pool {
         let now = clock.now();
         let is_paused = self.further.paused_until.get().is_some_and(|until| now < until);
         let Some(permit) = request.limit.try_take().filter(|_| !is_paused) else { return };
-        self.further.since.set(Some(now));
+        self.further.is_opening.set(true);
         let opening = Opening(self.clone());
         let (settings, clock) = (request.settings.clone(), clock.clone());
         spawn(Task::UpstreamConnection, async move {
@@ -92,17 +91,7 @@ impl Pool {
         settings: &ConnectionSettings,
     ) -> Option<SharedSender> {
         let all = self.all.upgrade();
-        let terms = ConnectTerms {
-            wanted: RequiredProtocol::Any,
-            addresses: None,
-            proxy_protocol: None,
-            head: settings.head,
-            within: settings.connect_timeout,
-            last: Some(&self.last),
-            lookup: Some(&self.lookup),
-            stage: None,
-            pools: all.as_deref(),
-        };
+        let terms = self.terms(RequiredProtocol::Any, settings, all.as_deref());
         let connected = connect::connect(&self.address, &terms, permit).await;
         let connection = connected.inspect_err(|error| tracing::debug!(%error, "further upstream connection")).ok()?;
         let sender = connection.shared_sender()?;
@@ -112,7 +101,7 @@ impl Pool {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.0.further.since.set(None);
+        self.0.further.is_opening.set(false);
         self.0.further.changed.notify_waiters();
     }
 }
