@@ -150,6 +150,11 @@ const PONG: Duration = Duration::from_secs(10);
 const HEADER_LIST: usize = 4;
 
 impl Connection {
+    fn new(sender: Sender, head: ResponseHeadLimits, limit_handle: LimitHandle, place: Option<StreamPlace>) -> Self {
+        let (is_unshared, sent_before, received_before) = (false, 0, 0);
+        Connection { sender, head, limit_handle, is_unshared, sent_before, received_before, _place: place }
+    }
+
     /// Speaks HTTP/1.1 over a transport, whose socket obeys `now`.
     pub fn http1(
         transport: impl EndpointTransport,
@@ -159,7 +164,7 @@ impl Connection {
     ) -> Self {
         let limit_handle = permit.limit_handle();
         let sender = Sender::Http1 { http1: Http1::new(transport, head, permit), now };
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0, _place: None }
+        Connection::new(sender, head, limit_handle, None)
     }
 
     /// Speaks HTTP/2 over a transport, whose socket obeys `now`. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -215,7 +220,7 @@ impl Connection {
         let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
         let place = Some(StreamPlace(sender.reports.clone()));
         let sender = Sender::Http2(sender);
-        Connection { sender, head, limit_handle, is_unshared: false, sent_before: 0, received_before: 0, _place: place }
+        Connection::new(sender, head, limit_handle, place)
     }
 
     /// Makes a connection with HTTP/2 serve one exchange at a time.
