@@ -14,6 +14,9 @@ pub const HEADERS: u8 = 1;
 /// The type of a frame of content.
 pub const DATA: u8 = 0;
 
+/// The length of content below which a frame costs more than its content.
+pub const SHORT_DATA: usize = 256;
+
 /// The type of a frame that ends a stream before its time.
 pub const RST_STREAM: u8 = 3;
 

@@ -14,14 +14,14 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::http2_response_body::{SHORT, ShortPieces};
+use super::http2_response_body::ShortPieces;
 use super::informational;
 use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::turn::FrameTurn;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
-    MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTING_LENGTH, SETTINGS,
+    MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTING_LENGTH, SETTINGS, SHORT_DATA,
 };
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
@@ -32,8 +32,8 @@ pub struct EndpointFrames {
     turn: FrameTurn,
     heads: Heads,
     reports: Rc<FrameReports>,
-    /// The first settings of the endpoint.
-    settings: FirstSettings,
+    /// The number of settings that are left in the endpoint's first frame of them; `None` before that frame.
+    settings_left: Cell<Option<usize>>,
     flood: Option<Flood>,
 }
 
@@ -60,15 +60,6 @@ pub struct FrameReports {
     pub resets: Cell<usize>,
     /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
     pub is_overloaded: Cell<bool>,
-}
-
-/// The reading of an endpoint's first settings.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FirstSettings {
-    Awaited,
-    /// The number of settings that are left in the frame.
-    Arriving(usize),
-    Read,
 }
 
 /// The heads that an endpoint sends.
@@ -111,7 +102,7 @@ impl EndpointFrames {
             turn: FrameTurn::default(),
             heads,
             reports,
-            settings: FirstSettings::Awaited,
+            settings_left: Cell::default(),
             flood: None,
         }
     }
@@ -148,9 +139,8 @@ impl FrameReports {
     }
 
     /// Records that the first settings are read, if none is left in their frame.
-    fn settle(&self, settings: &Cell<FirstSettings>) {
-        if settings.get() == FirstSettings::Arriving(0) {
-            settings.set(FirstSettings::Read);
+    fn settle_without(&self, left: usize) {
+        if left == 0 {
             self.is_settled.set(true);
             self.settled.notify_one();
         }
@@ -160,18 +150,18 @@ impl FrameReports {
 impl TransportCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, turn, heads, reports, settings, flood, .. } = self;
-        let settings = Cell::from_mut(settings);
+        let EndpointFrames { incoming, budget, turn, heads, reports, settings_left, flood, .. } = self;
         turn.begin_read();
         let each = |head: FrameHead| {
             turn.count_received(head);
             reports.received.set(reports.received.get().wrapping_add(1));
-            if head.kind == DATA && (1..SHORT).contains(&head.length) {
+            if head.kind == DATA && (1..SHORT_DATA).contains(&head.length) {
                 reports.short_pieces.count_received();
             }
-            if head.kind == SETTINGS && settings.get() == FirstSettings::Awaited {
-                settings.set(FirstSettings::Arriving(head.length / SETTING_LENGTH));
-                reports.settle(settings);
+            if head.kind == SETTINGS && settings_left.get().is_none() {
+                let number = head.length / SETTING_LENGTH;
+                settings_left.set(Some(number));
+                reports.settle_without(number);
             }
             let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: FrameKind| Flood::Kind(kind.name());
@@ -188,9 +178,9 @@ impl TransportCounter for EndpointFrames {
                     MAX_CONCURRENT_STREAMS => reports.announced_streams.set(value),
                     _ => {}
                 }
-                if let FirstSettings::Arriving(left) = settings.get() {
-                    settings.set(FirstSettings::Arriving(left.saturating_sub(1)));
-                    reports.settle(settings);
+                if let Some(left @ 1..) = settings_left.get() {
+                    settings_left.set(Some(left - 1));
+                    reports.settle_without(left - 1);
                 }
             }
             FrameValue::ResetCode(ENHANCE_YOUR_CALM) => reports.is_overloaded.set(true),

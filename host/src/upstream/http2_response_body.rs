@@ -14,6 +14,7 @@ use hyper::rt::Executor;
 
 use crate::body::{self, BodyError};
 use crate::error::{Error, FailureKind};
+use crate::protocol::http2_frames::SHORT_DATA;
 use crate::system::supervise::{Task, spawn};
 
 /// The content of a response, read by its exchange.
@@ -48,9 +49,6 @@ struct Reading {
     reader: Option<Waker>,
 }
 
-/// The length below which a piece of content is short.
-pub const SHORT: usize = 256;
-
 /// The number of waiting short pieces beyond which all that wait on the connection are joined.
 const MAX_WAITING: usize = 1 << 10;
 
@@ -67,7 +65,7 @@ impl ShortPieces {
     }
 
     fn count_read(&self, piece: &Bytes) {
-        if piece.len() < SHORT {
+        if piece.len() < SHORT_DATA {
             self.waiting.set(self.waiting.get().saturating_sub(1));
         }
     }

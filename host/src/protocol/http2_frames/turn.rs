@@ -2,7 +2,7 @@
 //! an end of the turn, heads of thousands of fields hold up all others of the worker, and content in small pieces piles up
 //! unread, since nothing that reads it gets a turn.
 
-use super::{CONTINUATION, DATA, FrameHead, HEADERS};
+use super::{CONTINUATION, DATA, FrameHead, HEADERS, SHORT_DATA};
 
 /// The work of the frames that were received in a turn.
 #[derive(Debug, Default)]
@@ -26,11 +26,8 @@ const MEASURED: usize = 1 << 10;
 /// About a millisecond.
 const MAX_WORK: usize = 4 << 10;
 
-/// The length of content up to which a frame costs more than its content.
-const SHORT: usize = 256;
-
 /// The work of a short frame of content.
-const SHORT_DATA: usize = 32;
+const SHORT_DATA_WORK: usize = 32;
 
 impl FrameTurn {
     /// Begins another read.
@@ -52,7 +49,7 @@ impl FrameTurn {
         }
         self.work += match head.kind {
             HEADERS | CONTINUATION => head.length,
-            DATA if head.length < SHORT => SHORT_DATA,
+            DATA if head.length < SHORT_DATA => SHORT_DATA_WORK,
             _ => 0,
         };
     }
