@@ -41,7 +41,6 @@ use crate::store::vary::VaryValue;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
 use crate::upstream::RequestHeadSize;
-use crate::upstream::endpoint_view::EndpointView;
 
 /// A fetch on behalf of a request.
 pub struct Fetch<'a> {
@@ -506,10 +505,15 @@ impl Fetch<'_> {
 /// requests share.
 pub fn needs_own_connection(worker: &WorkerState, upstream: Option<UpstreamId>, request: &request::Parts) -> bool {
     let Some(upstream_id) = upstream else { return false };
+    let endpoints = worker.endpoint_views(upstream_id);
+    let mut shared = endpoints.list.iter().filter(|view| !view.pool.is_exclusive()).peekable();
+    if shared.peek().is_none() {
+        // No field of the request has to be looked at.
+        return false;
+    }
     let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let size = RequestHeadSize::of(&request.method, target, &request.headers);
-    let is_too_long = |view: &Rc<EndpointView>| !view.pool.is_exclusive() && !view.pool.may_share(size);
-    worker.endpoint_views(upstream_id).list.iter().any(is_too_long)
+    shared.any(|view| !view.pool.may_share(size))
 }
 
 /// Returns whether a failure would also occur for other requests.
