@@ -238,20 +238,36 @@ fn streams_are_used_up(limits: &str) {
     drop(open);
 }
 
+/// Starts an endpoint that gives the stream of each request to `answer`, with the numbers of its connection and of the
+/// request on it, from 0.
+fn numbered(answer: impl Fn(&mut Raw, u32, usize, usize) + Send + Sync + Clone + 'static) -> String {
+    let connections = Arc::new(AtomicUsize::new(0));
+    endpoint(move |raw| {
+        let connection = connections.fetch_add(1, Ordering::SeqCst);
+        for number in 0.. {
+            let Some(request) = raw.next_request() else { return };
+            answer(raw, request.stream, connection, number);
+        }
+    })
+}
+
+/// Sends so many POST requests at a time; returns the statuses of their responses.
+fn post_at_once(proxy: &Proxy, clients: usize) -> Vec<u16> {
+    let begin = || {
+        let mut stream = proxy.connect();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+        stream
+    };
+    let clients: Vec<_> = (0..clients).map(|_| begin()).collect();
+    clients.into_iter().map(|client| read_message(&mut BufReader::new(client)).unwrap().status()).collect()
+}
+
 /// An endpoint that has no memory left for a connection resets its streams: the next attempt goes over another one.
 #[test]
 fn a_connection_that_an_endpoint_has_no_memory_for_gets_no_more_requests() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let endpoint = endpoint(move |raw| {
-        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
-        let mut answered = 0;
-        while let Some(request) = raw.next_request() {
-            answered += 1;
-            match is_first && answered > 1 {
-                true => raw.reset(request.stream, crate::http2::ENHANCE_YOUR_CALM),
-                false => raw.respond(request.stream, &[], b"whole"),
-            }
-        }
+    let endpoint = numbered(|raw, stream, connection, number| match connection == 0 && number > 0 {
+        true => raw.reset(stream, crate::http2::ENHANCE_YOUR_CALM),
+        false => raw.respond(stream, &[], b"whole"),
     });
     let proxy = start(&[&endpoint], "");
     (0..20).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
@@ -328,15 +344,9 @@ fn a_request_that_is_not_answered_in_time_leaves_its_connection_to_others() {
 /// An endpoint may have vanished without an end of its connection. The next request finds out by a connection of its own.
 #[test]
 fn a_connection_on_which_nothing_arrives_any_more_is_used_last() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let endpoint = endpoint(move |raw| {
-        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
-        let mut answered = 0;
-        while let Some(request) = raw.next_request() {
-            answered += 1;
-            if !is_first || answered == 1 {
-                raw.respond(request.stream, &[], b"whole");
-            }
+    let endpoint = numbered(|raw, stream, connection, number| {
+        if connection > 0 || number == 0 {
+            raw.respond(stream, &[], b"whole");
         }
     });
     let proxy = start(&[&endpoint], "response-timeout = \"500ms\"\nretry = false");
@@ -437,16 +447,7 @@ fn requests_use_the_connection_that_there_is_if_no_further_one_opens() {
     });
     let proxy = start(&[&format!("h2c://{address}")], "");
     assert_eq!(proxy.get("/", "").status(), 200);
-    let clients: Vec<_> = (0..50)
-        .map(|_| {
-            let mut stream = proxy.connect();
-            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
-            stream
-        })
-        .collect();
-    for client in clients {
-        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
-    }
+    assert_eq!(post_at_once(&proxy, 50), [200; 50]);
 }
 
 /// Requests were bound to the connection with the fewest requests, all of which were streams without end.
@@ -460,16 +461,7 @@ fn requests_wait_for_whichever_stream_ends_first() {
     let proxy = start(&[&endpoint], "response-timeout = \"3s\"\nretry = false\nlimits.connections = 2");
     let open = [begin_stream(&proxy, "/", "", &streams), begin_stream(&proxy, "/", "", &streams)];
     assert_eq!(proxy.get("/", "").status(), 200);
-    let clients: Vec<_> = (0..40)
-        .map(|_| {
-            let mut stream = proxy.connect();
-            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
-            stream
-        })
-        .collect();
-    for client in clients {
-        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
-    }
+    assert_eq!(post_at_once(&proxy, 40), [200; 40]);
     drop(open);
 }
 
