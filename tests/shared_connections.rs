@@ -405,24 +405,7 @@ fn a_new_connection_gets_one_request_until_its_settings_are_read() {
         }
     });
     let proxy = start(&[&format!("h2c://{address}")], "");
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let mut stream = proxy.connect();
-            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
-            stream
-        })
-        .collect();
-    for client in clients {
-        let status = read_message(&mut BufReader::new(client)).unwrap().status();
-        assert_eq!(
-            status,
-            200,
-            "{} {} {}",
-            begun.load(Ordering::SeqCst),
-            refused.load(Ordering::SeqCst),
-            proxy.has_logged("x")
-        );
-    }
+    assert_eq!(post_at_once(&proxy, CLIENTS), [200; CLIENTS]);
     assert_eq!((begun.load(Ordering::SeqCst), refused.load(Ordering::SeqCst)), (CLIENTS, 0));
 }
 
