@@ -39,6 +39,7 @@ mod http2_response_body;
 pub mod informational;
 mod name_lookup;
 pub mod pending_connection;
+pub mod request_head;
 pub mod required_protocol;
 pub mod response_head_limits;
 pub mod retry;

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, uri};
 use http_body::Body;
 
 use crate::body::replay::ReplayBuffer;
@@ -32,6 +32,7 @@ use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::http1::upload::UploadError;
 use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
+use crate::upstream::request_head::RequestHead;
 use crate::upstream::required_protocol::RequiredProtocol;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
@@ -41,7 +42,7 @@ use crate::upstream::{
 
 /// The request to send, and the rules for it.
 pub struct Attempt<'a> {
-    /// The exchange context. Each try takes the fields out of it and leaves a copy.
+    /// The exchange context, whose fields are sent.
     pub context: &'a mut ExchangeContext,
     /// The request's content, lent for each try.
     pub content: &'a RefCell<ReplayBuffer>,
@@ -206,11 +207,11 @@ impl Attempt<'_> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
         let address = &in_flight_guard.endpoint_view().endpoint.address;
-        // The request's name ends here: a future has room for all that has one where it waits.
         let mut pending = pin!({
-            let mut request = Request::new(body);
-            self.write_request_head(&mut request, address, connection.version()).map_err(not_sent)?;
-            connection.send(request, self.context.informational.clone())
+            let version = connection.version();
+            self.make_room_for_trailers(&body, version);
+            let head = self.request_head(&body, address, version).map_err(not_sent)?;
+            connection.send(head, body, self.context.informational.clone())
         });
         let mut sent = 0;
         let mut rest = IdleTime::new(upload);
@@ -240,59 +241,37 @@ impl Attempt<'_> {
         })
     }
 
-    /// Writes the head of a request in place, because it is large.
-    fn write_request_head(
-        &mut self,
-        request: &mut Request<RequestBody>,
-        endpoint: &EndpointAddr,
-        version: Version,
-    ) -> Result<(), Error> {
-        let target = self.context.forwarded_target().cloned();
-        let target = target.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    /// Removes the length of content with announced trailers, if it is to be sent over HTTP/1: only chunked content has
+    /// room for trailers (RFC 9112 §7.1.2). Those that are not announced may be dropped (RFC 9110 §6.5.1), and each
+    /// endpoint understands a length.
+    fn make_room_for_trailers(&mut self, content: &RequestBody, version: Version) {
         let head = &mut self.context.request;
-        let request_is_empty = request.body().is_end_stream();
-        // Only chunked content has room for trailers (RFC 9112 §7.1.2). Those that are not announced may be dropped (RFC 9110
-        // §6.5.1), and each endpoint understands a length.
         if version != Version::HTTP_2
             && head.version == Version::HTTP_2
-            && !request_is_empty
+            && !content.is_end_stream()
             && head.headers.contains_key(header::TRAILER)
         {
             head.headers.remove(header::CONTENT_LENGTH);
         }
-        let collected = matches!(request.body(), RequestBody::Collected(_));
-        let length = request.body().size_hint().exact().filter(|_| collected);
-        let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
-        *request.method_mut() = head.method.clone();
-        let fields = request.headers_mut();
-        // The copy stays, which has room for what it has and no more. A response in HTTP/1 is parsed into the map that
-        // leaves, and most responses have more fields.
-        let copy = head.headers.clone();
-        *fields = std::mem::replace(&mut head.headers, copy);
-        hop_by_hop::ask(self.hop, version, fields);
-        if !fields.contains_key(header::HOST)
-            && let Ok(host) = HeaderValue::from_str(endpoint.address.authority())
-        {
-            fields.insert(header::HOST, host);
+    }
+
+    /// Returns the head for an endpoint, in a version of HTTP.
+    fn request_head(
+        &self,
+        content: &RequestBody,
+        endpoint: &EndpointAddr,
+        version: Version,
+    ) -> Result<RequestHead<'_>, Error> {
+        let target = self.context.forwarded_target().cloned();
+        let target = target.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        let head = &self.context.request;
+        let addressed = RequestHead::new(&head.method, target, &head.headers, endpoint, version);
+        let mut addressed = addressed.map_err(|error| Error::new(FailureKind::RequestError, error))?;
+        addressed.further.extend(hop_by_hop::ask(self.hop, version));
+        if version != Version::HTTP_2 && !head.headers.contains_key(header::CONTENT_LENGTH) {
+            addressed.further.extend(framing(&head.method, content));
         }
-        if version == Version::HTTP_2 {
-            let host = request.headers_mut().remove(header::HOST);
-            let uri = endpoint.uri(host.as_ref(), target);
-            *request.uri_mut() = uri.map_err(|error| Error::new(FailureKind::RequestError, error))?;
-            *request.version_mut() = version;
-            return Ok(());
-        }
-        if request_is_empty && wants_length(&head.method) && !fields.contains_key(header::CONTENT_LENGTH) {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        match length {
-            _ if framed => {}
-            Some(length) => drop(fields.insert(header::CONTENT_LENGTH, length.into())),
-            None => drop(fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
-        }
-        // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
-        *request.uri_mut() = Uri::from(target);
-        Ok(())
+        Ok(addressed)
     }
 
     /// Returns a response that can be passed on, with the connection that it streams from.
@@ -407,6 +386,18 @@ fn body_not_replayable() -> AttemptFailure {
         error: Error::new(FailureKind::ConnectionTerminated, "the content can't be sent again"),
         reached: Delivery::MaybeProcessed,
     }
+}
+
+/// Returns the field that frames content over HTTP/1; `None` if there is no content to frame.
+fn framing(method: &Method, content: &RequestBody) -> Option<(HeaderName, HeaderValue)> {
+    if content.is_end_stream() {
+        return wants_length(method).then_some((header::CONTENT_LENGTH, HeaderValue::from_static("0")));
+    }
+    let is_collected = matches!(content, RequestBody::Collected(_));
+    Some(match content.size_hint().exact().filter(|_| is_collected) {
+        Some(length) => (header::CONTENT_LENGTH, length.into()),
+        None => (header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
+    })
 }
 
 /// Whether a request without content needs `Content-Length: 0`, because its method gives content a meaning (RFC 9110

@@ -395,7 +395,8 @@ fn complete_head(context: &mut ExchangeContext, body: ResponseBody, came: Status
     let Some(mut parts) = context.response.take() else { return response };
     hop_by_hop::demand_upgrade(context.request.version, &mut parts);
     if let ResponseBody::Switched(switched) = response.body() {
-        hop_by_hop::switch(&switched.protocol, &mut parts.headers);
+        let confirmed = hop_by_hop::switch(&switched.protocol);
+        confirmed.into_iter().for_each(|(name, value)| drop(parts.headers.insert(name, value)));
     }
     // HTTP/1 has words for the status; those of another status would be wrong.
     if parts.status == came

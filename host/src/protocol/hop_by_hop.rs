@@ -89,14 +89,11 @@ fn passages(fields: &HeaderMap) -> usize {
 /// The number of passages that means a loop: more than any chain of proxies has, and few enough that a loop costs little.
 const MAX_PASSAGES: usize = 16;
 
-/// Writes the options of a hop into the fields of an outgoing request.
-pub fn ask(hop: &HopOptions, version: Version, fields: &mut HeaderMap) {
-    if hop.trailers && version == Version::HTTP_2 {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if let Some(protocol) = &hop.upgrade {
-        switch(protocol, fields);
-    }
+/// Returns the fields by which an outgoing request asks for the options of a hop.
+pub fn ask(hop: &HopOptions, version: Version) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+    let trailers =
+        (hop.trailers && version == Version::HTTP_2).then_some((header::TE, HeaderValue::from_static("trailers")));
+    trailers.into_iter().chain(hop.upgrade.as_ref().map(switch).into_iter().flatten())
 }
 
 /// Prepares a frame of a body for forwarding: trailers lose the fields that must not be sent.
@@ -128,10 +125,9 @@ fn trailers(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
 }
 
-/// Writes the fields that announce or confirm a protocol switch.
-pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
-    fields.insert(header::UPGRADE, protocol.clone());
-    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+/// Returns the fields that announce or confirm a protocol switch.
+pub fn switch(protocol: &HeaderValue) -> [(HeaderName, HeaderValue); 2] {
+    [(header::UPGRADE, protocol.clone()), (header::CONNECTION, HeaderValue::from_static("upgrade"))]
 }
 
 /// Whether the fields of a 101 name a protocol, and only protocols that the client has asked for (RFC 9110 §7.8).
@@ -213,7 +209,7 @@ pub fn demand_upgrade(version: Version, response: &mut Parts) {
         && response.status == StatusCode::UPGRADE_REQUIRED
         && version != Version::HTTP_2
     {
-        switch(&protocols, &mut response.headers);
+        switch(&protocols).into_iter().for_each(|(name, value)| drop(response.headers.insert(name, value)));
     }
 }
 

@@ -25,6 +25,7 @@ use super::endpoint_frames::{EndpointFrames, FrameReports};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
 use super::http2_response_body::{Http2ResponseBody, JoiningExecutor};
+use super::request_head::RequestHead;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
@@ -271,24 +272,25 @@ impl Connection {
     /// it go into `informational`; over HTTP/2 they are dropped.
     pub fn send(
         &mut self,
-        request: Request<RequestBody>,
+        head: RequestHead<'_>,
+        content: RequestBody,
         informational: Option<Arc<InformationalQueue>>,
     ) -> PendingResponse<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Http2Content>>>> + use<>>
     {
         let http2 = match &mut self.sender {
             Sender::Http1 { http1, .. } => {
-                http1.begin(request, informational);
+                http1.begin(&head, content, informational);
                 None
             }
             Sender::Http2(sender) => {
                 self.sent_before = sender.reports.last_sent.get();
                 self.received_before = sender.received();
-                if !request.method().is_idempotent() {
+                if !head.method.is_idempotent() {
                     // The task reads before it writes: the end of the connection may have arrived unnoticed.
                     sender.transport.now.once();
                 }
                 let is_shared = !self.is_unshared;
-                Some(sender.sender.try_send_request(request.map(|content| Http2Content { content, is_shared })))
+                Some(sender.sender.try_send_request(head.into_http2(Http2Content { content, is_shared })))
             }
         };
         PendingResponse { http2 }
@@ -562,11 +564,12 @@ mod tests {
     use std::net::TcpListener;
     use std::pin::pin;
 
-    use http::Method;
+    use http::{HeaderMap, Method, Uri};
     use tokio::net::TcpStream;
     use tokio::task::{LocalSet, yield_now};
 
     use super::super::connection_limit::ConnectionLimit;
+    use super::super::request_head::FurtherFields;
     use super::super::socket::EndpointSocket;
     use super::*;
 
@@ -592,10 +595,9 @@ mod tests {
             }
         }
         drop(endpoint);
-        let mut request = Request::new(RequestBody::Empty);
-        (*request.method_mut(), *request.version_mut()) = (method, http::Version::HTTP_2);
-        *request.uri_mut() = "http://a/".parse().unwrap();
-        let mut pending = pin!(connection.send(request, None));
+        let (uri, fields, further) = (Uri::from_static("http://a/"), HeaderMap::new(), FurtherFields::new());
+        let head = RequestHead { method: &method, uri, fields: &fields, further };
+        let mut pending = pin!(connection.send(head, RequestBody::Empty, None));
         let sent = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
         assert!(sent.is_err() && connection.is_closed());
         connection.has_sent_nothing()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body::Frame;
 
 use super::EndpointAddr;
@@ -15,6 +15,7 @@ use super::connection::{Connection, SendError};
 use super::connection_limit::ConnectionPermit;
 use super::http1::Http1Error;
 use super::http1::response_head::HeadError;
+use super::request_head::RequestHead;
 use super::required_protocol::RequiredProtocol;
 use super::response_head_limits::ResponseHeadLimits;
 use super::status_codes::StatusCodes;
@@ -91,11 +92,13 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
 }
 
 async fn http(connection: &mut Connection, address: &EndpointAddr, wanted: &HttpCheck) -> Result<(), String> {
-    let mut request = Request::new(RequestBody::Empty);
-    request.headers_mut().insert(header::USER_AGENT, AGENT);
-    let host = wanted.host.as_ref();
-    write_request_head(&mut request, address, connection.version(), host, wanted.target.clone())?;
-    let answer = exchange(connection, request).await?;
+    let mut fields = HeaderMap::new();
+    fields.insert(header::USER_AGENT, AGENT);
+    if let Some(host) = &wanted.host {
+        fields.insert(header::HOST, host.clone());
+    }
+    let head = RequestHead::new(&Method::GET, wanted.target.clone(), &fields, address, connection.version());
+    let answer = exchange(connection, head, RequestBody::Empty).await?;
     if !wanted.statuses.contains(answer.status) {
         return Err(format!("it answered {}", answer.status.as_u16()));
     }
@@ -112,14 +115,13 @@ async fn grpc(connection: &mut Connection, address: &EndpointAddr, service: &str
     if connection.version() != Version::HTTP_2 {
         return Err("it speaks no HTTP/2, and so no gRPC".into());
     }
-    let mut request = Request::new(RequestBody::Whole(grpc_request(service)));
-    *request.method_mut() = Method::POST;
-    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
-    request.headers_mut().insert(header::USER_AGENT, AGENT);
+    let mut fields = HeaderMap::new();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    fields.insert(header::USER_AGENT, AGENT);
     let target = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    write_request_head(&mut request, address, Version::HTTP_2, None, target)?;
-    let answer = exchange(connection, request).await?;
+    let head = RequestHead::new(&Method::POST, target, &fields, address, Version::HTTP_2);
+    let answer = exchange(connection, head, RequestBody::Whole(grpc_request(service))).await?;
     let status = answer.trailers.get(&GRPC_STATUS).and_then(|status| status.to_str().ok()).unwrap_or("none");
     if status != "0" {
         return Err(format!("its gRPC status is {status}"));
@@ -157,26 +159,13 @@ struct CheckResponse {
     trailers: HeaderMap,
 }
 
-fn write_request_head(
-    request: &mut Request<RequestBody>,
-    address: &EndpointAddr,
-    version: Version,
-    host: Option<&HeaderValue>,
-    target: PathAndQuery,
-) -> Result<(), String> {
-    if version == Version::HTTP_2 {
-        *request.uri_mut() = address.uri(host, target).map_err(|error| error.to_string())?;
-        *request.version_mut() = version;
-        return Ok(());
-    }
-    let own = || HeaderValue::from_str(address.address.authority()).map_err(|error| error.to_string());
-    request.headers_mut().insert(header::HOST, host.cloned().map_or_else(own, Ok)?);
-    *request.uri_mut() = Uri::from(target);
-    Ok(())
-}
-
-async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
-    let mut pending = pin!(connection.send(request, None));
+async fn exchange(
+    connection: &mut Connection,
+    head: Result<RequestHead<'_>, http::Error>,
+    content: RequestBody,
+) -> Result<CheckResponse, String> {
+    let head = head.map_err(|error| error.to_string())?;
+    let mut pending = pin!(connection.send(head, content, None));
     let response = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
     let (head, mut content) = response.map_err(|unsent| described(&unsent.error, connection))?.into_parts();
     let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };

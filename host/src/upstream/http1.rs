@@ -19,14 +19,14 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::Frame;
 use tokio::io::ReadBuf;
 use tokio::task::JoinHandle;
 use tokio_util::io::poll_read_buf;
 
 use super::connection_limit::ConnectionPermit;
+use super::request_head::RequestHead;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::EndpointTransport;
 use crate::body::backlog::SHORT;
@@ -82,9 +82,6 @@ enum Phase {
 /// A request whose response has not begun.
 struct Waiting {
     method: Method,
-    /// The request's fields until they are written; then an empty map whose memory the response's fields use.
-    fields: HeaderMap,
-    target: PathAndQuery,
     search: HeadSearch,
     /// The bytes that informational responses may still have.
     informational_bytes: usize,
@@ -92,7 +89,7 @@ struct Waiting {
     informational: Option<Arc<InformationalQueue>>,
     /// Whether the connection has served another request, and so may have been closed since.
     was_used: bool,
-    /// The content while no byte of the request is written; `None` afterwards.
+    /// The content while no byte of the request is sent; `None` afterwards.
     content: Option<RequestBody>,
 }
 
@@ -171,15 +168,17 @@ impl Http1 {
         Http1 { wire, limits, piece, phase: Phase::Idle { was_used: false }, sending: None }
     }
 
-    /// Begins a request, whose target is in origin-form; the response is polled for by [`Http1::poll_response`].
-    pub fn begin(&mut self, request: Request<RequestBody>, informational: Option<Arc<InformationalQueue>>) {
-        let (parts, content) = request.into_parts();
-        let root = || PathAndQuery::from_static("/");
+    /// Begins a request; the response is polled for by [`Http1::poll_response`].
+    pub fn begin(
+        &mut self,
+        head: &RequestHead<'_>,
+        content: RequestBody,
+        informational: Option<Arc<InformationalQueue>>,
+    ) {
+        self.wire.borrow_mut().upload.write_head(head);
         let was_used = matches!(self.phase, Phase::Idle { was_used: true });
         self.phase = Phase::Waiting(Waiting {
-            method: parts.method,
-            fields: parts.headers,
-            target: parts.uri.into_parts().path_and_query.unwrap_or_else(root),
+            method: head.method.clone(),
             search: HeadSearch::default(),
             informational_bytes: self.limits.bytes,
             informational,
@@ -343,7 +342,7 @@ impl Waiting {
         piece: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ResponseHead, Http1Error>> {
-        // A kept connection may have ended since, and a request that is not written can go elsewhere.
+        // A kept connection may have ended since, and a request that is not sent can go elsewhere.
         if self.content.is_some()
             && self.was_used
             && let Poll::Ready(read) = wire.poll_read(cx, piece)
@@ -351,8 +350,7 @@ impl Waiting {
             return Poll::Ready(Err(Http1Error::Closed(read.err())));
         }
         if let Some(content) = self.content.take() {
-            wire.upload.begin(&self.method, &self.target, &self.fields, content);
-            self.fields.clear();
+            wire.upload.begin(content);
         }
         let Wire { upload, transport, .. } = wire;
         // What is left to be sent doesn't keep the response waiting.
@@ -361,8 +359,7 @@ impl Waiting {
         }
         loop {
             let before = wire.read.len();
-            let method = &self.method;
-            let taken = response_head::take(&mut wire.read, &mut self.search, limits, method, &mut self.fields);
+            let taken = response_head::take(&mut wire.read, &mut self.search, limits, &self.method);
             match taken.map_err(Http1Error::Head)? {
                 Some(head) if is_final(head.response.status()) => return Poll::Ready(Ok(head)),
                 Some(head) => {
@@ -370,12 +367,8 @@ impl Waiting {
                     let left = self.informational_bytes.checked_sub(length);
                     self.informational_bytes = left.ok_or(Http1Error::Informational(limits.bytes))?;
                     let (head, ()) = head.response.into_parts();
-                    match &self.informational {
-                        Some(queue) => queue.push(head),
-                        None => {
-                            self.fields = head.headers;
-                            self.fields.clear();
-                        }
+                    if let Some(queue) = &self.informational {
+                        queue.push(head);
                     }
                 }
                 None => {

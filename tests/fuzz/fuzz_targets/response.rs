@@ -3,7 +3,7 @@
 #![no_main]
 
 use bytes::BytesMut;
-use http::{HeaderMap, Method};
+use http::Method;
 use libfuzzer_sys::fuzz_target;
 use plugway_fuzz::upstream::http1::head_search::HeadSearch;
 use plugway_fuzz::upstream::http1::response_body::ResponseBodyDecoder;
@@ -29,7 +29,7 @@ fn read(parts: &[&[u8]], method: &Method) -> Seen {
     for part in parts {
         bytes.extend_from_slice(part);
         while body.is_none() && seen.failed.is_none() {
-            match response_head::take(&mut bytes, &mut search, LIMITS, method, &mut HeaderMap::new()) {
+            match response_head::take(&mut bytes, &mut search, LIMITS, method) {
                 Ok(Some(head)) => {
                     for (_, value) in head.response.headers() {
                         assert!(!value.as_bytes().iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));

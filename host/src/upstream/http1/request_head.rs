@@ -2,9 +2,10 @@
 
 use bytes::BytesMut;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, header};
 
 use crate::protocol::content_length::ContentLengthLines;
+use crate::upstream::request_head::RequestHead;
 
 /// The way in which a request marks the end of its content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,22 +21,23 @@ pub enum RequestFraming {
 const USUAL_HEAD: usize = 512;
 
 /// Writes a head in origin-form, and returns how its fields frame the content.
-pub fn write(head: &mut BytesMut, method: &Method, target: &PathAndQuery, fields: &HeaderMap) -> RequestFraming {
-    head.reserve(USUAL_HEAD);
-    head.extend_from_slice(method.as_str().as_bytes());
-    head.extend_from_slice(b" ");
-    head.extend_from_slice(target.as_str().as_bytes());
-    head.extend_from_slice(b" HTTP/1.1\r\n");
+pub fn write(bytes: &mut BytesMut, head: &RequestHead<'_>) -> RequestFraming {
+    bytes.reserve(USUAL_HEAD);
+    bytes.extend_from_slice(head.method.as_str().as_bytes());
+    bytes.extend_from_slice(b" ");
+    let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    bytes.extend_from_slice(target.as_bytes());
+    bytes.extend_from_slice(b" HTTP/1.1\r\n");
     let (mut length, mut is_chunked) = (ContentLengthLines::default(), false);
-    for (name, value) in fields {
+    for (name, value) in head.fields.iter().chain(head.further.iter().map(|(name, value)| (name, value))) {
         if *name == header::CONTENT_LENGTH {
             length.add(value.as_bytes());
         } else if *name == header::TRANSFER_ENCODING {
             is_chunked = true;
         }
-        write_field(head, name, value);
+        write_field(bytes, name, value);
     }
-    head.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(b"\r\n");
     match length.value() {
         _ if is_chunked => RequestFraming::Chunked,
         Some(length) if length > 0 => RequestFraming::Length(length),
@@ -53,7 +55,10 @@ pub fn write_field(bytes: &mut BytesMut, name: &HeaderName, value: &HeaderValue)
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, Method, Uri};
+
     use super::*;
+    use crate::upstream::request_head::FurtherFields;
 
     #[test]
     fn a_head_has_its_fields_in_their_order() {
@@ -61,13 +66,19 @@ mod tests {
         for (name, value) in [("host", "a.example"), ("x-a", "1"), ("x-b", ""), ("x-a", "2")] {
             fields.append(name, HeaderValue::from_static(value));
         }
-        let mut head = BytesMut::new();
-        let target = PathAndQuery::from_static("/a?b");
-        assert_eq!(write(&mut head, &Method::GET, &target, &fields), RequestFraming::None);
-        assert_eq!(head, "GET /a?b HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\nx-a: 2\r\nx-b: \r\n\r\n");
-        fields.insert("content-length", HeaderValue::from_static("7"));
-        assert_eq!(write(&mut head, &Method::POST, &target, &fields), RequestFraming::Length(7));
-        fields.insert("transfer-encoding", HeaderValue::from_static("chunked"));
-        assert_eq!(write(&mut head, &Method::POST, &target, &fields), RequestFraming::Chunked);
+        let mut bytes = BytesMut::new();
+        let mut head = RequestHead {
+            method: &Method::POST,
+            uri: Uri::from_static("/a?b"),
+            fields: &fields,
+            further: FurtherFields::new(),
+        };
+        assert_eq!(write(&mut bytes, &head), RequestFraming::None);
+        assert_eq!(bytes, "POST /a?b HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\nx-a: 2\r\nx-b: \r\n\r\n");
+        head.further.push((header::CONTENT_LENGTH, HeaderValue::from_static("7")));
+        assert_eq!(write(&mut bytes, &head), RequestFraming::Length(7));
+        assert!(bytes.ends_with(b"x-b: \r\ncontent-length: 7\r\n\r\n"));
+        head.further.push((header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")));
+        assert_eq!(write(&mut bytes, &head), RequestFraming::Chunked);
     }
 }

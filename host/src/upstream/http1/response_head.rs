@@ -44,15 +44,15 @@ pub enum HeadError {
 
 /// The fields for which the parser has room without an allocation.
 const USUAL_FIELDS: usize = 64;
+/// The fields that a response usually gets on its way to the client.
+const FURTHER_FIELDS: usize = 2;
 
 /// Removes a head from the bytes that were read; returns `None` if its end has not arrived. `method` is the request's.
-/// `fields` is an empty map whose memory is used for the response's fields.
 pub fn take(
     bytes: &mut BytesMut,
     search: &mut HeadSearch,
     limits: ResponseHeadLimits,
     method: &Method,
-    fields: &mut HeaderMap,
 ) -> Result<Option<ResponseHead>, HeadError> {
     if !may_be_http(bytes) {
         return Err(HeadError::NotHttp);
@@ -69,7 +69,7 @@ pub fn take(
     if head.starts_with(b"HTTP/1.") && matches!(head.get(7), Some(b'2'..=b'9')) {
         head[7] = b'1';
     }
-    parse(&head.freeze(), limits, method, fields).map(Some)
+    parse(&head.freeze(), limits, method).map(Some)
 }
 
 /// Whether bytes may be the beginning of a head. Bytes of another protocol may never have an end of line.
@@ -79,18 +79,13 @@ fn may_be_http(bytes: &[u8]) -> bool {
     bytes[start..].iter().zip(VERSION).all(|(byte, wanted)| byte == wanted)
 }
 
-fn parse(
-    head: &Bytes,
-    limits: ResponseHeadLimits,
-    method: &Method,
-    fields: &mut HeaderMap,
-) -> Result<ResponseHead, HeadError> {
+fn parse(head: &Bytes, limits: ResponseHeadLimits, method: &Method) -> Result<ResponseHead, HeadError> {
     let mut room = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let usual = limits.fields.min(USUAL_FIELDS);
-    match parse_into(head, &mut room[..usual], method, fields) {
+    match parse_into(head, &mut room[..usual], method) {
         Err(HeadError::TooLarge) if limits.fields > USUAL_FIELDS => {
             let mut room = vec![MaybeUninit::uninit(); limits.fields];
-            parse_into(head, &mut room, method, fields)
+            parse_into(head, &mut room, method)
         }
         parsed => parsed,
     }
@@ -100,7 +95,6 @@ fn parse_into<'b>(
     head: &'b Bytes,
     room: &mut [MaybeUninit<Header<'b>>],
     method: &Method,
-    fields: &mut HeaderMap,
 ) -> Result<ResponseHead, HeadError> {
     let mut parsed = httparse::Response::new(&mut []);
     let mut config = ParserConfig::default();
@@ -117,6 +111,7 @@ fn parse_into<'b>(
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut framing =
         Framing { version, length: ContentLengthLines::default(), codings: 0, is_chunked: false, persistence: None };
+    let mut fields = HeaderMap::with_capacity(parsed.headers.len() + FURTHER_FIELDS);
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.map_err(|_| HeadError::Malformed("a field of the head is malformed: its name is no token"))?;
@@ -126,7 +121,7 @@ fn parse_into<'b>(
         framing.note(&name, &value)?;
         fields.append(name, value);
     }
-    let (length, is_persistent) = framing.settle(status, method, fields)?;
+    let (length, is_persistent) = framing.settle(status, method, &mut fields)?;
     let mut response = Response::new(());
     (*response.status_mut(), *response.version_mut()) = (status, version);
     let reason = reason_phrase(head);
@@ -135,7 +130,7 @@ fn parse_into<'b>(
     {
         response.extensions_mut().insert(reason);
     }
-    std::mem::swap(response.headers_mut(), fields);
+    *response.headers_mut() = fields;
     Ok(ResponseHead { response, length, is_persistent })
 }
 
@@ -242,7 +237,7 @@ mod tests {
     const LIMITS: ResponseHeadLimits = ResponseHeadLimits { bytes: 400, fields: 80 };
 
     fn parse_all(text: &[u8]) -> Result<Option<ResponseHead>, HeadError> {
-        take(&mut text.into(), &mut HeadSearch::default(), LIMITS, &Method::GET, &mut HeaderMap::new())
+        take(&mut text.into(), &mut HeadSearch::default(), LIMITS, &Method::GET)
     }
 
     fn head(text: &str) -> ResponseHead {
@@ -275,7 +270,7 @@ mod tests {
         let many: String = (0..70).map(|n| format!("x{n}:1\r\n")).collect();
         let wide = ResponseHeadLimits { bytes: 1 << 20, fields: 80 };
         let mut text = BytesMut::from(&*format!("HTTP/1.1 200 OK\r\n{many}\r\n"));
-        let many = take(&mut text, &mut HeadSearch::default(), wide, &Method::GET, &mut HeaderMap::new());
+        let many = take(&mut text, &mut HeadSearch::default(), wide, &Method::GET);
         assert_eq!(many.unwrap().unwrap().response.headers().len(), 70);
     }
 
@@ -365,11 +360,11 @@ mod tests {
         let whole = format!("{:?}", parse_all(text));
         for cut in 0..text.len() {
             let mut bytes = BytesMut::from(&text[..cut]);
-            let (mut search, mut fields) = (HeadSearch::default(), HeaderMap::new());
-            let mut parsed = take(&mut bytes, &mut search, LIMITS, &Method::GET, &mut fields);
+            let mut search = HeadSearch::default();
+            let mut parsed = take(&mut bytes, &mut search, LIMITS, &Method::GET);
             if let Ok(None) = parsed {
                 bytes.extend_from_slice(&text[cut..]);
-                parsed = take(&mut bytes, &mut search, LIMITS, &Method::GET, &mut fields);
+                parsed = take(&mut bytes, &mut search, LIMITS, &Method::GET);
             }
             assert_eq!(format!("{parsed:?}"), whole, "{cut}");
             assert!(cut < text.len() - 3 && bytes[..] == b"abc"[..] || cut >= text.len() - 3, "{cut}");

@@ -5,8 +5,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method};
 use http_body::{Body, Frame};
 use tokio::io::AsyncWrite;
 
@@ -15,6 +13,7 @@ use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
 use crate::error::causes;
+use crate::upstream::request_head::RequestHead;
 
 /// A request that is being sent; over from the beginning.
 #[derive(Default)]
@@ -49,9 +48,13 @@ pub enum UploadError {
 }
 
 impl Upload {
-    /// Begins a request.
-    pub fn begin(&mut self, method: &Method, target: &PathAndQuery, fields: &HeaderMap, content: RequestBody) {
-        self.framing = request_head::write(&mut self.before, method, target, fields);
+    /// Writes the head of a request, which is sent once [`Upload::begin`] has the content.
+    pub fn write_head(&mut self, head: &RequestHead<'_>) {
+        self.framing = request_head::write(&mut self.before, head);
+    }
+
+    /// Begins to send a request whose head is written.
+    pub fn begin(&mut self, content: RequestBody) {
         self.content = Some(content).filter(|_| self.framing != RequestFraming::None);
         (self.is_unflushed, self.is_refused) = (true, false);
     }
@@ -241,18 +244,20 @@ mod tests {
     use std::task::Waker;
 
     use bytes::Bytes;
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue, Method, Uri};
 
     use super::*;
+    use crate::upstream::request_head::FurtherFields;
 
     #[test]
     fn a_request_that_is_cut_short_leaves_its_connection_closed() {
         for length in ["2", "4"] {
             let mut fields = HeaderMap::new();
             fields.insert("content-length", HeaderValue::from_static(length));
-            let (mut upload, target) = (Upload::default(), PathAndQuery::from_static("/"));
-            let content = RequestBody::Whole(Bytes::from_static(b"abc"));
-            upload.begin(&Method::POST, &target, &fields, content);
+            let further = FurtherFields::new();
+            let mut upload = Upload::default();
+            upload.write_head(&RequestHead { method: &Method::POST, uri: Uri::default(), fields: &fields, further });
+            upload.begin(RequestBody::Whole(Bytes::from_static(b"abc")));
             let mut written = Vec::new();
             let mut cx = Context::from_waker(Waker::noop());
             let polled = upload.poll(&mut cx, Pin::new(&mut written));
