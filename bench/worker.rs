@@ -13,7 +13,7 @@ use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
 use plugway::plugin::time_share::Shares;
 use plugway::telemetry::metrics::WorkerMetrics;
-use plugway::upstream::Pools;
+use plugway::upstream::pool::Pools;
 
 /// Returns an assembler that loads plugins in this process.
 pub fn assembler() -> Assembler {

@@ -31,14 +31,13 @@ use crate::upstream::http1::Http1Error;
 use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::http1::upload::UploadError;
 use crate::upstream::informational;
-use crate::upstream::pending_connection::PendingConnection;
-use crate::upstream::request_head::RequestHead;
+use crate::upstream::pool::pending_connection::PendingConnection;
+use crate::upstream::pool::{Acquired, ConnectionRequest, Pool};
+use crate::upstream::request_head::{RequestHead, RequestHeadSize};
 use crate::upstream::required_protocol::RequiredProtocol;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
-use crate::upstream::{
-    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, Pool, RequestHeadSize,
-};
+use crate::upstream::{ConnectionSettings, EndpointAddr, EndpointProtocol};
 
 /// The request to send, and the rules for it.
 pub struct Attempt<'a> {

@@ -27,8 +27,8 @@ use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::time_share::Shares;
 use crate::system::supervise::{Task, spawn_turns};
 use crate::telemetry::metrics::{Registry, WorkerMetrics};
-use crate::upstream::Pools;
 use crate::upstream::endpoint_set::EndpointSet;
+use crate::upstream::pool::Pools;
 
 /// A plugin with the outcome of its configuration.
 struct Asked {

@@ -34,7 +34,7 @@ use crate::system::descriptors::is_of_this_machine;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::WorkerMetrics;
-use crate::upstream::Pools;
+use crate::upstream::pool::Pools;
 
 /// A bound socket for a worker.
 pub enum ListeningSocket {

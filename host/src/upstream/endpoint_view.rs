@@ -10,7 +10,7 @@ use http::StatusCode;
 use super::endpoint::{Endpoint, EndpointFigures};
 use super::endpoint_set::{Availability, EndpointSet, EndpointSnapshot};
 use super::health::EndpointFailure;
-use super::{Pool, Pools};
+use super::pool::{Pool, Pools};
 use crate::telemetry::failure_log::{self, Topic};
 
 /// A worker's view of a set of endpoints, as it was at some version.

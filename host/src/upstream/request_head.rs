@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, he
 use smallvec::SmallVec;
 
 use super::EndpointAddr;
+use crate::protocol::field_section::FIELD_OVERHEAD;
 
 /// A head for one connection.
 pub struct RequestHead<'a> {
@@ -19,6 +20,17 @@ pub struct RequestHead<'a> {
 
 /// The fields of a request that concern its connection: few or none.
 pub type FurtherFields = SmallVec<[(HeaderName, HeaderValue); 2]>;
+
+/// The size of a request's head for an endpoint, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestHeadSize {
+    /// The length of the longest field, or of the target.
+    pub longest: usize,
+    /// The size of the list of fields (RFC 9113 §6.5.2).
+    pub total: usize,
+    /// The number of fields.
+    pub fields: usize,
+}
 
 impl<'a> RequestHead<'a> {
     /// Addresses a head to an endpoint, in a version of HTTP. `Host` is the endpoint's address if `fields` has none.
@@ -49,5 +61,20 @@ impl<'a> RequestHead<'a> {
         fields.remove(header::HOST);
         self.further.into_iter().for_each(|(name, value)| drop(fields.insert(name, value)));
         request
+    }
+}
+
+impl RequestHeadSize {
+    /// Returns the size of a head with a target.
+    pub fn of(method: &Method, target: &str, fields: &HeaderMap) -> Self {
+        // `:method`, `:scheme` and `:path`; `Host` becomes `:authority`.
+        let pseudo = method.as_str().len() + target.len() + 25 + 3 * FIELD_OVERHEAD;
+        let mut size = RequestHeadSize { longest: target.len(), total: pseudo, fields: fields.len() };
+        for (name, value) in fields {
+            let length = name.as_str().len() + value.len();
+            size.longest = size.longest.max(length);
+            size.total += length + FIELD_OVERHEAD;
+        }
+        size
     }
 }

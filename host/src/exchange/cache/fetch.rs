@@ -40,7 +40,7 @@ use crate::store::variant::VariantInfo;
 use crate::store::vary::VaryValue;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
-use crate::upstream::RequestHeadSize;
+use crate::upstream::request_head::RequestHeadSize;
 
 /// A fetch on behalf of a request.
 pub struct Fetch<'a> {

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::SharedSender;
-use super::connection_limit::ConnectionLimit;
-use super::response_head_limits::ResponseHeadLimits;
+use crate::upstream::connection::SharedSender;
+use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The shared connections to an endpoint.
 #[derive(Default)]

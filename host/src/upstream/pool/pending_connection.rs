@@ -7,15 +7,16 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::connect::ConnectStage;
-use super::connection::Connection;
-use super::connection_limit::ConnectionPermit;
-use super::endpoint_view::EndpointView;
-use super::health::EndpointFailure;
-use super::{ConnectionRequest, ConnectionSettings, Pool};
+use super::{ConnectionRequest, Pool};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
+use crate::upstream::ConnectionSettings;
+use crate::upstream::connect::ConnectStage;
+use crate::upstream::connection::Connection;
+use crate::upstream::connection_limit::ConnectionPermit;
+use crate::upstream::endpoint_view::EndpointView;
+use crate::upstream::health::EndpointFailure;
 
 /// A connection that is being made. Nothing is left behind if this is dropped half-way.
 pub struct PendingConnection {

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::connect;
-use super::connection::{Connection, SharedSender};
-use super::connection_limit::ConnectionPermit;
-use super::required_protocol::RequiredProtocol;
-use super::{ConnectionRequest, ConnectionSettings, Pool};
+use super::{ConnectionRequest, Pool};
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
+use crate::upstream::connection::{Connection, SharedSender};
+use crate::upstream::connection_limit::ConnectionPermit;
+use crate::upstream::required_protocol::RequiredProtocol;
+use crate::upstream::{ConnectionSettings, connect};
 
 /// The further connection of a pool: one is opened at a time.
 #[derive(Default)]

@@ -1,0 +1,439 @@
+//! The connections that a worker keeps to each endpoint.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+
+use super::connect::{self, ConnectStage, ConnectTerms};
+use super::connection::{Connection, SharedSender};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use super::name_lookup::NameLookup;
+use super::request_head::RequestHeadSize;
+use super::required_protocol::RequiredProtocol;
+use super::{ConnectionSettings, EndpointAddr, EndpointProtocol};
+use crate::error::Error;
+use crate::net::deadline::Clock;
+use crate::net::happy_eyeballs;
+use crate::protocol::proxy_protocol::ConnectionAddresses;
+use crate::system::supervise::{Task, spawn};
+use further_connection::FurtherConnection;
+use shared_connections::SharedConnections;
+
+mod further_connection;
+pub mod pending_connection;
+mod shared_connections;
+
+/// All connections of one worker. They outlive generations, so that a reload keeps them.
+#[derive(Default)]
+pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
+
+/// The connections of one worker to one endpoint.
+pub struct Pool {
+    address: EndpointAddr,
+    /// The idle connections that serve one exchange at a time, the last used on top.
+    idle: RefCell<Vec<(Box<Connection>, Instant)>>,
+    /// The HTTP/2 connections that requests share.
+    shared: RefCell<SharedConnections>,
+    /// Held while a connection is made to an endpoint that may speak HTTP/2, until its settings are read: the other requests
+    /// wait for it, as it may have room for them.
+    first: Arc<Mutex<()>>,
+    /// The HTTP/2 connection that is opened beside those that requests share.
+    further: FurtherConnection,
+    /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
+    exclusive: Cell<bool>,
+    /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
+    returned: Notify,
+    waiting: Cell<u32>,
+    /// The time for which a request waits for a permit before it shares a connection that was given up for others.
+    patience: Cell<Duration>,
+    /// The number of connections that were returned while a request waited for one.
+    contended: Cell<u32>,
+    /// The address that was connected to last, where the endpoint's name has several.
+    last: Cell<Option<SocketAddr>>,
+    /// The lookups of the endpoint's name.
+    lookup: Rc<NameLookup>,
+    /// The number of connections that are still being opened although no request waits for them, because the endpoint
+    /// doesn't answer.
+    stuck: Cell<u32>,
+    /// All pools of the worker, including this pool.
+    all: Weak<Pools>,
+}
+
+/// The result of waiting for a permit to connect.
+pub enum Acquired {
+    /// The request has a permit to open a connection.
+    Connect(ConnectionPermit),
+    /// The request uses a connection that has become free in the meantime.
+    Use(Box<Connection>),
+}
+
+/// A request's demands on the connection that is opened for it.
+pub struct ConnectionRequest {
+    /// The limit that the connection's permit is of.
+    pub limit: ConnectionLimit,
+    pub wanted: RequiredProtocol,
+    /// The client's address and the address that it connected to, for the PROXY header; `None` if the client has no
+    /// address.
+    pub addresses: Option<ConnectionAddresses>,
+    pub settings: Rc<ConnectionSettings>,
+    /// The progress of the connection.
+    pub stage: Rc<Cell<ConnectStage>>,
+}
+
+/// The longest field or target on a shared connection, in bytes: nginx ends the connection for a longer one.
+const MAX_SHARED_FIELD: usize = 4 << 10;
+
+/// The longest head on a shared connection, in bytes: endpoints accept at least that by default.
+const MAX_SHARED_HEAD: usize = 16 << 10;
+
+/// The maximum number of fields on a shared connection: HAProxy ends the connection for twice as many.
+const MAX_SHARED_FIELDS: usize = 100;
+
+/// The patience of a pool in which no request has waited yet.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest time for which requests wait for the settings of a new connection with HTTP/2. They come with the handshake
+/// or within a round trip (RFC 9113 §3.4).
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
+/// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
+const FAIRNESS: u32 = 8;
+
+impl Pools {
+    /// The pool for an address.
+    pub fn pool(self: &Rc<Self>, address: &EndpointAddr) -> Rc<Pool> {
+        let made = || Rc::new(Pool::new(address.clone(), self));
+        self.0.borrow_mut().entry(address.clone()).or_insert_with(made).clone()
+    }
+
+    /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
+    pub fn yield_to_waiters(&self, now: Instant) {
+        self.0.borrow().values().for_each(|pool| pool.yield_to_waiters(now));
+    }
+
+    /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
+    pub fn close_idle(&self) {
+        self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
+    }
+
+    /// Closes the connection that has been idle for the longest time, to whichever endpoint, as a descriptor is missing.
+    /// Returns `false` if there is none.
+    pub async fn free_descriptor(&self) -> bool {
+        let oldest = |pools: &HashMap<EndpointAddr, Rc<Pool>>| {
+            let idle = pools.values().filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
+            idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
+        };
+        let Some(pool) = oldest(&self.0.borrow()) else { return false };
+        pool.close_oldest().await;
+        true
+    }
+
+    /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
+    pub fn sweep(&self, now: Instant, longest: Duration) {
+        self.0.borrow_mut().retain(|_, pool| {
+            pool.shared.borrow_mut().sweep(now, longest);
+            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
+            Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || !pool.shared.borrow().is_empty()
+        });
+    }
+}
+
+impl Pool {
+    fn new(address: EndpointAddr, all: &Rc<Pools>) -> Self {
+        Pool {
+            exclusive: Cell::new(address.protocol == EndpointProtocol::Http1),
+            address,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            first: Arc::default(),
+            further: FurtherConnection::default(),
+            returned: Notify::new(),
+            waiting: Cell::new(0),
+            patience: Cell::new(DEFAULT_PATIENCE),
+            contended: Cell::new(0),
+            last: Cell::new(None),
+            lookup: Rc::default(),
+            stuck: Cell::new(0),
+            all: Rc::downgrade(all),
+        }
+    }
+
+    /// A connection that seems alive, idle or shared.
+    pub fn idle(
+        &self,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        connection_limit: &ConnectionLimit,
+        now: Instant,
+    ) -> Option<Box<Connection>> {
+        if rules.proxy_protocol.is_some() {
+            return None;
+        }
+        if wanted == RequiredProtocol::Any
+            && let Some(connection) = self.shared_connection(rules, connection_limit, now)
+        {
+            return Some(connection);
+        }
+        let mut idle = self.idle.borrow_mut();
+        // Upstreams with other limits may have the same endpoint, and connections of their own.
+        let suits = |connection: &Connection| {
+            (wanted != RequiredProtocol::Http1 || connection.version() == http::Version::HTTP_11)
+                && connection_limit.have(connection.limit_handle())
+                && connection.head_limits() == rules.head
+        };
+        loop {
+            let index = idle.iter().rposition(|(connection, _)| suits(connection))?;
+            let (connection, since) = idle.remove(index);
+            let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
+            if is_fresh && !connection.is_closed() {
+                let shared = if wanted == RequiredProtocol::Any { connection.shared_sender() } else { None };
+                return Some(shared.map_or(connection, |sender| self.share(sender, now)));
+            }
+        }
+    }
+
+    /// Shares a connection with later requests; returns a handle of it.
+    fn share(&self, sender: SharedSender, now: Instant) -> Box<Connection> {
+        sender.tell_when_freed(&self.further.changed);
+        self.shared.borrow_mut().add(sender.clone(), now);
+        self.returned.notify_waiters();
+        self.further.changed.notify_waiters();
+        Box::new(Connection::of_shared(sender))
+    }
+
+    /// Shares a connection that a request has to itself, if the limit has no room for another one: requests that can share
+    /// it must not wait for the end of its response. The endpoint has accepted the request, of which nothing is left to send.
+    pub fn share_if_full(&self, connection: &mut Connection, connection_limit: &ConnectionLimit, now: Instant) {
+        if !connection_limit.has_room()
+            && let Some(sender) = connection.unshared_sender()
+        {
+            *connection = *self.share(sender, now);
+        }
+    }
+
+    /// Whether requests with these settings should wait for a shared connection before they wait for one of their own.
+    pub fn may_serve(&self, connection_limit: &ConnectionLimit, rules: &ConnectionSettings) -> bool {
+        let shared = self.shared.borrow();
+        let is_last_choice = !connection_limit.has_room() && !shared.is_empty();
+        rules.proxy_protocol.is_none() && (is_last_choice || shared.serve(connection_limit, rules.head))
+    }
+
+    /// Whether a request can have a connection of its own without waiting for one.
+    pub fn has_own_connection(&self, connection_limit: &ConnectionLimit) -> bool {
+        connection_limit.has_room() || !self.idle.borrow().is_empty()
+    }
+
+    /// Gives up a connection that requests of other workers or endpoints wait for: an idle one, and a shared one as soon as
+    /// its exchanges have ended.
+    fn yield_to_waiters(&self, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
+            idle.remove(index);
+        }
+        if self.shared.borrow_mut().yield_to_waiters(now, self.patience.get()) {
+            self.returned.notify_waiters();
+        }
+    }
+
+    /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
+    pub async fn acquire(
+        &self,
+        connection_limit: &ConnectionLimit,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        clock: &Clock,
+    ) -> Result<Acquired, Error> {
+        // A request whose shared connection was given up for others gets it back without a permit.
+        let is_served = self.shared.borrow().has_yielded();
+        let mut permit = pin!(connection_limit.take(if is_served { RequiredProtocol::Unshared } else { wanted }));
+        self.patience.set(rules.patience());
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiting = PermitWait(&self.waiting);
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut permit => return permit.map(Acquired::Connect),
+                () = self.returned.notified() => {
+                    if let Some(connection) = self.idle(wanted, rules, connection_limit, clock.now()) {
+                        return Ok(Acquired::Use(connection));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
+    /// connection.
+    pub async fn open(
+        self: &Rc<Self>,
+        mut permit: ConnectionPermit,
+        request: &ConnectionRequest,
+        clock: &Rc<Clock>,
+    ) -> Result<Box<Connection>, Error> {
+        let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
+        let (wanted, addresses) = (*wanted, *addresses);
+        let all = self.all.upgrade();
+        let stage = Some(&**stage);
+        let terms = |wanted| ConnectTerms { addresses, stage, ..self.terms(wanted, rules, all.as_deref()) };
+        if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
+        }
+        if wanted == RequiredProtocol::Unshared {
+            let connection = connect::connect(&self.address, &terms(wanted), permit).await?.unshared();
+            return Ok(Box::new(connection));
+        }
+        let mut first = self.first.clone().lock_owned().await;
+        if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
+            return Ok(connection);
+        }
+        if self.shared.borrow().serve(limit, rules.head) {
+            drop((first, permit));
+            if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
+                return Ok(connection);
+            }
+            permit = match self.acquire(limit, wanted, rules, clock).await? {
+                Acquired::Connect(permit) => permit,
+                Acquired::Use(connection) => return Ok(connection),
+            };
+            first = self.first.clone().lock_owned().await;
+        }
+        if self.exclusive.get() {
+            // The first request has learned the protocol: no other has to wait.
+            drop(first);
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
+        }
+        let connecting_terms = terms(wanted);
+        let mut connecting = pin!(connect::connect(&self.address, &connecting_terms, permit));
+        let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {
+            Ok(connected) => (connected, Some(first)),
+            // It may never open: the next request tries one of its own.
+            Err(_) => {
+                drop(first);
+                (connecting.await, None)
+            }
+        };
+        let connection = connected?;
+        match connection.shared_sender() {
+            Some(sender) => {
+                first.into_iter().for_each(|first| hold_until_settled(first, &sender));
+                Ok(self.share(sender, clock.now()))
+            }
+            None => {
+                self.exclusive.set(true);
+                Ok(Box::new(connection))
+            }
+        }
+    }
+
+    /// Returns the terms of a new connection that no client waits for.
+    fn terms<'a>(
+        &'a self,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        pools: Option<&'a Pools>,
+    ) -> ConnectTerms<'a> {
+        let ConnectionSettings { proxy_protocol, head, connect_timeout: within, .. } = *rules;
+        let (last, lookup) = (Some(&self.last), Some(&self.lookup));
+        ConnectTerms { wanted, addresses: None, proxy_protocol, head, within, last, lookup, stage: None, pools }
+    }
+
+    /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
+    /// the request, and with it the exchanges of others.
+    pub fn may_share(&self, head: RequestHeadSize) -> bool {
+        let max = self.shared.borrow().max_request_head().unwrap_or(u32::MAX);
+        head.longest <= MAX_SHARED_FIELD
+            && head.total <= MAX_SHARED_HEAD.min(max as usize)
+            && head.fields <= MAX_SHARED_FIELDS
+    }
+
+    /// Whether the endpoint speaks HTTP/1, as far as is known, so that no exchange shares a connection.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive.get()
+    }
+
+    /// Whether the endpoint has left a connection attempt unanswered for longer than usual, and still does.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.get() > 0
+    }
+
+    /// Takes a connection back once its exchange is over.
+    pub fn put_back(&self, connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
+        if connection.limit_handle().is_wanted() && !self.keep_despite_waiters() {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.is_idle() {
+            let is_limited = connection.limit_handle().is_limited();
+            idle.push((connection, now));
+            if is_limited {
+                self.returned.notify_one();
+            }
+        }
+    }
+
+    /// Returns the time since which the longest idle connection has been idle; `None` if none is idle.
+    fn idle_since(&self) -> Option<Instant> {
+        let exclusive = self.idle.borrow().first().map(|(_, since)| *since);
+        exclusive.into_iter().chain(self.shared.borrow().unused_since()).min()
+    }
+
+    /// Closes the connection that has been idle for the longest time.
+    async fn close_oldest(&self) {
+        let oldest = self.idle_since();
+        let shared = oldest.and_then(|oldest| self.shared.borrow_mut().take_unused(oldest));
+        match shared {
+            Some(sender) => sender.close().await,
+            None if !self.idle.borrow().is_empty() => drop(self.idle.borrow_mut().remove(0)),
+            None => {}
+        }
+    }
+
+    /// Whether a connection is kept for a request of this worker, although others wait for it.
+    fn keep_despite_waiters(&self) -> bool {
+        self.contended.set(self.contended.get().wrapping_add(1));
+        self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
+    }
+
+    /// Notes that a request was not answered in time. If the endpoint has sent nothing else meanwhile on a shared
+    /// connection, later requests use another one.
+    pub fn note_unanswered(&self, connection: &Connection) {
+        if let Some(sender) = connection.silent_sender() {
+            self.shared.borrow_mut().note_unanswered(sender);
+        }
+    }
+
+    fn shared_connection(
+        &self,
+        rules: &ConnectionSettings,
+        connection_limit: &ConnectionLimit,
+        now: Instant,
+    ) -> Option<Box<Connection>> {
+        let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
+        Some(Box::new(Connection::of_shared(sender)))
+    }
+}
+
+/// Makes other requests wait for the settings of a new connection, while its first request is sent.
+fn hold_until_settled(first: OwnedMutexGuard<()>, sender: &SharedSender) {
+    let settled = sender.settled();
+    spawn(Task::UpstreamConnection, async move {
+        let _ = tokio::time::timeout(SETTLING, settled).await;
+        drop(first);
+    });
+}
+
+/// Counts a waiting request until dropped.
+struct PermitWait<'a>(&'a Cell<u32>);
+
+impl Drop for PermitWait<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
