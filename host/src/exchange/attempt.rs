@@ -30,7 +30,7 @@ use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
 use crate::upstream::http1::Http1Error;
 use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::http1::upload::UploadError;
-use crate::upstream::informational;
+use crate::upstream::http2::informational;
 use crate::upstream::pool::pending_connection::PendingConnection;
 use crate::upstream::pool::{Acquired, ConnectionRequest, Pool};
 use crate::upstream::request_head::{RequestHead, RequestHeadSize};

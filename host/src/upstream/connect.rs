@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
+use super::http2::SharedSender;
 use super::name_lookup::{Addresses, NameLookup};
 use super::pool::Pools;
 use super::required_protocol::RequiredProtocol;
@@ -162,13 +163,13 @@ async fn negotiate(
     }
     match &address.protocol {
         EndpointProtocol::Http1 => Ok(Connection::http1(stream, now, terms.head, permit)),
-        EndpointProtocol::Http2 => Connection::http2(stream, now, terms.head, permit).await,
+        EndpointProtocol::Http2 => SharedSender::connect(stream, now, terms.head, permit).await.map(Connection::http2),
         EndpointProtocol::Tls(dialer) => {
             let config = if terms.wanted == RequiredProtocol::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
-                Some(b"h2") => Connection::http2(stream, now, terms.head, permit).await,
+                Some(b"h2") => SharedSender::connect(stream, now, terms.head, permit).await.map(Connection::http2),
                 _ => Ok(Connection::http1(stream, now, terms.head, permit)),
             }
         }

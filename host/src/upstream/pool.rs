@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use super::connect::{self, ConnectStage, ConnectTerms};
-use super::connection::{Connection, SharedSender};
+use super::connection::Connection;
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use super::http2::SharedSender;
 use super::name_lookup::NameLookup;
 use super::request_head::RequestHeadSize;
 use super::required_protocol::RequiredProtocol;
@@ -205,7 +206,7 @@ impl Pool {
         self.shared.borrow_mut().add(sender.clone(), now);
         self.returned.notify_waiters();
         self.further.changed.notify_waiters();
-        Box::new(Connection::of_shared(sender))
+        Box::new(Connection::http2(sender))
     }
 
     /// Shares a connection that a request has to itself, if the limit has no room for another one: requests that can share
@@ -416,7 +417,7 @@ impl Pool {
         now: Instant,
     ) -> Option<Box<Connection>> {
         let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
-        Some(Box::new(Connection::of_shared(sender)))
+        Some(Box::new(Connection::http2(sender)))
     }
 }
 

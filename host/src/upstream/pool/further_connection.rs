@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 use super::{ConnectionRequest, Pool};
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
-use crate::upstream::connection::{Connection, SharedSender};
+use crate::upstream::connection::Connection;
 use crate::upstream::connection_limit::ConnectionPermit;
+use crate::upstream::http2::SharedSender;
 use crate::upstream::required_protocol::RequiredProtocol;
 use crate::upstream::{ConnectionSettings, connect};
 
@@ -57,7 +58,7 @@ impl Pool {
             }
             if !is_served || now.saturating_duration_since(began) >= patience {
                 let sender = self.shared.borrow_mut().find_full(limit, settings.head, now)?;
-                return Some(Box::new(Connection::of_shared(sender)));
+                return Some(Box::new(Connection::http2(sender)));
             }
             if !self.further.is_opening.get() {
                 self.open_further(request, clock);

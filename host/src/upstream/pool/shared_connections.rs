@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::upstream::connection::SharedSender;
 use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::http2::SharedSender;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The shared connections to an endpoint.

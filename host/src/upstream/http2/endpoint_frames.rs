@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::http2_response_body::ShortPieces;
 use super::informational;
+use super::response_body::ShortPieces;
 use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::turn::FrameTurn;
