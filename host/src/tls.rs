@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::crypto::{CryptoProvider, hash};
 
+mod bounded_chain;
 mod certificate_resolver;
 pub mod client;
 pub mod handshake_error;

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -11,6 +12,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::CertificateError;
+use super::bounded_chain::BoundedServerChain;
 use super::pem::CertificateFiles;
 use super::pem::{self, PemError};
 
@@ -64,19 +66,20 @@ struct AcceptAnyCertificate(WebPkiSupportedAlgorithms);
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<CertificateError<ClientFilePlace>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
-    let roots = roots(files);
-    let roots = roots.map_err(|message| mistakes.push(CertificateError { place: ClientFilePlace::Roots, message }));
+    let verifier = verifier(files, &provider);
+    let verifier =
+        verifier.map_err(|message| mistakes.push(CertificateError { place: ClientFilePlace::Roots, message }));
     let certificate = certificate(files, &provider);
     let certificate = certificate.map_err(|faults| mistakes.extend(faults.into_iter().map(CertificateError::from)));
-    let (Ok(roots), Ok(certificate)) = (roots, certificate) else { return Err(mistakes) };
+    let (Ok(verifier), Ok(certificate)) = (verifier, certificate) else { return Err(mistakes) };
 
-    let credulous = AcceptAnyCertificate(provider.signature_verification_algorithms);
+    let verifier: Arc<dyn ServerCertVerifier> = match verifier {
+        Some(verifier) => Arc::new(BoundedServerChain(verifier)),
+        None => Arc::new(AcceptAnyCertificate(provider.signature_verification_algorithms)),
+    };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
-    let builder = match roots {
-        Some(roots) => builder.with_root_certificates(roots),
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(credulous)),
-    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match certificate {
         Some(certificate) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certificate))),
         None => builder.with_no_client_auth(),
@@ -85,13 +88,15 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<CertificateE
     Ok(Arc::new(config))
 }
 
-/// Returns the trusted roots; `None` if any certificate is accepted.
-fn roots(files: &ClientFiles) -> Result<Option<Arc<RootCertStore>>, String> {
-    match (files.verify, &files.roots) {
-        (Verify::Never, _) => Ok(None),
-        (Verify::Always, Roots::File(path)) => pem::authorities(path).map(|(roots, _)| Some(Arc::new(roots))),
-        (Verify::Always, Roots::System(system)) => system.store().map(Some),
-    }
+/// Returns the verifier by the trusted roots; `None` if any certificate is accepted.
+fn verifier(files: &ClientFiles, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<WebPkiServerVerifier>>, String> {
+    let roots = match (files.verify, &files.roots) {
+        (Verify::Never, _) => return Ok(None),
+        (Verify::Always, Roots::File(path)) => Arc::new(pem::authorities(path)?.0),
+        (Verify::Always, Roots::System(system)) => system.store()?,
+    };
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+    verifier.map(Some).map_err(|error| format!("the authorities can't be used: {error}"))
 }
 
 impl SystemRoots {

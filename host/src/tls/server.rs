@@ -15,6 +15,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
 use super::CertificateError;
+use super::bounded_chain::BoundedClientChain;
 use super::certificate_resolver::CertificateResolver;
 use super::pem::{self, CertificateFiles, PemError};
 
@@ -150,7 +151,7 @@ fn client_auth(
         false => (builder.allow_unauthenticated(), "optional"),
     };
     let verifier = builder.build().map_err(|error| format!("`{}` can't be used: {error}", file.display()))?;
-    Ok((verifier, Some(ClientScope::of(mode, &authorities))))
+    Ok((Arc::new(BoundedClientChain(verifier)), Some(ClientScope::of(mode, &authorities))))
 }
 
 // === MinimumVersion ===

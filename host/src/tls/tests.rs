@@ -17,6 +17,7 @@ use rustls_pki_types::ServerName;
 
 use super::CertificateError;
 use super::client::{ClientFilePlace as ClientPlace, ClientFiles, Roots, SystemRoots, Verify, client};
+use super::handshake_error::certificate_in_words;
 use super::handshake_info::facts;
 use super::pem::CertificateFiles;
 use super::self_signed::self_signed;
@@ -234,6 +235,34 @@ fn clients_show_certificates_where_these_are_asked_for() {
     assert!(facts(&server).client.is_none());
     let refused = shake_hands(&authority.client(None), &required, "site.example");
     assert_eq!(refused.err(), Some(Error::NoCertificatesPresented));
+}
+
+/// Issues `site` and `alice`, each with further certificates behind its own, and returns the results of a handshake for
+/// the side that checks them: a server, and a client.
+fn with_long_chains(further: usize) -> (Result<(), Error>, Result<(), Error>) {
+    let authority = TestAuthority::with_site();
+    authority.issue("alice", &PKCS_ECDSA_P256_SHA256, &["alice.example"]);
+    let short = served(&authority.served(&["site"], authority.required()));
+    let plain = served(&authority.served(&["site"], ClientAuth::None));
+    let bob = authority.client(None);
+    assert!(shake_hands(&bob, &plain, "site.example").is_ok());
+    for file in ["site.pem", "alice.pem"] {
+        authority.write(file, &(authority.read(file) + &authority.read("ca.pem").repeat(further)));
+    }
+    let long = served(&authority.served(&["site"], ClientAuth::None));
+    let alice = authority.client(Some("alice"));
+    (shake_hands(&alice, &short, "site.example").map(drop), shake_hands(&bob, &long, "site.example").map(drop))
+}
+
+#[test]
+fn a_chain_of_many_certificates_is_rejected_before_a_path_is_searched_in_it() {
+    let (by_server, by_client) = with_long_chains(10);
+    assert_eq!((by_server, by_client), (Ok(()), Ok(())));
+    for result in <[_; 2]>::from(with_long_chains(11)) {
+        let Err(Error::InvalidCertificate(error)) = result else { panic!("{result:?}") };
+        let words = certificate_in_words(&error);
+        assert_eq!(words, "can't be verified: 11 certificates of authorities come with it, more than 10");
+    }
 }
 
 /// Returns the text behind `=`, in our notation.
