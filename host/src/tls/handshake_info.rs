@@ -26,8 +26,7 @@ pub struct HandshakeInfo {
 
 /// The facts of a client's certificate. A fact that can't be parsed is an empty text.
 pub struct PeerCertificate {
-    /// The subject in the certificate's order, mostly from the general to the particular: `C=DE, O=Example, CN=alice`.
-    /// Escaped as in RFC 4514 §2.4.
+    /// The subject as RFC 4514 writes it, mostly from the particular to the general: `CN=alice,O=Example,C=DE`.
     pub subject: String,
     /// The subject's alternative names: `DNS:a.example,IP:::1,URI:spiffe://example/a,email:a@example.org`. In a name,
     /// `,` is written `\,`.
@@ -36,7 +35,7 @@ pub struct PeerCertificate {
     pub fingerprint: String,
     /// The issuer, written like the subject.
     pub issuer: String,
-    /// The serial number, in lower-case hexadecimal digits.
+    /// The serial number, in upper-case hexadecimal digits.
     pub serial: String,
 }
 
@@ -78,7 +77,8 @@ impl PeerCertificate {
 fn serial(leaf: &X509Certificate) -> String {
     // A number whose first bit is set has a leading zero, which other programs don't show either.
     let bytes = leaf.raw_serial();
-    hex(bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(bytes))
+    let bytes = bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(bytes);
+    hex(bytes).to_uppercase()
 }
 
 fn names(leaf: &X509Certificate) -> String {
@@ -104,8 +104,11 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
+/// Returns the text of a name as RFC 4514 has it: the particular before the general, the opposite of the certificate's order.
 fn distinguished(name: &X509Name) -> String {
-    name.iter().map(relative).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<String> = name.iter().map(relative).collect();
+    names.reverse();
+    names.join(",")
 }
 
 fn relative(name: &RelativeDistinguishedName) -> String {
