@@ -101,6 +101,8 @@ fn the_scheme_is_that_of_the_client_of_a_trusted_proxy() {
         ("X-Forwarded-Proto: HTTPS, http", secure),
         ("X-Forwarded-Proto: http", plain),
         ("X-Forwarded-Proto: gopher", plain),
+        ("X-Forwarded-Proto: wss", secure),
+        ("X-Forwarded-Proto: ws", plain),
         ("Forwarded: for=203.0.113.9;proto=https", plain),
         ("X-Forwarded-For: 203.0.113.9\r\nForwarded: for=6.6.6.6;proto=http, for=203.0.113.9;proto=https", secure),
         ("X-Forwarded-Proto: http\r\nForwarded: for=127.0.0.1;proto=https", plain),

@@ -25,9 +25,10 @@ pub(super) fn named(fields: &HeaderMap) -> Option<Scheme> {
 }
 
 impl Scheme {
-    /// Returns the scheme of a word; `None` for any other word. Schemes have no case (RFC 9110 §4.2.3).
+    /// Returns the scheme of a word; `None` for any other word. Schemes have no case (RFC 9110 §4.2.3). Some proxies say `ws`
+    /// and `wss` for the handshakes of WebSocket, which are requests of HTTP (RFC 6455 §3).
     fn new(word: &[u8]) -> Option<Self> {
-        [(&b"http"[..], Scheme::Http), (b"https", Scheme::Https)]
+        [(&b"http"[..], Scheme::Http), (b"https", Scheme::Https), (b"ws", Scheme::Http), (b"wss", Scheme::Https)]
             .into_iter()
             .find_map(|(known, scheme)| word.eq_ignore_ascii_case(known).then_some(scheme))
     }
