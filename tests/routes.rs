@@ -365,6 +365,22 @@ fn paths_are_forwarded_as_they_are_where_the_route_says_so() {
 }
 
 #[test]
+fn a_redirect_keeps_the_path_as_it_is_where_the_route_says_so() {
+    let routes = "[[route]]\npath = \"/as-is\"\npath-as-is = true\nredirect = \"https://b.example{uri}\"\n\
+                  [[route]]\npath = \"/below\"\npath-as-is = true\nredirect = \"/new{path}{?query}\"\n\
+                  [[route]]\npath = \"/normal\"\nredirect = \"https://b.example{uri}\"\n";
+    let proxy = Proxy::start(&with_routes(&echo(), routes));
+    for (target, location) in [
+        ("/as-is/a%2Fb//c?d=%7E", "https://b.example/as-is/a%2Fb//c?d=%7E"),
+        ("/below/%7Ea%2F?b", "/new/below/%7Ea%2F?b"),
+        ("/normal//a?b", "https://b.example/normal/a?b"),
+    ] {
+        assert_eq!(proxy.get(target, "").field("location"), Some(location));
+    }
+    assert_eq!(proxy.get("/normal/a%2Fb", "").status(), 400);
+}
+
+#[test]
 fn spellings_that_are_forwarded_are_stored_apart() {
     let origin = origin(|request| {
         let body = request.start.clone();
@@ -578,6 +594,12 @@ fn a_route_may_belong_to_a_listener() {
         assert_eq!(get_at(&first, path).status(), 308, "{path}");
     }
     assert_eq!(get_at(&first, "/.well-known%2Facme-challenge/x").status(), 400);
+    // The URI stays as it was sent: a route with `path-as-is` takes these for other resources.
+    for path in ["/a%2Fb", "/a//b?c=%7E", "/a/./b", "/%7Ea"] {
+        let redirect = get_at(&first, path);
+        let location = redirect.field("location").unwrap_or_default();
+        assert!(location.starts_with("https://") && location.ends_with(path), "{location}");
+    }
     assert_eq!(get_at(&second, "/only/x").text(), "second");
     assert!(get_at(&second, "/.well-known/acme-challenge/x").text().starts_with("GET /.well-known/"));
 }

@@ -47,7 +47,7 @@ impl Assembly<'_> {
         }
         let keys: Vec<(&str, Range<usize>)> = [strip, rewrite].into_iter().flatten().collect();
         let (without_effect, target) = match (&route.redirect, &route.respond, &route.files) {
-            (Some(_), ..) => (keys.into_iter().chain(as_is).collect(), "redirect"),
+            (Some(_), ..) => (keys, "redirect"),
             (_, Some(_), _) => (keys.into_iter().chain(as_is).collect(), "respond"),
             (.., Some(_)) => (as_is.into_iter().collect(), "files"),
             _ => (Vec::new(), ""),

@@ -938,7 +938,8 @@ pub struct RouteTable {
     /// Type: table `[route.rewrite]`. Default: none. Example: `{ regex = "^/old/(.*)$", to = "/new/$1" }`.
     pub rewrite: Option<Spanned<RewriteTable>>,
     /// Whether the upstream gets the path as the client has sent it: with escaped slashes, doubled slashes and all escapes.
-    /// Routes and plugins see the normal form, with escaped slashes as slashes. Paths with dot segments get 400.
+    /// So do `{path}` and `{uri}` of `redirect`. Routes and plugins see the normal form, with escaped slashes as slashes. Paths
+    /// with dot segments get 400.
     ///
     /// Type: boolean. Default: `false`.
     pub path_as_is: Option<Spanned<bool>>,

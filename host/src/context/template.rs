@@ -221,14 +221,19 @@ fn put(name: &ValueName, context: &ExchangeContext, uri: &mut Vec<u8>) {
     let is_asterisk = context.request.uri.path() == "*";
     match name {
         ValueName::Path | ValueName::Uri if is_asterisk => {}
-        ValueName::Uri => {
-            let target = context.request.uri.path_and_query().map_or("/", |target| target.as_str());
-            put_escaped(target.as_bytes(), is_of_uri, uri);
+        ValueName::Path | ValueName::Uri => {
+            let target = &context.request.uri;
+            // A route with `path-as-is` keeps the client's spelling.
+            put_escaped(context.unchanged_sent_path().unwrap_or(target.path()).as_bytes(), is_of_uri, uri);
+            if let (ValueName::Uri, Some(query)) = (name, target.query()) {
+                uri.push(b'?');
+                put_escaped(query.as_bytes(), is_of_uri, uri);
+            }
         }
         _ => {
             let Some(value) = context.value(name) else { return };
             match name {
-                ValueName::Path | ValueName::Query => put_escaped(value.bytes(), is_of_uri, uri),
+                ValueName::Query => put_escaped(value.bytes(), is_of_uri, uri),
                 // Both were validated, or are validated with the whole URI.
                 ValueName::Host | ValueName::Authority => put_escaped(value.bytes(), is_of_authority, uri),
                 // A parameter is escaped already.

@@ -91,7 +91,7 @@ pub fn find_route(
         && !is_secure
         && router.route_of_listener(request, &listener.address).is_none()
     {
-        return Err(redirect_to_https(request, accepted, port));
+        return Err(redirect_to_https(request, &accepted, port));
     }
     if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
         return Err(last_recipient(&request.method));
@@ -113,17 +113,21 @@ pub fn find_route(
     Ok(FoundRoute { route_id, sent })
 }
 
-fn redirect_to_https(request: &Parts, accepted: AcceptedPath, port: u16) -> NoRoute {
-    let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
-    if let AcceptedPath::Doubtful(_, why) = accepted {
-        return failed(request_target::rejected_path(why));
-    }
-    match request_target::with_https(request, port) {
+fn redirect_to_https(request: &Parts, accepted: &AcceptedPath, port: u16) -> NoRoute {
+    // Another spelling may be another resource; whether it is accepted is known once the request arrives with https.
+    let target = match accepted {
+        AcceptedPath::Normal => &request.uri,
+        AcceptedPath::Spelt(sent) | AcceptedPath::Doubtful(sent, _) => sent,
+    };
+    match request_target::with_https(request, target, port) {
         // The client repeats its method and its body.
         Some(location) => {
             NoRoute::Answered(Box::new(error_response::redirect(StatusCode::PERMANENT_REDIRECT, location)))
         }
-        None => failed(Error::new(FailureKind::RequestError, "no Host says where to go with https")),
+        None => {
+            let error = Error::new(FailureKind::RequestError, "no Host says where to go with https");
+            NoRoute::Failed { status: error.client_status(), error }
+        }
     }
 }
 

@@ -63,12 +63,12 @@ fn scheme_port(request: &Parts, arrival: Arrival) -> Result<u16, Error> {
     }
 }
 
-/// Returns the location of the same request with `https` (RFC 9110 §4.2.2).
-pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
+/// Returns the location of a request's target with `https` (RFC 9110 §4.2.2); `None` if the request names no host.
+pub fn with_https(request: &Parts, target: &Uri, port: u16) -> Option<HeaderValue> {
     let host = request.headers.get(header::HOST)?;
     let host = authority::without_port(host.as_bytes());
     let host = std::str::from_utf8(&host).ok().filter(|host| !host.is_empty())?;
-    let target = match request.uri.path_and_query().map_or("/", PathAndQuery::as_str) {
+    let target = match target.path_and_query().map_or("/", PathAndQuery::as_str) {
         // In an absolute URI the absence of a path says that (RFC 9112 §3.2.4).
         "*" => "",
         target => target,
