@@ -215,6 +215,42 @@ fn websocket_works_between_a_real_client_and_a_real_server() {
     assert_eq!(said.trim(), "closed 1000");
 }
 
+/// Docker's API switches protocols in answer to a POST request with content.
+#[test]
+fn an_upgrade_with_content_becomes_a_tunnel_behind_it() {
+    const CONTENT: &str = "{\"Detach\":false}";
+    let origin = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut content = [0; CONTENT.len()];
+        if !head(&mut reader).contains("upgrade: tcp") {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno");
+            return;
+        }
+        reader.read_exact(&mut content).unwrap();
+        let switch = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+        stream.write_all(&[&switch[..], &content].concat()).unwrap();
+        let _ = std::io::copy(&mut reader, &mut stream);
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let ask = |rest: &str| {
+        let mut stream = proxy.connect();
+        let head = "POST /exec/1/start HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp";
+        write!(stream, "{head}\r\n{rest}").unwrap();
+        BufReader::new(stream)
+    };
+    // The client's first bytes of the new protocol arrive with the content.
+    for ahead in ["", "early"] {
+        let mut tunnel = ask(&format!("Content-Length: {}\r\n\r\n{CONTENT}{ahead}", CONTENT.len()));
+        assert!(head(&mut tunnel).starts_with("HTTP/1.1 101 "));
+        let mut content = vec![0; CONTENT.len() + ahead.len()];
+        tunnel.read_exact(&mut content).unwrap();
+        assert_eq!(content, format!("{CONTENT}{ahead}").as_bytes());
+        says_back(&mut tunnel, "hello");
+    }
+    let mut chunked = ask("Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n");
+    assert_eq!(read_message(&mut chunked).unwrap().text(), "no", "where chunks end has several readings");
+}
+
 /// Requests a protocol by extended CONNECT (RFC 8441), and uses the resulting tunnel.
 async fn by_connect(
     address: String,

@@ -464,6 +464,10 @@ fn switched(response: Response<EndpointBody>, lease: ConnectionLease) -> Result<
     let unnamed = || Error::new(FailureKind::ProtocolError, "the endpoint switched to a protocol without a name");
     let protocol = response.headers().get(header::UPGRADE).cloned().ok_or_else(unnamed)?;
     let lost = || Error::new(FailureKind::ConnectionTerminated, "the endpoint closed as it switched protocols");
+    if connection.is_uploading() {
+        let cause = "the endpoint switched protocols before it had the content of the request";
+        return Err(Error::new(FailureKind::ProtocolError, cause));
+    }
     let stream = connection.into_stream().ok_or_else(lost)?;
     in_flight_guard.endpoint_view().record_success(Instant::now());
     Ok(response.map(|_| ResponseBody::Switched(Box::new(SwitchedProtocol { protocol, stream, in_flight_guard }))))

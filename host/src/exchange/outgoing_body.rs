@@ -1,6 +1,6 @@
 //! The content of a request on its way to the upstream, through the plugins that transform it.
 
-use http::Version;
+use http::{Version, header};
 use http_body::Body;
 
 use super::body_hooks::{self, Passage};
@@ -35,8 +35,11 @@ pub fn outgoing_body(
         upload.end();
         return Ok(OutgoingRequest { body: RequestBody::Empty, passage: None, upload, collected: None, hop });
     }
-    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
-    hop.upgrade = None;
+    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8). A length has one
+    // meaning; chunks may have several.
+    if context.request.version == Version::HTTP_2 || !context.request.headers.contains_key(header::CONTENT_LENGTH) {
+        hop.upgrade = None;
+    }
     // With gRPC either side may be silent for as long as it likes.
     let is_grpc = conversation::is_grpc(&context.request.headers);
     if context.request.version == Version::HTTP_2 && is_grpc {

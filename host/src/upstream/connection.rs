@@ -254,6 +254,11 @@ impl Connection {
         &self.limit_handle
     }
 
+    /// Whether a request over HTTP/1 is not all sent.
+    pub fn is_uploading(&self) -> bool {
+        matches!(&self.protocol, Protocol::Http1 { http1, .. } if http1.is_uploading())
+    }
+
     /// Makes a task send the rest of a request, if it isn't all sent. Once the response is over, the task ends when
     /// nothing was sent for `pause`. A connection with HTTP/2 has a task already.
     pub fn detach_upload(&mut self, pause: Duration) {
