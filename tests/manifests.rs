@@ -170,6 +170,8 @@ fn probable_misunderstanding_is_a_warning() {
     };
     let template = |value: &str| format!("plugins = [{{ use = \"headers\", config.request.set.X-A = \"{value}\" }}]");
     let (port, other) = ("127.0.0.1:8099", "\"127.0.0.1:8000\"");
+    let balanced = "127.0.0.1:8099\"\nredirect-to-https = true\nproxy-protocol-from = [\"10.0.0.1\"]\n\
+                    trusted-proxies = [\"10.0.0.1\"]\nclient-address-from = \"x-forwarded-for";
     let cases = [
         (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself; write `path = \"/a\"`"),
         (text(port, other, "path = \"/*\""), "remove `path` for a route of any path"),
@@ -184,6 +186,7 @@ fn probable_misunderstanding_is_a_warning() {
         (text(port, other, "methods = [\"GTE\"]"), "did you mean `GET`?"),
         (text(port, "\"127.0.0.1:8099\"", ""), "is a listener of this proxy"),
         (text(port, "{ address = \"127.0.0.1:1\", draining = true }", ""), "are draining"),
+        (text(balanced, other, ""), "belongs in `trusted-proxies` alone"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let said = |text: &str| {

@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{self};
 use crate::config::spanned::Spanned;
@@ -139,6 +139,9 @@ impl Assembly<'_> {
         self.check_mode(source, listener);
         let proxies = self.peers(source, &listener.proxy_protocol_from);
         self.unreachable_peers(source, listener);
+        if redirect.is_some() {
+            self.warn_of_unread_scheme(source, listener);
+        }
         let client = ClientAddressRules {
             trusted: self.peers(source, &listener.trusted_proxies),
             source: self.client_source(source, listener),
@@ -197,6 +200,20 @@ impl Assembly<'_> {
                 text.get_ref()
             );
             self.problems.at(source, text.span(), message);
+        }
+    }
+
+    /// Warns of load balancers whose word about the scheme doesn't count, because their PROXY header names another peer: the
+    /// clients of such a listener are redirected without end.
+    fn warn_of_unread_scheme(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {
+        let is_told = |text: &&Spanned<String>| {
+            listener.proxy_protocol_from.iter().any(|sender| sender.get_ref() == text.get_ref())
+        };
+        for text in listener.trusted_proxies.iter().filter(is_told) {
+            let why = "fields of this peer such as `X-Forwarded-Proto` aren't read, because `proxy-protocol-from` names it too: \
+                       what counts is the address that its PROXY header names. A load balancer that sets these fields \
+                       belongs in `trusted-proxies` alone";
+            self.problems.warn(Doubt::Meaning, source, text.span(), why);
         }
     }
 
