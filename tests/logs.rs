@@ -176,13 +176,17 @@ fn an_unreadable_filter_is_told_of_and_the_default_is_used() {
         ("info,plugway=debgu", "expected a level such as `debug`"),
         ("debgu", "did you mean `debug`?"),
         ("INFO,wran", "did you mean `warn`?"),
+        ("warning", "unknown level `warning`"),
+        ("info;debug", "unknown level `info;debug`"),
+        ("verbose", "unknown level `verbose`"),
     ] {
         let error = checked(filter);
         let is_told = error.contains("invalid PLUGWAY_LOG; the default is used") && error.contains(wanted);
         assert!(is_told && error.contains(filter), "{filter}: {error}");
     }
-    for filter in ["", "debug", "WARN", "info,plugway=debug", "off", "plugway", "warn,h2=trace,plugway::upstream=info"]
-    {
+    let valid =
+        ["", "debug", " WARN ", "3", "info,plugway=debug", "off", "plugway", "warn,h2=trace,plugway::upstream=info"];
+    for filter in valid {
         assert!(!checked(filter).contains("PLUGWAY_LOG"), "{filter}");
     }
 }

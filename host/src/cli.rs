@@ -236,7 +236,7 @@ const FLUSH_ERROR: Duration = Duration::from_secs(5);
 /// Sends log lines and panics to the process log, by a filter if the environment names none.
 fn start_log(default: &str) {
     let found = std::env::var_os("PLUGWAY_LOG").filter(|text| !text.is_empty());
-    let filter = found.as_deref().map(log_filter);
+    let filter = found.as_deref().map(|text| log_filter(text, default));
     let error = filter.as_ref().and_then(|filter| filter.as_ref().err().cloned());
     let filter = filter.and_then(Result::ok).unwrap_or_else(|| default.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::LogRecord);
@@ -249,17 +249,22 @@ fn start_log(default: &str) {
     }
 }
 
-/// Returns the log filter that a text describes; the error says what is wrong and what is expected.
-fn log_filter(text: &OsStr) -> Result<EnvFilter, String> {
+/// Returns the log filter that a text describes, with a default level for modules that it doesn't name; the error says what is
+/// wrong and what is expected.
+fn log_filter(text: &OsStr, default: &str) -> Result<EnvFilter, String> {
     let expected = "expected a level such as `debug`, or levels of modules such as `info,plugway::upstream=debug`";
     let text = text.to_str().ok_or_else(|| format!("no text in UTF-8; {expected}"))?;
-    // A word that is no level would be a module, and all others would be silent.
-    let mut words = text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[']));
-    let is_misspelt = |word: &&str| !LEVELS.contains(&&*word.to_ascii_lowercase()) && !hint(word, &LEVELS).is_empty();
-    if let Some(word) = words.find(is_misspelt) {
+    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    let is_level =
+        |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
+    // The filter would take any other word for the name of a module, and all others would be silent.
+    let is_module = |word: &&str| word.contains(['=', '[']) || word.starts_with("plugway");
+    if let Some(word) = words.iter().find(|word| !is_level(word) && !is_module(word)) {
         return Err(format!("unknown level `{word}`; {}{expected}", hint(word, &LEVELS)));
     }
-    EnvFilter::try_new(text).map_err(|error| format!("{error}; {expected}"))
+    let default = Some(default).filter(|_| !words.iter().any(|word| is_level(&word)));
+    let directives: Vec<&str> = default.into_iter().chain(words).collect();
+    EnvFilter::try_new(directives.join(",")).map_err(|error| format!("{error}; {expected}"))
 }
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
