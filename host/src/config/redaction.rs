@@ -61,11 +61,20 @@ impl Redaction {
             redacted = match is_plain_word(value) {
                 // The message may have the word itself.
                 true => within_quotes(&redacted, |quoted| quoted.replace(&**value, reference)),
-                false => forms(value).iter().fold(redacted, |message, form| without(message, form, reference)),
+                false => {
+                    let found = findable(value, &redacted);
+                    forms(found).iter().fold(redacted, |message, form| without(message, form, reference))
+                }
             };
         }
         Cow::Owned(redacted)
     }
+}
+
+/// Returns the beginning of a value that decides how much of the value a message has: a whole file may be one value, and a
+/// message has a line.
+fn findable<'a>(value: &'a str, message: &str) -> &'a str {
+    &value[..value.floor_char_boundary(2 * message.len() + MIN_PART_BYTES)]
 }
 
 /// Whether a value could be an ordinary word of a message.
@@ -363,6 +372,7 @@ mod tests {
             (&["0123456789abcdef"], "found 0123456789abc of it", "found ${env:V0} of it"),
             (&[""], "nothing", "nothing"),
             (&["expect value"], "expected a number", "expected a number"),
+            (&[&"0123456789abcdef".repeat(1 << 16)], "found `0123456789ab … (1 MiB)", "found `${env:V0} … (1 MiB)"),
         ] {
             assert_eq!(redacted(values, message), wanted, "{values:?}");
         }
