@@ -25,6 +25,10 @@ pub enum Failing {
     NoSuchName,
     /// The server doesn't answer at all.
     Silent,
+    /// The server answers nothing about AAAA.
+    SilentAboutIpv6,
+    /// The server rejects questions with EDNS.
+    Edns,
     ServerFailure,
 }
 
@@ -150,9 +154,13 @@ impl Zone {
         answer.add_queries(question.queries.iter().cloned());
         answer.metadata.response_code = match self.failing {
             Failing::Silent => return None,
+            Failing::SilentAboutIpv6 if question.queries[0].query_type == RecordType::AAAA => return None,
+            Failing::Edns if question.edns.is_some() => ResponseCode::FormErr,
             Failing::NoSuchName => ResponseCode::NXDomain,
             Failing::ServerFailure => ResponseCode::ServFail,
-            Failing::Never => self.look_up(&question.queries[0], &mut answer.answers),
+            Failing::Never | Failing::SilentAboutIpv6 | Failing::Edns => {
+                self.look_up(&question.queries[0], &mut answer.answers)
+            }
         };
         Some(answer)
     }

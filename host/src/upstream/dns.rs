@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,7 +100,11 @@ impl Resolver {
             return Self::configured(config, options, Hosts::from_system().unwrap_or_default());
         }
         let servers = servers.iter().map(|address| server(*address)).collect();
-        Self::configured(ResolverConfig::from_name_servers(servers), ResolverOpts::default(), Hosts::default())
+        // Without EDNS, which some name servers reject (RFC 6891 §7), as the system's own resolver asks. A long answer comes by
+        // TCP.
+        let mut options = ResolverOpts::default();
+        options.edns0 = false;
+        Self::configured(ResolverConfig::from_name_servers(servers), options, Hosts::default())
     }
 
     fn configured(config: ResolverConfig, mut options: ResolverOpts, hosts: Hosts) -> Result<Self, LookupError> {
@@ -181,7 +186,7 @@ impl Resolver {
         }
         let ipv4 = self.ask(name, RecordType::A, RData::ip_addr);
         let ipv6 = self.ask(name, RecordType::AAAA, RData::ip_addr);
-        match tokio::join!(ipv4, ipv6) {
+        match both(ipv4, ipv6, || LookupError::NoAnswer(text(name))).await {
             (Ok(ipv4), Ok(ipv6)) => {
                 Ok(DnsAnswer::new(ipv4.records.into_iter().chain(ipv6.records), ipv4.lifetime.min(ipv6.lifetime)))
             }
@@ -285,6 +290,38 @@ impl Resolver {
         }
         Err(error)
     }
+}
+
+/// Returns the answers to two lookups. Once one has records, the other has [`LATE`]: some name servers never answer for AAAA
+/// (RFC 4074 §4.1).
+async fn both<T>(
+    one: impl Future<Output = Result<T, LookupError>>,
+    other: impl Future<Output = Result<T, LookupError>>,
+    late: impl Fn() -> LookupError,
+) -> (Result<T, LookupError>, Result<T, LookupError>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    tokio::select! {
+        answer = &mut one => {
+            let rest = soon(other, answer.is_ok(), late).await;
+            (answer, rest)
+        }
+        answer = &mut other => {
+            let rest = soon(one, answer.is_ok(), late).await;
+            (rest, answer)
+        }
+    }
+}
+
+/// Returns the answer to a lookup, which has little time if there are records already.
+async fn soon<T>(
+    lookup: impl Future<Output = Result<T, LookupError>>,
+    has_records: bool,
+    late: impl Fn() -> LookupError,
+) -> Result<T, LookupError> {
+    if !has_records {
+        return lookup.await;
+    }
+    tokio::time::timeout(LATE, lookup).await.unwrap_or_else(|_| Err(late()))
 }
 
 // === The system's files ===
@@ -423,6 +460,9 @@ impl LookupError {
 // seconds are for people.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
+
+/// The time for addresses of one kind once those of the other are known.
+const LATE: Duration = Duration::from_secs(1);
 
 /// The maximum time for all lookups of one name: all names of a search, and all targets of a service. Longer than three
 /// silent servers take, as many as a system has, so that each is asked.

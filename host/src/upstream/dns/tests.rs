@@ -1,5 +1,7 @@
 //! Against a real name server.
 
+use std::time::Instant;
+
 use super::name_server::{Failing, NameServer};
 use super::*;
 
@@ -42,6 +44,19 @@ fn addresses_of_both_kinds_are_found_sorted() {
     let answer = addresses(&server, "app.test").unwrap();
     assert_eq!(answer.records, ips(&["10.0.0.1", "10.0.0.9", "fd00::1"]));
     assert_eq!(answer.lifetime, Duration::from_secs(30));
+}
+
+#[test]
+fn addresses_of_one_kind_wait_a_second_for_the_other_and_no_server_needs_edns() {
+    for failing in [Failing::SilentAboutIpv6, Failing::Edns] {
+        let server = NameServer::start();
+        server.set("app.test", &ips(&["10.0.0.1"]), 300);
+        server.fail(failing);
+        let began = Instant::now();
+        let answer = addresses(&server, "app.test").unwrap();
+        assert_eq!(answer.records, ips(&["10.0.0.1"]), "{failing:?}");
+        assert!(began.elapsed() < TIMEOUT, "{failing:?}");
+    }
 }
 
 #[test]
