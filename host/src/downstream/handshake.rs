@@ -24,6 +24,7 @@ use crate::exchange::ConnectionInfo;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
+use crate::net::turn::{TurnOwner, in_turns};
 use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::http2_frames::PREFACE;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses, Malformed, Parsed};
@@ -101,6 +102,10 @@ enum MaybeTls<T: Transport> {
     Misplaced(T),
 }
 
+/// The owner of the computations of handshakes, which take turns with those of plugins: one takes as long as dozens of
+/// requests.
+const HANDSHAKES: TurnOwner = TurnOwner(usize::MAX);
+
 async fn arrive<T: Transport>(
     clock: Rc<Clock>,
     mut stream: T,
@@ -131,7 +136,8 @@ async fn arrive<T: Transport>(
             (MaybeTls::Misplaced(stream), Bytes::new(), false)
         }
         Some(acceptor) => {
-            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late("TLS handshake"))??;
+            let accepting = in_turns(HANDSHAKES, acceptor.accept(stream));
+            let mut stream = limit.limit(timeout, accepting).await.map_err(late("TLS handshake"))??;
             stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
             let facts = handshake_info::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;

@@ -22,6 +22,11 @@ pub trait TransportCounter {
         None
     }
 
+    /// Returns the maximum number of bytes of the next read; `None` for no limit.
+    fn read_limit(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether other tasks are to run before the next read. Asked once for each read.
     fn end_turn(&mut self) -> bool {
         false
@@ -55,7 +60,15 @@ impl<T: AsyncRead + Unpin, C: TransportCounter + Unpin> AsyncRead for CountedTra
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        match self.counter.read_limit().filter(|limit| *limit < buffer.remaining()) {
+            None => ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?,
+            Some(limit) => {
+                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut part))?;
+                let length = part.filled().len();
+                buffer.advance(length);
+            }
+        }
         self.counter.count_received(&buffer.filled()[before..]);
         if let Some(heads) = self.counter.heads() {
             self.pace.begin(heads);

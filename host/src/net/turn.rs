@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -169,6 +169,20 @@ pub async fn next_turn(owner: TurnOwner) {
     poll_fn(|cx| claim.poll(cx)).await;
 }
 
+/// Runs a future each of whose polls may be a long computation, in turns.
+#[expect(clippy::disallowed_methods, reason = "computations are measured exactly")]
+pub async fn in_turns<T>(owner: TurnOwner, future: impl Future<Output = T>) -> T {
+    let (mut future, mut claim) = (pin!(future), TurnClaim::new(owner, true));
+    poll_fn(|cx| {
+        ready!(claim.poll(cx));
+        let began = Instant::now();
+        let polled = future.as_mut().poll(cx);
+        claim.spend(began.elapsed());
+        polled
+    })
+    .await
+}
+
 /// Whether a computation would have to wait for its turn. After [`BUDGET`] has been used up without others that wait, one
 /// computation waits for nothing: turns are counted only while some wait.
 pub fn is_contended() -> bool {
@@ -248,6 +262,17 @@ mod tests {
             pacer.abort();
         });
         order.take()
+    }
+
+    #[tokio::test]
+    async fn a_future_whose_polls_take_long_waits_for_its_turn() {
+        spend(BUDGET);
+        let polls = Cell::new(0);
+        let mut future = pin!(in_turns(TurnOwner::default(), async { polls.set(polls.get() + 1) }));
+        assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(polls.get(), 0);
+        future.await;
+        assert_eq!(polls.get(), 1);
     }
 
     #[test]

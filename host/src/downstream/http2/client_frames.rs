@@ -251,6 +251,10 @@ impl TransportCounter for ClientFrames {
         self.turn.heads()
     }
 
+    fn read_limit(&self) -> Option<usize> {
+        self.turn.read_limit()
+    }
+
     fn end_turn(&mut self) -> bool {
         self.turn.end_if_long()
     }

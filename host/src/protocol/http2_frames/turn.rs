@@ -10,6 +10,8 @@ pub struct FrameTurn {
     work: usize,
     /// The heads that began in the last two reads, the last one first: a head may continue in the next read.
     reads: [ReadHeads; 2],
+    /// The number of short frames of content in the last read.
+    short: usize,
 }
 
 /// The heads that began in a read.
@@ -29,10 +31,20 @@ const MAX_WORK: usize = 4 << 10;
 /// The work of a short frame of content.
 const SHORT_DATA_WORK: usize = 32;
 
+/// The bytes that are read at once behind a read of many short frames: with a byte of content each, some 200 of them. A turn
+/// ends between two reads, and a longer one has thousands of such frames.
+const SHORT_READ: usize = 2 << 10;
+
 impl FrameTurn {
     /// Begins another read.
     pub fn begin_read(&mut self) {
         self.reads = [ReadHeads::default(), self.reads[0]];
+        self.short = 0;
+    }
+
+    /// Returns the maximum number of bytes of the next read; `None` for no limit.
+    pub fn read_limit(&self) -> Option<usize> {
+        (self.short * SHORT_DATA_WORK >= MAX_WORK).then_some(SHORT_READ)
     }
 
     /// Returns the number of heads in the last read, if their parse may take long.
@@ -47,6 +59,7 @@ impl FrameTurn {
             self.reads[0].number += 1;
             self.reads[0].bytes += head.length;
         }
+        self.short += usize::from(head.kind == DATA && head.length < SHORT_DATA);
         self.work += match head.kind {
             HEADERS | CONTINUATION => head.length,
             DATA if head.length < SHORT_DATA => SHORT_DATA_WORK,
@@ -76,6 +89,17 @@ mod tests {
             turn.end_if_long()
         };
         (1..1_000_000).find(|_| ends()).unwrap_or(1_000_000)
+    }
+
+    #[test]
+    fn reads_are_short_behind_many_short_frames() {
+        let mut turn = FrameTurn::default();
+        let mut read = |number: usize, length| {
+            turn.begin_read();
+            (0..number).for_each(|_| turn.count_received(FrameHead { length, kind: DATA, flags: 0, stream: 1 }));
+            turn.read_limit()
+        };
+        assert_eq!([read(127, 1), read(128, 1), read(1_000, 256), read(10, 1)], [None, Some(SHORT_READ), None, None]);
     }
 
     #[test]

@@ -236,6 +236,10 @@ impl Heads {
                 }
                 self.left = self.left.checked_sub(1).ok_or(Flood::Kind("HEADERS"))?;
             }
+    fn read_limit(&self) -> Option<usize> {
+        self.turn.read_limit()
+    }
+
             CONTINUATION => {
                 if let Some(bytes) = self.streams.get_mut(&head.stream) {
                     *bytes = bytes.saturating_add(head.length);
