@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use plugway_test_guests::BODIES;
 
@@ -157,6 +157,35 @@ fn a_body_that_has_waited_too_long_is_answered_by_503_that_names_the_limit() {
     assert!(line.contains("limit=\"limits.bodies\"") && line.contains("limits.body-wait"), "{line}");
     assert_eq!(proxy.metric(REJECTED), 1.0);
     assert_eq!(end(first).text(), "[POST -]abc");
+}
+
+/// Output at the end of a body held no permit, and took megabytes for each client that read nothing.
+#[test]
+fn long_output_holds_its_permit_until_it_is_taken() {
+    const PEEKED: usize = 64 << 10;
+    let unread = Arc::new(Mutex::new(Vec::new()));
+    let connections = unread.clone();
+    // The first connection gets a request that the origin doesn't read.
+    let origin = raw_origin(move |mut stream| {
+        let mut connections = connections.lock().unwrap();
+        if connections.is_empty() {
+            return connections.push(stream);
+        }
+        drop(connections);
+        let _ = read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        let _ = stream.write_all(&ok("read"));
+    });
+    let limits = "limits = { bodies = 1, body-wait = \"100ms\" }";
+    let plugin = format!("[plugin.bodies]\nuse = {BODIES:?}\nconfig = {{ bodies = \"skip\" }}\n{limits}");
+    let proxy = Proxy::start(&manifest(&origin, "\"bodies\"", &plugin));
+    let mut upload = proxy.connect();
+    upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nX-Body: stream\r\nContent-Length: 4\r\n\r\nlong").unwrap();
+    let has_output = |stream: &TcpStream| stream.peek(&mut [0; PEEKED]).unwrap() == PEEKED;
+    until("the output waits", || unread.lock().unwrap().first().is_some_and(has_output));
+    let ask = || post(&proxy, "\r\nX-Body: stream", "abc").status();
+    assert_eq!(ask(), 503);
+    drop(upload);
+    until("the permit is free", || ask() == 200);
 }
 
 #[test]

@@ -9,9 +9,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use smallvec::SmallVec;
 
 use crate::body::BodyError;
-use crate::body::backlog::Piece;
+use crate::body::backlog::{Piece, SHORT};
 use crate::body::buffer_space::BufferSpace;
 use crate::body::collected::{CollectedBody, CollectedContent};
 use crate::body::early_content::ReadEarly;
@@ -22,6 +23,7 @@ use crate::exchange::decoded_body::{DecodedBody, DecodedBodyError};
 use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::net::turn::TurnClaim;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError, joined};
+use crate::plugin::body_permit::BodyPermit;
 use crate::plugin::caller::share_pause::SharePause;
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -31,6 +33,8 @@ pub struct FilteredBody<B> {
     state: FilterState,
     /// The output of the plugins that was not passed on yet.
     output: Bytes,
+    /// The permits of plugins that have ended the body with long output, which waits for its recipient.
+    permits: SmallVec<[BodyPermit; 1]>,
     /// The bytes that were passed on since other tasks had their turn.
     in_turn: usize,
     /// The wait for a plugin that has used its share of the worker's time.
@@ -81,7 +85,8 @@ impl<B> FilteredBody<B> {
         let claim = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::claim).unwrap_or_default();
         let (state, pause, status) = (FilterState::Passing, SharePause::default(), None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
-        FilteredBody { source, stages, state, output: Bytes::new(), in_turn: 0, pause, claim, status, waiting }
+        let (output, permits) = (Bytes::new(), SmallVec::new());
+        FilteredBody { source, stages, state, output, permits, in_turn: 0, pause, claim, status, waiting }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -201,6 +206,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
             if !this.output.is_empty() {
                 return this.poll_output(cx).map(|data| Some(Ok(Frame::data(data))));
             }
+            this.permits.clear();
             match std::mem::replace(&mut this.state, FilterState::Passing) {
                 FilterState::Over => {
                     this.state = FilterState::Over;
@@ -218,8 +224,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
             }
             let passed = ready!(this.poll_next(cx));
             if !matches!(this.state, FilterState::Passing) {
-                // Their instances serve the next bodies.
-                this.stages.clear();
+                // Their instances serve the next bodies, for which there is no more memory as long as much output waits.
+                let waits = passed.as_ref().is_ok_and(|output| output.len() > SHORT);
+                let ended = std::mem::take(&mut this.stages).into_iter();
+                this.permits = ended.filter_map(|mut stage| stage.take_permit().filter(|_| waits)).collect();
             }
             match passed {
                 Ok(data) => this.output = data,

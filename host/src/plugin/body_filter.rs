@@ -56,7 +56,8 @@ impl IdleBodyInstances {
 
 /// The filter of one body in one plugin.
 pub struct BodyFilter {
-    _permit: BodyPermit,
+    /// The permit of the body; `None` once its output holds it.
+    permit: Option<BodyPermit>,
     guard: Rc<PluginCaller>,
     bodies: Rc<IdleBodyInstances>,
     /// The instance; `None` after a failed call.
@@ -163,6 +164,11 @@ pub struct WaitingBody {
 }
 
 impl BodyFilter {
+    /// Removes the permit of a body that has ended, for the time that its output waits.
+    pub fn take_permit(&mut self) -> Option<BodyPermit> {
+        self.permit.take()
+    }
+
     /// Begins a body.
     pub fn begin(
         guard: &Rc<PluginCaller>,
@@ -231,7 +237,7 @@ impl BodyFilter {
     ) -> Self {
         let BegunBody { instance, admitted, body } = begun;
         BodyFilter {
-            _permit: permit,
+            permit: Some(permit),
             guard: guard.clone(),
             bodies: bodies.clone(),
             instance: Some(instance),

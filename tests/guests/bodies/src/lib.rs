@@ -33,7 +33,8 @@ pub struct Bodies {
     begun: usize,
 }
 
-/// A body whose output begins with a text. The chunk `count` becomes the number of bodies of the instance.
+/// A body whose output begins with a text. The chunk `count` becomes the number of bodies of the instance; after the chunk
+/// `long`, the output ends with 8 MiB.
 pub struct Headed(Vec<u8>, usize);
 
 /// Returns the mode that a text names.
@@ -169,6 +170,7 @@ impl BodyFilter for Headed {
         let mut out = std::mem::take(&mut self.0);
         match &*chunk {
             b"count" => out.extend_from_slice(self.1.to_string().as_bytes()),
+            b"long" => self.0.resize(8 << 20, b'x'),
             chunk => out.extend_from_slice(chunk),
         }
         Ok(out)
