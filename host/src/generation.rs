@@ -12,7 +12,7 @@ pub mod target;
 pub mod uri_rules;
 pub mod worker_state;
 
-use crate::body::buffer_space::BufferLimits;
+use crate::body::buffer_space::{BufferLimits, RouteMade};
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
@@ -105,6 +105,8 @@ pub struct Route {
     pub request_buffer: Option<RequestBuffer>,
     /// The bytes of the route's responses that are being stored.
     pub arriving: ArrivingResponses,
+    /// The bytes of the route's responses that were made here.
+    pub made: RouteMade,
 }
 
 /// The bytes of a route's responses that are being stored while they arrive.

@@ -145,6 +145,7 @@ impl Assembly<'_> {
             chain,
             forwards_trace: false,
             arriving: Default::default(),
+            made: Default::default(),
         }
     }
 

@@ -62,10 +62,15 @@ pub struct FileShare {
     bytes: AtomicU64,
 }
 
+/// The bytes of a route's responses that were made here and wait for their clients.
+#[derive(Clone, Debug, Default)]
+pub struct RouteMade(Arc<AtomicU64>);
+
 /// The memory of a response that was made here. Dropping it releases the memory.
 #[derive(Debug)]
 pub struct MadeMemory {
     usage: Arc<BufferUse>,
+    route: RouteMade,
     bytes: u64,
     /// The maximum number of bytes that may wait in memory, of all bodies.
     max: u64,
@@ -92,6 +97,10 @@ const MAX_PASSING: u64 = 1 << 20;
 
 /// The cost of a piece besides its bytes, so that a body of many tiny pieces is bounded too.
 const PIECE_OVERHEAD: u64 = 64;
+
+/// The part that a route's made responses may take of what everything else leaves: three quarters. However slowly the
+/// clients of some routes take them, others find room.
+const ROUTE_PART: (u64, u64) = (3, 4);
 
 /// The pause after a failed write, during which no file is begun.
 const REST: Duration = Duration::from_secs(10);
@@ -127,15 +136,19 @@ impl BufferSpace {
     }
 
     /// Counts a response that was made here, of which nothing can wait in a file; `None` if there is no memory left.
-    pub fn count_made(&self, bytes: usize) -> Option<MadeMemory> {
-        let mut made = MadeMemory { usage: self.usage.clone(), bytes: 0, max: self.limits.memory };
+    pub fn count_made(&self, bytes: usize, route: &RouteMade) -> Option<MadeMemory> {
+        let mut made = self.made_memory(route, self.limits.memory);
         made.grow(bytes).then_some(made)
     }
 
     /// Returns the memory, which is empty, for a response that will be made here. It leaves bodies the memory in which they
     /// pass to their files.
-    pub fn memory_for_made(&self) -> MadeMemory {
-        MadeMemory { usage: self.usage.clone(), bytes: 0, max: self.limits.memory - self.limits.memory / PASSAGE }
+    pub fn memory_for_made(&self, route: &RouteMade) -> MadeMemory {
+        self.made_memory(route, self.limits.memory - self.limits.memory / PASSAGE)
+    }
+
+    fn made_memory(&self, route: &RouteMade, max: u64) -> MadeMemory {
+        MadeMemory { usage: self.usage.clone(), route: route.clone(), bytes: 0, max }
     }
 
     /// Returns the number of bytes that may be read early of all uploads of one client connection.
@@ -250,29 +263,35 @@ impl Drop for MemoryShare {
 }
 
 impl MadeMemory {
-    /// Counts more bytes. Returns whether there is memory for them.
+    /// Counts more bytes. Returns whether there is memory for them: the route has three quarters of what all others leave.
     pub fn grow(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64;
-        let is_within = self.usage.memory.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.max;
-        if is_within {
-            self.bytes += bytes;
-        } else {
-            self.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
+        let all = self.usage.memory.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let route = self.route.0.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.bytes += bytes;
+        let left = self.max.saturating_sub(all.saturating_sub(route));
+        let is_within = route <= left / ROUTE_PART.1 * ROUTE_PART.0;
+        if !is_within {
+            self.release(bytes);
         }
         is_within
     }
 
     /// Releases all memory but that of `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let freed = self.bytes.saturating_sub(bytes as u64);
-        self.bytes -= freed;
-        self.usage.memory.fetch_sub(freed, Ordering::Relaxed);
+        self.release(self.bytes.saturating_sub(bytes as u64));
+    }
+
+    fn release(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
+        self.route.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
 impl Drop for MadeMemory {
     fn drop(&mut self) {
-        self.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.release(self.bytes);
     }
 }
 
@@ -344,11 +363,14 @@ pub mod tests {
     #[test]
     fn responses_that_are_made_share_the_memory_and_return_all_of_it() {
         let (usage, space) = space(Path::new("/"));
-        let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20)).collect();
-        assert_eq!((made.len(), usage.memory()), (5, 15 << 20));
-        drop(made);
-        let mut growing = space.memory_for_made();
-        assert!(growing.grow(4 << 20) && growing.grow(8 << 20) && !growing.grow(1), "bodies pass in the rest");
+        let (route, other) = (RouteMade::default(), RouteMade::default());
+        let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20, &route)).collect();
+        assert_eq!((made.len(), usage.memory()), (4, 12 << 20));
+        assert!(space.count_made(4 << 20, &other).is_none());
+        let of_other = space.count_made(3 << 20, &other).expect("a route leaves others a part");
+        drop((made, of_other));
+        let mut growing = space.memory_for_made(&route);
+        assert!(growing.grow(1 << 20) && growing.grow(8 << 20) && !growing.grow(1), "bodies pass in the rest");
         growing.shrink(1 << 20);
         assert_eq!(usage.memory(), 1 << 20);
         drop(growing);

@@ -166,6 +166,7 @@ fn respond_from(
 fn count_made(
     response: &mut Response<ResponseBody>,
     worker: &WorkerState,
+    route_id: RouteId,
     context: &ExchangeContext,
     record: &mut ExchangeRecord,
 ) {
@@ -173,8 +174,9 @@ fn count_made(
     if length == 0 {
         return;
     }
-    let Some(share) = worker.buffers.count_made(length) else {
-        let error = Error::new(FailureKind::LimitReached, "the responses that plugins made fill the memory for bodies");
+    let Some(share) = worker.buffers.count_made(length, &worker.generation.routes[route_id].made) else {
+        let error =
+            Error::new(FailureKind::LimitReached, "the route's made responses fill its part of the memory for bodies");
         let error = error.with_limit("buffers.memory");
         *response = fail(&error, error.client_status(), worker, context, record);
         return;
@@ -197,7 +199,7 @@ impl Responding {
         record: &mut ExchangeRecord,
     ) -> Self {
         if let Responding::Ready(response) = &mut self {
-            count_made(response, worker, &context, record);
+            count_made(response, worker, route_id, &context, record);
             record.status = response.status().as_u16();
         }
         record.set_route(route_id, context);

@@ -74,10 +74,13 @@ pub async fn serve_files(
             None => page(StatusCode::PRECONDITION_FAILED),
         },
         PathAnswer::Folder => redirect_into_folder(context),
-        PathAnswer::Unindexed => match site.list(query.path, worker.buffers.memory_for_made(), step).await? {
-            Some(page) => listing_response(page, &request.method),
-            None => page(StatusCode::NOT_FOUND),
-        },
+        PathAnswer::Unindexed => {
+            let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made);
+            match site.list(query.path, memory, step).await? {
+                Some(page) => listing_response(page, &request.method),
+                None => page(StatusCode::NOT_FOUND),
+            }
+        }
         PathAnswer::Absent => page(StatusCode::NOT_FOUND),
         PathAnswer::Denied => {
             warn_of_denied(worker, route_id, context);

@@ -230,6 +230,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::body::buffer_space::RouteMade;
     use crate::body::buffer_space::tests::space;
 
     #[test]
@@ -270,13 +271,12 @@ mod tests {
         let Ok(Opened::Folder(folder)) = root.find(&path, Wait::Allowed) else { panic!("the root is a folder") };
         let (usage, space) = space(Path::new("/"));
         let listed = ListedFolder { root: &root, path: &path, folder: &folder, prefix: "" };
-        let page = listed.page(space.memory_for_made(), || true).unwrap();
+        let page = listed.page(space.memory_for_made(&RouteMade::default()), || true).unwrap();
         assert_eq!(usage.memory(), page.as_ref().len() as u64, "the names are gone");
-        let none = listed.page(space.memory_for_made(), || false);
+        let none = listed.page(space.memory_for_made(&RouteMade::default()), || false);
         assert!(matches!(none, Err(ListingFailure::Unwanted)), "{none:?}");
-        let mut others = space.memory_for_made();
-        assert!(others.grow((12 << 20) - 1000));
-        let full = listed.page(space.memory_for_made(), || true);
+        let _others = [11 << 20, 3 << 20].map(|bytes| space.count_made(bytes, &RouteMade::default()).unwrap());
+        let full = listed.page(space.memory_for_made(&RouteMade::default()), || true);
         assert!(matches!(full, Err(ListingFailure::NoMemory)), "{full:?}");
         let page = String::from_utf8(page.content).unwrap();
         let links: Vec<&str> = page.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();

@@ -199,6 +199,7 @@ mod tests {
     use std::task::{Context, Waker};
 
     use super::*;
+    use crate::body::buffer_space::RouteMade;
     use crate::body::buffer_space::tests::space;
 
     fn is_pending(future: &mut Pin<Box<impl Future>>) -> bool {
@@ -212,7 +213,7 @@ mod tests {
         let (usage, space) = space(Path::new("/"));
         let (listings, root) = (SharedListings::default(), Arc::new(Root::open(site.path()).unwrap()));
         let list = || {
-            let (path, memory) = (SitePath::parse("/").unwrap(), space.memory_for_made());
+            let (path, memory) = (SitePath::parse("/").unwrap(), space.memory_for_made(&RouteMade::default()));
             Box::pin(listings.list(ListingQuery { root: root.clone(), path, prefix: String::new(), memory }))
         };
         let busy = listings.turns.clone().acquire_many_owned(AT_A_TIME as u32).await.unwrap();
