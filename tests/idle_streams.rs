@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::http2::SERVER;
+use crate::http2::{HEADERS, PING, SERVER};
+use crate::http2_endpoint::endpoint;
 use crate::python::{self, Python};
 use crate::support::{PATIENCE, Proxy, manifest, raw_origin};
 
@@ -96,4 +97,23 @@ fn an_exchange_of_http1_may_rest_too_until_the_client_has_sent_all() {
     let mut rest = Vec::new();
     let _ = reader.read_to_end(&mut rest);
     assert!(rest.is_empty() && began.elapsed() < Duration::from_secs(5), "{rest:?} {:?}", began.elapsed());
+}
+
+/// Servers of gRPC take the third PING in five minutes without content for an attack, and end all calls of the connection.
+/// The first one came after 20 seconds.
+#[test]
+fn an_endpoint_gets_no_ping_for_a_stream_that_rests() {
+    const REST: Duration = Duration::from_secs(21);
+    let (telling, told) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        raw.until(|frame| frame.kind == HEADERS);
+        raw.0.set_read_timeout(Some(REST)).unwrap();
+        let kinds: Vec<u8> = std::iter::from_fn(|| raw.frame()).map(|frame| frame.kind).collect();
+        telling.send(kinds).unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&endpoint, "", ""));
+    let mut client = proxy.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let kinds = told.recv_timeout(REST + PATIENCE).unwrap();
+    assert!(!kinds.contains(&PING), "{kinds:?}");
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use smallvec::smallvec;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
@@ -56,6 +57,11 @@ pub enum ConnectStage {
     /// The endpoint's machine has answered, and its program has to prepare the connection: TLS, HTTP/2.
     Reached,
 }
+
+/// The probes by which the kernel notices within half a minute that an endpoint has vanished without closing an idle
+/// connection. They aren't seen by the endpoint's server.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
 
 /// The terms of a new connection.
 pub struct ConnectTerms<'a> {
@@ -109,6 +115,7 @@ pub async fn connect(
             let order = happy_eyeballs::ordered(&resolved, terms.last.and_then(Cell::get));
             let stream = terms.open(|| happy_eyeballs::connect(&order, terms.within)).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
+            SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE).map_err(refused)?;
             terms.note(ConnectStage::Reached);
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
                 last.set(stream.peer_addr().ok());

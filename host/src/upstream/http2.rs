@@ -16,7 +16,6 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
-use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -98,9 +97,6 @@ const LATE_FRAMES: usize = 16_384;
 const MAX_RESETS: usize = 250;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
-/// The time of silence after which an endpoint with open streams gets a PING.
-const PING: Duration = Duration::from_secs(20);
-const PONG: Duration = Duration::from_secs(10);
 /// The multiple of the longest head up to which a list of fields over HTTP/2 is read, to name the limit for which it is
 /// rejected. A longer list ends its stream in h2, as a malformed list does.
 const HEADER_LIST: usize = 4;
@@ -224,7 +220,8 @@ impl SharedSender {
         builder.initial_max_send_streams(1);
         builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
         builder.max_local_error_reset_streams(LATE_FRAMES);
-        builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
+        // No PINGs: endpoints of gRPC take more than two of them in five minutes without content for an attack, and end the
+        // connection. The kernel looks whether the endpoint is there.
         let state = TransportState { now, ..TransportState::default() };
         let counter = EndpointFrames::new(head.bytes, reports.clone());
         let transport = DeferredEnd::new(CountedTransport::new(transport, counter), state.is_over.clone());
