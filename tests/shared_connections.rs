@@ -545,3 +545,52 @@ fn content_in_frames_of_a_byte_takes_no_memory_beyond_its_windows() {
     }
     proxy.wait_log("pieces of less than 256 bytes");
 }
+
+/// Starts an endpoint that answers requests with content, and leaves the content of a request that begins with `u` unread:
+/// it tells of 64 KiB of it, and never extends the window for it.
+fn leaving_unread(received: mpsc::Sender<()>) -> String {
+    endpoint(move |raw| {
+        let mut unread = HashMap::new();
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                DATA if frame.payload.first() == Some(&b'u') => {
+                    let bytes = unread.entry(frame.stream).or_insert(0);
+                    *bytes += frame.payload.len();
+                    if *bytes == 65_535 {
+                        received.send(()).unwrap();
+                    }
+                }
+                DATA => {
+                    raw.send(WINDOW_UPDATE, 0, 0, &(frame.payload.len() as u32).to_be_bytes());
+                    raw.respond(frame.stream, &[], b"whole");
+                }
+                HEADERS if frame.flags & END_STREAM != 0 => raw.respond(frame.stream, &[], b"whole"),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// One upload that the endpoint left unread shut the window of the connection, on which all other uploads waited.
+#[test]
+fn an_upload_that_an_endpoint_leaves_unread_holds_up_no_other() {
+    // A long upload has a connection of its own. One of gRPC shares it, and then others do no more.
+    for fields in ["", "Content-Type: application/grpc\r\n"] {
+        let (receiving, received) = mpsc::channel();
+        let proxy = start(&[&leaving_unread(receiving)], "");
+        assert_eq!(proxy.get("/", "").status(), 200);
+        let mut upload = proxy.connect();
+        write!(upload, "POST / HTTP/1.1\r\nHost: a\r\n{fields}Content-Length: 100000\r\n\r\n").unwrap();
+        upload.write_all(&[b'u'; 100_000]).unwrap();
+        received.recv_timeout(PATIENCE).unwrap();
+        let mut posts = Vec::new();
+        until("a short upload is served", || {
+            let mut post = proxy.connect();
+            post.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1").unwrap();
+            post.set_nonblocking(true).unwrap();
+            posts.push(post);
+            posts.iter().any(|post| post.peek(&mut [0]).is_ok())
+        });
+    }
+}

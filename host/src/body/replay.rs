@@ -22,6 +22,8 @@ pub struct ReplayBuffer {
     collected: Option<CollectedBody>,
     empty: bool,
     /// The key of the limit for which nothing is kept.
+    /// The length of the content; `None` if it isn't known.
+    length: Option<u64>,
     limit: Option<&'static str>,
 }
 
@@ -58,18 +60,26 @@ impl ReplayBuffer {
     /// Content of which up to `max_bytes` bytes are kept to be sent again.
     pub fn new(content: RequestBody, max_bytes: usize) -> Self {
         if let RequestBody::Collected(body) = &content {
+        let length = content.size_hint().exact();
             let collected = Some(body.again());
-            return ReplayBuffer { ready: Some(content), buffered: None, collected, empty: false, limit: None };
+            return ReplayBuffer { ready: Some(content), buffered: None, collected, empty: false, length, limit: None };
         }
         let empty = content.is_end_stream();
         // Content that is still to come may be short: its copy is granted by pieces.
-        let granted = content.size_hint().exact().map_or(0, |length| max_bytes.min(length as usize));
+        let granted = length.map_or(0, |length| max_bytes.min(length as usize));
         if empty || max_bytes == 0 {
-            return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit: Some(BUFFER) };
+            return ReplayBuffer {
+                ready: Some(content),
+                buffered: None,
+                collected: None,
+                empty,
+                length,
+                limit: Some(BUFFER),
+            };
         }
         if !content.grant_copy(granted) {
             let limit = Some(CONNECTION_BUFFER);
-            return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit };
+            return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, length, limit };
         }
         let buffered = Buffered {
             rest: content,
@@ -82,7 +92,7 @@ impl ReplayBuffer {
             attempt: 0,
         };
         let buffered = Some(Rc::new(RefCell::new(buffered)));
-        let mut content = ReplayBuffer { ready: None, buffered, collected: None, empty, limit: None };
+        let mut content = ReplayBuffer { ready: None, buffered, collected: None, empty, length, limit: None };
         content.rewind();
         content
     }
@@ -93,6 +103,11 @@ impl ReplayBuffer {
     }
 
     /// The content for an attempt; none if it can't be sent from its beginning any more.
+    /// Whether the content has more bytes than a number, or may have them.
+    pub fn may_be_longer_than(&self, bytes: u64) -> bool {
+        !self.empty && self.length.is_none_or(|length| length > bytes)
+    }
+
     pub fn take(&mut self) -> Option<RequestBody> {
         self.rewind();
         self.ready.take()

@@ -20,6 +20,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::net::happy_eyeballs;
 use crate::protocol::content_length;
+use crate::protocol::conversation;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
@@ -126,8 +127,9 @@ impl Attempt<'_> {
     }
 
     /// Returns the requirement of a request without an upgrade. A long head keeps it from shared connections, and so do
-    /// trailers that are announced: there are endpoints that end the connection for either. Trailers are no reason to wait:
-    /// over a shared connection they are dropped (RFC 9110 §6.5.1).
+    /// trailers that are announced: there are endpoints that end the connection for either. So does long content, which
+    /// would shut the window of all if the endpoint left it unread, but for calls of gRPC. Trailers and content are no reason
+    /// to wait: over a shared connection trailers are dropped (RFC 9110 §6.5.1).
     fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
         if pool.is_exclusive() {
             return RequiredProtocol::Any;
@@ -135,8 +137,11 @@ impl Attempt<'_> {
         let head = &self.context.request;
         let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
         let size = RequestHeadSize::of(&head.method, target, &head.headers);
-        let has_trailers = head.headers.contains_key(header::TRAILER) && !self.content.borrow().is_empty();
-        let may_share = pool.may_share(size) && !(has_trailers && pool.has_own_connection(self.connection_limit));
+        let content = self.content.borrow();
+        let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
+        let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
+        let should_share = !(has_trailers || is_long) || !pool.has_own_connection(self.connection_limit);
+        let may_share = pool.may_share(size) && should_share;
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
 
@@ -161,7 +166,7 @@ impl Attempt<'_> {
             settings: rules.clone(),
             stage: Rc::default(),
         };
-        if wanted == RequiredProtocol::Any && pool.may_serve(self.connection_limit, rules) {
+        if wanted == RequiredProtocol::Any && pool.may_serve(self.connection_limit, rules, clock.now()) {
             let patience = if (self.elsewhere)() { happy_eyeballs::DELAY } else { rules.patience() };
             if let Some(connection) = pool.wait_for_stream(&request, patience, clock).await {
                 return Ok((connection, ConnectionOrigin::Kept));
@@ -370,6 +375,10 @@ enum ConnectionOrigin {
     Fresh,
     Kept,
 }
+
+/// The longest content that is sent over a shared connection beside another choice, in bytes: a quarter of the window that
+/// an endpoint has by default.
+const MAX_SHARED_CONTENT: u64 = 16 << 10;
 
 /// The number of times that a request is sent within an attempt. An endpoint that properly closes connections does so to many
 /// requests at once, so that the second connection may be used up as well; one that has closed three is not well.

@@ -26,6 +26,12 @@ pub const CONTINUATION: u8 = 9;
 /// The type of a frame of settings.
 pub const SETTINGS: u8 = 4;
 
+/// The type of a frame that lets its receiver send more content.
+pub const WINDOW_UPDATE: u8 = 8;
+
+/// The window of a connection before the first frame that extends it (RFC 9113 §6.9.2), in bytes.
+pub const FIRST_WINDOW: u32 = 65_535;
+
 /// The setting for the number of streams that the sender accepts at a time (RFC 9113 §6.5.2).
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;
 
@@ -64,6 +70,8 @@ pub enum FrameValue {
     ResetCode(u32),
     /// A setting of a SETTINGS frame.
     Setting { identifier: u16, value: u32 },
+    /// The bytes by which a WINDOW_UPDATE frame extends the window of the connection.
+    Window(u32),
 }
 
 /// A value of which the last bytes may be missing.
@@ -71,7 +79,8 @@ pub enum FrameValue {
 struct PartialValue {
     bytes: u64,
     read: u8,
-    is_setting: bool,
+    /// The type of the frame.
+    kind: u8,
 }
 
 /// The header of a frame.
@@ -136,24 +145,26 @@ impl FrameScanner {
 impl PartialValue {
     /// Returns the first value in a frame; `None` if such frames have no values.
     fn in_frame(head: FrameHead) -> Option<Self> {
-        let is_setting = head.kind == SETTINGS;
-        (is_setting || head.kind == RST_STREAM).then_some(PartialValue { bytes: 0, read: 0, is_setting })
+        let has_values = matches!(head.kind, SETTINGS | RST_STREAM) || head.kind == WINDOW_UPDATE && head.stream == 0;
+        has_values.then_some(PartialValue { bytes: 0, read: 0, kind: head.kind })
     }
 
     /// Adds a byte. Returns the value if that was the last byte of it.
     fn push(&mut self, byte: u8) -> Option<FrameValue> {
         (self.bytes, self.read) = (self.bytes << 8 | u64::from(byte), self.read + 1);
-        let length = if self.is_setting { SETTING_LENGTH } else { 4 };
+        let length = if self.kind == SETTINGS { SETTING_LENGTH } else { 4 };
         if usize::from(self.read) < length {
             return None;
         }
         let bytes = std::mem::take(&mut self.bytes);
         self.read = 0;
         let value = bytes as u32;
-        if self.is_setting {
-            return Some(FrameValue::Setting { identifier: (bytes >> 32) as u16, value });
-        }
-        Some(FrameValue::ResetCode(value))
+        Some(match self.kind {
+            SETTINGS => FrameValue::Setting { identifier: (bytes >> 32) as u16, value },
+            // The first bit is reserved.
+            WINDOW_UPDATE => FrameValue::Window(value & 0x7fff_ffff),
+            _ => FrameValue::ResetCode(value),
+        })
     }
 }
 
@@ -223,6 +234,8 @@ mod tests {
             frame(RST_STREAM, 0, 3, &[0xff, 0, 0, 8]),
             frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100, 0, 6, 0, 1, 0, 0]),
             frame(SETTINGS, 1, 0, &[]),
+            frame(WINDOW_UPDATE, 0, 3, &[0, 0, 0, 9]),
+            frame(WINDOW_UPDATE, 0, 0, &[0x80, 0, 0, 7]),
         ]
         .concat();
         let wanted = [
@@ -230,6 +243,7 @@ mod tests {
             FrameValue::ResetCode(0xff00_0008),
             FrameValue::Setting { identifier: 3, value: 100 },
             FrameValue::Setting { identifier: MAX_HEADER_LIST_SIZE, value: 1 << 16 },
+            FrameValue::Window(7),
         ];
         for size in 1..=frames.len() {
             let (mut scanner, mut codes) = (FrameScanner::after(0), Vec::new());

@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -311,6 +311,11 @@ impl SharedSender {
 
     /// Whether no exchange has a sender of the connection.
     pub fn is_unused(&self) -> bool {
+    /// Whether the endpoint accepts no more content on the connection for the time being.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        self.reports.is_shut(now)
+    }
+
         self.exchanges() == 0
     }
 

@@ -220,10 +220,10 @@ impl Pool {
     }
 
     /// Whether requests with these settings should wait for a shared connection before they wait for one of their own.
-    pub fn may_serve(&self, connection_limit: &ConnectionLimit, rules: &ConnectionSettings) -> bool {
+    pub fn may_serve(&self, connection_limit: &ConnectionLimit, rules: &ConnectionSettings, now: Instant) -> bool {
         let shared = self.shared.borrow();
         let is_last_choice = !connection_limit.has_room() && !shared.is_empty();
-        rules.proxy_protocol.is_none() && (is_last_choice || shared.serve(connection_limit, rules.head))
+        rules.proxy_protocol.is_none() && (is_last_choice || shared.serve(connection_limit, rules.head, now))
     }
 
     /// Whether a request can have a connection of its own without waiting for one.
@@ -294,7 +294,7 @@ impl Pool {
         if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
             return Ok(connection);
         }
-        if self.shared.borrow().serve(limit, rules.head) {
+        if self.shared.borrow().serve(limit, rules.head, clock.now()) {
             drop((first, permit));
             if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
                 return Ok(connection);

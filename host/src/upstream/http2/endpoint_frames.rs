@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -20,7 +20,7 @@ use crate::net::counted_transport::TransportCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::turn::FrameTurn;
 use crate::protocol::http2_frames::{
-    CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FrameHead, FrameScanner, FrameValue, HEADERS,
+    CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, FIRST_WINDOW, FrameHead, FrameScanner, FrameValue, HEADERS,
     MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PREFACE, RST_STREAM, SETTING_LENGTH, SETTINGS, SHORT_DATA,
 };
 
@@ -58,6 +58,10 @@ pub struct FrameReports {
     pub last_sent: Cell<u32>,
     /// The number of streams that this side has reset.
     pub resets: Cell<usize>,
+    /// The bytes of content that the endpoint accepts on the connection before it extends the window (RFC 9113 §6.9).
+    window: Cell<i64>,
+    /// The time since which the endpoint accepts no content; `None` while it accepts some.
+    shut_since: Cell<Option<Instant>>,
     /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
     pub is_overloaded: Cell<bool>,
 }
@@ -85,6 +89,9 @@ const MIN_HEAD_BYTES: usize = 1 << 10;
 
 /// The bytes of a response's head and its trailers, as they count beside those of informational responses.
 const OWN_HEADS: usize = 3 * MIN_HEAD_BYTES;
+
+/// The time without a window after which an endpoint is no longer about to extend it.
+const SHUT: Duration = Duration::from_millis(20);
 
 /// Streams whose heads are counted: more than any endpoint serves at a time.
 const MAX_STREAMS: usize = 1 << 16;
@@ -121,6 +128,8 @@ impl Default for FrameReports {
             received: Cell::default(),
             last_sent: Cell::default(),
             resets: Cell::default(),
+            window: Cell::new(FIRST_WINDOW.into()),
+            shut_since: Cell::default(),
             is_overloaded: Cell::default(),
         }
     }
@@ -136,6 +145,26 @@ impl FrameReports {
     /// Whether the endpoint's first settings are read.
     pub fn is_settled(&self) -> bool {
         self.is_settled.get()
+    }
+
+    /// Whether the endpoint has accepted no content for some time, because it doesn't read what it has got: an upload that
+    /// it leaves unread can use up the window of all.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        self.shut_since.get().is_some_and(|since| now.saturating_duration_since(since) >= SHUT)
+    }
+
+    fn use_window(&self, length: usize) {
+        self.window.set(self.window.get() - length as i64);
+        if self.window.get() <= 0 && self.shut_since.get().is_none() {
+            self.shut_since.set(Some(Instant::now()));
+        }
+    }
+
+    fn extend_window(&self, more: u32) {
+        self.window.set(self.window.get() + i64::from(more));
+        if self.window.get() > 0 {
+            self.shut_since.set(None);
+        }
     }
 
     /// Records that the first settings are read, if none is left in their frame.
@@ -183,6 +212,7 @@ impl TransportCounter for EndpointFrames {
                     reports.settle_without(left - 1);
                 }
             }
+            FrameValue::Window(more) => reports.extend_window(more),
             FrameValue::ResetCode(ENHANCE_YOUR_CALM) => reports.is_overloaded.set(true),
             FrameValue::ResetCode(_) => {}
         });
@@ -194,6 +224,7 @@ impl TransportCounter for EndpointFrames {
             match head.kind {
                 HEADERS => reports.last_sent.set(reports.last_sent.get().max(head.stream)),
                 RST_STREAM => reports.resets.set(reports.resets.get() + 1),
+                DATA => reports.use_window(head.length),
                 _ => {}
             }
             heads.count_sent(head);
@@ -203,6 +234,10 @@ impl TransportCounter for EndpointFrames {
 
     fn heads(&self) -> Option<usize> {
         self.turn.heads()
+    }
+
+    fn read_limit(&self) -> Option<usize> {
+        self.turn.read_limit()
     }
 
     fn end_turn(&mut self) -> bool {
@@ -236,10 +271,6 @@ impl Heads {
                 }
                 self.left = self.left.checked_sub(1).ok_or(Flood::Kind("HEADERS"))?;
             }
-    fn read_limit(&self) -> Option<usize> {
-        self.turn.read_limit()
-    }
-
             CONTINUATION => {
                 if let Some(bytes) = self.streams.get_mut(&head.stream) {
                     *bytes = bytes.saturating_add(head.length);

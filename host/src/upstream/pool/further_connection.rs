@@ -52,7 +52,7 @@ impl Pool {
             if let Some(connection) = self.shared_connection(settings, limit, now) {
                 return Some(connection);
             }
-            let is_served = self.shared.borrow().serve(limit, settings.head);
+            let is_served = self.shared.borrow().serve(limit, settings.head, now);
             if !is_served && limit.has_room() {
                 return None;
             }

@@ -36,16 +36,16 @@ const YIELD_PAUSE: Duration = Duration::from_secs(5);
 impl SharedConnections {
     /// Returns a connection on which another request may begin at once; `None` if there is none.
     pub fn find(&mut self, limit: &ConnectionLimit, head: ResponseHeadLimits, now: Instant) -> Option<SharedSender> {
-        self.open.retain(|connection| !connection.is_over());
+        self.open.retain(|connection| !connection.is_over(now));
         let accepts_more = |connection: &SharedConnection| {
-            connection.suits(limit, head) && connection.sender.accepts_more() && !connection.is_silent()
+            connection.suits(limit, head) && connection.sender.accepts_more() && !connection.is_stuck(now)
         };
         let at = self.open.iter().position(accepts_more)?;
         self.take(at, now)
     }
 
     /// Returns the connection with the fewest requests, one more of which has to wait; `None` without a connection. The last
-    /// choices are one whose endpoint has fallen silent, and one with other limits of heads, as a reload leaves them.
+    /// choices are one whose endpoint has fallen silent or accepts no content, and one with other limits of heads, as a reload leaves them.
     pub fn find_full(
         &mut self,
         limit: &ConnectionLimit,
@@ -54,7 +54,7 @@ impl SharedConnections {
     ) -> Option<SharedSender> {
         let order = |at: &usize| {
             let connection = &self.open[*at];
-            (connection.is_silent(), connection.sender.head_limits() != head, connection.sender.exchanges())
+            (connection.is_stuck(now), connection.sender.head_limits() != head, connection.sender.exchanges())
         };
         let of_limit = |at: &usize| self.open[*at].is_of(limit);
         let at = (0..self.open.len()).filter(of_limit).min_by_key(order)?;
@@ -62,8 +62,8 @@ impl SharedConnections {
     }
 
     /// Whether there is a connection that serves requests, with or without room for another one.
-    pub fn serve(&self, limit: &ConnectionLimit, head: ResponseHeadLimits) -> bool {
-        self.open.iter().any(|connection| connection.suits(limit, head) && !connection.is_silent())
+    pub fn serve(&self, limit: &ConnectionLimit, head: ResponseHeadLimits, now: Instant) -> bool {
+        self.open.iter().any(|connection| connection.suits(limit, head) && !connection.is_stuck(now))
     }
 
     fn take(&mut self, at: usize, now: Instant) -> Option<SharedSender> {
@@ -158,8 +158,8 @@ impl SharedConnections {
 
 impl SharedConnection {
     /// Whether the connection can or should serve no request any more, and no exchange holds it.
-    fn is_over(&self) -> bool {
-        self.sender.is_closed() || self.sender.is_unused() && (self.sender.is_worn() || self.is_silent())
+    fn is_over(&self, now: Instant) -> bool {
+        self.sender.is_closed() || self.sender.is_unused() && (self.sender.is_worn() || self.is_stuck(now))
     }
 
     /// Whether the connection counts against a limit, and can be used. Upstreams with other limits may have the same
@@ -173,8 +173,8 @@ impl SharedConnection {
         self.is_of(limit) && self.sender.head_limits() == head
     }
 
-    /// Whether the endpoint has sent nothing since a request was not answered in time.
-    fn is_silent(&self) -> bool {
-        self.unanswered_at == Some(self.sender.received())
+    /// Whether the endpoint has sent nothing since a request was not answered in time, or accepts no content.
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.unanswered_at == Some(self.sender.received()) || self.sender.is_shut(now)
     }
 }
