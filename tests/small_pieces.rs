@@ -1,13 +1,14 @@
 //! Bodies in very small pieces: limits that count bytes also bound the cost of each piece, and a worker serves others
 //! meanwhile.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::caching::{ADMIN, CACHE};
-use crate::support::{Message, Proxy, manifest, ok, raw_origin, read_message};
+use crate::support::{Message, PATIENCE, Proxy, manifest, ok, raw_origin, read_message};
 
 /// The chunks of a response in chunks of one byte.
 const CHUNKS: usize = 2_000_000;
@@ -65,4 +66,33 @@ fn chunks_of_one_byte_hold_up_nobody_and_take_no_more_than_their_bytes() {
     let (longest, grown) = meanwhile();
     // Seen before: many seconds, and 40 bytes and more for each chunk, which the memory of the cache did not count.
     assert!(longest < Duration::from_secs(1) && grown < 24 << 10, "{longest:?}, {grown} KiB");
+}
+
+/// Starts an origin that tells of each read of a request; returns its address.
+fn reading(telling: mpsc::Sender<()>) -> String {
+    raw_origin(move |mut stream: TcpStream| {
+        let mut bytes = [0; 4_096];
+        while stream.read(&mut bytes).is_ok_and(|length| length > 0) {
+            telling.send(()).unwrap();
+        }
+    })
+}
+
+/// Content whose bytes arrive one by one took 4 KiB for each, as each was a part of the memory that it was read into.
+#[test]
+fn content_that_arrives_byte_by_byte_takes_no_more_than_its_bytes() {
+    const BYTES: usize = 8_000;
+    let (telling, told) = mpsc::channel();
+    let proxy = Proxy::start(&manifest(&reading(telling), "", "").replace("workers = 2", "workers = 1"));
+    let mut upload = proxy.connect();
+    upload.set_nodelay(true).unwrap();
+    upload.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    told.recv_timeout(PATIENCE).unwrap();
+    let before = proxy.memory_kib();
+    for _ in 0..BYTES {
+        upload.write_all(b"1\r\nx\r\n").unwrap();
+        told.recv_timeout(PATIENCE).unwrap();
+    }
+    let grown = proxy.memory_kib().saturating_sub(before);
+    assert!(grown < 4 << 10, "{grown} KiB for {BYTES} bytes");
 }

@@ -6,6 +6,7 @@ pub mod buffer_space;
 pub mod collected;
 pub mod content_end;
 pub mod early_content;
+pub mod joined_pieces;
 pub mod replay;
 pub mod shared_window;
 pub mod spill_file;

@@ -232,7 +232,15 @@ impl MemoryShare {
 
     /// Counts a piece that was put into the memory.
     pub fn add(&mut self, piece: usize) {
-        let bytes = cost(piece);
+        self.count(cost(piece));
+    }
+
+    /// Counts bytes that make a piece longer.
+    pub fn extend(&mut self, bytes: usize) {
+        self.count(bytes as u64);
+    }
+
+    fn count(&mut self, bytes: u64) {
         self.bytes += bytes;
         self.space.usage.memory.fetch_add(bytes, Ordering::Relaxed);
         self.client.iter().for_each(|client| client.add(bytes));

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::body::backlog::Piece;
 use crate::body::collected::CollectedBody;
+use crate::body::joined_pieces::{JoinedPieces, PiecePlace};
 use crate::body::upload::RequestBody;
 use crate::body::{BodyError, longer};
 
@@ -21,9 +22,9 @@ pub struct ReplayBuffer {
     /// The content, if it was collected, which can be sent again whatever its length.
     collected: Option<CollectedBody>,
     empty: bool,
-    /// The key of the limit for which nothing is kept.
     /// The length of the content; `None` if it isn't known.
     length: Option<u64>,
+    /// The key of the limit for which nothing is kept.
     limit: Option<&'static str>,
 }
 
@@ -31,7 +32,7 @@ pub struct ReplayBuffer {
 struct Buffered {
     rest: RequestBody,
     /// The pieces that were read; emptied once they are more than `max_bytes` bytes.
-    read: Vec<Bytes>,
+    read: JoinedPieces,
     bytes: usize,
     max_bytes: usize,
     /// The number of bytes for which the connection has granted a copy.
@@ -47,7 +48,7 @@ struct Buffered {
 pub struct ReplayBody {
     buffered: Rc<RefCell<Buffered>>,
     turn: u32,
-    next: usize,
+    place: PiecePlace,
 }
 
 /// The key of the limit on content that is kept for another attempt.
@@ -59,8 +60,8 @@ const CONNECTION_BUFFER: &str = "limits.buffer";
 impl ReplayBuffer {
     /// Content of which up to `max_bytes` bytes are kept to be sent again.
     pub fn new(content: RequestBody, max_bytes: usize) -> Self {
-        if let RequestBody::Collected(body) = &content {
         let length = content.size_hint().exact();
+        if let RequestBody::Collected(body) = &content {
             let collected = Some(body.again());
             return ReplayBuffer { ready: Some(content), buffered: None, collected, empty: false, length, limit: None };
         }
@@ -83,7 +84,7 @@ impl ReplayBuffer {
         }
         let buffered = Buffered {
             rest: content,
-            read: Vec::new(),
+            read: JoinedPieces::default(),
             bytes: 0,
             max_bytes,
             granted,
@@ -102,12 +103,12 @@ impl ReplayBuffer {
         self.empty
     }
 
-    /// The content for an attempt; none if it can't be sent from its beginning any more.
     /// Whether the content has more bytes than a number, or may have them.
     pub fn may_be_longer_than(&self, bytes: u64) -> bool {
         !self.empty && self.length.is_none_or(|length| length > bytes)
     }
 
+    /// The content for an attempt; none if it can't be sent from its beginning any more.
     pub fn take(&mut self) -> Option<RequestBody> {
         self.rewind();
         self.ready.take()
@@ -160,14 +161,14 @@ impl Buffered {
             false => Some(BUFFER),
         };
         match self.limit {
-            None => self.read.push(piece.clone()),
+            None => drop(self.read.push(piece.clone())),
             Some(_) => self.discard(),
         }
     }
 
     fn discard(&mut self) {
         self.is_lost = true;
-        self.read = Vec::new();
+        self.read = JoinedPieces::default();
         self.rest.release_copies();
     }
 }
@@ -176,7 +177,10 @@ impl ReplayBody {
     fn begin(buffered: &Rc<RefCell<Buffered>>) -> RequestBody {
         let turn = buffered.borrow().attempt + 1;
         buffered.borrow_mut().attempt = turn;
-        RequestBody::Stream(Box::pin(ReplayBody { buffered: buffered.clone(), turn, next: 0 }), None)
+        RequestBody::Stream(
+            Box::pin(ReplayBody { buffered: buffered.clone(), turn, place: PiecePlace::default() }),
+            None,
+        )
     }
 }
 
@@ -185,14 +189,13 @@ impl Body for ReplayBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
-        let ReplayBody { buffered, turn, next } = &mut *self;
+        let ReplayBody { buffered, turn, place } = &mut *self;
         let mut buffered = buffered.borrow_mut();
         if buffered.attempt != *turn {
             return Poll::Ready(Some(Err("the request has gone out once more".into())));
         }
-        if let Some(piece) = buffered.read.get(*next) {
-            *next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece.clone().into()))));
+        if let Some(piece) = buffered.read.read(place) {
+            return Poll::Ready(Some(Ok(Frame::data(piece.into()))));
         }
         let frame = Pin::new(&mut buffered.rest).poll_frame(cx);
         match &frame {
@@ -202,7 +205,7 @@ impl Body for ReplayBody {
                     // Trailers come but once.
                     None => buffered.discard(),
                 }
-                *next += 1;
+                *place = buffered.read.end();
             }
             // Content that broke off has an end that looks like any other when it is read again.
             Poll::Ready(Some(Err(_))) => buffered.discard(),
@@ -213,13 +216,12 @@ impl Body for ReplayBody {
 
     fn is_end_stream(&self) -> bool {
         let buffered = self.buffered.borrow();
-        buffered.attempt == self.turn && self.next >= buffered.read.len() && buffered.rest.is_end_stream()
+        buffered.attempt == self.turn && buffered.read.bytes_behind(self.place) == 0 && buffered.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let buffered = self.buffered.borrow();
-        let ahead: usize = buffered.read.iter().skip(self.next).map(Bytes::len).sum();
-        longer(buffered.rest.size_hint(), ahead as u64)
+        longer(buffered.rest.size_hint(), buffered.read.bytes_behind(self.place) as u64)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep};
 
 use super::buffer_space::{BufferSpace, MemoryPurpose, MemoryShare};
+use super::joined_pieces::JoinedPieces;
 use super::spill_file::{FileReader, SpillFile};
 use crate::net::waiting_bytes::WaitingBytes;
 
@@ -21,7 +22,7 @@ use crate::net::waiting_bytes::WaitingBytes;
 #[derive(Debug)]
 pub struct Spool {
     /// The pieces before those in the file.
-    front: VecDeque<Bytes>,
+    front: JoinedPieces,
     /// The file with the bytes behind `front`; `None` while all bytes are in memory.
     disk: Option<Box<DiskPart>>,
     share: MemoryShare,
@@ -82,7 +83,7 @@ struct DiskPart {
     /// The write that is under way.
     write: Option<Write>,
     /// The pieces that are not written yet.
-    back: VecDeque<Bytes>,
+    back: JoinedPieces,
     back_bytes: u64,
 }
 
@@ -121,7 +122,16 @@ impl Spool {
     /// Returns an empty spool of at most `max` bytes and one piece.
     pub fn new(space: &Rc<BufferSpace>, max: u64, overflow: Overflow) -> Self {
         let share = MemoryShare::new(space);
-        Spool { front: VecDeque::new(), disk: None, share, bytes: 0, max, overflow, is_whole: false, patience: None }
+        Spool {
+            front: JoinedPieces::default(),
+            disk: None,
+            share,
+            bytes: 0,
+            max,
+            overflow,
+            is_whole: false,
+            patience: None,
+        }
     }
 
     /// Counts the memory of the spool among the bytes that wait for a client. Requires that the spool is empty.
@@ -186,11 +196,15 @@ impl Spool {
         if piece.is_empty() {
             return;
         }
-        self.share.add(piece.len());
-        self.bytes += piece.len() as u64;
-        match &mut self.disk {
+        let length = piece.len();
+        self.bytes += length as u64;
+        let is_joined = match &mut self.disk {
             Some(disk) => disk.push(piece),
-            None => self.front.push_back(piece),
+            None => self.front.push(piece),
+        };
+        match is_joined {
+            true => self.share.extend(length),
+            false => self.share.add(length),
         }
     }
 
@@ -202,7 +216,7 @@ impl Spool {
     /// Takes the next piece out; `None` if no bytes wait. The error means that bytes in the file are lost.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         self.drive(cx);
-        let piece = match self.front.pop_front() {
+        let piece = match self.front.pop() {
             Some(piece) => {
                 self.share.remove(piece.len());
                 piece
@@ -245,11 +259,11 @@ impl Spool {
 
     /// Returns the whole spool as content. Requires that nothing was taken out and that no write is under way.
     pub fn into_content(mut self) -> SpooledContent {
-        let front = std::mem::take(&mut self.front).into();
+        let front = std::mem::take(&mut self.front).into_pieces().into();
         let empty = MemoryShare::new(self.share.space());
         let share = std::mem::replace(&mut self.share, empty);
         let (file, back) = match self.disk.take() {
-            Some(disk) => (Some((disk.file, disk.written)), disk.back.into()),
+            Some(disk) => (Some((disk.file, disk.written)), disk.back.into_pieces().into()),
             None => (None, Vec::new()),
         };
         SpooledContent { front, file, back, _share: share }
@@ -267,14 +281,14 @@ impl Spool {
             is_full: false,
             is_paused: false,
             write: None,
-            back: VecDeque::new(),
+            back: JoinedPieces::default(),
             back_bytes: 0,
         });
         if !disk.reserve(self.bytes, space) {
             return false;
         }
         space.record_spill();
-        self.front.drain(..).for_each(|piece| disk.push(piece));
+        (disk.back, disk.back_bytes) = (std::mem::take(&mut self.front), self.bytes);
         self.disk = Some(disk);
         true
     }
@@ -321,7 +335,7 @@ impl Spool {
     fn leave_empty_file(&mut self) {
         let is_over = |disk: &mut Box<DiskPart>| disk.write.is_none() && disk.reader.at() == disk.written;
         if let Some(disk) = self.disk.take_if(is_over) {
-            self.front.extend(disk.back);
+            self.front.append(disk.back);
             disk.file.close();
         }
     }
@@ -357,9 +371,10 @@ impl Patience {
 }
 
 impl DiskPart {
-    fn push(&mut self, piece: Bytes) {
+    /// Adds a piece. Returns whether it was joined with the piece before.
+    fn push(&mut self, piece: Bytes) -> bool {
         self.back_bytes += piece.len() as u64;
-        self.back.push_back(piece);
+        self.back.push(piece)
     }
 
     /// Returns the length that the file will have once all is written.
@@ -386,7 +401,7 @@ impl DiskPart {
 
     /// Begins to write all pieces that are not in the file yet.
     fn begin_write(&mut self, space: &BufferSpace) {
-        let left = std::mem::take(&mut self.back);
+        let left = std::mem::take(&mut self.back).into_pieces();
         let bytes = std::mem::take(&mut self.back_bytes);
         let pieces: Vec<Bytes> = left.iter().cloned().collect();
         let count = pieces.len();
@@ -421,7 +436,7 @@ impl DiskPart {
             self.reader.go_to(self.reader.at() + piece.len() as u64);
             return Poll::Ready(Some(Ok(piece)));
         }
-        let Some(piece) = self.back.pop_front() else { return Poll::Ready(None) };
+        let Some(piece) = self.back.pop() else { return Poll::Ready(None) };
         self.back_bytes -= piece.len() as u64;
         share.remove(piece.len());
         Poll::Ready(Some(Ok(piece)))
