@@ -42,9 +42,10 @@ pub struct StreamBacklog {
     waiting: Mutex<Option<Waker>>,
 }
 
-/// A piece of a body. Its bytes count as held by the stream until the piece is dropped.
+/// A piece of a body. Its bytes, and [`FRAME_OVERHEAD`], count as held by the stream until the piece is dropped.
 pub struct Piece {
     content: Bytes,
+    /// The bytes that count as held.
     length: usize,
     /// The stream that holds the piece; `None` if only the sender's own buffer bounds the body.
     stream: Option<Arc<StreamBacklog>>,
@@ -55,6 +56,10 @@ struct ByteCount(AtomicUsize);
 
 /// The length of the piece that a stream is always granted, in bytes: hyper's minimum for reading a response.
 pub const SHORT: usize = 8 << 10;
+
+/// The bytes that a piece counts besides its content: a part of the 340 that a frame takes in h2, so that the short pieces of
+/// a stream that is not read take no more than a few KiB.
+const FRAME_OVERHEAD: usize = 128;
 
 /// The maximum length of a piece, in bytes: an endpoint's connection reads no longer ones.
 const LONG: usize = 128 << 10;
@@ -141,9 +146,10 @@ impl StreamBacklog {
 
     /// Counts a piece as held.
     pub fn hold(self: &Arc<Self>, content: Bytes) -> Piece {
-        let (length, piece) = (content.len(), self.piece.get());
+        let (bytes, piece) = (content.len(), self.piece.get());
+        let length = bytes + FRAME_OVERHEAD;
         self.held.set(self.held.get() + length);
-        if length >= piece / 2 && piece < LONG && self.connection.grow(piece) {
+        if bytes >= piece / 2 && piece < LONG && self.connection.grow(piece) {
             self.piece.set(2 * piece);
             self.granted.set(self.granted.get() + piece);
         }
@@ -206,6 +212,11 @@ impl Drop for StreamBacklog {
 // === Piece ===
 
 impl Piece {
+    /// Whether a stream holds the piece.
+    pub fn is_counted(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Returns the bytes of the piece that are left.
     pub fn content(&self) -> &Bytes {
         &self.content
@@ -334,7 +345,7 @@ mod tests {
         while may_hold(&stream) {
             pieces.push(stream.hold(Bytes::from_static(&[0; 100])));
         }
-        assert_eq!(pieces.len(), SHORT / 4 / 100 + 1);
+        assert_eq!(pieces.len(), SHORT / 4 / (100 + FRAME_OVERHEAD) + 1);
         pieces[0].advance(60);
         assert_eq!((stream.bytes_taken(), may_hold(&stream)), (60, false), "the rest of it is still held");
         pieces.truncate(1);

@@ -2,6 +2,7 @@
 
 mod client_frames;
 mod discard;
+mod gated_stream;
 mod half_closed;
 mod reset_limit;
 mod stalled_streams;
@@ -31,6 +32,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::http2::client_frames::ClientFrames;
+use super::http2::gated_stream::{GatedStream, SocketGate};
 use super::http2::half_closed::HalfClosed;
 use super::http2::reset_limit::ResetLimit;
 use super::http2::stalled_streams::{StalledStream, StreamCheck, StreamTask};
@@ -118,6 +120,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         }
         streams.note_sent(transport(&io.socket()).bytes_sent(), io.socket().has_ended());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
+        streams.gate.set_full(sent.is_pending());
         streams.note_refused(&io.socket().counted.counter);
         if io.socket().counted.counter.flood().is_some() {
             return Poll::Ready(Ok(()));
@@ -131,8 +134,9 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
     if let Err(error) = &served {
         streams.log(error);
     }
-    // The drop ends the exchanges that are left.
+    // The drop ends the exchanges that are left, and the tunnels.
     drop(connection);
+    streams.gate.set_full(false);
     if !streams.unconfirmed.borrow().is_empty() {
         streams.report(&io, served.is_err()).await;
     }
@@ -215,6 +219,8 @@ struct Streams {
     looked: Cell<Instant>,
     /// Whether the socket was full since the last check.
     was_full: Cell<bool>,
+    /// Whether the socket is full now.
+    gate: Rc<SocketGate>,
     /// The number of bytes that were sent on the connection.
     sent: Cell<u64>,
     /// The number of bytes that were sent by the time that the client closed its sending side; `None` before.
@@ -300,6 +306,7 @@ impl Streams {
             starting: Cell::new(None),
             looked: Cell::new(now),
             was_full: Cell::new(false),
+            gate: Rc::default(),
             sent: Cell::new(0),
             sent_at_end: Cell::new(None),
             unconfirmed: RefCell::default(),
@@ -864,11 +871,12 @@ async fn connect(
         response.headers_mut().remove(name);
     }
     let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, timers.idle.clone());
+    let gate = open.streams.gate.clone();
     open.is_whole.set(true);
     spawn(Task::Tunnel, async move {
         match client.await {
             Ok(client) => {
-                let (socket, ahead) = (TokioIo::new(client), Bytes::new());
+                let (socket, ahead) = (GatedStream::new(TokioIo::new(client), gate), Bytes::new());
                 tunnel::run(tunnel::TunnelClient { socket, ahead, idle, deadline }, *switched, record).await;
             }
             Err(error) => tracing::debug!(%error, "tunnel"),

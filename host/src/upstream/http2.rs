@@ -9,9 +9,11 @@ use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Buf;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -24,11 +26,12 @@ use super::request_head::RequestHead;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
-use crate::body::backlog::Piece;
+use crate::body::backlog::{Backlog, Piece, SHORT, StreamBacklog};
 use crate::body::upload::RequestBody;
 use crate::error::{Error, FailureKind};
 use crate::net::counted_transport::CountedTransport;
 use crate::net::hyper_io::HyperIo;
+use crate::protocol::http2_frames::SHORT_DATA;
 use crate::system::supervise::{Panicked, Task, spawn};
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 use deferred_end::DeferredEnd;
@@ -78,6 +81,8 @@ struct TransportState {
 pub struct Http2Content {
     content: RequestBody,
     is_shared: bool,
+    /// Bounds the short pieces that wait for the endpoint, as h2 counts their content alone; `None` before the first.
+    short: Option<Arc<StreamBacklog>>,
 }
 
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
@@ -143,7 +148,7 @@ impl Http2 {
             sender.transport.now.once();
         }
         let is_shared = !self.is_unshared;
-        sender.sender.try_send_request(head.into_http2(Http2Content { content, is_shared }))
+        sender.sender.try_send_request(head.into_http2(Http2Content { content, is_shared, short: None }))
     }
 
     /// Returns the body of a response.
@@ -173,6 +178,14 @@ impl Http2Content {
     pub fn into_content(self) -> RequestBody {
         self.content
     }
+
+    /// Counts a short piece that the client's connection doesn't count.
+    fn hold_short(&mut self, piece: Piece) -> Piece {
+        if piece.is_counted() || piece.remaining() >= SHORT_DATA {
+            return piece;
+        }
+        self.short.get_or_insert_with(|| StreamBacklog::new(&Backlog::new(SHORT))).hold(piece.into())
+    }
 }
 
 impl Body for Http2Content {
@@ -180,9 +193,13 @@ impl Body for Http2Content {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        if let Some(short) = &self.short {
+            ready!(short.poll_room(cx));
+        }
         let frame = ready!(Pin::new(&mut self.content).poll_frame(cx));
         let is_dropped = |frame: &Frame<Piece>| self.is_shared && frame.is_trailers();
-        Poll::Ready(frame.filter(|frame| !frame.as_ref().is_ok_and(is_dropped)))
+        let frame = frame.filter(|frame| !frame.as_ref().is_ok_and(is_dropped));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|piece| self.hold_short(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -294,6 +311,11 @@ impl SharedSender {
         self.exchanges() < self.reports.max_streams() && !self.is_worn()
     }
 
+    /// Whether the endpoint accepts no more content on the connection for the time being.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        self.reports.is_shut(now)
+    }
+
     /// Whether no more requests should begin: the endpoint may soon end the connection, or has asked for calm.
     pub fn is_worn(&self) -> bool {
         self.has_many_resets() || self.reports.is_overloaded.get()
@@ -311,11 +333,6 @@ impl SharedSender {
 
     /// Whether no exchange has a sender of the connection.
     pub fn is_unused(&self) -> bool {
-    /// Whether the endpoint accepts no more content on the connection for the time being.
-    pub fn is_shut(&self, now: Instant) -> bool {
-        self.reports.is_shut(now)
-    }
-
         self.exchanges() == 0
     }
 
