@@ -127,7 +127,9 @@ pub fn without_parts(message: &str, strings: &[Arc<Replaced>], fixed: MessageTex
         .iter()
         .flat_map(|string| [string.as_template(), string.text.clone()].map(|text| (text, string.written())))
         .filter(|(text, _)| !text.is_empty())
-        .flat_map(|(text, written)| forms(&text).into_iter().map(move |form| (form, written.clone())))
+        .flat_map(|(text, written)| {
+            forms(findable(&text, &message)).into_iter().map(move |form| (form, written.clone()))
+        })
         .collect();
     // Whole texts before beginnings, which a text may have in common with another form of it.
     for (form, written) in texts.iter().filter(|(form, _)| form.len() >= MIN_VALUE_BYTES) {
@@ -204,7 +206,10 @@ impl<'a> Parts<'a> {
             let words = value.text.split(is_between_words).filter(|word| !word.is_empty()).collect();
             Parts { reference: value.reference, words, value: plain(value.text) }
         };
-        strings.iter().flat_map(|string| string.values()).map(of).collect()
+        // A string may repeat a reference hundreds of times.
+        let mut seen = HashSet::new();
+        let is_new = |value: &ReferencedValue<'a>| seen.insert((value.reference, value.text));
+        strings.iter().flat_map(|string| string.values()).filter(is_new).map(of).collect()
     }
 
     /// Whether a quoted text is a part of the value in any form, or contains a word of it that says much of it. A remedy
