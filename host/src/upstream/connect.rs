@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,6 @@ use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
 use super::http2::SharedSender;
 use super::name_lookup::{Addresses, NameLookup};
-use super::pool::Pools;
 use super::required_protocol::RequiredProtocol;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
@@ -63,6 +63,12 @@ pub enum ConnectStage {
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
 
+/// Connections that no exchange uses.
+pub trait IdleConnections {
+    /// Closes the connection that has been idle for the longest time, to whichever endpoint. Returns `false` if there is none.
+    fn close_one(&self) -> Pin<Box<dyn Future<Output = bool> + '_>>;
+}
+
 /// The terms of a new connection.
 pub struct ConnectTerms<'a> {
     pub wanted: RequiredProtocol,
@@ -80,8 +86,8 @@ pub struct ConnectTerms<'a> {
     pub lookup: Option<&'a Rc<NameLookup>>,
     /// The progress of the connection, which is updated.
     pub stage: Option<&'a Cell<ConnectStage>>,
-    /// The worker's pools, whose idle connections are closed if descriptors are used up.
-    pub pools: Option<&'a Pools>,
+    /// The worker's idle connections, which are closed if descriptors are used up.
+    pub idle: Option<&'a dyn IdleConnections>,
 }
 
 impl ConnectTerms<'_> {
@@ -93,8 +99,8 @@ impl ConnectTerms<'_> {
 
     /// Runs `open`, and once more after an idle connection was closed, if a descriptor is missing.
     async fn open<T, F: Future<Output = io::Result<T>>>(&self, open: impl Fn() -> F) -> io::Result<T> {
-        match (open().await, self.pools) {
-            (Err(error), Some(pools)) if lacks_descriptor(&error) && pools.free_descriptor().await => open().await,
+        match (open().await, self.idle) {
+            (Err(error), Some(idle)) if lacks_descriptor(&error) && idle.close_one().await => open().await,
             (opened, _) => opened,
         }
     }

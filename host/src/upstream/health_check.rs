@@ -80,7 +80,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         last: None,
         lookup: None,
         stage: None,
-        pools: None,
+        idle: None,
     };
     let connecting = connect::connect(address, &terms, ConnectionPermit::default());
     let mut connection = connecting.await.map_err(|error| format!("{}: {}", error.kind.token(), error.causes()))?;

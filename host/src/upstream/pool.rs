@@ -3,14 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
-use super::connect::{self, ConnectStage, ConnectTerms};
+use super::connect::{self, ConnectStage, ConnectTerms, IdleConnections};
 use super::connection::Connection;
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use super::http2::SharedSender;
@@ -124,18 +124,6 @@ impl Pools {
         self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
-    /// Closes the connection that has been idle for the longest time, to whichever endpoint, as a descriptor is missing.
-    /// Returns `false` if there is none.
-    pub async fn free_descriptor(&self) -> bool {
-        let oldest = |pools: &HashMap<EndpointAddr, Rc<Pool>>| {
-            let idle = pools.values().filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
-            idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
-        };
-        let Some(pool) = oldest(&self.0.borrow()) else { return false };
-        pool.close_oldest().await;
-        true
-    }
-
     /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
@@ -143,6 +131,21 @@ impl Pools {
             pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || !pool.shared.borrow().is_empty()
         });
+    }
+}
+
+impl IdleConnections for Pools {
+    fn close_one(&self) -> Pin<Box<dyn Future<Output = bool> + '_>> {
+        let oldest = |pools: &HashMap<EndpointAddr, Rc<Pool>>| {
+            let idle = pools.values().filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
+            idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
+        };
+        let oldest = oldest(&self.0.borrow());
+        Box::pin(async {
+            let Some(pool) = oldest else { return false };
+            pool.close_oldest().await;
+            true
+        })
     }
 }
 
@@ -342,7 +345,8 @@ impl Pool {
     ) -> ConnectTerms<'a> {
         let ConnectionSettings { proxy_protocol, head, connect_timeout: within, .. } = *rules;
         let (last, lookup) = (Some(&self.last), Some(&self.lookup));
-        ConnectTerms { wanted, addresses: None, proxy_protocol, head, within, last, lookup, stage: None, pools }
+        let idle = pools.map(|pools| pools as &dyn IdleConnections);
+        ConnectTerms { wanted, addresses: None, proxy_protocol, head, within, last, lookup, stage: None, idle }
     }
 
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
