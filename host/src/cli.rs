@@ -262,7 +262,7 @@ fn log_filter(text: &OsStr, default: &str) -> Result<EnvFilter, String> {
     if let Some(word) = words.iter().find(|word| !is_level(word) && !is_module(word)) {
         return Err(format!("unknown level `{word}`; {}{expected}", hint(word, &LEVELS)));
     }
-    let default = Some(default).filter(|_| !words.iter().any(|word| is_level(&word)));
+    let default = Some(default).filter(|_| !words.iter().any(is_level));
     let directives: Vec<&str> = default.into_iter().chain(words).collect();
     EnvFilter::try_new(directives.join(",")).map_err(|error| format!("{error}; {expected}"))
 }

@@ -32,7 +32,6 @@ pub struct Connection {
     limit_handle: LimitHandle,
 }
 
-#[expect(clippy::large_enum_variant, reason = "connections are boxed")]
 enum Protocol {
     Http1 {
         http1: Http1,

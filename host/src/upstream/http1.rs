@@ -67,7 +67,6 @@ pub struct Stream {
 }
 
 /// The state of a connection between requests, and within an exchange.
-#[expect(clippy::large_enum_variant, reason = "connections are boxed, and a request is no allocation of its own")]
 enum Phase {
     /// No request is under way. `was_used` is whether there was one before.
     Idle { was_used: bool },
