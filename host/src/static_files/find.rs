@@ -68,21 +68,21 @@ pub struct SiteFile {
     pub file: File,
     /// The length in bytes.
     pub length: u64,
-    pub modified: ModifiedTime,
+    pub modified: FileTime,
     _permit: OpenFilePermit,
 }
 
-/// The time at which a file was modified, since the epoch.
+/// A time of a file, since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ModifiedTime {
+pub struct FileTime {
     pub seconds: i64,
     pub nanoseconds: i64,
 }
 
-impl ModifiedTime {
-    /// Returns the time of a file.
-    pub fn of(metadata: &Metadata) -> Self {
-        ModifiedTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() }
+impl FileTime {
+    /// Returns the time at which the content of a file was modified. Tools that unpack files may set it.
+    pub fn modified(metadata: &Metadata) -> Self {
+        FileTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() }
     }
 }
 
@@ -197,6 +197,6 @@ impl SiteSearch<'_> {
 
 impl SiteFile {
     fn new(file: File, metadata: &Metadata, permit: OpenFilePermit) -> Self {
-        SiteFile { file, length: metadata.len(), modified: ModifiedTime::of(metadata), _permit: permit }
+        SiteFile { file, length: metadata.len(), modified: FileTime::modified(metadata), _permit: permit }
     }
 }
