@@ -21,11 +21,12 @@ pub struct Config {
     pub content_security_policy_report_only: Option<Csp>,
     /// The request field by which the upstream learns the nonce; `X-CSP-Nonce` by default.
     pub nonce_field: Option<String>,
-    /// `false`: no `X-Content-Type-Options: nosniff`.
+    /// `false`: no `X-Content-Type-Options`; that of the application is removed.
     pub content_type_options: Option<bool>,
     /// The pages that may embed this site in a frame: `"none"`, `"same-origin"`, `"any"`, or a list of origins.
+    /// `"any"` and a list remove `X-Frame-Options` of the application.
     pub frames: Option<Frames>,
-    /// `Referrer-Policy`; `"off"` for none.
+    /// `Referrer-Policy`; `"off"` for none: that of the application is removed.
     pub referrer_policy: Option<ReferrerPolicy>,
     /// `Permissions-Policy`: a text, or a table of features.
     pub permissions_policy: Option<Permissions>,
@@ -37,7 +38,7 @@ pub struct Config {
     pub cross_origin_resource_policy: Option<ResourcePolicy>,
     /// The response fields that are removed; `["Server", "X-Powered-By"]` by default.
     pub remove: Option<Vec<String>>,
-    /// `false`: a field that the application sends is kept. By default, what is written here replaces it.
+    /// `false`: a field that the application sends is kept. By default, what is written here replaces or removes it.
     #[serde(rename = "override")]
     pub overrides: Option<bool>,
 }
@@ -110,7 +111,7 @@ pub enum FrameRule {
     None,
     /// Pages of this site.
     SameOrigin,
-    /// All pages: no field is sent.
+    /// All pages: no `X-Frame-Options` is sent.
     Any,
 }
 

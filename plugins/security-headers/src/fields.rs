@@ -46,6 +46,7 @@ enum Rule {
 const HSTS: &str = "strict-transport-security";
 const CSP: &str = "content-security-policy";
 const CSP_REPORT_ONLY: &str = "content-security-policy-report-only";
+const CONTENT_TYPE_OPTIONS: &str = "x-content-type-options";
 const FRAME_OPTIONS: &str = "x-frame-options";
 const NONCE_FIELD: &str = "X-CSP-Nonce";
 
@@ -61,12 +62,11 @@ impl Fields {
         });
         let hsts_rule = rule(matches!(config.hsts, Hsts::Rules(_)));
         let mut others = Vec::new();
-        if config.content_type_options.unwrap_or(true) {
-            others.push(Field::new("x-content-type-options", "nosniff", rule(config.content_type_options.is_some())));
-        }
+        let sniffing = config.content_type_options.unwrap_or(true).then_some("nosniff");
+        others.extend(Field::optional(CONTENT_TYPE_OPTIONS, sniffing, rule(config.content_type_options.is_some())));
         let nonce_field = policies(config, written, &mut others, setup);
         let referrer = config.referrer_policy.unwrap_or(ReferrerPolicy::StrictOriginWhenCrossOrigin).word();
-        others.extend(referrer.map(|word| Field::new("referrer-policy", word, rule(config.referrer_policy.is_some()))));
+        others.extend(Field::optional("referrer-policy", referrer, rule(config.referrer_policy.is_some())));
         let permissions = config.permissions_policy.as_ref().map(|policy| permissions::value(policy, setup));
         let words = [
             ("permissions-policy", permissions.as_deref()),
@@ -103,6 +103,16 @@ impl Fields {
 impl Field {
     fn new(name: &'static str, value: &str, rule: Rule) -> Self {
         Field { name, value: vec![Part::Text(value.into())], rule }
+    }
+
+    /// Returns the field with a value. Without a value: the removal of the application's field; `None` if the rule keeps that
+    /// field.
+    fn optional(name: &'static str, value: Option<&str>, rule: Rule) -> Option<Self> {
+        match (value, rule) {
+            (Some(value), _) => Some(Field::new(name, value, rule)),
+            (None, Rule::Replace) => Some(Field::new(name, "", Rule::Remove)),
+            (None, _) => None,
+        }
     }
 
     fn apply(&self, plan: EditPlan) -> EditPlan {
@@ -143,7 +153,7 @@ fn policies(config: &Config, written: Rule, fields: &mut Vec<Field>, setup: &mut
 fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut Vec<Field>, setup: &mut Setup) {
     let ancestors = match &config.frames {
         None => return fields.push(Field::new(FRAME_OPTIONS, "SAMEORIGIN", Rule::Keep)),
-        Some(Frames::Rule(FrameRule::Any)) => return,
+        Some(Frames::Rule(FrameRule::Any)) => return fields.extend(Field::optional(FRAME_OPTIONS, None, written)),
         Some(Frames::Rule(FrameRule::None)) => return fields.push(Field::new(FRAME_OPTIONS, "DENY", written)),
         Some(Frames::Rule(FrameRule::SameOrigin)) => {
             return fields.push(Field::new(FRAME_OPTIONS, "SAMEORIGIN", written));
@@ -166,9 +176,7 @@ fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut
         Some(policy) => policy.add(&directive),
         None => fields.push(Field::new(CSP, &directive, if written == Rule::Replace { Rule::Add } else { written })),
     }
-    if written == Rule::Replace {
-        fields.push(Field::new(FRAME_OPTIONS, "", Rule::Remove));
-    }
+    fields.extend(Field::optional(FRAME_OPTIONS, None, written));
 }
 
 fn check_name(name: &str, pointer: &str, setup: &mut Setup) {

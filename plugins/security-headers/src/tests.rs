@@ -79,6 +79,23 @@ fn configured_fields_replace_the_applications_unless_forbidden() {
 }
 
 #[test]
+fn a_field_that_is_switched_off_is_the_applications_only_where_that_is_kept() {
+    let own = [("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"), ("x-content-type-options", "nosniff")];
+    let config = |overrides| {
+        json!({ "frames": "any", "referrer-policy": "off", "content-type-options": false, "hsts": false,
+                "override": overrides })
+    };
+    for (overrides, is_kept) in [(true, false), (false, true)] {
+        let response = own.iter().fold(Response::new(200), |response, (name, value)| response.field(name, *value));
+        let all = sent(config(overrides), response);
+        for (name, value) in own {
+            assert_eq!(field(&all, name), Vec::from_iter(is_kept.then_some(value)), "override: {overrides}");
+        }
+        assert!(sent(config(overrides), Response::new(200)).is_empty(), "none is added");
+    }
+}
+
+#[test]
 fn each_response_has_a_nonce_that_the_upstream_knows_and_no_client_chooses() {
     let mut plugin = harness(json!({
         "content-security-policy": { "script-src": ["'self'", "'nonce-{nonce}'"], "style-src": "'nonce-{nonce}'" },
