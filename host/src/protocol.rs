@@ -14,6 +14,7 @@ pub mod framing;
 pub mod hop_by_hop;
 pub mod http2_frames;
 pub mod http2_request;
+pub mod http_date;
 pub mod media_type;
 pub mod path;
 pub mod proxy_protocol;

@@ -47,6 +47,7 @@
 
 mod dictionary;
 mod directives;
+mod http_date;
 pub(crate) mod key;
 mod standard;
 

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::directives::{Directives, seconds};
 use super::key::KeyParts;
-use super::{CREDENTIALS, Cookies, Options, Query};
+use super::{CREDENTIALS, Cookies, Options, Query, http_date};
 use crate::bounds;
 use crate::token::is_token;
 use crate::{
@@ -414,22 +414,9 @@ fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &FetchTimes) -> u6
     Some(apparent.max(corrected)).filter(|age| *age >= 1000).unwrap_or(0)
 }
 
-/// Parses a date in any of the three formats (RFC 9110 §5.6.7) and in any letter case (RFC 9111 §4.2). Returns
-/// milliseconds of Unix time.
+/// Parses a date into milliseconds of Unix time.
 fn unix_ms(date: &str) -> Option<u64> {
-    let date = httpdate::parse_http_date(date).or_else(|_| httpdate::parse_http_date(&in_usual_case(date))).ok()?;
-    date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_millis() as u64)
-}
-
-/// Returns a date in the usual case: `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn in_usual_case(date: &str) -> String {
-    let mut begins = true;
-    let usual = date.chars().map(|letter| {
-        let usual = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
-        begins = !letter.is_ascii_alphabetic();
-        usual
-    });
-    usual.collect::<String>().replace("Gmt", "GMT")
+    http_date::parse(date)?.duration_since(UNIX_EPOCH).ok().map(|since| since.as_millis() as u64)
 }
 
 /// Returns the members of a list, in lower case and without duplicates.
