@@ -32,7 +32,7 @@ pub enum Decision {
 pub enum Failure {
     /// The client's path makes a result of a rule that no request can have, such as one with a dot segment.
     Path(String),
-    /// The configuration redirects without an end.
+    /// The configuration redirects without an end, or too often.
     Loop(String),
 }
 
@@ -60,12 +60,10 @@ impl Rewriter {
         let (mut is_joined, mut trail) = (true, vec![path.to_string()]);
         let (mut is_followed, mut at) = (is_here(&location), location.path.clone());
         while is_followed {
+            let is_circle = trail.contains(&at);
             trail.push(at.clone());
-            if trail.len() > MOST_REDIRECTS {
-                let trail = shown(&trail);
-                return Err(Failure::Loop(format!(
-                    "redirects without an end: {trail}; expected a target that is not redirected again"
-                )));
+            if is_circle || trail.len() > MOST_REDIRECTS + 1 {
+                return Err(Failure::Loop(endless(is_circle, &trail)));
             }
             let Decision::Redirect(next, other) = self.step(&at)? else { break };
             is_followed = is_here(&next);
@@ -142,14 +140,25 @@ impl Failure {
     }
 }
 
+/// Returns the message about the paths of redirects that are in a circle, or too many.
+fn endless(is_circle: bool, trail: &[String]) -> String {
+    let what = match is_circle {
+        true => "redirects without an end".to_string(),
+        false => format!("more than {MOST_REDIRECTS} redirects in sequence"),
+    };
+    format!("{what}: {}; expected a target that is not redirected again", shown(trail))
+}
+
 /// Returns the beginning of a trail of paths.
 fn shown(trail: &[String]) -> String {
     let paths: Vec<String> = trail.iter().take(4).map(|path| path.chars().take(64).collect()).collect();
-    format!("`{}`", paths.join("` -> `"))
+    let more = if trail.len() > paths.len() { " -> ..." } else { "" };
+    format!("`{}`{more}", paths.join("` -> `"))
 }
 
-/// Sites need one or two redirects in sequence.
-const MOST_REDIRECTS: usize = 8;
+/// A page that moves gets a further line in a map, and clients get one redirect for all of them. Rules whose results grow come
+/// to this number, and are evaluated as often for a request.
+const MOST_REDIRECTS: usize = 64;
 
 /// The maximum number of errors about redirects that are reported.
 const MOST_ERRORS: usize = 20;

@@ -199,12 +199,25 @@ fn redirects_in_sequence_become_one() {
 }
 
 #[test]
+fn a_long_sequence_of_redirects_that_ends_is_one_redirect() {
+    let moves = |count: usize| -> String { (1..=count).map(|n| format!("/v{n} /v{} 301\n", n + 1)).collect() };
+    results(json!({ "map": moves(8) }), &[("/v1", "301 /v9"), ("/v8", "301 /v9"), ("/v9", "/v9")]);
+    results(json!({ "map": moves(64) }), &[("/v1", "301 /v65")]);
+    let (path, message) = error(json!({ "map": moves(65) }));
+    let trail = "more than 64 redirects in sequence: `/v1` -> `/v2` -> `/v3` -> `/v4` -> ...;";
+    assert!(path == "/map" && message.starts_with(&format!("line 1: {trail}")), "{message}");
+    let circle = format!("{}/v21 /v20 301\n", moves(20));
+    let found = errors(json!({ "map": circle }));
+    assert_eq!(found.len(), 20, "{found:?}");
+    assert!(found.iter().all(|(_, message)| message.contains("redirects without an end: ")), "{found:?}");
+}
+
+#[test]
 fn loops_are_errors_of_the_configuration() {
     let loops = [
         (json!({ "map": "/a /b 301\n/b /a 302" }), "/map", 2),
         (json!({ "map": "/a /a 301" }), "/map", 1),
         (json!({ "map": "/a/ /a 301", "canonical": { "trailing-slash": "add" } }), "/map", 1),
-        (json!({ "rules": [{ "regex": "^/(.*)$", "to": "/en/$1", "redirect": 302 }] }), "/rules/0/to", 1),
         (json!({ "rules": [{ "regex": "^/a", "to": "/a?b=1", "redirect": 302 }] }), "/rules/0/to", 1),
     ];
     for (config, path, count) in loops {
@@ -212,6 +225,8 @@ fn loops_are_errors_of_the_configuration() {
         assert_eq!(found.len(), count, "{config}: {found:?}");
         assert!(found.iter().all(|(at, message)| at == path && message.contains("without an end")), "{found:?}");
     }
+    let (path, message) = error(json!({ "rules": [{ "regex": "^/(.*)$", "to": "/en/$1", "redirect": 302 }] }));
+    assert!(path == "/rules/0/to" && message.starts_with("more than 64 redirects in sequence: `/en/x`"), "{message}");
     let behind_a_wrong_rule = errors(json!({ "rules": [
         { "regex": "(", "to": "/" },
         { "regex": "^/(.*)$", "to": "/en/$1", "redirect": 302 },
