@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +97,37 @@ fn a_file_has_its_type_its_length_and_its_validators() {
     assert_eq!(head.field("etag"), Some(tag));
     site.write("a.html", "there");
     assert_ne!(site.get("/a.html", "").field("etag"), Some(tag), "another content of the same length");
+}
+
+/// A client that has the old content must not get a 304, or a range of the new content.
+#[test]
+fn contents_with_the_same_fixed_time_have_different_tags() {
+    let site = Site::start("", "");
+    let (file, next) = (site.at("app.js"), site.at("next"));
+    let changed = |path: &Path| std::fs::metadata(path).map(|found| (found.ctime(), found.ctime_nsec())).unwrap();
+    for time in ["1970-01-01T00:00:00Z", "1970-01-01T00:00:01Z", "1980-01-01T00:00:00Z", "1980-01-02T23:59:59Z"] {
+        site.write("app.js", "release = 1");
+        set_modified(&file, time);
+        let old = site.get("/app.js", "");
+        assert_eq!((old.text().as_str(), old.field("last-modified")), ("release = 1", None), "{time}");
+        let tag = old.field("etag").unwrap();
+        let (known, range) = (format!("\r\nIf-None-Match: {tag}"), format!("\r\nRange: bytes=10-\r\nIf-Range: {tag}"));
+        assert_eq!(site.get("/app.js", &known).status(), 304, "{time}");
+        assert_eq!(site.get("/app.js", &range).text(), "1", "{time}");
+        site.write("next", "release = 2");
+        // The clock of a file system may have steps of milliseconds.
+        until("another time of change", || {
+            set_modified(&next, time);
+            changed(&next) != changed(&file)
+        });
+        std::fs::rename(&next, &file).unwrap();
+        for fields in [&known, &range] {
+            let new = site.get("/app.js", fields);
+            assert_eq!((new.status(), new.text().as_str()), (200, "release = 2"), "{time}{fields}");
+        }
+    }
+    set_modified(&file, "1980-01-03T00:00:00Z");
+    assert_eq!(site.get("/app.js", "").field("last-modified"), Some("Thu, 03 Jan 1980 00:00:00 GMT"));
 }
 
 #[test]

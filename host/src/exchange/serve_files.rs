@@ -22,7 +22,7 @@ use crate::protocol::media_type;
 use crate::protocol::path;
 use crate::protocol::ranges::{self, PartOrder, RangeRequest};
 use crate::static_files::file_body::{FileBody, Segment};
-use crate::static_files::find::{FileQuery, FoundFile, PathAnswer, SiteFile};
+use crate::static_files::find::{FileQuery, FileTime, FoundFile, PathAnswer, SiteFile};
 use crate::static_files::site_path::SitePath;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::unix_time::{http_date, now_ms};
@@ -152,13 +152,11 @@ fn file_head(found: &FoundFile, site: &WorkerSite) -> response::Parts {
     let fields = &mut head.headers;
     fields.insert(header::CONTENT_TYPE, media_type::of_file(&found.path.name()));
     fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    let (seconds, nanoseconds) = (found.file.modified.seconds, found.file.modified.nanoseconds);
-    let coding = found.coding.map_or(String::new(), |coding| format!("-{}", coding.token()));
-    let tag = format!("\"{seconds:x}.{nanoseconds:x}-{:x}{coding}\"", found.file.length);
-    if let Ok(tag) = HeaderValue::try_from(tag) {
+    if let Some(tag) = entity_tag(found) {
         fields.insert(header::ETAG, tag);
     }
-    if let Some(modified) = last_modified(seconds) {
+    let modified = Some(found.file.modified).filter(|modified| !modified.is_fixed());
+    if let Some(modified) = modified.and_then(|modified| last_modified(modified.seconds)) {
         fields.insert(header::LAST_MODIFIED, modified);
     }
     if let Some(coding) = found.coding {
@@ -168,6 +166,19 @@ fn file_head(found: &FoundFile, site: &WorkerSite) -> response::Parts {
         fields.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
     head
+}
+
+/// Returns a strong entity tag; `None` if no time of the file changes with its content, as on a file system that is an image.
+fn entity_tag(found: &FoundFile) -> Option<HeaderValue> {
+    let file = &found.file;
+    let text = |time: FileTime| format!("{:x}.{:x}", time.seconds, time.nanoseconds);
+    let times = match (file.modified.is_fixed(), file.changed.is_fixed()) {
+        (false, _) => text(file.modified),
+        (true, false) => format!("{}-{}", text(file.modified), text(file.changed)),
+        (true, true) => return None,
+    };
+    let coding = found.coding.map_or(String::new(), |coding| format!("-{}", coding.token()));
+    HeaderValue::try_from(format!("\"{times}-{:x}{coding}\"", file.length)).ok()
 }
 
 /// Returns the value of `Last-Modified`; `None` if the time is before the epoch or in the future, which the field can't

@@ -69,6 +69,7 @@ pub struct SiteFile {
     /// The length in bytes.
     pub length: u64,
     pub modified: FileTime,
+    pub changed: FileTime,
     _permit: OpenFilePermit,
 }
 
@@ -84,7 +85,21 @@ impl FileTime {
     pub fn modified(metadata: &Metadata) -> Self {
         FileTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() }
     }
+
+    /// Returns the time at which the system last changed the content, the name or a property of a file. No tool sets it.
+    pub fn changed(metadata: &Metadata) -> Self {
+        FileTime { seconds: metadata.ctime(), nanoseconds: metadata.ctime_nsec() }
+    }
+
+    /// Whether builds give this time to all files, so that the time does not change with the content.
+    pub fn is_fixed(self) -> bool {
+        self.seconds < FIRST_OWN_TIME
+    }
 }
+
+/// The beginning of 1980-01-03 in UTC, in seconds. Reproducible builds give all files the time 0 or 1, or 1980-01-01, the first
+/// that archives of ZIP hold, which a time zone may shift by a day.
+const FIRST_OWN_TIME: i64 = 315_705_600;
 
 /// The reason why a search has no answer.
 #[derive(Debug)]
@@ -197,6 +212,12 @@ impl SiteSearch<'_> {
 
 impl SiteFile {
     fn new(file: File, metadata: &Metadata, permit: OpenFilePermit) -> Self {
-        SiteFile { file, length: metadata.len(), modified: FileTime::modified(metadata), _permit: permit }
+        SiteFile {
+            file,
+            length: metadata.len(),
+            modified: FileTime::modified(metadata),
+            changed: FileTime::changed(metadata),
+            _permit: permit,
+        }
     }
 }
