@@ -666,6 +666,28 @@ fn a_folder_is_redirected_to_by_the_path_that_the_client_knows() {
     assert_eq!(site.get("/docs/", "").text(), "the index");
 }
 
+/// A redirect to the slash would lead to the path from which the plugin removes it again.
+#[test]
+fn a_folder_whose_slash_a_plugin_removes_is_not_redirected_to_again() {
+    let canonical = "config.canonical = { trailing-slash = \"remove\", redirect = false }";
+    let plugins = format!("plugins = [{{ use = \"rewrite\", {canonical} }}]\n");
+    let below = format!("path = \"/static\"\nstrip-prefix = true\n{plugins}");
+    for (route, prefix) in [(&plugins, ""), (&below, "/static")] {
+        let site = Site::start(", browse = true", route);
+        site.write("index.html", "the root");
+        site.write("sub/index.html", "the index");
+        site.write("list/a.txt", "inner");
+        let got = site.get(&format!("{prefix}/sub?a=b"), "");
+        assert_eq!((got.status(), got.field("location")), (301, Some("./sub/?a=b")), "{prefix}");
+        let cases = [("/", "the root"), ("/sub/", "the index"), ("/sub/.", "the index"), ("/list/a.txt/", "inner")];
+        for (path, wanted) in cases {
+            assert_eq!(site.get(&format!("{prefix}{path}"), "").text(), wanted, "{prefix}{path}");
+        }
+        let list = site.get(&format!("{prefix}/list/"), "").text();
+        assert!(list.contains("<a href=\"./a.txt\">"), "{list}");
+    }
+}
+
 /// A build may make the file later, but a misspelt name would make every path of an application 404 in silence.
 #[test]
 fn a_fallback_that_is_missing_is_warned_of() {

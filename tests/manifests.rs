@@ -314,6 +314,27 @@ fn a_cors_plugin_below_a_guard_is_warned_of() {
 }
 
 #[test]
+fn files_behind_a_plugin_that_removes_slashes_are_warned_of() {
+    let said = |canonical: &str, target: &str| {
+        let plugins = "plugins = [\"tidy\", { use = \"headers\", config.request.remove = [\"X-A\"] }]";
+        let tidy = format!("[plugin.tidy]\nuse = \"rewrite\"\nconfig.canonical = {{ {canonical} }}");
+        said_of(&format!("[[route]]\n{target}\n{plugins}\n{tidy}"))
+    };
+    let (files, app) = ("files = { root = \".\" }", "upstream = \"app\"");
+    for canonical in ["trailing-slash = \"remove\"", "trailing-slash = \"remove\", redirect = 301"] {
+        let warning = said(canonical, files);
+        let wanted =
+            "warning: `trailing-slash = \"remove\"` before `files`: the path of a folder is redirected again and again";
+        assert!(warning.contains(wanted) && warning.contains("| plugins = "), "{warning}");
+        assert!(!said(canonical, app).contains("trailing-slash"), "{canonical}");
+    }
+    for canonical in ["trailing-slash = \"remove\", redirect = false", "trailing-slash = \"add\"", "lower-case = true"]
+    {
+        assert!(!said(canonical, files).contains("trailing-slash"), "{canonical}");
+    }
+}
+
+#[test]
 fn a_guarded_path_that_leaves_its_bare_form_to_others_is_warned_of() {
     let office = "[plugin.office]\nuse = \"ip-filter\"\nconfig.allow = [\"10.0.0.0/8\"]\n";
     let said = |routes: &str| said_of(&format!("{routes}\n{office}"));

@@ -164,6 +164,8 @@ struct Assembly<'a> {
     credential_guards: HashSet<PluginId>,
     /// The plugins that answer preflights.
     cors: HashSet<PluginId>,
+    /// The plugins that redirect from paths with a slash at the end to those without.
+    slash_removers: HashSet<PluginId>,
     /// Components in child processes, the last used at the end.
     examinations: Vec<Examination>,
     /// Components whose loading ended at a limit, or in a crash, with the error: they are not tried again.
@@ -331,6 +333,7 @@ impl<'a> Assembly<'a> {
             guards: HashSet::new(),
             credential_guards: HashSet::new(),
             cors: HashSet::new(),
+            slash_removers: HashSet::new(),
             examinations: Vec::new(),
             broken: HashMap::new(),
             regexes: 0,

@@ -162,6 +162,7 @@ impl Assembly<'_> {
             self.warn_of_moved(source, &use_span);
         }
         let is_cors = plugin.r#use.get_ref() == CORS;
+        let removes_slashes = removes_slashes(plugin.r#use.get_ref(), &config);
         // Preflights have the address of their client, and no credentials.
         let is_ip_filter = plugin.r#use.get_ref() == IP_FILTER;
         let env = access.env.clone();
@@ -185,6 +186,9 @@ impl Assembly<'_> {
                 let plugin_id = self.add_binding(&about, configured, limits)?;
                 if is_cors {
                     self.cors.insert(plugin_id);
+                }
+                if removes_slashes {
+                    self.slash_removers.insert(plugin_id);
                 }
                 if is_guard {
                     self.guards.insert(plugin_id);
@@ -548,6 +552,13 @@ impl Assembly<'_> {
             }
         }
     }
+}
+
+/// Whether a plugin redirects from paths with a slash at the end to those without.
+fn removes_slashes(name: &str, config: &serde_json::Value) -> bool {
+    let canonical = |key: &str| config.get("canonical").and_then(|canonical| canonical.get(key));
+    let redirects = canonical("redirect").is_none_or(|redirect| *redirect != false);
+    name == "rewrite" && redirects && canonical("trailing-slash").is_some_and(|slash| slash == "remove")
 }
 
 /// The stock plugin that answers preflights.

@@ -1,4 +1,5 @@
-//! Redirects that lead to their own route again and again: warnings, since a plugin may change what a request asks for.
+//! Redirects that lead to their own route again and again: warnings, since a plugin may change what a request asks for, and
+//! a folder may have no folders.
 
 use std::sync::Arc;
 
@@ -78,6 +79,23 @@ impl Assembly<'_> {
                 let span = table.get_ref().redirect.as_ref().map_or(table.span(), Spanned::span);
                 self.problems.warn(Doubt::Meaning, source, span, &why);
             }
+        }
+    }
+
+    /// Warns of routes with files whose plugin removes the slash at the end of paths, which the files add to those of
+    /// folders.
+    pub(super) fn warn_of_folder_loops(&mut self, routes: &[Route], sampled: &[SampledRoute<'_>]) {
+        for (route, SampledRoute { source, table, .. }) in routes.iter().zip(sampled) {
+            if !matches!(route.target, Target::Files(_)) {
+                continue;
+            }
+            let mut chain = route.chain.iter().zip(&table.get_ref().plugins);
+            let Some((_, plugin)) = chain.find(|(plugin_id, _)| self.slash_removers.contains(plugin_id)) else {
+                continue;
+            };
+            let why = "`trailing-slash = \"remove\"` before `files`: the path of a folder is redirected again and again, since \
+                       `files` adds the slash; write `redirect = false` in `canonical` too, or remove `trailing-slash`";
+            self.problems.warn(Doubt::Meaning, source, plugin.span(), why);
         }
     }
 }

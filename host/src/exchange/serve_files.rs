@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Response, StatusCode, response};
+use http::{Method, Response, StatusCode, Uri, response};
 
 use super::error_response::{redirect, status_page};
 use super::response_body::ResponseBody;
@@ -58,16 +58,18 @@ pub async fn serve_files(
     let forwarded = context.forwarded_target().map_or("/", PathAndQuery::path);
     let Some(path) = SitePath::parse(forwarded) else { return Ok(page(StatusCode::NOT_FOUND)) };
     // The links of a page are relative to the path that the client knows.
-    let is_bare_prefix = path.is_root() && !request.uri.path().ends_with('/');
+    let is_bare_prefix = path.is_root() && !request.uri.path().ends_with('/') && !names_folder(context);
     if is_bare_prefix && worker.generation.routes[route_id].uri.prefix.is_some() {
         return Ok(redirect_into_folder(context));
     }
     let codings = content_coding::preferred(&request.headers, &site.site.precompressed);
-    let query = FileQuery { path, codings };
-    let found = match site.find_now(&query, step.clock().now()) {
-        Some(found) => found?,
-        None => site.find(query.clone(), step).await?,
-    };
+    let mut query = FileQuery { path, codings };
+    let mut found = find(site, &query, step).await?;
+    // A plugin has removed the slash that the client sent: a redirect to it would come back without it again.
+    if matches!(found, PathAnswer::Folder) && names_folder(context) {
+        query.path = query.path.join(b"/");
+        found = find(site, &query, step).await?;
+    }
     Ok(match found {
         PathAnswer::File(found) => match file_response(found, site, context, step) {
             Some(response) => response,
@@ -87,6 +89,13 @@ pub async fn serve_files(
             page(StatusCode::FORBIDDEN)
         }
     })
+}
+
+async fn find(site: &WorkerSite, query: &FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
+    match site.find_now(query, step.clock().now()) {
+        Some(found) => found,
+        None => site.find(query.clone(), step).await,
+    }
 }
 
 /// Logs that the proxy may not read a file: the client's 403 looks like a plugin's.
@@ -231,15 +240,24 @@ fn listing_response(page: Bytes, method: &Method) -> Response<ResponseBody> {
 
 /// Returns the redirect to the client's path of a folder with a slash at its end.
 fn redirect_into_folder(context: &ExchangeContext) -> Response<ResponseBody> {
-    // The client knows its own path, and not the one that a plugin has put in its place.
-    let target = match &context.received {
-        ReceivedRequest::Parsed(line) => &line.target,
-        ReceivedRequest::Unparsed(_) => &context.request.uri,
-    };
+    let target = received_target(context);
     let path = path::normal(target.path()).unwrap_or(Cow::Borrowed("/"));
     match HeaderValue::try_from(location_with_slash(&path, target.query())) {
         Ok(location) => redirect(StatusCode::MOVED_PERMANENTLY, location),
         Err(_) => without_content(StatusCode::MOVED_PERMANENTLY),
+    }
+}
+
+/// Whether the path that the client knows has a slash at its end.
+fn names_folder(context: &ExchangeContext) -> bool {
+    path::normal(received_target(context).path()).is_ok_and(|path| path.ends_with('/'))
+}
+
+/// Returns the target that the client knows, and not the one that a plugin has put in its place.
+fn received_target(context: &ExchangeContext) -> &Uri {
+    match &context.received {
+        ReceivedRequest::Parsed(line) => &line.target,
+        ReceivedRequest::Unparsed(_) => &context.request.uri,
     }
 }
 
