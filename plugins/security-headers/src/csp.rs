@@ -40,7 +40,7 @@ const DIRECTIVES: [&str; 27] = [
 ];
 
 /// Words that browsers know only in quotation marks.
-const KEYWORDS: [&str; 10] = [
+const KEYWORDS: [&str; 14] = [
     "none",
     "self",
     "strict-dynamic",
@@ -51,7 +51,14 @@ const KEYWORDS: [&str; 10] = [
     "report-sample",
     "inline-speculation-rules",
     "unsafe-webtransport-hashes",
+    "report-sha256",
+    "report-sha384",
+    "report-sha512",
+    "trusted-types-eval",
 ];
+
+/// The beginnings of words in quotation marks besides the keywords.
+const QUOTED: [&str; 4] = ["nonce-", "sha256-", "sha384-", "sha512-"];
 
 /// A checked policy.
 #[derive(Debug)]
@@ -82,6 +89,11 @@ impl Policy {
     /// Whether the policy has a directive.
     pub fn has(&self, directive: &str) -> bool {
         self.text.split("; ").any(|known| known.split(' ').next() == Some(directive))
+    }
+
+    /// Returns the value of a directive; `None` if the policy has no such directive.
+    pub fn value(&self, directive: &str) -> Option<&str> {
+        self.text.split("; ").find_map(|known| known.strip_prefix(directive)?.strip_prefix(' '))
     }
 
     /// Adds a directive.
@@ -163,6 +175,24 @@ fn check(name: &str, words: &[&str]) -> Result<(), String> {
         if word.starts_with("'nonce-") && *word != "'nonce-{nonce}'" {
             return Err(format!("`{word}` in `{name}` is the same for all responses; write `'nonce-{NONCE}'`"));
         }
+        if word.starts_with('\'') && has_sources(name) && !is_quoted_source(word) {
+            let known = KEYWORDS.map(|keyword| format!("'{keyword}'")).join(", ");
+            return Err(format!("unknown keyword: `{word}` in `{name}`; expected one of {known}, or a hash"));
+        }
     }
     Ok(())
+}
+
+/// Whether the words of a directive are sources, and not names or URIs.
+fn has_sources(directive: &str) -> bool {
+    directive.ends_with("-src")
+        || directive.contains("-src-")
+        || ["base-uri", "form-action", "frame-ancestors"].contains(&directive)
+}
+
+/// Whether browsers know a word that begins with a quotation mark. They compare keywords in any letter case.
+fn is_quoted_source(word: &str) -> bool {
+    let Some(inner) = word.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) else { return false };
+    let inner = inner.to_ascii_lowercase();
+    KEYWORDS.contains(&inner.as_str()) || QUOTED.iter().any(|beginning| inner.starts_with(beginning))
 }

@@ -149,25 +149,36 @@ fn policies(config: &Config, written: Rule, fields: &mut Vec<Field>, setup: &mut
     has_nonce.then_some(nonce_field)
 }
 
-/// Adds the rule for pages that embed this site. Origins need `frame-ancestors`, as `X-Frame-Options` has none.
+/// Adds the rule for pages that embed this site.
 fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut Vec<Field>, setup: &mut Setup) {
-    let ancestors = match &config.frames {
+    let (word, ancestors) = match &config.frames {
         None => return fields.push(Field::new(FRAME_OPTIONS, "SAMEORIGIN", Rule::Keep)),
         Some(Frames::Rule(FrameRule::Any)) => return fields.extend(Field::optional(FRAME_OPTIONS, None, written)),
-        Some(Frames::Rule(FrameRule::None)) => return fields.push(Field::new(FRAME_OPTIONS, "DENY", written)),
-        Some(Frames::Rule(FrameRule::SameOrigin)) => {
-            return fields.push(Field::new(FRAME_OPTIONS, "SAMEORIGIN", written));
-        }
-        Some(Frames::Origins(origins)) => origins,
+        Some(Frames::Rule(FrameRule::None)) => ("DENY", "'none'"),
+        Some(Frames::Rule(FrameRule::SameOrigin)) => ("SAMEORIGIN", "'self'"),
+        Some(Frames::Origins(origins)) => return ancestors(origins, written, csp, fields, setup),
     };
-    for (place, origin) in ancestors.iter().enumerate() {
+    let other = csp.as_ref().and_then(|policy| policy.value("frame-ancestors"));
+    if let Some(other) = other.filter(|other| !other.eq_ignore_ascii_case(ancestors)) {
+        let message = format!(
+            "`frame-ancestors {other}` stands in `content-security-policy`, and browsers ignore `X-Frame-Options` beside it; \
+             write one of both, or `frame-ancestors {ancestors}`"
+        );
+        setup.report(ConfigError::at("/frames", message));
+    }
+    fields.push(Field::new(FRAME_OPTIONS, word, written));
+}
+
+/// Adds the origins of pages that embed this site. They need `frame-ancestors`, as `X-Frame-Options` has no origins.
+fn ancestors(origins: &[String], written: Rule, csp: Option<&mut Policy>, fields: &mut Vec<Field>, setup: &mut Setup) {
+    for (place, origin) in origins.iter().enumerate() {
         let is_source = origin.bytes().all(|byte| byte.is_ascii_graphic() && !b",;'\"".contains(&byte));
         if !is_source || !origin.contains("://") {
             let message = format!("invalid origin: `{origin}`; expected one such as `https://portal.example.org`");
             setup.report(ConfigError::at(format!("/frames/{place}"), message));
         }
     }
-    let directive = format!("frame-ancestors 'self' {}", ancestors.join(" ")).trim_end().to_string();
+    let directive = format!("frame-ancestors 'self' {}", origins.join(" ")).trim_end().to_string();
     match csp {
         Some(policy) if policy.has("frame-ancestors") => {
             let message = "`frame-ancestors` stands in `content-security-policy` already; write one of both";

@@ -16,7 +16,7 @@ pub fn value(hsts: &Hsts) -> Result<Option<String>, ConfigError> {
         Hsts::Rules(rules) => rules,
     };
     let max_age = match &rules.max_age {
-        Some(text) => units::duration(text).map_err(|message| ConfigError::at("/hsts/max-age", message))?.as_secs(),
+        Some(text) => seconds(text).map_err(|message| ConfigError::at("/hsts/max-age", message))?,
         None => YEAR,
     };
     if rules.preload && !rules.include_subdomains {
@@ -30,4 +30,13 @@ pub fn value(hsts: &Hsts) -> Result<Option<String>, ConfigError> {
     let subdomains = if rules.include_subdomains { "; includeSubDomains" } else { "" };
     let preload = if rules.preload { "; preload" } else { "" };
     Ok(Some(format!("max-age={max_age}{subdomains}{preload}")))
+}
+
+/// Returns the seconds of a duration. Less than a second would be 0, with which browsers end the use of TLS only.
+fn seconds(text: &str) -> Result<u64, String> {
+    let duration = units::duration(text)?;
+    if duration.subsec_nanos() > 0 {
+        return Err(format!("`{text}`: browsers count whole seconds; expected a duration such as `365d`, or `0s`"));
+    }
+    Ok(duration.as_secs())
 }

@@ -174,6 +174,21 @@ fn policies_of_features_and_origins_are_sent_as_browsers_read_them() {
 }
 
 #[test]
+fn policies_in_the_syntax_of_browsers_are_accepted() {
+    for config in [
+        json!({ "permissions-policy": "camera=(), fullscreen=*, usb=self, midi=(self \"https://a.example\");report-to=x" }),
+        json!({ "content-security-policy": "script-src 'SELF' 'sha256-YWJj' 'wasm-unsafe-eval'; sandbox allow-forms" }),
+        json!({ "content-security-policy": "require-trusted-types-for 'script'; trusted-types a 'allow-duplicates'" }),
+        json!({ "frames": "none", "content-security-policy": "frame-ancestors 'none'" }),
+        json!({ "frames": "any", "content-security-policy": "frame-ancestors https://a.example" }),
+        json!({ "hsts": { "max-age": "0s" } }),
+    ] {
+        let found = errors(config.clone());
+        assert!(found.is_empty(), "{config}: {found:?}");
+    }
+}
+
+#[test]
 fn configurations_that_protect_less_than_they_seem_to_are_errors() {
     let csp = |policy: &str| json!({ "content-security-policy": policy });
     for (config, path, part) in [
@@ -184,6 +199,7 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
             "at least `365d`",
         ),
         (json!({ "hsts": { "max-age": "1 year" } }), "/hsts/max-age", "invalid duration"),
+        (json!({ "hsts": { "max-age": "500ms" } }), "/hsts/max-age", "whole seconds"),
         (csp("default-src self"), "/content-security-policy", "write `'self'`"),
         (csp("defaultsrc 'self'"), "/content-security-policy", "unknown directive: `defaultsrc`"),
         (csp("script-src 'self'; script-src *"), "/content-security-policy", "is there twice"),
@@ -191,6 +207,8 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
         (csp("script-src 'nonce-abc'"), "/content-security-policy", "is the same for all responses"),
         (csp("script-src 'none' https://a.example"), "/content-security-policy", "beside other sources"),
         (csp("script-src a, b"), "/content-security-policy", "can't stand in a policy"),
+        (csp("default-src 'slef'"), "/content-security-policy", "unknown keyword: `'slef'` in `default-src`"),
+        (csp("script-src-elem 'self"), "/content-security-policy", "unknown keyword: `'self`"),
         (csp(" ; "), "/content-security-policy", "the policy is empty"),
         (
             json!({ "content-security-policy": { "img-src": "data" , "imgsrc": "data:" } }),
@@ -211,7 +229,28 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
             "write one of both",
         ),
         (json!({ "permissions-policy": { "camera": ["none"] } }), "/permissions-policy/camera", "invalid origin"),
-        (json!({ "permissions-policy": "camera" }), "/permissions-policy", "invalid permissions policy"),
+        (json!({ "permissions-policy": "camera" }), "/permissions-policy", "invalid permissions policy: `camera`"),
+        (
+            json!({ "permissions-policy": "camera 'none'; geolocation=x" }),
+            "/permissions-policy",
+            "invalid permissions policy: `camera 'none'; geolocation=x`",
+        ),
+        (json!({ "permissions-policy": "camera=(), usb=none" }), "/permissions-policy", "policy: `usb=none`"),
+        (
+            json!({ "permissions-policy": "camera=(self https://a.example)" }),
+            "/permissions-policy",
+            "invalid permissions",
+        ),
+        (
+            json!({ "frames": "none", "content-security-policy": "default-src 'self'; frame-ancestors *" }),
+            "/frames",
+            "browsers ignore `X-Frame-Options` beside it",
+        ),
+        (
+            json!({ "frames": "same-origin", "content-security-policy": "frame-ancestors 'none'" }),
+            "/frames",
+            "or `frame-ancestors 'self'`",
+        ),
         (json!({ "remove": ["A B"] }), "/remove/0", "invalid name of a field"),
     ] {
         let found = errors(config.clone());
