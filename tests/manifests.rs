@@ -314,6 +314,35 @@ fn a_cors_plugin_below_a_guard_is_warned_of() {
 }
 
 #[test]
+fn a_guard_whose_field_a_plugin_before_it_removes_is_warned_of() {
+    let hash = "0".repeat(64);
+    let basic = |name: &str, keep: bool| {
+        let user = "config.users = \"alice:$2y$10$abcdefghijklmnopqrstuu4SuEsu2LsUrAYUpWQHLMMc4GV5pZTxK\"";
+        format!("[plugin.{name}]\nuse = \"auth-basic\"\n{user}\nconfig.keep = {keep}\n")
+    };
+    let key = |more: &str| format!("{{ use = \"auth-key\", config = {{ keys = [\"a:sha256:{hash}\"]{more} }} }}");
+    let said = |plugins: &[&str], keep: bool| {
+        let plugins = plugins.join(", ");
+        let tables = format!("{}{}", basic("staff", keep), basic("office", false));
+        said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{plugins}]\n{tables}"))
+    };
+    let (bearer, taking) =
+        (key(", field = \"Authorization\", scheme = \"Bearer\""), "config.request.remove = [\"authorization\"]");
+    let taking = format!("{{ use = \"headers\", {taking} }}");
+    let warning = said(&["\"staff\"", "\"office\""], false);
+    let wanted = "warning: `office` refuses each request: `staff` before it removes the field `authorization`; write `keep = true`";
+    assert!(warning.contains(wanted) && warning.contains("| plugins = "), "{warning}");
+    assert!(said(&["\"staff\"", &bearer], false).contains("`auth-key` refuses each request: `staff`"));
+    assert!(said(&[&taking, "\"staff\""], false).contains("`staff` refuses each request: `headers`"));
+    assert!(said(&[&key(""), &key(", owners = [\"a\"]")], false).contains("the field `x-api-key`"));
+    let in_cookie = key(", field = \"Authorization\", cookie = \"key\"");
+    for plugins in [&["\"staff\"", &in_cookie][..], &["\"staff\"", &taking], &["\"staff\"", &key("")]] {
+        assert!(!said(plugins, false).contains("refuses each request"), "{plugins:?}");
+    }
+    assert!(!said(&["\"staff\"", "\"office\""], true).contains("refuses each request"));
+}
+
+#[test]
 fn files_behind_a_plugin_that_removes_slashes_are_warned_of() {
     let said = |canonical: &str, target: &str| {
         let plugins = "plugins = [\"tidy\", { use = \"headers\", config.request.remove = [\"X-A\"] }]";

@@ -6,6 +6,7 @@ pub mod addresses;
 pub mod admin;
 mod buffers;
 mod cache_scope;
+mod credentials;
 mod doubtful;
 mod endpoints;
 mod error_pages;
@@ -46,6 +47,7 @@ use rustls::ClientConfig;
 
 use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
+use crate::assemble::credentials::CredentialUse;
 use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
@@ -162,6 +164,8 @@ struct Assembly<'a> {
     guards: HashSet<PluginId>,
     /// The plugins among them that may ask for credentials.
     credential_guards: HashSet<PluginId>,
+    /// The use of credentials by each plugin.
+    credentials: HashMap<PluginId, CredentialUse>,
     /// The plugins that answer preflights.
     cors: HashSet<PluginId>,
     /// The plugins that redirect from paths with a slash at the end to those without.
@@ -332,6 +336,7 @@ impl<'a> Assembly<'a> {
             system_roots: None,
             guards: HashSet::new(),
             credential_guards: HashSet::new(),
+            credentials: HashMap::new(),
             cors: HashSet::new(),
             slash_removers: HashSet::new(),
             examinations: Vec::new(),

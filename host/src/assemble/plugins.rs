@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::addresses::ManifestPlace;
+use super::credentials::CredentialUse;
 use super::plugin_values::{MessageOrigin, complaint_message, failure_message};
 use super::units::bytes;
 use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, named_table, some_of};
@@ -162,6 +163,7 @@ impl Assembly<'_> {
             self.warn_of_moved(source, &use_span);
         }
         let is_cors = plugin.r#use.get_ref() == CORS;
+        let credentials = CredentialUse::of(plugin.r#use.get_ref(), &config);
         let removes_slashes = removes_slashes(plugin.r#use.get_ref(), &config);
         // Preflights have the address of their client, and no credentials.
         let is_ip_filter = plugin.r#use.get_ref() == IP_FILTER;
@@ -187,6 +189,7 @@ impl Assembly<'_> {
                 if is_cors {
                     self.cors.insert(plugin_id);
                 }
+                self.credentials.insert(plugin_id, credentials);
                 if removes_slashes {
                     self.slash_removers.insert(plugin_id);
                 }
