@@ -343,6 +343,24 @@ fn a_guard_whose_field_a_plugin_before_it_removes_is_warned_of() {
 }
 
 #[test]
+fn log_fields_that_no_log_shows_are_warned_of() {
+    let said = |note: &str, tables: &str| {
+        let plugin = format!("{{ use = \"log-fields\", config.log.{note} = \"path\" }}");
+        said_of(&format!("{tables}\n[[route]]\nupstream = \"app\"\nplugins = [{plugin}]\n"))
+    };
+    let none = said("page", "");
+    assert!(none.contains("warning: plugin `log-fields`: there is no access log; write `format"), "{none}");
+    assert!(said("page", "[access-log]\nformat = \"off\"").contains("there is no access log"));
+    let combined = "[access-log]\nformat = \"combined\"";
+    assert!(said("page", combined).contains("`combined` shows the note `user` only"));
+    let json = "[access-log]\nformat = \"json\"";
+    let reading = "[[route]]\npath = \"/a\"\nupstream = \"app\"\nplugins = [{ use = \"headers\", config.response.set.A = \"{note.page}\" }]";
+    for (note, tables) in [("user", combined), ("page", json), ("page", reading)] {
+        assert!(!said(note, tables).contains("log-fields`:"), "{tables}");
+    }
+}
+
+#[test]
 fn files_behind_a_plugin_that_removes_slashes_are_warned_of() {
     let said = |canonical: &str, target: &str| {
         let plugins = "plugins = [\"tidy\", { use = \"headers\", config.request.remove = [\"X-A\"] }]";

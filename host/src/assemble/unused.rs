@@ -8,7 +8,7 @@ use super::Assembly;
 use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::load::ManifestFile;
-use crate::config::manifest::{PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
+use crate::config::manifest::{AccessLogFormat, PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
 use crate::config::serde_messages::meant;
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
@@ -17,6 +17,9 @@ use crate::plugin::settings::OnError;
 /// The stock plugin that edits fields.
 const HEADERS: &str = "headers";
 
+/// The stock plugin that adds notes for the access log.
+const LOG_FIELDS: &str = "log-fields";
+
 impl Assembly<'_> {
     /// Warns of parts without effect, except of those that may have none because of an error.
     pub(super) fn warn_of_unused(&mut self, files: &[ManifestFile]) {
@@ -24,6 +27,7 @@ impl Assembly<'_> {
         if !left_out.has_any("route") && !left_out.has_any("upstream") && !left_out.has_any("plugin") {
             warn_of_plugins(&mut self.problems, files);
             warn_of_headers(&mut self.problems, files);
+            warn_of_notes(&mut self.problems, files);
             warn_of_upstreams(&mut self.problems, files);
         }
         warn_of_targets(&mut self.problems, files);
@@ -160,6 +164,13 @@ fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
 }
 
+/// Whether the manifest has a plugin that is none of the stock plugins.
+fn has_own_plugin(files: &[ManifestFile]) -> bool {
+    let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
+    let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
+    inline || files.iter().flat_map(|file| file.manifest.plugin.values()).any(is_own)
+}
+
 /// Returns the names that are used, and the known names that misspelt ones probably mean: those are not unused.
 fn used_names<'a>(names: impl Iterator<Item = &'a str>, known: &HashSet<&'a str>) -> HashSet<&'a str> {
     let meant = |name: &'a str| if known.contains(name) { None } else { meant(name, known.iter().copied()) };
@@ -217,11 +228,39 @@ fn warn_of_headers(problems: &mut Diagnostics, files: &[ManifestFile]) {
     }
 }
 
+/// Warns of the plugin `log-fields` if no access log shows its notes.
+fn warn_of_notes(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    // Another plugin may read the notes: one of the user's own, or a template.
+    if has_own_plugin(files) || files.iter().any(|file| file.source.text.contains("note.")) {
+        return;
+    }
+    let format = files.iter().find_map(|file| Some(file.manifest.access_log.as_ref()?.get_ref().format));
+    let has_user = |table: &PluginTable| {
+        let notes = table.config.as_ref().and_then(|config| config.get("log")?.as_table());
+        notes.is_some_and(|notes| notes.contains_key("user"))
+    };
+    for ManifestFile { source, manifest } in files {
+        let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
+        let inline = inline.filter_map(|plugin| match plugin.get_ref() {
+            PluginRef::Inline(table) => Some(&**table),
+            PluginRef::Name(_) => None,
+        });
+        for table in manifest.plugin.values().chain(inline).filter(|table| table.r#use.get_ref() == LOG_FIELDS) {
+            let why = match format {
+                Some(AccessLogFormat::Json) => continue,
+                Some(AccessLogFormat::Combined) if has_user(table) => continue,
+                Some(AccessLogFormat::Combined) => "the format `combined` shows the note `user` only",
+                Some(AccessLogFormat::Off) | None => "there is no access log",
+            };
+            let part = format!("plugin `log-fields`: {why}; write `format = \"json\"` in `[access-log]`");
+            warn(problems, source, &table.r#use.span(), &part);
+        }
+    }
+}
+
 fn warn_of_upstreams(problems: &mut Diagnostics, files: &[ManifestFile]) {
     // A plugin of the user's own may choose any upstream.
-    let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
-    let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
-    if inline || files.iter().flat_map(|file| file.manifest.plugin.values()).any(is_own) {
+    if has_own_plugin(files) {
         return;
     }
     let routes = files.iter().flat_map(|file| &file.manifest.route);
