@@ -1,14 +1,54 @@
 //! Expressions that no path matches, as far as their parts show it. Such an expression is a mistake: it was written for the
-//! whole target of a request, or for text that is percent-encoded in paths.
+//! whole target of a request, for text that is percent-encoded in paths, or for another spelling than the canonical one.
 
 use plugway_sdk::percent::is_unreserved;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
-/// Returns why no path matches an expression; `None` if one may. An expression that can't be parsed has an error of its own.
-pub fn mismatch(expression: &str) -> Option<&'static str> {
-    let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(expression);
-    parsed.ok().and_then(|parsed| wrong_part(&parsed))
+use crate::config::{Canonical, TrailingSlash};
+
+/// Returns why no path in its canonical form matches an expression; `None` if one may. An expression that can't be parsed has an
+/// error of its own.
+pub fn mismatch(expression: &str, canonical: &Canonical) -> Option<&'static str> {
+    let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(expression).ok()?;
+    wrong_part(&parsed).or_else(|| uncanonical(&parsed, canonical))
+}
+
+/// Returns why no path in its canonical form matches an expression that other paths may match; `None` if one may.
+fn uncanonical(expression: &Hir, canonical: &Canonical) -> Option<&'static str> {
+    if canonical.lower_case && has_capital(expression) {
+        return Some(LOWER_CASE);
+    }
+    let HirKind::Concat(parts) = expression.kind() else { return None };
+    let [.., part, end] = &parts[..] else { return None };
+    let (HirKind::Literal(text), HirKind::Look(Look::End)) = (part.kind(), end.kind()) else { return None };
+    let segment = text.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    match canonical.trailing_slash? {
+        // The path `/` keeps its slash.
+        TrailingSlash::Remove => {
+            (segment.is_empty() && expression.properties().minimum_len() > Some(1)).then_some(WITHOUT_SLASH)
+        }
+        TrailingSlash::Add => {
+            let is_whole = segment.len() < text.0.len();
+            (is_whole && !segment.is_empty() && !segment.contains(&b'.')).then_some(WITH_SLASH)
+        }
+    }
+}
+
+/// Whether each match of an expression has a capital letter, except for the digits of escapes.
+fn has_capital(part: &Hir) -> bool {
+    match part.kind() {
+        HirKind::Empty | HirKind::Look(_) | HirKind::Class(_) => false,
+        HirKind::Literal(text) => text.0.iter().enumerate().any(|(at, byte)| {
+            // The percent sign of a digit may stand in the part before.
+            let may_be_digit = byte.is_ascii_hexdigit() && (at < 2 || text.0[at - 2..at].contains(&b'%'));
+            byte.is_ascii_uppercase() && !may_be_digit
+        }),
+        HirKind::Repetition(repetition) => repetition.min > 0 && has_capital(&repetition.sub),
+        HirKind::Capture(group) => has_capital(&group.sub),
+        HirKind::Concat(parts) => parts.iter().any(has_capital),
+        HirKind::Alternation(parts) => parts.iter().all(has_capital),
+    }
 }
 
 /// Returns why no path has a text that matches a part of an expression; `None` if one may.
@@ -97,10 +137,48 @@ const END: &str = "a path ends before `?` and `#`; a query stays by itself, or i
 const START: &str = "a path begins with `/`: write `^/`";
 const ENCODED: &str = "paths have such characters percent-encoded, such as `%20` for a space";
 const UNSETTLED: &str = "escapes in paths have upper-case digits, and letters, digits and `-._~` are no escapes";
+const LOWER_CASE: &str = "paths are in lower case here, by `canonical`: write that, or `(?i)`";
+const WITHOUT_SLASH: &str = "paths end without a slash here, by `canonical`";
+const WITH_SLASH: &str = "paths end with a slash here, by `canonical`";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ANY: Canonical = Canonical { host: None, trailing_slash: None, lower_case: false, redirect: None };
+
+    #[test]
+    fn expressions_for_another_spelling_than_the_canonical_one_have_a_reason() {
+        let lower = Canonical { lower_case: true, ..ANY };
+        let remove = Canonical { trailing_slash: Some(TrailingSlash::Remove), ..ANY };
+        let add = Canonical { trailing_slash: Some(TrailingSlash::Add), ..ANY };
+        for (canonical, expression, reason) in [
+            (&lower, "^/Old$", Some(LOWER_CASE)),
+            (&lower, "^/(Old|New)/", Some(LOWER_CASE)),
+            (&lower, "^/x(?:/Old)+", Some(LOWER_CASE)),
+            (&lower, "^/(?:Old|new)/", None),
+            (&lower, "^/x(?:/Old)*$", None),
+            (&lower, "(?i)^/Old$", None),
+            (&lower, "^/[A-Za-z]+$", None),
+            (&lower, "^/caf%C3%A9$", None),
+            (&lower, "%(C3)", None),
+            (&remove, "^/old/$", Some(WITHOUT_SLASH)),
+            (&remove, "^/(.+)/$", Some(WITHOUT_SLASH)),
+            (&remove, "^/$", None),
+            (&remove, "/$", None),
+            (&remove, "^/old/", None),
+            (&remove, "^/old/?$", None),
+            (&add, "^/old$", Some(WITH_SLASH)),
+            (&add, "^/a.b/old$", Some(WITH_SLASH)),
+            (&add, r"^/old\.html$", None),
+            (&add, "^/old/$", None),
+            (&add, "old$", None),
+            (&add, "^/old", None),
+        ] {
+            assert_eq!(mismatch(expression, canonical), reason, "{expression}");
+            assert_eq!(mismatch(expression, &ANY), None, "{expression}");
+        }
+    }
 
     #[test]
     fn expressions_that_no_path_matches_have_a_reason() {
@@ -125,7 +203,7 @@ mod tests {
             ("^/a//b", "paths have single slashes"),
             ("a b|c d", ENCODED),
         ] {
-            assert_eq!(mismatch(expression), Some(reason), "{expression}");
+            assert_eq!(mismatch(expression, &ANY), Some(reason), "{expression}");
         }
     }
 
@@ -158,7 +236,7 @@ mod tests {
             "(?m)^/a$",
             "(?x) ^ / a # a comment?",
         ] {
-            assert_eq!(mismatch(expression), None, "{expression}");
+            assert_eq!(mismatch(expression, &ANY), None, "{expression}");
         }
     }
 }

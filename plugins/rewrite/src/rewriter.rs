@@ -42,7 +42,7 @@ impl Rewriter {
         let rewriter = Rewriter {
             canonical: Canonical::new(&config.canonical, setup),
             map: Map::new(config.map.as_deref().unwrap_or_default(), setup),
-            rules: Rules::new(&config.rules, setup),
+            rules: Rules::new(&config.rules, &config.canonical, setup),
         };
         rewriter.errors().into_iter().take(MOST_ERRORS).for_each(|error| setup.report(error));
         rewriter

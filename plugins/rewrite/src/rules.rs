@@ -3,7 +3,7 @@
 use plugway_sdk::{ConfigError, Setup};
 use regex::bytes::{Regex, RegexBuilder};
 
-use crate::config::RuleConfig;
+use crate::config::{Canonical, RuleConfig};
 use crate::location::Location;
 use crate::mismatch::mismatch;
 use crate::target::{Target, Use};
@@ -21,8 +21,8 @@ struct Rule {
 }
 
 impl Rules {
-    /// Compiles the rules; errors are reported.
-    pub fn new(rules: &[RuleConfig], setup: &mut Setup) -> Self {
+    /// Compiles the rules, which paths in their canonical form reach; errors are reported.
+    pub fn new(rules: &[RuleConfig], canonical: &Canonical, setup: &mut Setup) -> Self {
         if rules.len() > MOST_RULES {
             let message =
                 format!("too many rules: {}; expected at most {MOST_RULES}, and fixed paths in `map`", rules.len());
@@ -31,7 +31,7 @@ impl Rules {
         }
         let mut compiled = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
-            match Rule::new(index, rule) {
+            match Rule::new(index, rule, canonical) {
                 Ok(rule) => compiled.push(rule),
                 Err((key, message)) => setup.report(ConfigError::at(format!("/rules/{index}/{key}"), message)),
             }
@@ -62,14 +62,14 @@ impl Rules {
 
 impl Rule {
     /// Compiles a rule; the error has the key that is wrong.
-    fn new(index: usize, rule: &RuleConfig) -> Result<Self, (&'static str, String)> {
+    fn new(index: usize, rule: &RuleConfig, canonical: &Canonical) -> Result<Self, (&'static str, String)> {
         let regex = RegexBuilder::new(&rule.regex)
             .unicode(false)
             .size_limit(REGEX_SIZE)
             .dfa_size_limit(DFA_SIZE)
             .build()
             .map_err(|error| ("regex", format!("invalid regular expression: {}", reason(&error))))?;
-        if let Some(why) = mismatch(&rule.regex) {
+        if let Some(why) = mismatch(&rule.regex, canonical) {
             return Err(("regex", format!("expression that no path matches: `{}`; {why}", rule.regex)));
         }
         if let Some(status) = rule.redirect {

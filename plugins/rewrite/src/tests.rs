@@ -306,6 +306,11 @@ fn mistakes_are_named_with_their_place() {
         (rule(r"^/index\.php\?id=(\d+)$", "/item/$1"), "/rules/0/regex", "a path ends before `?`"),
         (rule("^old/", "/"), "/rules/0/regex", "no path matches: `^old/`; a path begins with `/`"),
         (rule("^/gr\u{f6}\u{df}e", "/"), "/rules/0/regex", "percent-encoded"),
+        (
+            json!({ "rules": [{ "regex": "^/Old$", "to": "/b" }], "canonical": { "lower-case": true } }),
+            "/rules/0/regex",
+            "no path matches: `^/Old$`; paths are in lower case here",
+        ),
         (rule("^/(a)", "/$2"), "/rules/0/to", "unknown group: `2`"),
         (rule("^/(a)", "/${b}"), "/rules/0/to", "unknown group: `b`"),
         (rule("^/(a)", "/$"), "/rules/0/to", "`$` without a group"),
