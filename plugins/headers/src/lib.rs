@@ -40,6 +40,11 @@ impl Plugin for Headers {
         }
         let when = config.when.unwrap_or_default();
         rules::check_conditions(&when)?;
+        if request.is_some() && response.is_none() && !when.statuses.is_empty() {
+            let message =
+                "no edits of responses, and requests have no status; remove `statuses`, or write edits in `response`";
+            return Err(ConfigError::at("/when/statuses", message));
+        }
         Ok(Headers {
             request,
             response,

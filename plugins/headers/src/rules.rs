@@ -29,6 +29,9 @@ pub fn response_plan(edits: &Edits, setup: &mut Setup) -> EditPlan {
 
 /// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
 fn plan(edits: &Edits, at: &str, setup: &mut Setup, parse: impl Fn(&str) -> Result<Vec<Part>, String>) -> EditPlan {
+    for (kind, fields) in [("set", &edits.set), ("default", &edits.default)] {
+        report_repeated(fields.keys(), &format!("{at}/{kind}"), setup);
+    }
     let mut parsed = |kind: &str, name: &str, text: &str| {
         parse(text).unwrap_or_else(|error| {
             setup.report(ConfigError::at(pointer::member(&format!("{at}/{kind}"), name), error));
@@ -52,6 +55,18 @@ fn plan(edits: &Edits, at: &str, setup: &mut Setup, parse: impl Fn(&str) -> Resu
         plan = plan.default_field(name, parsed("default", name, &text.0));
     }
     plan
+}
+
+/// Reports fields whose name differs from another by its case alone: the value of one of the two would be lost.
+fn report_repeated<'a>(names: impl Iterator<Item = &'a String>, at: &str, setup: &mut Setup) {
+    let mut known: Vec<&String> = Vec::new();
+    for name in names {
+        if let Some(other) = known.iter().find(|other| other.eq_ignore_ascii_case(name)) {
+            let message = format!("field named twice: `{name}` and `{other}` are one field; remove one of them");
+            setup.report(ConfigError::at(pointer::member(at, name), message));
+        }
+        known.push(name);
+    }
 }
 
 /// Checks that messages can meet each condition; the error names the first one that none meets.

@@ -123,6 +123,13 @@ fn mistakes_are_named_with_their_place() {
     at(error(json!({ "request": { "set": { "a/b": "{hots}" } } })), "/request/set/a~1b", "no value `{hots}`");
     at(error(json!({ "response": { "append": { "a": "{" } } })), "/response/append/a", "not closed");
     at(error(json!({ "response": { "default": { "a": "}" } } })), "/response/default/a", "closes nothing");
+    at(
+        error(json!({ "request": { "set": { "X-A": "1", "x-a": "2" } } })),
+        "/request/set/x-a",
+        "`x-a` and `X-A` are one",
+    );
+    let statuses = json!({ "request": { "set": { "a": "1" } }, "when": { "statuses": [200] } });
+    at(error(statuses), "/when/statuses", "no edits of responses");
 }
 
 #[test]

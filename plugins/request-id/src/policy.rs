@@ -47,6 +47,10 @@ impl Policy {
                 format!("invalid name: `{field}`; expected one such as `X-Request-ID`"),
             ));
         }
+        if field.eq_ignore_ascii_case("host") {
+            let message = "`Host` names the site that is requested; expected a field of its own such as `X-Request-ID`";
+            return Err(ConfigError::at("/field", message));
+        }
         let noted = || vec![Part::Value(ValueName::Note(note.clone()))];
         let has_no_choice = config.format == Format::Hex && !config.trust && config.traceparent == Traceparent::Pass;
         if has_no_choice {

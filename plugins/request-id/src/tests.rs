@@ -100,6 +100,7 @@ fn mistakes_are_named() {
         (json!({ "max-length": 0 }), "/max-length"),
         (json!({ "max-length": 1025 }), "/max-length"),
         (json!({ "field": "a b" }), "/field"),
+        (json!({ "field": "HOST" }), "/field"),
         (json!({ "note": "" }), "/note"),
     ] {
         let ConfigError { path: found, message } = error(config);
