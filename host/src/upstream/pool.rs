@@ -277,22 +277,33 @@ impl Pool {
     /// connection.
     pub async fn open(
         self: &Rc<Self>,
+        permit: ConnectionPermit,
+        request: &ConnectionRequest,
+        clock: &Rc<Clock>,
+    ) -> Result<Box<Connection>, Error> {
+        let all = self.all.upgrade();
+        let terms = |wanted| self.terms_for(request, wanted, all.as_deref());
+        let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
+        if self.exclusive.get() || needs_http1 {
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
+        }
+        if request.wanted == RequiredProtocol::Unshared {
+            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?.unshared();
+            self.learn_protocol(&connection);
+            return Ok(Box::new(connection));
+        }
+        self.open_shareable(permit, request, clock).await
+    }
+
+    /// Opens a connection that others may share, one request at a time, as the first one may have room for all.
+    async fn open_shareable(
+        self: &Rc<Self>,
         mut permit: ConnectionPermit,
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
-        let ConnectionRequest { limit, wanted, addresses, settings: rules, stage } = request;
-        let (wanted, addresses) = (*wanted, *addresses);
+        let ConnectionRequest { limit, wanted, settings: rules, .. } = request;
         let all = self.all.upgrade();
-        let stage = Some(&**stage);
-        let terms = |wanted| ConnectTerms { addresses, stage, ..self.terms(wanted, rules, all.as_deref()) };
-        if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
-        }
-        if wanted == RequiredProtocol::Unshared {
-            let connection = connect::connect(&self.address, &terms(wanted), permit).await?.unshared();
-            return Ok(Box::new(connection));
-        }
         let mut first = self.first.clone().lock_owned().await;
         if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
             return Ok(connection);
@@ -302,7 +313,7 @@ impl Pool {
             if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
                 return Ok(connection);
             }
-            permit = match self.acquire(limit, wanted, rules, clock).await? {
+            permit = match self.acquire(limit, *wanted, rules, clock).await? {
                 Acquired::Connect(permit) => permit,
                 Acquired::Use(connection) => return Ok(connection),
             };
@@ -311,10 +322,11 @@ impl Pool {
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
+            let terms = self.terms_for(request, RequiredProtocol::Http1, all.as_deref());
+            return connect::connect(&self.address, &terms, permit).await.map(Box::new);
         }
-        let connecting_terms = terms(wanted);
-        let mut connecting = pin!(connect::connect(&self.address, &connecting_terms, permit));
+        let terms = self.terms_for(request, *wanted, all.as_deref());
+        let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
         let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {
             Ok(connected) => (connected, Some(first)),
             // It may never open: the next request tries one of its own.
@@ -324,16 +336,28 @@ impl Pool {
             }
         };
         let connection = connected?;
-        match connection.shared_sender() {
-            Some(sender) => {
-                first.into_iter().for_each(|first| hold_until_settled(first, &sender));
-                Ok(self.share(sender, clock.now()))
-            }
-            None => {
-                self.exclusive.set(true);
-                Ok(Box::new(connection))
-            }
+        self.learn_protocol(&connection);
+        let Some(sender) = connection.shared_sender() else { return Ok(Box::new(connection)) };
+        first.into_iter().for_each(|first| hold_until_settled(first, &sender));
+        Ok(self.share(sender, clock.now()))
+    }
+
+    /// Records that the endpoint has chosen HTTP/1 in a handshake that offered HTTP/2 too.
+    fn learn_protocol(&self, connection: &Connection) {
+        if connection.version() == http::Version::HTTP_11 {
+            self.exclusive.set(true);
         }
+    }
+
+    /// Returns the terms of a new connection for a request.
+    fn terms_for<'a>(
+        &'a self,
+        request: &'a ConnectionRequest,
+        wanted: RequiredProtocol,
+        pools: Option<&'a Pools>,
+    ) -> ConnectTerms<'a> {
+        let ConnectionRequest { addresses, settings, stage, .. } = request;
+        ConnectTerms { addresses: *addresses, stage: Some(stage), ..self.terms(wanted, settings, pools) }
     }
 
     /// Returns the terms of a new connection that no client waits for.
