@@ -13,6 +13,7 @@ use super::store::collapse::FetchesInProgress;
 use super::store::disk::{Disk, DiskEntry};
 use super::store::index::{Found, Index, hash_key};
 use super::store::memory_budget::{ArrivingBytes, MemoryReservation};
+use super::store::memory_content::HeldBytes;
 use super::store::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::store::stored_response::{Content, StoredResponse};
 use super::store::variant::VariantInfo;
@@ -20,6 +21,10 @@ use super::store::variant::VariantInfo;
 /// The stored responses, the fetches in progress, and the log of purges.
 pub struct Store {
     memory: Index<StoredResponse>,
+    /// The budget for responses in memory, in bytes.
+    budget: AtomicU64,
+    /// The bytes of that budget which responses hold after their content has left the index.
+    held: HeldBytes,
     disk: Option<Arc<Disk>>,
     pub fetches: Arc<FetchesInProgress>,
     /// The secret seed for hashing cache keys. A client that doesn't know it can't construct keys that collide.
@@ -102,6 +107,8 @@ impl Store {
         let seed = disk.as_ref().map_or(u64::from_ne_bytes(seed), |disk| disk.seed());
         Arc::new(Store {
             memory: Index::new(bytes, TYPICAL),
+            budget: AtomicU64::new(bytes),
+            held: HeldBytes::default(),
             disk,
             fetches: FetchesInProgress::new(),
             seed,
@@ -152,7 +159,7 @@ impl Store {
         let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, candidate.epoch);
+            self.keep(id, key, recalled.object.clone(), candidate.epoch);
         }
         Some(recalled.object)
     }
@@ -174,8 +181,22 @@ impl Store {
             disk.keep(id, key, &object, epoch);
         }
         // A response whose content is in a file has its place already.
-        matches!(object.content, Content::File(_))
-            || self.memory.insert_unless_purged(id, key, object, &self.purges, epoch)
+        matches!(object.content, Content::File(_)) || self.keep(id, key, object, epoch)
+    }
+
+    /// Puts a response into the index, unless it was purged meanwhile. Returns whether it was inserted.
+    fn keep(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) -> bool {
+        self.make_room();
+        if let Content::Pieces(pieces) = &object.content {
+            pieces.enter(&self.held);
+        }
+        self.memory.insert_unless_purged(id, key, object, &self.purges, epoch)
+    }
+
+    /// Leaves the index what the budget has beside the content that responses still hold.
+    fn make_room(&self) {
+        let left = self.capacity().saturating_sub(self.held.bytes());
+        self.memory.resize(left.max(MIN_INDEX));
     }
 
     /// Removes the older response from memory, after a newer one was stored on disk only.
@@ -198,6 +219,7 @@ impl Store {
 
     /// Returns an empty memory reservation for an arriving response of a route.
     pub fn reserve(&self, route: &ArrivingBytes) -> MemoryReservation {
+        self.make_room();
         MemoryReservation::new(&self.arriving, route)
     }
 }
@@ -243,7 +265,8 @@ impl Store {
 impl Store {
     /// Sets new limits and evicts what exceeds them.
     pub fn resize(&self, limits: &StoreLimits) {
-        self.memory.resize(limits.memory);
+        self.budget.store(limits.memory, Ordering::Relaxed);
+        self.make_room();
         if let (Some(disk), Some(limits)) = (&self.disk, &limits.disk) {
             disk.resize(limits.bytes);
         }
@@ -263,7 +286,7 @@ impl Store {
 
     /// Returns the memory budget, in bytes.
     pub fn capacity(&self) -> u64 {
-        self.memory.capacity()
+        self.budget.load(Ordering::Relaxed)
     }
 
     /// Returns the maximum length of content that fits in memory together with a head, in bytes.
@@ -281,6 +304,9 @@ impl Store {
         self.memory.bytes()
     }
 }
+
+/// The least budget of the index, in bytes: it stores nothing.
+const MIN_INDEX: u64 = 1 << 10;
 
 /// The size of a long head with its cache key, in bytes.
 const HEAD: u64 = 16 << 10;

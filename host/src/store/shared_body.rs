@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::memory_content::{MemoryContent, Pieces};
+use super::memory_content::{MemoryContent, Pieces, WHOLE};
 use crate::body::BodyError;
 use crate::body::spill_file::SpillFile;
 use crate::net::memfd_arena;
@@ -111,10 +111,7 @@ const SHORT: usize = 1 << 10;
 /// The number of short pieces in a row that are joined into one.
 const JOINED: usize = 64;
 
-/// The longest content that is put into one allocation.
-const WHOLE: u64 = 1 << 20;
-
-/// The length of the pieces of longer content, in bytes.
+/// The length of the pieces of content that is longer than [`WHOLE`], in bytes.
 const PIECE: usize = 256 << 10;
 
 /// The bytes that go into a file at once.
@@ -287,7 +284,7 @@ impl SharedBody {
         if trailers.is_none() && length <= WHOLE {
             return MemoryContent::Whole(memfd_arena::join(&pieces));
         }
-        MemoryContent::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
+        MemoryContent::Pieces(Pieces::new(repacked(pieces), length, trailers))
     }
 
     /// Records that no more of the body will arrive. Readers get an error.

@@ -92,7 +92,7 @@ impl StoredBody {
             BodySource::Pieces(pieces, next) => {
                 *next += 1;
                 let trailers = || pieces.trailers.clone().filter(|_| *next == pieces.list.len() + 1);
-                let frame = pieces.list.get(*next - 1).cloned().map(Frame::data);
+                let frame = pieces.piece(*next - 1).map(Frame::data);
                 Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
             }
             BodySource::File(blocks) => blocks.poll_next(cx),
@@ -161,11 +161,7 @@ mod tests {
     #[test]
     fn a_part_is_what_was_asked_for() {
         let (fill, content) = filled(&["abc", "def", "ghi"]);
-        let pieces = Content::Pieces(Arc::new(Pieces {
-            list: vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efghi")],
-            length: 9,
-            trailers: None,
-        }));
+        let pieces = Content::Pieces(Pieces::new(vec!["abcd".into(), "efghi".into()], 9, None));
         fill.finish(None);
         let whole = fill.content(None).into();
         for content in [content, whole, pieces] {

@@ -131,6 +131,12 @@ impl IndexedVariant for StoredResponse {
     fn number(&self) -> u64 {
         self.sequence
     }
+
+    fn on_removed(&self) {
+        if let Content::Pieces(pieces) = &self.content {
+            pieces.leave();
+        }
+    }
 }
 
 /// The memory that a stored response takes besides its text: itself, its allocations, and its entry in the index.

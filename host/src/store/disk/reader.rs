@@ -16,7 +16,7 @@ use super::blocks::{BLOCK, Sums, broken};
 use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
-use crate::store::memory_content::{MemoryContent, Pieces};
+use crate::store::memory_content::{MemoryContent, Pieces, WHOLE};
 use crate::system::files;
 
 /// A file that is being read; it may be removed meanwhile.
@@ -83,10 +83,10 @@ pub fn read_whole(file: &File, sums: &Sums, length: u64, trailers: Option<Header
         at += block.len() as u64;
         list.push(memfd_arena::join(&[block.into()]));
     }
-    if trailers.is_none() && list.len() <= 1 {
+    if trailers.is_none() && list.len() <= 1 && length <= WHOLE {
         return Ok(MemoryContent::Whole(list.pop().unwrap_or_default()));
     }
-    Ok(MemoryContent::Pieces(Arc::new(Pieces { list, length, trailers })))
+    Ok(MemoryContent::Pieces(Pieces::new(list, length, trailers)))
 }
 
 impl BlockReader {
