@@ -29,6 +29,7 @@ use crate::exchange::respond::Rejection;
 use crate::exchange::response_body::ResponseBody;
 use crate::net::boxed::boxed;
 use crate::net::hyper_io::HyperIo;
+use crate::net::turn;
 use crate::protocol::framing::Scanner;
 use crate::store::unix_time::http_date;
 use crate::telemetry::failure_log::{self, Topic};
@@ -43,7 +44,14 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnection) -> 
     let io = ScreenedIo { io, scanner, session: session.clone(), refusal: None };
     // A closure, whose future hyper stores inline: a boxed one would cost an allocation per request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
-    Http1Connection { state: ConnectionState::Idle(Box::new(io)), session, exchanges, graceful: false, fresh: true }
+    Http1Connection {
+        state: ConnectionState::Idle(Box::new(io)),
+        session,
+        exchanges,
+        graceful: false,
+        fresh: true,
+        gives_way: false,
+    }
 }
 
 struct Http1Connection<T: Transport, E, S: HttpService<Incoming>> {
@@ -54,7 +62,13 @@ struct Http1Connection<T: Transport, E, S: HttpService<Incoming>> {
     graceful: bool,
     /// Whether nothing was read yet. The TLS session may have received bytes beyond its handshake.
     fresh: bool,
+    /// Whether the last poll has served a pipeline of requests, so that others have their turn before the next one.
+    gives_way: bool,
 }
+
+/// The requests in one poll of a connection from which on they are a pipeline that may be long. A connection with more of
+/// them wakes itself, and is polled dozens of times before the worker polls its sockets.
+const PIPELINED: usize = 8;
 
 enum ConnectionState<T: Transport, S: HttpService<Incoming>> {
     /// The connection is active, with hyper's state and buffers.
@@ -76,8 +90,14 @@ where
         mut connection: Box<http1::Connection<HyperIo<ScreenedIo<T>>, S>>,
         cx: &mut Context<'_>,
     ) -> ConnectionState<T, S> {
+        if std::mem::take(&mut self.gives_way) {
+            turn::give_way(cx);
+            return ConnectionState::Active(connection);
+        }
         let session = &self.session;
+        let before = session.served();
         let mut polled = Pin::new(&mut *connection).poll(cx);
+        self.gives_way = polled.is_pending() && session.served() - before >= PIPELINED;
         if polled.is_pending() {
             session.read_ahead(cx);
         }

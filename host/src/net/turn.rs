@@ -220,7 +220,7 @@ pub async fn pace() {
 }
 
 /// Wakes the task after the worker has polled its sockets. A task that wakes itself is polled dozens of times before that.
-fn give_way(cx: &mut Context<'_>) {
+pub fn give_way(cx: &mut Context<'_>) {
     let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 

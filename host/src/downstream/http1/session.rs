@@ -179,6 +179,11 @@ impl Session {
         ExchangeFuture { exchange, session: self }
     }
 
+    /// Returns the number of requests that were begun.
+    pub fn served(&self) -> usize {
+        self.served.get()
+    }
+
     /// Makes a response report its end, and announce the connection's end if it is the last one.
     fn track(self: &Rc<Self>, mut response: Response<ResponseStream>) -> Response<Http1Body> {
         self.response.set(SentResponse::Given);
