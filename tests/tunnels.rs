@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
-use plugway_test_guests::{OVERRIDES, WAITING};
+use plugway_test_guests::{BODIES, OVERRIDES, WAITING};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
@@ -249,6 +249,13 @@ fn an_upgrade_with_content_becomes_a_tunnel_behind_it() {
     }
     let mut chunked = ask("Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n");
     assert_eq!(read_message(&mut chunked).unwrap().text(), "no", "where chunks end has several readings");
+    // A plugin that transforms the content makes chunks of it.
+    let transforming = format!("{{ use = {BODIES:?}, config = {{ bodies = \"stream\" }} }}");
+    let proxy = Proxy::start(&manifest(&origin, &transforming, ""));
+    let mut stream = proxy.connect();
+    let fields = "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 3";
+    write!(stream, "POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\nabc").unwrap();
+    assert!(head(&mut BufReader::new(stream)).starts_with("HTTP/1.1 200 "));
 }
 
 /// Requests a protocol by extended CONNECT (RFC 8441), and uses the resulting tunnel.

@@ -35,11 +35,6 @@ pub fn outgoing_body(
         upload.end();
         return Ok(OutgoingRequest { body: RequestBody::Empty, passage: None, upload, collected: None, hop });
     }
-    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8). A length has one
-    // meaning; chunks may have several.
-    if context.request.version == Version::HTTP_2 || !context.request.headers.contains_key(header::CONTENT_LENGTH) {
-        hop.upgrade = None;
-    }
     // With gRPC either side may be silent for as long as it likes.
     let is_grpc = conversation::is_grpc(&context.request.headers);
     if context.request.version == Version::HTTP_2 && is_grpc {
@@ -58,6 +53,12 @@ pub fn outgoing_body(
     let passage = body_hooks::filter_request(worker, route, context, content)
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
+    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8). A length has one
+    // meaning; chunks may have several, and plugins may change the length.
+    let has_length = context.request.headers.contains_key(header::CONTENT_LENGTH);
+    if context.request.version == Version::HTTP_2 || !has_length || matches!(passage, Passage::Waits(_)) {
+        hop.upgrade = None;
+    }
     let (body, passage) = match passage {
         Passage::Done(content) => (content.into_body(upload.clone(), &worker.buffers), None),
         Passage::Waits(passage) => (RequestBody::Empty, Some(passage)),
