@@ -99,7 +99,7 @@ const MAX_PASSING: u64 = 1 << 20;
 const PIECE_OVERHEAD: u64 = 64;
 
 /// The part that a route's made responses may take of what everything else leaves: three quarters. However slowly the
-/// clients of some routes take them, others find room.
+/// clients of a route take them, others find room.
 const ROUTE_PART: (u64, u64) = (3, 4);
 
 /// The pause after a failed write, during which no file is begun.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Pieces of a body. No two short ones follow each other, so that their memory is not much more than their bytes.
+/// Pieces of a body. No two short ones follow each other, so that their memory is at most twice their bytes, or 8 KiB.
 #[derive(Debug, Default)]
 pub struct JoinedPieces {
     pieces: VecDeque<Bytes>,
@@ -23,7 +23,7 @@ pub struct PiecePlace {
 }
 
 /// The length from which a piece is kept as it is, in bytes.
-const LONG_ENOUGH: usize = 2 << 10;
+const LONG_ENOUGH: usize = 4 << 10;
 
 /// The length from which joined pieces are a piece of their own, in bytes.
 const FULL: usize = 8 << 10;

@@ -7,8 +7,8 @@ use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
 use crate::config::{Canonical, TrailingSlash};
 
-/// Returns why no path in its canonical form matches an expression; `None` if one may. An expression that can't be parsed has an
-/// error of its own.
+/// Returns why no path in its canonical form matches an expression; `None` if one may. An expression that can't be parsed
+/// has an error of its own.
 pub fn mismatch(expression: &str, canonical: &Canonical) -> Option<&'static str> {
     let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(expression).ok()?;
     wrong_part(&parsed).or_else(|| uncanonical(&parsed, canonical))
