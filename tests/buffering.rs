@@ -455,7 +455,7 @@ fn collected_chunks_get_a_length_or_keep_their_trailers() {
         while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
             text += &std::mem::take(&mut line).to_lowercase();
         }
-        let mut rest = [0; 28];
+        let mut rest = [0; 23];
         let length = if text.contains("content-length: 5") { 5 } else { rest.len() };
         reader.read_exact(&mut rest[..length]).unwrap();
         stream.write_all(&ok(&format!("{text}|{}", String::from_utf8_lossy(&rest[..length])))).unwrap();
@@ -471,7 +471,7 @@ fn collected_chunks_get_a_length_or_keep_their_trailers() {
     assert!(plain.contains("content-length: 5\r\n") && plain.ends_with("|hello"), "{plain}");
     let trailed = send("X-Sum: 1\r\n");
     assert!(trailed.contains("transfer-encoding: chunked\r\n"), "{trailed}");
-    assert!(trailed.ends_with("|2\r\nhe\r\n3\r\nllo\r\n0\r\nx-sum: 1\r\n"), "{trailed}");
+    assert!(trailed.ends_with("|5\r\nhello\r\n0\r\nx-sum: 1\r\n"), "{trailed}");
 }
 
 #[test]

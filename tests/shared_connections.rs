@@ -428,9 +428,14 @@ fn requests_use_the_connection_that_there_is_if_no_further_one_opens() {
             raw.respond(request.stream, &[], b"whole");
         }
     });
-    let proxy = start(&[&format!("h2c://{address}")], "");
+    let proxy = start(&[&format!("h2c://{address}")], "connect-timeout = \"1s\"");
     assert_eq!(proxy.get("/", "").status(), 200);
     assert_eq!(post_at_once(&proxy, 50), [200; 50]);
+    // Long content has a connection of its own elsewhere.
+    let mut upload = proxy.connect();
+    upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\n").unwrap();
+    upload.write_all(&[b'x'; 20_000]).unwrap();
+    assert_eq!(read_message(&mut BufReader::new(upload)).unwrap().status(), 200);
 }
 
 /// Requests were bound to the connection with the fewest requests, all of which were streams without end.
@@ -593,4 +598,61 @@ fn an_upload_that_an_endpoint_leaves_unread_holds_up_no_other() {
             posts.iter().any(|post| post.peek(&mut [0]).is_ok())
         });
     }
+}
+
+/// Starts an endpoint that answers an upload of `u` after 64 KiB, reads no more of it and tells of that, and that reads other
+/// uploads to their end.
+fn answering_early(received: mpsc::Sender<()>) -> String {
+    endpoint(move |raw| {
+        let mut unread = 0;
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                DATA if frame.payload.first() == Some(&b'u') => {
+                    unread += frame.payload.len();
+                    if unread == 65_535 {
+                        raw.respond(frame.stream, &[], b"early");
+                        received.send(()).unwrap();
+                    }
+                }
+                DATA => {
+                    let length = (frame.payload.len() as u32).to_be_bytes();
+                    raw.send(WINDOW_UPDATE, 0, 0, &length);
+                    raw.send(WINDOW_UPDATE, 0, frame.stream, &length);
+                    if frame.flags & END_STREAM != 0 {
+                        raw.respond(frame.stream, &[], b"whole");
+                    }
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
+/// An upload that was answered early, and is read no further, leaves its connection to no other.
+#[test]
+fn a_connection_whose_window_is_shut_is_not_kept() {
+    let (receiving, received) = mpsc::channel();
+    let endpoint = answering_early(receiving);
+    let proxy = start(&[&endpoint], "response-timeout = \"2s\"");
+    let post = |letter: u8| {
+        let mut upload = proxy.connect();
+        upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").unwrap();
+        upload.write_all(&[letter; 100_000]).unwrap();
+        read_message(&mut BufReader::new(upload)).unwrap().status()
+    };
+    assert_eq!(post(b'u'), 200);
+    received.recv_timeout(PATIENCE).unwrap();
+    (0..3).for_each(|number| assert_eq!(post(b'r'), 200, "{number}"));
+}
+
+/// With one connection for all, a slow upload took it from all other requests.
+#[test]
+fn a_long_upload_takes_no_last_connection() {
+    let (receiving, _received) = mpsc::channel();
+    let proxy = start(&[&leaving_unread(receiving)], "connect-timeout = \"1s\"\nlimits.connections = 1");
+    let mut upload = proxy.connect();
+    upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nk").unwrap();
+    until("the upload has begun", || proxy.get("/", "").status() == 200);
+    (0..5).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
 }

@@ -150,7 +150,9 @@ fn unread_uploads_of_unknown_length_that_share_a_connection_are_all_sent_again()
         let mut client = Raw::connect(&proxy);
         let end = if late.is_none() { END_STREAM } else { 0 };
         let begun = streams().flat_map(|stream| {
-            let head = frame(HEADERS, END_HEADERS, stream, &[0x83, 0x86, 0x84, 0x41, 1, b'a']);
+            // Content of gRPC has no connection of its own.
+            let head = [&[0x83, 0x86, 0x84, 0x41, 1, b'a', 0x0f, 0x10, 16][..], b"application/grpc"].concat();
+            let head = frame(HEADERS, END_HEADERS, stream, &head);
             [head, frame(DATA, end, stream, &CONTENT[..early])].concat()
         });
         client.0.write_all(&begun.collect::<Vec<_>>()).unwrap();

@@ -85,7 +85,7 @@ impl Attempt<'_> {
         for left in (0..TRIES).rev() {
             let (mut connection, origin) = match pooled.take() {
                 Some(connection) => (connection, ConnectionOrigin::Kept),
-                None => boxed(|| self.connect(&in_flight_guard, wanted)).await?,
+                None => self.connect_or_share(&in_flight_guard, wanted).await?,
             };
             let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {
                 if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
@@ -129,20 +129,42 @@ impl Attempt<'_> {
     /// Returns the requirement of a request without an upgrade. A long head keeps it from shared connections, and so do
     /// trailers that are announced: there are endpoints that end the connection for either. So does long content, which
     /// would shut the window of all if the endpoint left it unread, but for calls of gRPC. Trailers and content are no reason
-    /// to wait: over a shared connection trailers are dropped (RFC 9110 §6.5.1).
+    /// to wait, nor to take the last connections: over a shared one trailers are dropped (RFC 9110 §6.5.1).
     fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
         if pool.is_exclusive() {
             return RequiredProtocol::Any;
         }
         let head = &self.context.request;
-        let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
-        let size = RequestHeadSize::of(&head.method, target, &head.headers);
         let content = self.content.borrow();
         let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
-        let should_share = !(has_trailers || is_long) || !pool.has_own_connection(self.connection_limit);
-        let may_share = pool.may_share(size) && should_share;
+        let should_share = !(has_trailers || is_long) || !self.connection_limit.has_plenty();
+        let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
+    }
+
+    fn head_size(&self) -> RequestHeadSize {
+        let head = &self.context.request;
+        let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
+        RequestHeadSize::of(&head.method, target, &head.headers)
+    }
+
+    /// Returns a new connection, or a shared one if the endpoint accepts no further connection for a request that could do
+    /// without one of its own.
+    async fn connect_or_share(
+        &self,
+        in_flight_guard: &InFlightGuard,
+        wanted: RequiredProtocol,
+    ) -> Result<(Box<Connection>, ConnectionOrigin), AttemptFailure> {
+        let connected = boxed(|| self.connect(in_flight_guard, wanted)).await;
+        let (pool, now) = (&in_flight_guard.endpoint_view().pool, self.step.clock().now());
+        let may_share = || pool.may_serve(self.connection_limit, self.rules, now) && pool.may_share(self.head_size());
+        match connected {
+            Err(_) if wanted == RequiredProtocol::Unshared && may_share() => {
+                boxed(|| self.connect(in_flight_guard, RequiredProtocol::Any)).await
+            }
+            connected => connected,
+        }
     }
 
     /// Returns a new connection of the request's own, or one that has become free.

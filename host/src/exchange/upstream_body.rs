@@ -308,13 +308,16 @@ impl UpstreamReading {
 
     /// Releases the connection for other exchanges, because the body was read to its end.
     fn end(&mut self) {
-        if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, .. }) = self.lease.take() {
+        if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, upload }) = self.lease.take() {
             let now = step.clock().now();
             if is_good {
                 in_flight_guard.endpoint_view().record_success(now);
             }
             connection.limit_reads(None);
-            in_flight_guard.endpoint_view().pool.put_back(connection, &rules, now);
+            // The rest of an upload over HTTP/2 would share its window with the next one.
+            if connection.version() != Version::HTTP_2 || upload.is_received() {
+                in_flight_guard.endpoint_view().pool.put_back(connection, &rules, now);
+            }
         }
     }
 }

@@ -134,6 +134,11 @@ impl Connection {
         }
     }
 
+    /// Whether the endpoint accepts content. Over HTTP/2, what it has left unread of an earlier request may be in the way.
+    pub fn has_window(&self) -> bool {
+        self.as_http2().is_none_or(|http2| http2.sender().has_window())
+    }
+
     /// Begins a request, whose response is polled for by [`Connection::poll_response`]. The informational responses before
     /// it go into `informational`; over HTTP/2 they are dropped.
     pub fn send(

@@ -79,6 +79,16 @@ impl ConnectionLimit {
         self.0.as_deref().is_none_or(LimitState::has_room)
     }
 
+    /// Whether more than half of the connections are free, and more than one, so that a request may have one that it could
+    /// do without.
+    pub fn has_plenty(&self) -> bool {
+        let has_plenty = |limited: &LimitState| {
+            let free = limited.free.available_permits();
+            free > 1 && 2 * free > limited.most as usize
+        };
+        self.0.as_deref().is_none_or(has_plenty)
+    }
+
     /// Whether a connection counts against this limit, or against none if this is none. Under another limit it would never
     /// be counted, or take the place of a request of another upstream.
     pub fn have(&self, connection: &LimitHandle) -> bool {

@@ -311,6 +311,11 @@ impl SharedSender {
         self.exchanges() < self.reports.max_streams() && !self.is_worn()
     }
 
+    /// Whether the endpoint accepts content on the connection at this moment.
+    pub fn has_window(&self) -> bool {
+        self.reports.has_window()
+    }
+
     /// Whether the endpoint accepts no more content on the connection for the time being.
     pub fn is_shut(&self, now: Instant) -> bool {
         self.reports.is_shut(now)
@@ -355,8 +360,9 @@ mod tests {
     use tokio::task::{LocalSet, yield_now};
 
     use super::super::connection_limit::ConnectionLimit;
-    use super::super::request_head::FurtherFields;
     use super::super::socket::EndpointSocket;
+    use smallvec::SmallVec;
+
     use super::*;
 
     /// Sends a request on a connection whose endpoint has closed it, before the reactor has reported that. Returns whether
@@ -381,7 +387,7 @@ mod tests {
             }
         }
         drop(endpoint);
-        let (uri, fields, further) = (Uri::from_static("http://a/"), HeaderMap::new(), FurtherFields::new());
+        let (uri, fields, further) = (Uri::from_static("http://a/"), HeaderMap::new(), SmallVec::new());
         let head = RequestHead { method: &method, uri, fields: &fields, further };
         let sent = connection.send(head, RequestBody::Empty).await;
         assert!(sent.is_err() && connection.sender().is_closed());

@@ -8,9 +8,9 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex, Notify};
 
-use super::connect::{self, ConnectStage, ConnectTerms, IdleConnections};
+use super::connect::{ConnectStage, IdleConnections};
 use super::connection::Connection;
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use super::http2::SharedSender;
@@ -20,13 +20,12 @@ use super::required_protocol::RequiredProtocol;
 use super::{ConnectionSettings, EndpointAddr, EndpointProtocol};
 use crate::error::Error;
 use crate::net::deadline::Clock;
-use crate::net::happy_eyeballs;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
-use crate::system::supervise::{Task, spawn};
 use further_connection::FurtherConnection;
 use shared_connections::SharedConnections;
 
 mod further_connection;
+mod open;
 pub mod pending_connection;
 mod shared_connections;
 
@@ -98,10 +97,6 @@ const MAX_SHARED_FIELDS: usize = 100;
 
 /// The patience of a pool in which no request has waited yet.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The longest time for which requests wait for the settings of a new connection with HTTP/2. They come with the handshake
-/// or within a round trip (RFC 9113 §3.4).
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -196,7 +191,7 @@ impl Pool {
             let index = idle.iter().rposition(|(connection, _)| suits(connection))?;
             let (connection, since) = idle.remove(index);
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
-            if is_fresh && !connection.is_closed() {
+            if is_fresh && !connection.is_closed() && connection.has_window() {
                 let shared = if wanted == RequiredProtocol::Any { connection.shared_sender() } else { None };
                 return Some(shared.map_or(connection, |sender| self.share(sender, now)));
             }
@@ -227,11 +222,6 @@ impl Pool {
         let shared = self.shared.borrow();
         let is_last_choice = !connection_limit.has_room() && !shared.is_empty();
         rules.proxy_protocol.is_none() && (is_last_choice || shared.serve(connection_limit, rules.head, now))
-    }
-
-    /// Whether a request can have a connection of its own without waiting for one.
-    pub fn has_own_connection(&self, connection_limit: &ConnectionLimit) -> bool {
-        connection_limit.has_room() || !self.idle.borrow().is_empty()
     }
 
     /// Gives up a connection that requests of other workers or endpoints wait for: an idle one, and a shared one as soon as
@@ -271,106 +261,6 @@ impl Pool {
                 }
             }
         }
-    }
-
-    /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
-    /// connection.
-    pub async fn open(
-        self: &Rc<Self>,
-        permit: ConnectionPermit,
-        request: &ConnectionRequest,
-        clock: &Rc<Clock>,
-    ) -> Result<Box<Connection>, Error> {
-        let all = self.all.upgrade();
-        let terms = |wanted| self.terms_for(request, wanted, all.as_deref());
-        let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
-        if self.exclusive.get() || needs_http1 {
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
-        }
-        if request.wanted == RequiredProtocol::Unshared {
-            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?.unshared();
-            self.learn_protocol(&connection);
-            return Ok(Box::new(connection));
-        }
-        self.open_shareable(permit, request, clock).await
-    }
-
-    /// Opens a connection that others may share, one request at a time, as the first one may have room for all.
-    async fn open_shareable(
-        self: &Rc<Self>,
-        mut permit: ConnectionPermit,
-        request: &ConnectionRequest,
-        clock: &Rc<Clock>,
-    ) -> Result<Box<Connection>, Error> {
-        let ConnectionRequest { limit, wanted, settings: rules, .. } = request;
-        let all = self.all.upgrade();
-        let mut first = self.first.clone().lock_owned().await;
-        if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
-            return Ok(connection);
-        }
-        if self.shared.borrow().serve(limit, rules.head, clock.now()) {
-            drop((first, permit));
-            if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
-                return Ok(connection);
-            }
-            permit = match self.acquire(limit, *wanted, rules, clock).await? {
-                Acquired::Connect(permit) => permit,
-                Acquired::Use(connection) => return Ok(connection),
-            };
-            first = self.first.clone().lock_owned().await;
-        }
-        if self.exclusive.get() {
-            // The first request has learned the protocol: no other has to wait.
-            drop(first);
-            let terms = self.terms_for(request, RequiredProtocol::Http1, all.as_deref());
-            return connect::connect(&self.address, &terms, permit).await.map(Box::new);
-        }
-        let terms = self.terms_for(request, *wanted, all.as_deref());
-        let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
-        let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {
-            Ok(connected) => (connected, Some(first)),
-            // It may never open: the next request tries one of its own.
-            Err(_) => {
-                drop(first);
-                (connecting.await, None)
-            }
-        };
-        let connection = connected?;
-        self.learn_protocol(&connection);
-        let Some(sender) = connection.shared_sender() else { return Ok(Box::new(connection)) };
-        first.into_iter().for_each(|first| hold_until_settled(first, &sender));
-        Ok(self.share(sender, clock.now()))
-    }
-
-    /// Records that the endpoint has chosen HTTP/1 in a handshake that offered HTTP/2 too.
-    fn learn_protocol(&self, connection: &Connection) {
-        if connection.version() == http::Version::HTTP_11 {
-            self.exclusive.set(true);
-        }
-    }
-
-    /// Returns the terms of a new connection for a request.
-    fn terms_for<'a>(
-        &'a self,
-        request: &'a ConnectionRequest,
-        wanted: RequiredProtocol,
-        pools: Option<&'a Pools>,
-    ) -> ConnectTerms<'a> {
-        let ConnectionRequest { addresses, settings, stage, .. } = request;
-        ConnectTerms { addresses: *addresses, stage: Some(stage), ..self.terms(wanted, settings, pools) }
-    }
-
-    /// Returns the terms of a new connection that no client waits for.
-    fn terms<'a>(
-        &'a self,
-        wanted: RequiredProtocol,
-        rules: &ConnectionSettings,
-        pools: Option<&'a Pools>,
-    ) -> ConnectTerms<'a> {
-        let ConnectionSettings { proxy_protocol, head, connect_timeout: within, .. } = *rules;
-        let (last, lookup) = (Some(&self.last), Some(&self.lookup));
-        let idle = pools.map(|pools| pools as &dyn IdleConnections);
-        ConnectTerms { wanted, addresses: None, proxy_protocol, head, within, last, lookup, stage: None, idle }
     }
 
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
@@ -447,15 +337,6 @@ impl Pool {
         let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
         Some(Box::new(Connection::http2(sender)))
     }
-}
-
-/// Makes other requests wait for the settings of a new connection, while its first request is sent.
-fn hold_until_settled(first: OwnedMutexGuard<()>, sender: &SharedSender) {
-    let settled = sender.settled();
-    spawn(Task::UpstreamConnection, async move {
-        let _ = tokio::time::timeout(SETTLING, settled).await;
-        drop(first);
-    });
 }
 
 /// Counts a waiting request until dropped.

@@ -15,11 +15,8 @@ pub struct RequestHead<'a> {
     pub uri: Uri,
     pub fields: &'a HeaderMap,
     /// Fields that `fields` doesn't have, sent behind them.
-    pub further: FurtherFields,
+    pub further: SmallVec<[(HeaderName, HeaderValue); 2]>,
 }
-
-/// The fields of a request that concern its connection: few or none.
-pub type FurtherFields = SmallVec<[(HeaderName, HeaderValue); 2]>;
 
 /// The size of a request's head for an endpoint, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +38,7 @@ impl<'a> RequestHead<'a> {
         endpoint: &EndpointAddr,
         version: Version,
     ) -> Result<Self, http::Error> {
-        let (host, mut further) = (fields.get(header::HOST), FurtherFields::new());
+        let (host, mut further) = (fields.get(header::HOST), SmallVec::new());
         if version == Version::HTTP_2 {
             return Ok(RequestHead { method, uri: endpoint.uri(host, target)?, fields, further });
         }

@@ -57,8 +57,9 @@ pub fn write_field(bytes: &mut BytesMut, name: &HeaderName, value: &HeaderValue)
 mod tests {
     use http::{HeaderMap, Method, Uri};
 
+    use smallvec::SmallVec;
+
     use super::*;
-    use crate::upstream::request_head::FurtherFields;
 
     #[test]
     fn a_head_has_its_fields_in_their_order() {
@@ -71,7 +72,7 @@ mod tests {
             method: &Method::POST,
             uri: Uri::from_static("/a?b"),
             fields: &fields,
-            further: FurtherFields::new(),
+            further: SmallVec::new(),
         };
         assert_eq!(write(&mut bytes, &head), RequestFraming::None);
         assert_eq!(bytes, "POST /a?b HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\nx-a: 2\r\nx-b: \r\n\r\n");

@@ -246,15 +246,16 @@ mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method, Uri};
 
+    use smallvec::SmallVec;
+
     use super::*;
-    use crate::upstream::request_head::FurtherFields;
 
     #[test]
     fn a_request_that_is_cut_short_leaves_its_connection_closed() {
         for length in ["2", "4"] {
             let mut fields = HeaderMap::new();
             fields.insert("content-length", HeaderValue::from_static(length));
-            let further = FurtherFields::new();
+            let further = SmallVec::new();
             let mut upload = Upload::default();
             upload.write_head(&RequestHead { method: &Method::POST, uri: Uri::default(), fields: &fields, further });
             upload.begin(RequestBody::Whole(Bytes::from_static(b"abc")));

@@ -90,7 +90,8 @@ const MIN_HEAD_BYTES: usize = 1 << 10;
 /// The bytes of a response's head and its trailers, as they count beside those of informational responses.
 const OWN_HEADS: usize = 3 * MIN_HEAD_BYTES;
 
-/// The time without a window after which an endpoint is no longer about to extend it.
+/// The time without a window after which an endpoint is no longer about to extend it: some round trips within a site. An
+/// endpoint that is farther away may get another connection, which costs less than a wait for one that never reads.
 const SHUT: Duration = Duration::from_millis(20);
 
 /// Streams whose heads are counted: more than any endpoint serves at a time.
@@ -145,6 +146,11 @@ impl FrameReports {
     /// Whether the endpoint's first settings are read.
     pub fn is_settled(&self) -> bool {
         self.is_settled.get()
+    }
+
+    /// Whether the window of the connection is open.
+    pub fn has_window(&self) -> bool {
+        self.window.get() > 0
     }
 
     /// Whether the endpoint has accepted no content for some time, because it doesn't read what it has got: an upload that

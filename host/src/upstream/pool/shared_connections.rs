@@ -1,5 +1,5 @@
 //! The HTTP/2 connections of one worker to one endpoint, each of which serves many exchanges. There is one, until it has as
-//! many exchanges as the endpoint accepts.
+//! many exchanges as the endpoint accepts, or the endpoint has stopped to answer on it or to accept content.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,8 @@ impl SharedConnections {
     }
 
     /// Returns the connection with the fewest requests, one more of which has to wait; `None` without a connection. The last
-    /// choices are one whose endpoint has fallen silent or accepts no content, and one with other limits of heads, as a reload leaves them.
+    /// choices are one whose endpoint has fallen silent or accepts no content, and one with other limits of heads, as a reload leaves
+    /// them.
     pub fn find_full(
         &mut self,
         limit: &ConnectionLimit,
