@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod client_address;
+pub mod client_net;
 pub mod coded_content;
 pub mod conditions;
 pub mod content_coding;

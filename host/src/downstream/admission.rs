@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 use crate::generation::Generation;
-use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, EvictionSearch};
+use crate::generation::connection_counts::{CloseReason, ConnectionCounts, EvictionSearch};
 use crate::generation::listener::Listener;
+use crate::protocol::client_net::ClientNet;
 use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
 /// The client connections of the process.

@@ -8,11 +8,11 @@ use super::{ConnectionInfo, error_response};
 use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::connection_counts::ClientNet;
 use crate::generation::ids::RouteId;
 use crate::generation::listener::Listener;
 use crate::generation::worker_state::WorkerState;
 use crate::protocol::client_address::Settled;
+use crate::protocol::client_net::ClientNet;
 use crate::protocol::request_target::AcceptedPath;
 use crate::protocol::{hop_by_hop, http2_request, path, request_target};
 

@@ -1,12 +1,12 @@
 //! The count of client connections at a listener: all of them, those of each client, and those that were closed early.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::generation::listener_rules::KnownRules;
 use crate::protocol::client_address::FieldRemoval;
+use crate::protocol::client_net::ClientNet;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The connections at a listener, over all workers; kept over generations.
@@ -37,11 +37,6 @@ pub struct ConnectionCounts {
 /// A search for connections to evict, with a pause after a search without result: each scans all connections.
 #[derive(Debug, Default)]
 pub struct EvictionSearch(AtomicU64);
-
-/// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
-/// address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientNet(u64);
 
 /// The number of connections of one client, and its fair share while connections are scarce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,27 +83,6 @@ const SHARDS: usize = 16;
 /// The number of connections that a client may always have: browsers make six per host, and a few of them share an
 /// address.
 const FAIR: usize = 16;
-
-impl ClientNet {
-    /// The prefix of IPv4 addresses; no IPv6 client has an address that begins like that.
-    const IPV4: u64 = 0xffff << 48;
-
-    /// Returns the network of a client; `None` if it has no address, as behind a unix socket.
-    pub fn new(client: Option<IpAddr>) -> Option<Self> {
-        Some(match client?.to_canonical() {
-            IpAddr::V4(address) => ClientNet(ClientNet::IPV4 | u64::from(address.to_bits())),
-            IpAddr::V6(address) => ClientNet((address.to_bits() >> 64) as u64),
-        })
-    }
-
-    pub fn from_bits(bits: u64) -> Self {
-        ClientNet(bits)
-    }
-
-    pub fn to_bits(self) -> u64 {
-        self.0
-    }
-}
 
 impl SendLimit {
     pub const ALL: [SendLimit; 2] = [SendLimit::Timeout, SendLimit::Rate];
@@ -220,7 +194,8 @@ impl ConnectionCounts {
 
     fn shard(&self, client: ClientNet) -> MutexGuard<'_, HashMap<ClientNet, usize>> {
         // IPv4 addresses differ most in the low bits, and IPv6 networks in the middle ones.
-        let shard = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
+        let bits = client.to_bits();
+        let shard = (bits ^ (bits >> 16) ^ (bits >> 32)) as usize % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -272,16 +247,6 @@ mod tests {
 
     fn net(address: &str) -> ClientNet {
         ClientNet::new(Some(address.parse().unwrap())).unwrap()
-    }
-
-    #[test]
-    fn a_client_of_ipv6_is_its_network() {
-        assert_eq!(net("2001:db8:0:1::1"), net("2001:db8:0:1:ffff::2"));
-        assert_ne!(net("2001:db8:0:1::1"), net("2001:db8:0:2::1"));
-        assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
-        assert_eq!(net("192.0.2.1"), net("::ffff:192.0.2.1"));
-        assert_ne!(net("::1"), net("0.0.0.1"));
-        assert_eq!(ClientNet::new(None), None);
     }
 
     #[test]

@@ -1,0 +1,48 @@
+//! The networks by which clients are told apart where each has a share.
+
+use std::net::IpAddr;
+
+/// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
+/// address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientNet(u64);
+
+impl ClientNet {
+    /// The prefix of IPv4 addresses; no IPv6 client has an address that begins like that.
+    const IPV4: u64 = 0xffff << 48;
+
+    /// Returns the network of a client; `None` if it has no address, as behind a unix socket.
+    pub fn new(client: Option<IpAddr>) -> Option<Self> {
+        Some(match client?.to_canonical() {
+            IpAddr::V4(address) => ClientNet(ClientNet::IPV4 | u64::from(address.to_bits())),
+            IpAddr::V6(address) => ClientNet((address.to_bits() >> 64) as u64),
+        })
+    }
+
+    pub fn from_bits(bits: u64) -> Self {
+        ClientNet(bits)
+    }
+
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(address: &str) -> ClientNet {
+        ClientNet::new(Some(address.parse().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_client_of_ipv6_is_its_network() {
+        assert_eq!(net("2001:db8:0:1::1"), net("2001:db8:0:1:ffff::2"));
+        assert_ne!(net("2001:db8:0:1::1"), net("2001:db8:0:2::1"));
+        assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
+        assert_eq!(net("192.0.2.1"), net("::ffff:192.0.2.1"));
+        assert_ne!(net("::1"), net("0.0.0.1"));
+        assert_eq!(ClientNet::new(None), None);
+    }
+}
