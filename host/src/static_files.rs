@@ -5,6 +5,7 @@ pub mod blocking_turns;
 pub mod file_body;
 pub mod find;
 mod listing;
+mod listing_turns;
 pub mod open_files;
 mod root;
 pub mod shared_listings;

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::generation::ids::RouteId;
 use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::Deadline;
+use crate::protocol::client_net::ClientNet;
 use crate::protocol::conditions::{self, Precondition};
 use crate::protocol::content_coding;
 use crate::protocol::media_type;
@@ -78,7 +79,8 @@ pub async fn serve_files(
         PathAnswer::Folder => redirect_into_folder(context),
         PathAnswer::Unindexed => {
             let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made);
-            match site.list(query.path, memory, step).await? {
+            let client = ClientNet::new(context.client_ip());
+            match site.list(query.path, client, memory, step).await? {
                 Some(page) => listing_response(page, &request.method),
                 None => page(StatusCode::NOT_FOUND),
             }

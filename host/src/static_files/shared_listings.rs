@@ -7,19 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 
 use super::listing::{ListedFolder, ListingFailure, ListingPage};
+use super::listing_turns::ListingTurns;
 use super::root::{OpenFailure, Opened, Root, Wait};
 use super::site_path::SitePath;
 use crate::body::buffer_space::MadeMemory;
+use crate::protocol::client_net::ClientNet;
 
 /// The lists of a site that are made or that clients read.
 #[derive(Debug)]
 pub struct SharedListings {
     /// The permits to make a list.
-    turns: Arc<Semaphore>,
+    turns: ListingTurns,
     folders: Mutex<Folders>,
 }
 
@@ -65,6 +67,8 @@ pub type SharedListing = Result<Bytes, Arc<ListingFailure>>;
 pub struct ListingQuery {
     pub root: Arc<Root>,
     pub path: SitePath,
+    /// The client of the request; `None` if it has no address.
+    pub client: Option<ClientNet>,
     /// The path of the site's root for clients.
     pub prefix: String,
     /// The memory, which is empty, that the list is counted in.
@@ -82,7 +86,7 @@ const KEPT: usize = 64;
 
 impl Default for SharedListings {
     fn default() -> Self {
-        SharedListings { turns: Arc::new(Semaphore::new(AT_A_TIME)), folders: Mutex::default() }
+        SharedListings { turns: ListingTurns::new(AT_A_TIME), folders: Mutex::default() }
     }
 }
 
@@ -96,12 +100,11 @@ impl SharedListings {
         if let Some(last) = last.as_ref().filter(|last| last.number > seen) {
             return last.listing.clone();
         }
-        // Nothing closes the semaphore.
-        let permit = self.turns.clone().acquire_owned().await.ok();
+        let turn = self.turns.next(query.client).await;
         let made_for = folder.clone();
         let making = spawn_blocking(move || {
             let listing = made_for.make(query, last);
-            drop(permit);
+            drop(turn);
             listing
         });
         let listing = making.await;
@@ -214,9 +217,15 @@ mod tests {
         let (listings, root) = (SharedListings::default(), Arc::new(Root::open(site.path()).unwrap()));
         let list = || {
             let (path, memory) = (SitePath::parse("/").unwrap(), space.memory_for_made(&RouteMade::default()));
-            Box::pin(listings.list(ListingQuery { root: root.clone(), path, prefix: String::new(), memory }))
+            Box::pin(listings.list(ListingQuery {
+                root: root.clone(),
+                path,
+                client: None,
+                prefix: String::new(),
+                memory,
+            }))
         };
-        let busy = listings.turns.clone().acquire_many_owned(AT_A_TIME as u32).await.unwrap();
+        let busy = [listings.turns.next(None).await, listings.turns.next(None).await];
         let mut left = list();
         assert!(is_pending(&mut left));
         let folder = listings.folder(&SitePath::parse("/").unwrap());

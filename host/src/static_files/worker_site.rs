@@ -19,6 +19,7 @@ use super::site_path::SitePath;
 use crate::body::buffer_space::MadeMemory;
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
+use crate::protocol::client_net::ClientNet;
 use crate::system::descriptors::lacks_descriptor;
 
 /// A site of a worker.
@@ -85,10 +86,16 @@ impl WorkerSite {
 
     /// Returns the page with the list of a folder's files, which was found to have no index file; `None` if it is gone
     /// meanwhile. `memory`, which is empty, counts the page.
-    pub async fn list(&self, path: SitePath, memory: MadeMemory, step: &Deadline) -> Result<Option<Bytes>, Error> {
+    pub async fn list(
+        &self,
+        path: SitePath,
+        client: Option<ClientNet>,
+        memory: MadeMemory,
+        step: &Deadline,
+    ) -> Result<Option<Bytes>, Error> {
         let root = self.root.borrow().as_ref().map(|(root, _)| root.clone());
         let (Some(root), Some(listings)) = (root, &self.site.listings) else { return Ok(None) };
-        let listing = listings.list(ListingQuery { root, path, prefix: self.site.prefix.clone(), memory });
+        let listing = listings.list(ListingQuery { root, path, client, prefix: self.site.prefix.clone(), memory });
         let late = |_| Error::new(FailureKind::ResponseTimeout, "the list of a folder was not made in 30 s");
         match step.limit(FIND_TIMEOUT, listing).await.map_err(late)? {
             Ok(page) => Ok(Some(page)),
