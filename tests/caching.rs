@@ -3,12 +3,14 @@
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
-use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, refusing, until, vanish};
+use crate::support::{
+    Message, PATIENCE, Proxy, manifest, origin, output, raw_origin, read_message, refusing, until, vanish,
+};
 
 pub const CACHE: &str = r#""cache""#;
 pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
@@ -470,6 +472,26 @@ fn rfc_5861_stale_stands_for_a_failing_origin() {
     ill.store(0, Ordering::Relaxed);
     until("the origin is back", || proxy.get("/", "").text() != "1");
     assert!(proxy.ask_admin("GET /metrics").text().contains("outcome=\"error-covered\"} "));
+}
+
+/// The time of a route ended the exchange before the cache was asked whether what it has may stand for the response.
+#[test]
+fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let state = hangs.clone();
+    let origin = Origin::new(move |_, number| {
+        if state.load(Ordering::Relaxed) {
+            std::thread::park_timeout(PATIENCE);
+        }
+        response("Cache-Control: max-age=1, stale-if-error=60", &number.to_string())
+    });
+    let text = manifest(&origin.address, CACHE, "").replace("[[route]]\n", "[[route]]\ntimeout = \"500ms\"\n");
+    let proxy = Proxy::start(&text);
+    assert_eq!(proxy.get("/", "").text(), "1");
+    hangs.store(true, Ordering::Relaxed);
+    let covered = until_says(&proxy, "/", "detail=stale-if-error");
+    assert_eq!((covered.status(), covered.text().as_str()), (200, "1"));
+    assert_eq!(proxy.get("/other", "").status(), 504, "there is nothing to stand for that");
 }
 
 #[test]

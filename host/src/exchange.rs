@@ -124,9 +124,17 @@ pub struct Timers {
 impl Timers {
     /// Returns the error for an exchange whose time is over. The response to it has no deadline.
     fn late(&self) -> Error {
-        self.total.clear();
-        Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout")
+        late(&self.total)
     }
+}
+
+/// The key of a route's limit on the time of an exchange.
+const ROUTE_TIMEOUT: &str = "timeout";
+
+/// Returns the error for an exchange that has met the deadline of the whole. The response to it has none.
+fn late(total: &Deadline) -> Error {
+    total.clear();
+    Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit(ROUTE_TIMEOUT)
 }
 
 /// The next step for a request after the request hooks.
@@ -631,7 +639,7 @@ async fn fetch(
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-    let answered = timers.total.until_met(miss.run(worker, destination, context, timers.idle.clock())).await;
+    let answered = timers.total.until_met(miss.run(worker, destination, context, &timers.total)).await;
     let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), miss.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();

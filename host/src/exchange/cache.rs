@@ -15,7 +15,7 @@ use std::time::Duration;
 use http::{Method, Response, StatusCode, request};
 
 use crate::context::{CacheOutcome, ExchangeContext};
-use crate::error::{Error, FailureKind};
+use crate::error::Error;
 use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
 use crate::exchange::error_response::status_page;
@@ -25,7 +25,7 @@ use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId};
 use crate::generation::revalidation_places::MAX_REVALIDATIONS;
 use crate::generation::worker_state::WorkerState;
-use crate::net::deadline::Clock;
+use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::breaker::HookKind;
 use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
 use crate::plugin::call_error::PluginFailure;
@@ -237,11 +237,11 @@ impl CacheMiss {
         worker: &Rc<WorkerState>,
         destination: Destination,
         context: &mut Box<ExchangeContext>,
-        clock: &Rc<Clock>,
+        total: &Deadline,
     ) -> Result<CacheResponse, ChainFailure> {
         if let Some(candidate) = self.disk_candidate.take()
             && let Some(object) = self.recall(worker, &candidate).await
-            && let Some(response) = self.evaluate_stored(worker, destination, context, object, clock)?
+            && let Some(response) = self.evaluate_stored(worker, destination, context, object, total.clock())?
         {
             return Ok(self.cache_response(response));
         }
@@ -260,7 +260,7 @@ impl CacheMiss {
         };
         self.stage.count(worker, context, outcome);
         let client = FetchClient::Waiting;
-        Fetch { miss: self, worker, destination, clock, client }.run(context, lead).await
+        Fetch { miss: self, worker, destination, total, client }.run(context, lead).await
     }
 
     /// Returns the position of the chain up to which the request hooks have run.
@@ -398,12 +398,8 @@ impl CacheMiss {
             let [total] = clock.deadlines();
             total.set(worker.generation.routes[destination.route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
             let client = FetchClient::Served;
-            let fetch = Fetch { miss: &self, worker: &worker, destination, clock: &clock, client };
-            let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
-            let late =
-                || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");
-            let validated = validated.unwrap_or_else(|_| Err(ChainFailure::new(late(), self.depth())));
-            if let Err(ChainFailure { error, .. }) = validated {
+            let fetch = Fetch { miss: &self, worker: &worker, destination, total: &total, client };
+            if let Err(ChainFailure { error, .. }) = fetch.run(&mut context, Some(lead)).await {
                 record::log(&error, Some(&context), "stored response not validated", ClientState::Present);
             }
             drop((in_chain, place));

@@ -15,7 +15,6 @@ use super::store_writer::{FetchName, StoreWriter, WriteTarget};
 use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
-use crate::exchange::Destination;
 use crate::exchange::body_hooks::{self, Passage, PassageEnd};
 use crate::exchange::chain::{
     self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks, ResponseHooks, RouteChain,
@@ -23,11 +22,11 @@ use crate::exchange::chain::{
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
-use crate::exchange::waiting;
+use crate::exchange::{Destination, ROUTE_TIMEOUT, late, waiting};
 use crate::generation::ids::UpstreamId;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
-use crate::net::deadline::{Clock, Deadline};
+use crate::net::deadline::Deadline;
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
 use crate::protocol::conditions;
 use crate::protocol::hop_by_hop;
@@ -47,7 +46,8 @@ pub struct Fetch<'a> {
     pub miss: &'a CacheMiss,
     pub worker: &'a Rc<WorkerState>,
     pub destination: Destination,
-    pub clock: &'a Rc<Clock>,
+    /// The deadline of the exchange until its response begins.
+    pub total: &'a Deadline,
     pub client: FetchClient,
 }
 
@@ -92,7 +92,9 @@ impl Fetch<'_> {
         let received = context.request.clone();
         let validating = if is_own { None } else { self.make_unconditional(context) };
         let sent_ms = now_ms();
-        let below = self.forward_below(context, (!is_own).then_some(&received), &mut lead).await;
+        // What is stored may stand for a response that is late.
+        let below = self.total.until_met(self.forward_below(context, (!is_own).then_some(&received), &mut lead)).await;
+        let below = below.unwrap_or_else(|_| Err(ChainFailure::new(late(self.total), miss.depth())));
         let times = times_since(sent_ms);
         let sent = std::mem::replace(&mut context.request, received);
         let FetchedResponse { body, edits, is_ours } = match below {
@@ -145,6 +147,8 @@ impl Fetch<'_> {
         lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
         let kind = failed.error.kind;
+        // Followers have come later, and have time left.
+        let is_late = failed.error.limit == Some(ROUTE_TIMEOUT);
         // A plugin below the cache may have made the head so long that it waited for a connection of its own.
         let waited_alone = kind == FailureKind::LimitReached
             && needs_own_connection(self.worker, self.destination.upstream, sent)
@@ -154,7 +158,7 @@ impl Fetch<'_> {
             FetchClient::Served => Err(failed),
         };
         // Errors that only this request may have caused are not published: a follower takes the lead over and tries itself.
-        if is_shared_failure(kind) && !waited_alone {
+        if is_shared_failure(kind) && !waited_alone && !is_late {
             end(lead, FetchOutcome::Failed(kind));
         }
         answered
@@ -205,7 +209,7 @@ impl Fetch<'_> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
         let (top, mut upstream) = (self.miss.stage.at.next(), self.destination.upstream);
         let is_ours = |upstream| upstream == self.destination.upstream;
-        let [step] = self.clock.deadlines();
+        let [step] = self.total.clock().deadlines();
         let mut hooks = chain::down(worker, route, top, context, &mut upstream)?;
         if let RequestHooks::Wait(_) = hooks {
             hooks = boxed(|| waiting::down(self.chain(), hooks, context, &mut upstream, &step)).await?;
@@ -258,7 +262,7 @@ impl Fetch<'_> {
             Passage::Waits(passage) => passage,
         };
         let mut chosen = None;
-        match boxed(|| passage.run(worker, context, &mut chosen, self.clock)).await? {
+        match boxed(|| passage.run(worker, context, &mut chosen, self.total.clock())).await? {
             PassageEnd::Content(body) => Ok(body),
             PassageEnd::Respond { response, above } => {
                 let (parts, content) = response.into_parts();
