@@ -646,13 +646,59 @@ fn a_connection_whose_window_is_shut_is_not_kept() {
     (0..3).for_each(|number| assert_eq!(post(b'r'), 200, "{number}"));
 }
 
+/// An endpoint that answers no upload.
+struct SilentToUploads {
+    endpoint: String,
+    connections: Arc<AtomicUsize>,
+    begun: mpsc::Receiver<()>,
+}
+
+impl SilentToUploads {
+    fn start() -> Self {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        let (beginning, begun) = mpsc::channel();
+        let endpoint = endpoint(move |raw| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            while let Some(frame) = raw.frame() {
+                match frame.kind {
+                    SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                    HEADERS if frame.flags & END_STREAM != 0 => raw.respond(frame.stream, &[], b"whole"),
+                    HEADERS => beginning.send(()).unwrap(),
+                    _ => {}
+                }
+            }
+        });
+        SilentToUploads { endpoint, connections, begun }
+    }
+
+    /// Begins an upload that is too long to be received before the endpoint is asked.
+    fn upload(&self, proxy: &Proxy) -> TcpStream {
+        let mut upload = proxy.connect();
+        upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n1").unwrap();
+        self.begun.recv_timeout(PATIENCE).unwrap();
+        upload
+    }
+}
+
 /// With one connection for all, a slow upload took it from all other requests.
 #[test]
 fn a_long_upload_takes_no_last_connection() {
-    let (receiving, _received) = mpsc::channel();
-    let proxy = start(&[&leaving_unread(receiving)], "connect-timeout = \"1s\"\nlimits.connections = 1");
-    let mut upload = proxy.connect();
-    upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nk").unwrap();
-    until("the upload has begun", || proxy.get("/", "").status() == 200);
+    let silent = SilentToUploads::start();
+    let proxy = start(&[&silent.endpoint], "connect-timeout = \"1s\"\nlimits.connections = 1");
+    let upload = silent.upload(&proxy);
     (0..5).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+    drop(upload);
+}
+
+/// Uploads that stall have a connection to the endpoint each, and took all descriptors.
+#[test]
+fn long_uploads_have_so_many_connections_of_their_own_and_share_one_beyond() {
+    const UPLOADS: usize = 80;
+    const OWN: usize = 64;
+    let silent = SilentToUploads::start();
+    let proxy = start(&[&silent.endpoint], "");
+    let uploads: Vec<_> = (0..UPLOADS).map(|_| silent.upload(&proxy)).collect();
+    assert_eq!(silent.connections.load(Ordering::SeqCst), OWN + 1);
+    drop(uploads);
 }

@@ -138,7 +138,7 @@ impl Attempt<'_> {
         let content = self.content.borrow();
         let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
-        let should_share = !(has_trailers || is_long) || !self.connection_limit.has_plenty();
+        let should_share = !(has_trailers || is_long) || !pool.may_spare_one(self.connection_limit);
         let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }

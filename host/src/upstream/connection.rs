@@ -1,7 +1,9 @@
 //! A connection to an endpoint. One of HTTP/1 is polled by the exchange that uses it: no task of its own to wake and
 //! switch to. One of HTTP/2 serves many exchanges, and has a task.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
 use super::http2::response_body::Http2ResponseBody;
-use super::http2::{Http2, Http2Content, SharedSender};
+use super::http2::{Http2, Http2Content, OwnPlace, SharedSender};
 use super::request_head::RequestHead;
 use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
@@ -90,10 +92,10 @@ impl Connection {
         Connection { protocol: Protocol::Http2(Http2::new(sender)), head, limit_handle }
     }
 
-    /// Makes a connection with HTTP/2 serve one exchange at a time.
-    pub fn unshared(mut self) -> Self {
+    /// Makes a connection with HTTP/2 serve one exchange at a time, counted among those that do.
+    pub fn unshared(mut self, count: &Rc<Cell<usize>>) -> Self {
         if let Protocol::Http2(http2) = &mut self.protocol {
-            http2.make_unshared();
+            http2.make_unshared(OwnPlace::new(count));
         }
         self
     }

@@ -41,14 +41,17 @@ use response_body::{Http2ResponseBody, JoiningExecutor};
 /// The handle of an exchange.
 pub struct Http2 {
     sender: SharedSender,
-    /// Whether the connection serves one exchange at a time.
-    is_unshared: bool,
+    /// The place among the connections that serve one exchange at a time; `None` if others share it.
+    own: Option<OwnPlace>,
     /// The last stream that was sent before the last request of this handle began.
     sent_before: u32,
     /// The number of frames that had arrived when the last request of this handle began.
     received_before: usize,
     _place: StreamPlace,
 }
+
+/// Counts a connection that serves one exchange at a time, until dropped.
+pub struct OwnPlace(Rc<Cell<usize>>);
 
 /// A place on a connection. When it is dropped, a request that waits for one is woken.
 struct StreamPlace(Rc<FrameReports>);
@@ -110,17 +113,17 @@ impl Http2 {
     /// Returns another handle of a connection.
     pub fn new(sender: SharedSender) -> Self {
         let place = StreamPlace(sender.reports.clone());
-        Http2 { sender, is_unshared: false, sent_before: 0, received_before: 0, _place: place }
+        Http2 { sender, own: None, sent_before: 0, received_before: 0, _place: place }
     }
 
     /// Makes the connection serve one exchange at a time.
-    pub fn make_unshared(&mut self) {
-        self.is_unshared = true;
+    pub fn make_unshared(&mut self, place: OwnPlace) {
+        self.own = Some(place);
     }
 
     /// Whether the connection serves one exchange at a time.
     pub fn is_unshared(&self) -> bool {
-        self.is_unshared
+        self.own.is_some()
     }
 
     /// The sender that other requests can use too.
@@ -140,6 +143,7 @@ impl Http2 {
         head: RequestHead<'_>,
         content: RequestBody,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Http2Content>>>> + use<> {
+        let is_shared = !self.is_unshared();
         let sender = &mut self.sender;
         self.sent_before = sender.reports.last_sent.get();
         self.received_before = sender.received();
@@ -147,7 +151,6 @@ impl Http2 {
             // The task reads before it writes: the end of the connection may have arrived unnoticed.
             sender.transport.now.once();
         }
-        let is_shared = !self.is_unshared;
         sender.sender.try_send_request(head.into_http2(Http2Content { content, is_shared, short: None }))
     }
 
@@ -169,7 +172,7 @@ impl Http2 {
     /// Whether the connection can be kept for another exchange, after one that it has served. Shared connections are
     /// kept elsewhere.
     pub fn is_idle(&self) -> bool {
-        self.is_unshared && !self.sender.is_closed() && !self.sender.has_many_resets()
+        self.is_unshared() && !self.sender.is_closed() && !self.sender.has_many_resets()
     }
 }
 
@@ -208,6 +211,20 @@ impl Body for Http2Content {
 
     fn size_hint(&self) -> SizeHint {
         self.content.size_hint()
+    }
+}
+
+impl OwnPlace {
+    /// Counts another connection.
+    pub fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        OwnPlace(count.clone())
+    }
+}
+
+impl Drop for OwnPlace {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Pool {
     /// Held while a connection is made to an endpoint that may speak HTTP/2, until its settings are read: the other requests
     /// wait for it, as it may have room for them.
     first: Arc<Mutex<()>>,
+    /// The number of HTTP/2 connections that serve one exchange at a time.
+    own: Rc<Cell<usize>>,
     /// The HTTP/2 connection that is opened beside those that requests share.
     further: FurtherConnection,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
@@ -94,6 +96,9 @@ const MAX_SHARED_HEAD: usize = 16 << 10;
 
 /// The maximum number of fields on a shared connection: HAProxy ends the connection for twice as many.
 const MAX_SHARED_FIELDS: usize = 100;
+
+/// The connections of one worker to an endpoint that requests have for themselves without need.
+const MAX_SPARED: usize = 64;
 
 /// The patience of a pool in which no request has waited yet.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
@@ -152,6 +157,7 @@ impl Pool {
             idle: RefCell::default(),
             shared: RefCell::default(),
             first: Arc::default(),
+            own: Rc::default(),
             further: FurtherConnection::default(),
             returned: Notify::new(),
             waiting: Cell::new(0),
@@ -270,6 +276,12 @@ impl Pool {
         head.longest <= MAX_SHARED_FIELD
             && head.total <= MAX_SHARED_HEAD.min(max as usize)
             && head.fields <= MAX_SHARED_FIELDS
+    }
+
+    /// Whether a request may have a connection of its own that it could do without: there are few of them, and the limit has
+    /// plenty. Clients that stall their uploads would take all descriptors otherwise.
+    pub fn may_spare_one(&self, connection_limit: &ConnectionLimit) -> bool {
+        self.own.get() < MAX_SPARED && connection_limit.has_plenty()
     }
 
     /// Whether the endpoint speaks HTTP/1, as far as is known, so that no exchange shares a connection.

@@ -38,7 +38,7 @@ impl Pool {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
         if request.wanted == RequiredProtocol::Unshared {
-            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?.unshared();
+            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?.unshared(&self.own);
             self.learn_protocol(&connection);
             // An endpoint that accepts no further connection may leave one without settings.
             if let Some(sender) = connection.unshared_sender() {
