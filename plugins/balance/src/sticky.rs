@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 
-use plugway_sdk::cookie::SetCookie;
+use plugway_sdk::cookie::{self, SetCookie};
 use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Input, Inputs, ResponseEdits, ResponseEditsId, Values};
 
 use crate::config::StickyConfig;
 
 /// The tokens of the endpoints, and the cookie that contains one.
 pub struct Sticky {
+    /// The field `Cookie`.
     received: Input,
+    name: String,
     key: [u8; blake3::KEY_LEN],
     /// The cookie, whose value is a token.
     cookie: SetCookie,
@@ -27,10 +29,11 @@ const PURPOSE: &str = "plugway balance 2026 endpoint token in sticky cookie";
 const TOKEN_DIGITS: usize = 32;
 
 impl Sticky {
-    /// Derives the key and declares the cookie as a value.
+    /// Derives the key and declares the field as a value.
     pub fn new(config: &StickyConfig, needs: &mut Inputs) -> Self {
         Sticky {
-            received: needs.cookie(&config.cookie),
+            received: needs.field("cookie"),
+            name: config.cookie.clone(),
             key: blake3::derive_key(PURPOSE, config.secret.as_bytes()),
             cookie: config.set_cookie(),
             plans: Vec::new(),
@@ -54,10 +57,14 @@ impl Sticky {
         self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
     }
 
-    /// Returns the endpoint that the cookie of a request names; `None` if the endpoint can't be chosen.
+    /// Returns the endpoint that a cookie of a request names; `None` if there is none that can be chosen. A browser may send
+    /// several cookies of the name: of other paths, and of the domains above (RFC 6265 §5.4).
     pub fn remembered(&self, request: &Values, tried: &[u32]) -> Option<u32> {
-        let index = *self.indices.get(request.text(self.received)?)?;
-        (!tried.contains(&index)).then_some(index)
+        // Several lines of the field arrive as one, with commas between them.
+        let cookies = request.bytes(self.received)?.split(|byte| *byte == b',').flat_map(cookie::pairs);
+        let tokens = cookies.filter(|(name, _)| *name == self.name.as_bytes()).map(|(_, token)| token);
+        let mut indices = tokens.filter_map(|token| self.indices.get(std::str::from_utf8(token).ok()?));
+        indices.find(|index| !tried.contains(index)).copied()
     }
 
     /// Returns the choice of an endpoint, with the plan that sets its cookie.

@@ -41,10 +41,15 @@ fn endpoints(states: &[EndpointState]) -> Vec<Endpoint> {
     states.iter().zip(0..).map(endpoint).collect()
 }
 
-/// Picks an endpoint for a request with these declared values.
-fn pick(balance: &mut Played, values: &[Option<&str>], tried: &[u32]) -> Option<Picked> {
-    let values = values.iter().map(|value| value.map(Into::into)).collect();
-    let choice = balance.harness.plugin.pick(&Values::new(values), tried, &Endpoints::default())?;
+/// Picks an endpoint for a request whose cookie `plugway` has this value.
+fn pick(balance: &mut Played, value: Option<&str>, tried: &[u32]) -> Option<Picked> {
+    pick_by(balance, value.map(|value| format!("plugway={value}")), tried)
+}
+
+/// Picks an endpoint for a request with this field `Cookie`.
+fn pick_by(balance: &mut Played, field: Option<String>, tried: &[u32]) -> Option<Picked> {
+    let values = Values::new(vec![field.map(Into::into)]);
+    let choice = balance.harness.plugin.pick(&values, tried, &Endpoints::default())?;
     let cookie = match balance.plans.edits(&choice) {
         [] => None,
         [Edit::AppendField((name, value))] if name == "set-cookie" => Some(String::from_utf8(value.clone()).unwrap()),
@@ -193,7 +198,7 @@ fn only_what_a_policy_needs_is_declared() {
     assert_eq!(names(json!({ "policy": "source-hash", "bounded-load": 125 })), (source, vec![]));
     let tenant = Some(ValueName::RequestField("x-tenant".into()));
     assert_eq!(names(json!({ "policy": "consistent-hash", "key": "request.header.x-tenant" })), (tenant, vec![]));
-    let cookie = ValueName::Cookie("plugway".into());
+    let cookie = ValueName::RequestField("cookie".into());
     assert_eq!(names(json!({ "sticky": { "secret": "0123456789abcdef" } })), (None, vec![cookie]));
 }
 
@@ -222,10 +227,10 @@ fn a_client_comes_back_to_its_endpoint_by_every_policy() {
     for policy in ["round-robin", "least-connections", "random-two-choices", "peak-ewma", "source-hash"] {
         let mut balance = balance(json!({ "policy": policy, "sticky": { "secret": "correct horse battery" } }));
         balance.told(endpoints(&[Up; 5]));
-        let first = pick(&mut balance, &[None], &[]).unwrap();
+        let first = pick(&mut balance, None, &[]).unwrap();
         let cookie = token(&first);
         for _ in 0..20 {
-            let again = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+            let again = pick(&mut balance, Some(&cookie), &[]).unwrap();
             assert_eq!((again.endpoint, again.cookie), (first.endpoint, None), "the same endpoint, and no new cookie");
         }
     }
@@ -236,7 +241,7 @@ fn the_cookie_is_the_same_everywhere_and_gives_nothing_away() {
     let tokens = |secret: &str| -> Vec<String> {
         let mut balance = balance(json!({ "sticky": { "secret": secret } }));
         balance.told(endpoints(&[Up, Up]));
-        let mut choices = [0, 1].map(|_| pick(&mut balance, &[None], &[]).unwrap());
+        let mut choices = [0, 1].map(|_| pick(&mut balance, None, &[]).unwrap());
         choices.sort_by_key(|choice| choice.endpoint);
         choices.iter().map(token).collect()
     };
@@ -251,22 +256,43 @@ fn the_cookie_is_the_same_everywhere_and_gives_nothing_away() {
 fn a_cookie_that_names_no_endpoint_is_replaced() {
     let mut balance = sticky(json!({}));
     balance.told(endpoints(&[Up, Up]));
-    let good = token(&pick(&mut balance, &[None], &[]).unwrap());
+    let good = token(&pick(&mut balance, None, &[]).unwrap());
     let forged = [&good[1..], &good.to_uppercase(), &format!("{good}0"), "", "10.0.0.0:80", "0"];
     for cookie in forged.into_iter().filter(|forged| *forged != good) {
-        let choice = pick(&mut balance, &[Some(cookie)], &[]).unwrap();
+        let choice = pick(&mut balance, Some(cookie), &[]).unwrap();
         assert_eq!(token(&choice).len(), 32, "{cookie}");
     }
+}
+
+#[test]
+fn other_cookies_of_the_name_hide_none() {
+    let mut balance = sticky(json!({}));
+    balance.told(endpoints(&[Up, Up, Up]));
+    let first = pick(&mut balance, None, &[]).unwrap();
+    let good = token(&first);
+    let fields = [
+        format!("plugway=of-another-path; plugway={good}"),
+        format!("a=1; plugway={good}; plugway=2"),
+        format!("plugway=; xplugway=3, plugway={good}"),
+    ];
+    for field in fields {
+        let again = pick_by(&mut balance, Some(field.clone()), &[]).unwrap();
+        assert_eq!((again.endpoint, again.cookie), (first.endpoint, None), "{field}");
+    }
+    let second = pick(&mut balance, None, &[first.endpoint]).unwrap();
+    let both = format!("plugway={good}; plugway={}", token(&second));
+    let again = pick_by(&mut balance, Some(both), &[first.endpoint]).unwrap();
+    assert_eq!((again.endpoint, again.cookie), (second.endpoint, None), "the one that may be chosen");
 }
 
 #[test]
 fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
     let mut balance = sticky(json!({}));
     balance.told(endpoints(&[Up, Up]));
-    let first = pick(&mut balance, &[None], &[]).unwrap();
+    let first = pick(&mut balance, None, &[]).unwrap();
     let cookie = token(&first);
 
-    let other = pick(&mut balance, &[Some(&cookie)], &[first.endpoint]).unwrap();
+    let other = pick(&mut balance, Some(&cookie), &[first.endpoint]).unwrap();
     assert_ne!(other.endpoint, first.endpoint);
     assert_ne!(token(&other), cookie);
 
@@ -274,16 +300,16 @@ fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
         let mut states = [Up, Up];
         states[first.endpoint as usize] = state;
         balance.told(endpoints(&states));
-        let other = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+        let other = pick(&mut balance, Some(&cookie), &[]).unwrap();
         assert_ne!(other.endpoint, first.endpoint);
         assert_ne!(token(&other), cookie);
     }
 
     balance.told(endpoints(&[Up, Up]));
-    let again = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+    let again = pick(&mut balance, Some(&cookie), &[]).unwrap();
     assert_eq!((again.endpoint, again.cookie), (first.endpoint, None));
     balance.told(endpoints(&[Down, Draining]));
-    assert_eq!(pick(&mut balance, &[Some(&cookie)], &[]), None);
+    assert_eq!(pick(&mut balance, Some(&cookie), &[]), None);
 }
 
 #[test]
@@ -303,7 +329,7 @@ fn the_cookie_has_the_attributes_that_are_wanted() {
     for (config, expected) in table {
         let mut balance = sticky(config);
         balance.told(endpoints(&[Up]));
-        let choice = pick(&mut balance, &[None], &[]).unwrap();
+        let choice = pick(&mut balance, None, &[]).unwrap();
         assert_eq!(choice.cookie.clone().unwrap(), expected.replace("TOKEN", &token(&choice)));
     }
 }
