@@ -58,7 +58,18 @@ const KEYWORDS: [&str; 14] = [
 ];
 
 /// The beginnings of words in quotation marks besides the keywords.
-const QUOTED: [&str; 4] = ["nonce-", "sha256-", "sha384-", "sha512-"];
+const QUOTED: [&str; 10] = [
+    "nonce-",
+    "sha256-",
+    "sha384-",
+    "sha512-",
+    "url-sha256-",
+    "url-sha384-",
+    "url-sha512-",
+    "eval-sha256-",
+    "eval-sha384-",
+    "eval-sha512-",
+];
 
 /// A checked policy.
 #[derive(Debug)]

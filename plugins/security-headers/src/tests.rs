@@ -179,6 +179,7 @@ fn policies_in_the_syntax_of_browsers_are_accepted() {
         json!({ "permissions-policy": "camera=(), fullscreen=*, usb=self, midi=(self \"https://a.example\");report-to=x" }),
         json!({ "content-security-policy": "script-src 'SELF' 'sha256-YWJj' 'wasm-unsafe-eval'; sandbox allow-forms" }),
         json!({ "content-security-policy": "require-trusted-types-for 'script'; trusted-types a 'allow-duplicates'" }),
+        json!({ "content-security-policy": "script-src 'url-sha256-YWJj' 'eval-sha384-YWJj'" }),
         json!({ "frames": "none", "content-security-policy": "frame-ancestors 'none'" }),
         json!({ "frames": "any", "content-security-policy": "frame-ancestors https://a.example" }),
         json!({ "hsts": { "max-age": "0s" } }),
