@@ -238,6 +238,10 @@ fn a_file_of_endpoints_is_read_when_it_changes() {
     let refused = proxy.wait_log("invalid endpoint: `nonsense`");
     assert!(refused.contains("error"), "{refused}");
     assert_eq!(names(&proxy), ["200 a", "200 b"]);
+    write("endpoints = []");
+    let refused = proxy.wait_log("the files that `endpoints` names list none");
+    assert!(refused.contains("error"), "{refused}");
+    assert_eq!(names(&proxy), ["200 a", "200 b"]);
     write(&format!("endpoints = [{:?}]", b.address));
     until("a is gone", || names(&proxy) == ["200 b"]);
 }

@@ -56,7 +56,7 @@ struct EndpointSettings {
 
 impl ListedEndpoints {
     /// Returns the number of members and names.
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.list.len() + self.names.len()
     }
 

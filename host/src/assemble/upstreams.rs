@@ -54,7 +54,9 @@ impl Assembly<'_> {
         name: &Spanned<String>,
         upstream: &manifest::UpstreamTable,
     ) -> Upstream {
+        let problems = self.problems.count();
         let members = self.members(source, upstream);
+        let is_read = self.problems.count() == problems;
         if name.get_ref().trim().is_empty() {
             let message = "upstream without a name: expected one such as `[upstream.app]`";
             self.problems.at(source, name.span(), message);
@@ -65,6 +67,10 @@ impl Assembly<'_> {
                 name.span(),
                 "no endpoint: `endpoints` is empty; expected at least one, such as [\"127.0.0.1:8000\"]",
             );
+        } else if is_read && members.count() == 0 {
+            let message = "no endpoint: the files that `endpoints` names list none; expected at least one in a file, such as \
+                           `endpoints = [\"127.0.0.1:8000\"]`";
+            self.problems.at(source, upstream.endpoints[0].span(), message);
         }
         let may_speak_tls = |endpoint: &Spanned<manifest::EndpointEntry>| endpoint.get_ref().may_speak_tls();
         if let (Some(tls), false) = (&upstream.tls, upstream.endpoints.iter().any(may_speak_tls)) {
