@@ -325,7 +325,8 @@ impl EndpointSet {
             let requests = since.total_responses() + since.failures;
             let failures = since.failures + since.bad_responses;
             if outliers.is_outlier(requests, failures, latency, median) {
-                let why = format!("{failures} of {requests} requests failed, mean latency {latency:?} µs");
+                let latency = latency.map_or_else(String::new, |latency| format!(", mean latency {latency} µs"));
+                let why = format!("{failures} of {requests} requests failed{latency}");
                 self.eject(set, index, EjectionReach::Failing, &why, now);
             } else {
                 set.records[index].health.forgive_ejection();
