@@ -248,7 +248,8 @@ impl Request {
         Request::new("GET", target)
     }
 
-    /// Creates a request with another method.
+    /// Creates a request with another method. The path is shown to filters as it is written here, as on a route with
+    /// `path-as-is`. On other routes the host shows its normal form: `/a/b` for `//a/%62`.
     pub fn new(method: &str, target: &str) -> Self {
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         Request {
@@ -265,8 +266,9 @@ impl Request {
         }
     }
 
-    /// Adds a field line. A line of `Host` replaces the authority, since a request has one.
+    /// Adds a field line, without spaces around its value. A line of `Host` replaces the authority, since a request has one.
     pub fn field(mut self, name: &str, value: &str) -> Self {
+        let value = value.trim_matches([' ', '\t']);
         if name.eq_ignore_ascii_case("host") {
             return self.authority(value);
         }
@@ -286,9 +288,11 @@ impl Request {
         self
     }
 
-    /// Sets the authority of the request, which is the field `Host`.
+    /// Sets the authority of the request, which is the field `Host`. It gets the normal form in which the host shows it to
+    /// filters: `A.Example.` becomes `a.example`. The host removes the port of the scheme too, so don't write one.
     pub fn authority(mut self, authority: &str) -> Self {
-        self.apply(Edit::SetAuthority(authority.into()));
+        let normal = rules::authority(authority, None).unwrap_or_else(|| authority.into());
+        self.apply(Edit::SetAuthority(normal));
         self
     }
 

@@ -227,7 +227,7 @@ fn status(status: u16) -> Result<u16, String> {
 
 /// Returns the normal form of an authority, without the port of the scheme; `None` if no client could have sent it. An
 /// IPv4 address that isn't four decimal numbers stays as it is, unlike in the host.
-fn authority(text: &str, scheme_port: Option<u16>) -> Option<String> {
+pub fn authority(text: &str, scheme_port: Option<u16>) -> Option<String> {
     let text = text.to_ascii_lowercase();
     let end = if text.starts_with('[') { text.find(']').map(|at| at + 1) } else { text.find(':') };
     let (host, port) = text.split_at(end.unwrap_or(text.len()));
@@ -392,6 +392,12 @@ mod tests {
         fn on_request(&mut self, _: &Values) -> Verdict {
             Verdict::proceed()
         }
+    }
+
+    #[test]
+    fn authorities_and_values_have_their_normal_form() {
+        let request = Request::get("/").authority("A.Example.:81").field("x-a", "\t sp ");
+        assert_eq!((request.host(), request.text("x-a")), ("a.example:81", Some("sp")));
     }
 
     #[test]
