@@ -6,7 +6,7 @@ use plugway_fuzz::config::load;
 
 fuzz_target!(|text: &str| {
     match load::parse("fuzzed", text.into(), &Default::default()) {
-        Ok(files) => drop(files.list[0].1.files().count()),
+        Ok(files) => drop(files.list[0].manifest.files().count()),
         Err(problems) => assert!(problems.to_string().starts_with("error: ")),
     }
 });

@@ -6,10 +6,13 @@
 pub mod config {
     pub mod diagnostic;
     pub mod foreign;
+    pub mod foreign_keys;
     pub mod load;
     pub mod manifest;
+    pub mod plugin_grants;
     pub mod redaction;
     pub mod references;
+    pub mod replaced;
     pub mod schema;
     pub mod serde_messages;
     pub mod shape;
@@ -23,6 +26,10 @@ pub mod context;
 pub mod generation {
     pub mod ids;
     pub mod router;
+}
+
+pub mod net {
+    pub mod waiting_bytes;
 }
 
 pub mod protocol {
@@ -41,6 +48,7 @@ pub mod protocol {
 pub mod system {
     pub mod files;
     pub mod printable;
+    pub mod random;
 }
 
 pub mod upstream {
