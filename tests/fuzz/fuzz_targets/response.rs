@@ -18,7 +18,8 @@ struct Seen {
     heads: Vec<String>,
     content: Vec<u8>,
     trailers: Vec<String>,
-    failed: Option<String>,
+    /// Whether it was rejected. Of several reasons, the first that is found depends on the parts.
+    has_failed: bool,
     is_over: bool,
     rest: Vec<u8>,
 }
@@ -28,7 +29,7 @@ fn read(parts: &[&[u8]], method: &Method) -> Seen {
     let mut seen = Seen::default();
     for part in parts {
         bytes.extend_from_slice(part);
-        while body.is_none() && seen.failed.is_none() {
+        while body.is_none() && !seen.has_failed {
             match response_head::take(&mut bytes, &mut search, LIMITS, method) {
                 Ok(Some(head)) => {
                     for (_, value) in head.response.headers() {
@@ -39,24 +40,23 @@ fn read(parts: &[&[u8]], method: &Method) -> Seen {
                     body = (!is_informational).then(|| ResponseBodyDecoder::new(head.length, LIMITS));
                 }
                 Ok(None) => break,
-                // How much of a head was there when its limit was met is a matter of the parts.
-                Err(error) => seen.failed = Some(error.to_string()),
+                Err(_) => seen.has_failed = true,
             }
         }
         let Some(body) = &mut body else { continue };
-        while seen.failed.is_none() {
+        while !seen.has_failed {
             match body.decode(&mut bytes) {
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(data) => seen.content.extend_from_slice(&data),
                     Err(frame) => seen.trailers.push(format!("{:?}", frame.into_trailers().unwrap())),
                 },
                 Ok(None) => break,
-                Err(error) => seen.failed = Some(error.to_string()),
+                Err(_) => seen.has_failed = true,
             }
         }
         seen.is_over = body.is_over();
     }
-    if seen.failed.is_none() {
+    if !seen.has_failed {
         seen.rest = bytes.to_vec();
     }
     seen
