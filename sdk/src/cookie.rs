@@ -69,6 +69,16 @@ pub fn pairs(field: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
+/// Returns the cookies of the field `Cookie` as a declared value has it: several lines arrive as one, with commas between them.
+///
+/// ```
+/// let cookies: Vec<_> = plugway_sdk::cookie::all_pairs(b"a=1; b=2,c=3").collect();
+/// assert_eq!(cookies, [(&b"a"[..], &b"1"[..]), (b"b", b"2"), (b"c", b"3")]);
+/// ```
+pub fn all_pairs(field: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    field.split(|byte| *byte == b',').flat_map(pairs)
+}
+
 /// Returns the field `Cookie` without all cookies of a name; `None` if there is none of them. Several lines of the field
 /// arrive as one, with commas between them.
 pub fn without(field: &[u8], name: &str) -> Option<Vec<u8>> {

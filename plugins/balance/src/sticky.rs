@@ -60,8 +60,7 @@ impl Sticky {
     /// Returns the endpoint that a cookie of a request names; `None` if there is none that can be chosen. A browser may send
     /// several cookies of the name: of other paths, and of the domains above (RFC 6265 §5.4).
     pub fn remembered(&self, request: &Values, tried: &[u32]) -> Option<u32> {
-        // Several lines of the field arrive as one, with commas between them.
-        let cookies = request.bytes(self.received)?.split(|byte| *byte == b',').flat_map(cookie::pairs);
+        let cookies = cookie::all_pairs(request.bytes(self.received)?);
         let tokens = cookies.filter(|(name, _)| *name == self.name.as_bytes()).map(|(_, token)| token);
         let mut indices = tokens.filter_map(|token| self.indices.get(std::str::from_utf8(token).ok()?));
         indices.find(|index| !tried.contains(index)).copied()

@@ -247,9 +247,7 @@ impl Standard {
     /// Whether a request has a cookie that makes it bypass the cache by the beginning of the cookie's name.
     fn has_bypassed_cookie(&self, request: &Values) -> bool {
         let Some(field) = self.request.cookies.and_then(|need| request.bytes(need)) else { return false };
-        // Several lines of the field arrive as one, with commas between them.
-        let mut cookies = field.split(|byte| *byte == b',').flat_map(cookie::pairs);
-        cookies.any(|(name, value)| {
+        cookie::all_pairs(field).any(|(name, value)| {
             let is_named = |begin: &String| name.starts_with(begin.as_bytes());
             !value.is_empty() && self.options.bypass_cookies.iter().any(is_named)
         })
