@@ -1,7 +1,7 @@
 //! Floods of connections and of frames: each is bounded, and other clients are still served.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex};
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use socket2::{Domain, Socket, Type};
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GET, GOAWAY, HEADERS};
 use crate::http2::{PING, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE};
@@ -47,16 +46,6 @@ impl Holding {
     }
 }
 
-/// Opens a connection from one of the loopback addresses.
-fn connect_from(proxy: &Proxy, from: &str) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.connect(&proxy.address.parse::<SocketAddr>().unwrap().into()).unwrap();
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
 /// Sends a request on a connection, and doesn't wait for the response.
 fn ask(stream: &mut TcpStream, path: &str) -> bool {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).is_ok()
@@ -69,12 +58,12 @@ fn status(stream: &TcpStream) -> u16 {
 
 /// Sends a request for `/` on a new connection from an address.
 fn is_served_from(proxy: &Proxy, from: &str) -> bool {
-    let mut stream = connect_from(proxy, from);
+    let mut stream = proxy.connect_from(from);
     ask(&mut stream, "/") && status(&stream) == 200
 }
 
 fn silent(proxy: &Proxy, from: &str, count: usize) -> Vec<TcpStream> {
-    (0..count).map(|_| connect_from(proxy, from)).collect()
+    (0..count).map(|_| proxy.connect_from(from)).collect()
 }
 
 fn metric(proxy: &Proxy, name: &str, labels: &str) -> f64 {
@@ -157,7 +146,7 @@ fn clients_that_are_all_served_let_others_wait_for_a_descriptor() {
     let folder = tempfile::tempdir().unwrap();
     let proxy = Proxy::start_by(plugway_after("ulimit -n 100"), folder.path(), &text);
     // More than there are descriptors for, each with a request.
-    let mut streams: Vec<TcpStream> = (1..41).map(|n| connect_from(&proxy, &format!("127.0.0.{n}"))).collect();
+    let mut streams: Vec<TcpStream> = (1..41).map(|n| proxy.connect_from(&format!("127.0.0.{n}"))).collect();
     streams.iter_mut().for_each(|stream| assert!(ask(stream, "/held")));
     let used_up = proxy.wait_log("descriptors for clients are used up");
     assert!(used_up.contains("limit=100"), "{used_up}");
@@ -195,7 +184,7 @@ fn idle_connections_to_endpoints_make_room_for_a_connection_to_another() {
     let folder = tempfile::tempdir().unwrap();
     let proxy = Proxy::start_by(plugway_after("ulimit -n 100"), folder.path(), &text);
     // No client comes later: the limits of clients are not what makes room.
-    let mut streams: Vec<TcpStream> = (1..=CLIENTS).map(|n| connect_from(&proxy, &format!("127.0.0.{n}"))).collect();
+    let mut streams: Vec<TcpStream> = (1..=CLIENTS).map(|n| proxy.connect_from(&format!("127.0.0.{n}"))).collect();
     for number in 0..UPSTREAMS {
         streams.iter_mut().for_each(|stream| assert!(ask(stream, &format!("/{number}"))));
         let statuses: Vec<u16> = streams.iter().map(status).collect();

@@ -307,7 +307,12 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 impl Raw {
     pub fn connect(proxy: &Proxy) -> Raw {
-        let mut raw = Raw(proxy.connect());
+        Raw::over(proxy.connect())
+    }
+
+    /// Begins HTTP/2 on a connection.
+    pub fn over(stream: TcpStream) -> Raw {
+        let mut raw = Raw(stream);
         raw.0.set_nodelay(true).unwrap();
         raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         raw.send(SETTINGS, 0, 0, &[]);
