@@ -1,7 +1,6 @@
 //! A worker without sockets, for the benchmarks that measure its parts.
 #![expect(clippy::disallowed_methods, reason = "the benchmark measures")]
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,7 +30,7 @@ pub fn generation(assembler: &mut Assembler, text: String) -> Generation {
 pub fn running(generation: Generation) -> WorkerState {
     let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
-    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
+    let (pools, shares) = (Pools::unlimited(), Shares::new(Instant::now()));
     let (ended, _) = tokio::sync::mpsc::channel(1);
     let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
     let running = WorkerState::new(Arc::new(generation), lasting, place, Instant::now());

@@ -613,15 +613,17 @@ fn http2_and_pages_and_logs_are_those_of_every_route() {
 }
 
 #[test]
-fn a_lack_of_descriptors_is_a_503() {
-    let site = Site::start_by(plugway_after("ulimit -n 512"), "", "");
+fn a_client_whose_files_use_its_part_of_the_descriptors_gets_a_503() {
+    let site = Site::start_by(plugway_after("ulimit -n 256"), "", "");
     std::fs::File::create(site.at("huge")).unwrap().set_len(1 << 30).unwrap();
     site.write("small", "x");
-    // Two workers with 64 files each, the least that a worker may have.
-    let slow: Vec<_> = (0..140).map_while(|_| try_begin(&site, "/huge")).collect();
-    assert!(slow.len() >= 64, "{}", slow.len());
+    let slow: Vec<_> = (0..120).map_while(|_| try_begin(&site, "/huge")).collect();
+    assert!(slow.len() >= 48, "{}", slow.len());
     until("one is refused", || site.get("/small", "").status() == 503);
-    site.proxy.wait_log("files open");
+    assert!(site.proxy.wait_log("exchange failed").contains("limit=\"descriptors\""));
+    let mut other = site.proxy.connect_from("127.0.0.2");
+    other.write_all(b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(other)).unwrap().status(), 200);
     drop(slow);
     until("files are free again", || site.get("/small", "").status() == 200);
 }

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GET, GOAWAY, HEADERS};
 use crate::http2::{PING, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE};
+use crate::http2_endpoint::head;
 use crate::support::{
     PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, plugway, plugway_after, raw_origin, read_message,
     sized, until,
@@ -137,6 +138,41 @@ fn silent_clients_leave_descriptors_for_all_else() {
     let told = before.iter().filter(|line| line.contains("descriptors for clients are used up")).count();
     assert!(told == 1 && before.len() < 5, "{before:?}");
     assert!(is_served_from(&proxy, "127.0.0.2"));
+}
+
+/// Each stream over HTTP/2 needs a connection to an endpoint with HTTP/1: a dozen client connections took all descriptors.
+#[test]
+fn streams_of_one_client_leave_descriptors_for_those_of_others() {
+    const STREAMS: u32 = 100;
+    let held = Holding::start();
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::start_by(plugway_after("ulimit -n 256"), folder.path(), &with_admin(&held.address, ""));
+    proxy.note("admin at http://");
+    let request = head(&[0x82, 0x86, 0x41, 1, b'a'], &[(":path", "/held")]);
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::over(proxy.connect_from("127.0.0.2"))).collect();
+    for client in &mut clients {
+        (0..STREAMS)
+            .for_each(|number| assert!(client.send(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * number, &request)));
+    }
+    let refused = proxy.wait_log("exchange failed");
+    assert!(refused.contains("limit=\"descriptors\"") && refused.contains("ulimit -n"), "{refused}");
+    (0..20).for_each(|_| assert!(is_served_from(&proxy, "127.0.0.1")));
+    assert_eq!(proxy.ask_admin("GET /status").status(), 200);
+    // All of its streams are answered, by the origin or with 503.
+    for _ in 0..STREAMS * 3 {
+        let _ = held.release.send(());
+    }
+    let (mut served, mut rejected) = (0, 0);
+    for client in &mut clients {
+        for _ in 0..STREAMS {
+            match client.until(|frame| frame.kind == HEADERS).payload[0] {
+                0x88 => served += 1,
+                _ => rejected += 1,
+            }
+        }
+    }
+    assert!(served >= 64 && rejected >= 64, "{served} served, {rejected} rejected");
+    assert!(is_served_from(&proxy, "127.0.0.2"), "its part is free again");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::num::NonZero;
 
+use crate::system::descriptor_shares;
 use crate::system::printable::one_line;
 
 /// The kind of an error. It determines the status; its token names the kind in the response, the log and the metrics.
@@ -230,6 +231,11 @@ impl Error {
     /// Creates an error of a kind with its cause.
     pub fn new(kind: FailureKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false, retry_after: None }
+    }
+
+    /// Creates the error of an exchange for which there is no file descriptor.
+    pub fn no_descriptor(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Error::new(FailureKind::LimitReached, cause).with_limit(descriptor_shares::LIMIT)
     }
 
     /// Sets the limit that was met, by its key in the manifest.

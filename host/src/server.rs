@@ -46,6 +46,7 @@ use crate::server::upstream_monitor::UpstreamMonitor;
 use crate::server::watchdog::Watchdog;
 use crate::server::worker::{SocketChange, WorkerChannels};
 use crate::system::background;
+use crate::system::descriptor_shares::DescriptorShares;
 use crate::system::descriptors::{self, Descriptors};
 use crate::system::service_manager::{self, ServiceState};
 use crate::system::supervise::{Panicked, Task, guard, supervised};
@@ -320,7 +321,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let mut keeper = UpstreamMonitor::start();
     let first_generation = generation.borrow().clone();
     keeper.watch_generation(&first_generation).await;
-    let admission = Admission::new(workers);
+    let admission = Admission::new(workers, DescriptorShares::new(workers));
     let inputs = WorkerInputs {
         generation: generation.clone(),
         stopping: stop,
@@ -332,7 +333,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let mut listeners = ListeningSockets::new(sockets);
     let bound = listeners.bind_new(&first.listeners).map_err(anyhow::Error::msg)?;
     let descriptors = Descriptors::now();
-    admission.limit(descriptors);
+    admission.descriptors().limit(descriptors);
     wait_for_workers(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
     listeners.apply(bound);
     admission.serve(&first_generation);

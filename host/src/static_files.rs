@@ -6,7 +6,6 @@ pub mod file_body;
 pub mod find;
 mod listing;
 mod listing_turns;
-pub mod open_files;
 mod root;
 pub mod shared_listings;
 pub mod site_path;

@@ -17,6 +17,7 @@ use super::store::memory_content::HeldBytes;
 use super::store::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::store::stored_response::{Content, StoredResponse};
 use super::store::variant::VariantInfo;
+use crate::system::descriptor_shares::DescriptorUse;
 
 /// The stored responses, the fetches in progress, and the log of purges.
 pub struct Store {
@@ -150,14 +151,21 @@ impl Store {
         Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, epoch: now })
     }
 
-    /// Reads a response from disk, and keeps it in memory if its content has at max `max` bytes.
-    pub async fn load(&self, id: u128, key: &[u8], candidate: &DiskCandidate, max: u64) -> Option<Arc<StoredResponse>> {
+    /// Reads a response from disk with a descriptor, and keeps it in memory if its content has at max `max` bytes.
+    pub async fn load(
+        &self,
+        id: u128,
+        key: &[u8],
+        candidate: &DiskCandidate,
+        max: u64,
+        descriptor: DescriptorUse,
+    ) -> Option<Arc<StoredResponse>> {
         let (disk, filed, owned) = (self.disk.clone()?, candidate.entry.clone(), key.to_vec());
         // A file is read at once, for whichever route.
         let mut room = self.reserve(&ArrivingBytes::default());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
         let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
-        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max)).await.ok().flatten()?;
+        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max, descriptor)).await.ok().flatten()?;
         if recalled.is_whole {
             self.keep(id, key, recalled.object.clone(), candidate.epoch);
         }

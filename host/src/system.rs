@@ -4,9 +4,11 @@
 pub(crate) mod allocator;
 pub(crate) mod background;
 pub(crate) mod bind_error;
+pub(crate) mod descriptor_shares;
 pub mod descriptors;
 pub(crate) mod fair_queue;
 pub(crate) mod files;
+pub(crate) mod holder_counts;
 pub(crate) mod local_limit;
 pub mod printable;
 pub mod random;

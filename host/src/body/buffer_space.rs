@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::net::waiting_bytes::WaitingBytes;
+use crate::system::descriptor_shares::{self, DescriptorUse, WorkerDescriptors};
+use crate::system::holder_counts::{Holder, HolderCounts};
 
 /// The bytes that waiting bodies occupy, over all workers. It outlives generations.
 #[derive(Debug, Default)]
@@ -46,6 +48,8 @@ pub struct BufferSpace {
     pub limits: BufferLimits,
 }
 
+    /// The descriptors that the worker's exchanges use.
+    descriptors: WorkerDescriptors,
 /// The memory that one body has reserved. Dropping it releases the memory.
 #[derive(Debug)]
 pub struct MemoryShare {
@@ -131,8 +135,8 @@ impl BufferUse {
 }
 
 impl BufferSpace {
-    pub fn new(usage: Arc<BufferUse>, limits: BufferLimits) -> Rc<Self> {
-        Rc::new(BufferSpace { usage, limits })
+    pub fn new(usage: Arc<BufferUse>, limits: BufferLimits, descriptors: WorkerDescriptors) -> Rc<Self> {
+        Rc::new(BufferSpace { usage, limits, descriptors })
     }
 
     /// Counts a response that was made here, of which nothing can wait in a file; `None` if there is no memory left.
@@ -168,6 +172,19 @@ impl BufferSpace {
 
     /// Records that there is no room for files.
     pub fn record_full(&self) {
+    /// Takes the descriptor of a file; `None` if bodies have their part of the descriptors.
+    pub fn descriptor(&self) -> Option<DescriptorUse> {
+        let taken = self.descriptors.take(Holder::BUFFERS);
+        if taken.is_none() {
+            self.usage.refusals.fetch_add(1, Ordering::Relaxed);
+            if self.may_warn() {
+                let limit = descriptor_shares::LIMIT;
+                warn!(limit, "files of bodies for slow peers use their part: endpoints wait for slow clients");
+            }
+        }
+        taken
+    }
+
         self.usage.refusals.fetch_add(1, Ordering::Relaxed);
         if self.may_warn() {
             let (limit, bytes) = ("buffers.disk", self.limits.disk);
@@ -346,7 +363,7 @@ pub mod tests {
     pub fn space(folder: &Path) -> (Arc<BufferUse>, Rc<BufferSpace>) {
         let usage = Arc::new(BufferUse::default());
         let limits = BufferLimits { memory: 16 << 20, disk: 16 << 20, folder: folder.into() };
-        (usage.clone(), BufferSpace::new(usage, limits))
+        (usage.clone(), BufferSpace::new(usage, limits, WorkerDescriptors::unlimited()))
     }
 
     #[test]

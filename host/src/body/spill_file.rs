@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::buffer_space::{BufferSpace, FileShare};
+use crate::system::descriptor_shares::DescriptorUse;
 use crate::system::files;
 
 /// A file for the bytes of one body, which is created by its first write.
@@ -21,6 +22,7 @@ use crate::system::files;
 pub struct SpillFile {
     file: OnceLock<File>,
     share: FileShare,
+    _descriptor: DescriptorUse,
 }
 
 /// A reader's place in a file.
@@ -36,8 +38,10 @@ pub struct FileReader {
 const PIECE: u64 = 128 << 10;
 
 impl SpillFile {
-    pub fn new(space: &BufferSpace) -> Arc<Self> {
-        Arc::new(SpillFile { file: OnceLock::new(), share: FileShare::new(space) })
+    /// Returns a file that is not created yet; `None` if there is no descriptor for it.
+    pub fn new(space: &BufferSpace) -> Option<Arc<Self>> {
+        let descriptor = space.descriptor()?;
+        Some(Arc::new(SpillFile { file: OnceLock::new(), share: FileShare::new(space), _descriptor: descriptor }))
     }
 
     /// Reserves room for more bytes. Returns whether that was possible.

@@ -270,11 +270,12 @@ impl Spool {
     }
 
     /// Begins a file for all bytes. They can be taken out of memory until they are written. Returns `false` if the disk has
-    /// no room for them.
+    /// no room for them, or there is no descriptor.
     fn begin_file(&mut self) -> bool {
         let space = self.share.space();
+        let Some(file) = SpillFile::new(space) else { return false };
         let mut disk = Box::new(DiskPart {
-            file: SpillFile::new(space),
+            file,
             reader: FileReader::default(),
             written: 0,
             reserved: 0,

@@ -19,6 +19,7 @@ use crate::generation::Generation;
 use crate::generation::connection_counts::{CloseReason, ConnectionCounts, EvictionSearch};
 use crate::generation::listener::Listener;
 use crate::protocol::client_net::ClientNet;
+use crate::system::descriptor_shares::DescriptorShares;
 use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
 /// The client connections of the process.
@@ -26,14 +27,16 @@ pub struct Admission {
     began: Instant,
     /// The connections of each worker. Locked when a connection begins, ends or is evicted; never for a request.
     workers: Vec<Mutex<HashMap<usize, Arc<AdmissionEntry>>>>,
-    open: AtomicUsize,
-    descriptors: OnceLock<Descriptors>,
+    /// The descriptors of the process, among which the connections count.
+    descriptors: Arc<DescriptorShares>,
     /// The maximum number of connections to endpoints.
     endpoints: AtomicUsize,
     shortage: Mutex<Option<DescriptorShortage>>,
     search: EvictionSearch,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
+    /// The number of descriptors that endpoint connections have missed, as far as it is known here.
+    missed: AtomicUsize,
     /// How often all connections were to be woken.
     wakes: AtomicU64,
 }
@@ -134,23 +137,23 @@ const REMEDY: &str = "raise LimitNOFILE= of the systemd unit or `ulimit -n`, or 
 
 impl Admission {
     /// Creates the admission of a process with this number of workers.
-    pub fn new(workers: usize) -> Arc<Self> {
+    pub fn new(workers: usize, descriptors: Arc<DescriptorShares>) -> Arc<Self> {
         Arc::new(Admission {
             began: Instant::now(),
             workers: (0..workers).map(|_| Mutex::default()).collect(),
-            open: AtomicUsize::new(0),
-            descriptors: OnceLock::new(),
+            descriptors,
             endpoints: AtomicUsize::new(usize::MAX),
             shortage: Mutex::default(),
             search: EvictionSearch::default(),
             starved_until: AtomicU64::new(0),
+            missed: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
         })
     }
 
-    /// Sets the descriptors that limit the number of connections.
-    pub fn limit(&self, descriptors: Descriptors) {
-        let _ = self.descriptors.set(descriptors);
+    /// Returns the descriptors of the process, among which the connections count.
+    pub fn descriptors(&self) -> &Arc<DescriptorShares> {
+        &self.descriptors
     }
 
     /// Records how many connections to endpoints a generation allows.
@@ -172,7 +175,7 @@ impl Admission {
     /// Returns the number of client connections for which there are descriptors.
     fn ceiling(&self) -> usize {
         let endpoints = self.endpoints.load(Ordering::Relaxed);
-        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients(endpoints))
+        self.descriptors.descriptors().map_or(usize::MAX, |descriptors| descriptors.clients(endpoints))
     }
 
     /// Returns the limit that the connections of a listener reach first.
@@ -187,8 +190,9 @@ impl Admission {
     /// Whether there is a descriptor for a client that was accepted at `descriptor`, if necessary after evicting other
     /// connections.
     pub fn has_room(&self, descriptor: usize, now: Instant) -> bool {
-        let is_scarce = self.descriptors.get().is_some_and(|descriptors| descriptors.is_nearly_last(descriptor));
-        let is_full = || self.open.load(Ordering::Relaxed) >= self.ceiling();
+        let is_scarce =
+            self.descriptors.descriptors().is_some_and(|descriptors| descriptors.is_nearly_last(descriptor));
+        let is_full = || self.descriptors.clients() >= self.ceiling();
         if !is_scarce && !is_full() {
             return true;
         }
@@ -205,6 +209,10 @@ impl Admission {
 
     /// Whether idle endpoint connections are to be closed, because descriptors are missing.
     pub fn is_starved(&self, now: Instant) -> bool {
+        let missed = self.descriptors.shortages();
+        if self.missed.swap(missed, Ordering::Relaxed) != missed {
+            self.starved_until.store(self.millis(now) + STARVED, Ordering::Relaxed);
+        }
         self.millis(now) < self.starved_until.load(Ordering::Relaxed)
     }
 
@@ -221,7 +229,7 @@ impl Admission {
             census.leave();
             return None;
         }
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.descriptors.enter_client();
         let entry = Arc::new(AdmissionEntry {
             began: self.began,
             census: census.clone(),
@@ -262,7 +270,7 @@ impl Admission {
     fn evict(&self, now: u64, of: usize, fits: impl Fn(&AdmissionEntry) -> bool) -> usize {
         let mut crowds = self.crowds(now, fits);
         let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
-        let (wanted, mut evicted) = (of.min(self.open.load(Ordering::Relaxed)).div_ceil(BATCH).max(1), 0);
+        let (wanted, mut evicted) = (of.min(self.descriptors.clients()).div_ceil(BATCH).max(1), 0);
         while evicted < wanted
             && let Some((_, _, client)) = largest.pop()
             && let Some(crowd) = crowds.get_mut(&client)
@@ -317,7 +325,7 @@ impl Admission {
     }
 
     fn count_out(&self, entry: &AdmissionEntry) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.descriptors.leave_client();
         entry.census.leave();
         entry.count_client_out();
     }
@@ -358,8 +366,8 @@ impl Admission {
         }
         *shortage = Some(DescriptorShortage { since: now, last: now });
         drop(shortage);
-        let limit = self.descriptors.get().map_or(0, |descriptors| descriptors.limit);
-        let connections = self.open.load(Ordering::Relaxed);
+        let limit = self.descriptors.descriptors().map_or(0, |descriptors| descriptors.limit);
+        let connections = self.descriptors.clients();
         tracing::warn!(%cause, connections, limit, remedy = REMEDY, "descriptors for clients are used up");
     }
 

@@ -31,6 +31,7 @@ use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, Po
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::settings::CacheInputs;
+use crate::protocol::client_net::ClientNet;
 use crate::store::DiskCandidate;
 use crate::store::collapse::{FetchLeader, FetchOutcome, FetchRole, wait_for_outcome};
 use crate::store::index::Found;
@@ -240,7 +241,7 @@ impl CacheMiss {
         total: &Deadline,
     ) -> Result<CacheResponse, ChainFailure> {
         if let Some(candidate) = self.disk_candidate.take()
-            && let Some(object) = self.recall(worker, &candidate).await
+            && let Some(object) = self.recall(worker, &candidate, context).await
             && let Some(response) = self.evaluate_stored(worker, destination, context, object, total.clock())?
         {
             return Ok(self.cache_response(response));
@@ -315,13 +316,20 @@ impl CacheMiss {
         }
     }
 
-    /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
-    async fn recall(&self, worker: &WorkerState, candidate: &DiskCandidate) -> Option<Arc<StoredResponse>> {
+    /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read, or the client
+    /// has no part of the descriptors left.
+    async fn recall(
+        &self,
+        worker: &WorkerState,
+        candidate: &DiskCandidate,
+        context: &ExchangeContext,
+    ) -> Option<Arc<StoredResponse>> {
         let (store, most) = (&worker.generation.store, fetch::max_in_memory(worker));
         loop {
             match store.fetches.join(candidate.entry.fetch_id()) {
                 FetchRole::Lead(lead) => {
-                    let recalled = store.load(self.id, &self.cache_key.key, candidate, most).await;
+                    let descriptor = worker.descriptors().take(ClientNet::holder(context.client_ip()))?;
+                    let recalled = store.load(self.id, &self.cache_key.key, candidate, most, descriptor).await;
                     let loaded = |object| FetchOutcome::Object(object, candidate.epoch);
                     let outcome = recalled.clone().map_or(FetchOutcome::Pass, loaded);
                     lead.end(outcome);

@@ -30,6 +30,7 @@ use crate::generation::{RequestBuffer, Upstream};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::HopOptions;
+use crate::system::descriptor_shares;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::endpoint_set::Availability;
@@ -177,7 +178,7 @@ pub async fn forward(
 
 /// Counts an error if it means that a limit of the upstream was reached.
 fn count_overflow(upstream: &Upstream, error: Error) -> Error {
-    if error.kind == FailureKind::LimitReached {
+    if error.kind == FailureKind::LimitReached && error.limit != Some(descriptor_shares::LIMIT) {
         upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
     }
     error

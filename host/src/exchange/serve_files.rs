@@ -27,6 +27,7 @@ use crate::static_files::find::{FileQuery, FileTime, FoundFile, PathAnswer, Site
 use crate::static_files::site_path::SitePath;
 use crate::static_files::worker_site::WorkerSite;
 use crate::store::unix_time::{http_date, now_ms};
+use crate::system::holder_counts::Holder;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The methods of a file, for `Allow`.
@@ -65,11 +66,13 @@ pub async fn serve_files(
     }
     let codings = content_coding::preferred(&request.headers, &site.site.precompressed);
     let mut query = FileQuery { path, codings };
-    let mut found = find(site, &query, step).await?;
+    let client = context.client_ip();
+    let holder = ClientNet::holder(client);
+    let mut found = find(site, &query, holder, step).await?;
     // A plugin has removed the slash that the client sent: a redirect to it would come back without it again.
     if matches!(found, PathAnswer::Folder) && names_folder(context) {
         query.path = query.path.join(b"/");
-        found = find(site, &query, step).await?;
+        found = find(site, &query, holder, step).await?;
     }
     Ok(match found {
         PathAnswer::File(found) => match file_response(found, site, context, step) {
@@ -79,8 +82,7 @@ pub async fn serve_files(
         PathAnswer::Folder => redirect_into_folder(context),
         PathAnswer::Unindexed => {
             let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made);
-            let client = ClientNet::new(context.client_ip());
-            match site.list(query.path, client, memory, step).await? {
+            match site.list(query.path, ClientNet::new(client), memory, step).await? {
                 Some(page) => listing_response(page, &request.method),
                 None => page(StatusCode::NOT_FOUND),
             }
@@ -93,10 +95,10 @@ pub async fn serve_files(
     })
 }
 
-async fn find(site: &WorkerSite, query: &FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
-    match site.find_now(query, step.clock().now()) {
+async fn find(site: &WorkerSite, query: &FileQuery, client: Holder, step: &Deadline) -> Result<PathAnswer, Error> {
+    match site.find_now(query, client, step.clock().now()) {
         Some(found) => found,
-        None => site.find(query.clone(), step).await,
+        None => site.find(query.clone(), client, step).await,
     }
 }
 

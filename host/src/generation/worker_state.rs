@@ -20,8 +20,8 @@ use crate::plugin::failure::ExchangeName;
 use crate::plugin::instance::Instance;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
-use crate::static_files::open_files::OpenFiles;
 use crate::static_files::worker_site::WorkerSite;
+use crate::system::descriptor_shares::WorkerDescriptors;
 use crate::system::local_limit::LocalHold;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
 use crate::upstream::ConnectionSettings;
@@ -209,11 +209,14 @@ impl WorkerState {
             .iter()
             .map(|route| worker_metrics.registry.route(&route.name, worker_metrics.worker))
             .collect();
-        let sites = sites(&generation);
+        let sites = sites(&generation, pools.descriptors());
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
         let caches = generation.bindings.iter().map(|configured| cache_metrics(configured, &worker_metrics)).collect();
         let unrouted = worker_metrics.registry.route(&UNROUTED.into(), worker_metrics.worker);
-        let buffers = BufferSpace::new(worker_metrics.registry.buffers.clone(), generation.buffer_limits.clone());
+        let buffers = {
+            let usage = worker_metrics.registry.buffers.clone();
+            BufferSpace::new(usage, generation.buffer_limits.clone(), pools.descriptors().clone())
+        };
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {
             generation,
@@ -239,6 +242,11 @@ impl WorkerState {
             is_retired,
             is_released,
         }
+    }
+
+    /// Returns the descriptors that the worker's exchanges use.
+    pub fn descriptors(&self) -> &WorkerDescriptors {
+        self.pools.descriptors()
     }
 
     /// Has the instances of all plugins made, one after the other, by the thread for instances, while the worker
@@ -451,11 +459,10 @@ impl Drop for ChainCall {
     }
 }
 
-/// Returns the sites of the routes. The files of all count together.
-fn sites(generation: &Generation) -> ById<RouteId, Option<WorkerSite>> {
-    let open_files = OpenFiles::for_worker();
+/// Returns the sites of the routes.
+fn sites(generation: &Generation, descriptors: &WorkerDescriptors) -> ById<RouteId, Option<WorkerSite>> {
     let site = |route: &Route| match &route.target {
-        Target::Files(site) => Some(WorkerSite::new(site.clone(), open_files.clone())),
+        Target::Files(site) => Some(WorkerSite::new(site.clone(), descriptors.clone())),
         Target::Upstream(_) | Target::Redirect(_) | Target::Respond(_) => None,
     };
     generation.routes.iter().map(site).collect()

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::system::holder_counts::Holder;
+
 /// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
 /// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +19,11 @@ impl ClientNet {
             IpAddr::V4(address) => ClientNet(ClientNet::IPV4 | u64::from(address.to_bits())),
             IpAddr::V6(address) => ClientNet((address.to_bits() >> 64) as u64),
         })
+    }
+
+    /// Returns a client as the holder of a share.
+    pub fn holder(client: Option<IpAddr>) -> Holder {
+        ClientNet::new(client).map_or(Holder::UNKNOWN, |net| Holder::numbered(net.0))
     }
 
     pub fn from_bits(bits: u64) -> Self {

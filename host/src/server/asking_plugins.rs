@@ -80,7 +80,7 @@ async fn ask_all(generation: &Arc<Generation>, asking: &[AskingPlugin]) -> Vec<A
     let (alive, _ended) = mpsc::channel(1);
     let (ended, _endings) = mpsc::channel(1);
     let worker_metrics = WorkerMetrics { registry: Arc::new(Registry::default()), worker: 0 };
-    let (pools, shares) = (Rc::new(Pools::default()), Shares::new(Instant::now()));
+    let (pools, shares) = (Pools::unlimited(), Shares::new(Instant::now()));
     let lasting = LastingState { pools, shares, alive: alive.downgrade(), ended };
     let worker = WorkerState::new(generation.clone(), lasting, worker_metrics, Instant::now());
     let mut under_way: Vec<_> = asking.iter().map(|plugin| Box::pin(ask(&worker, plugin.plugin_id, &clock))).collect();

@@ -110,7 +110,7 @@ pub fn run(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), Str
 async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
     let WorkerChannels { generation, sockets, stopping, worker_metrics, admission } = orders;
     let worker = worker_metrics.worker;
-    let pools = Rc::new(Pools::default());
+    let pools = Pools::new(admission.descriptors().worker(worker));
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let (ended, endings) = mpsc::channel(ENDED_EXCHANGES);

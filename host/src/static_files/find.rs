@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use smallvec::SmallVec;
 
-use super::open_files::OpenFilePermit;
 use super::root::{OpenFailure, Opened, Root, Wait};
 use super::shared_listings::SharedListings;
 use super::site_path::SitePath;
 use crate::protocol::content_coding::ContentCoding;
+use crate::system::descriptor_shares::DescriptorUse;
 
 /// A folder whose files are served.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub struct SiteFile {
     pub length: u64,
     pub modified: FileTime,
     pub changed: FileTime,
-    _permit: OpenFilePermit,
+    _descriptor: DescriptorUse,
 }
 
 /// A time of a file, since the epoch.
@@ -115,11 +115,11 @@ impl FileSite {
         &self,
         root: &Root,
         query: &FileQuery,
-        permit: OpenFilePermit,
+        descriptor: DescriptorUse,
         wait: Wait,
     ) -> Result<PathAnswer, FindFailure> {
         let search = SiteSearch { site: self, root, query, wait };
-        search.find(permit).or_else(|failure| match failure {
+        search.find(descriptor).or_else(|failure| match failure {
             OpenFailure::WouldWait => Err(FindFailure::WouldWait),
             OpenFailure::Failed(error) => Err(FindFailure::Failed(error)),
             OpenFailure::Absent => Ok(PathAnswer::Absent),
@@ -137,7 +137,7 @@ struct SiteSearch<'a> {
 }
 
 impl SiteSearch<'_> {
-    fn find(&self, permit: OpenFilePermit) -> Result<PathAnswer, OpenFailure> {
+    fn find(&self, descriptor: DescriptorUse) -> Result<PathAnswer, OpenFailure> {
         let path = &self.query.path;
         let opened =
             if path.is_folder() { self.open_index(path)? } else { self.open(path)?.map(|it| (path.clone(), it)) };
@@ -149,10 +149,10 @@ impl SiteSearch<'_> {
         };
         let Some((path, file, metadata)) = opened else { return Ok(PathAnswer::Absent) };
         if let Some((copy, copy_metadata, coding)) = self.open_copy(&path, &metadata)? {
-            let file = SiteFile::new(copy, &copy_metadata, permit);
+            let file = SiteFile::new(copy, &copy_metadata, descriptor);
             return Ok(PathAnswer::File(FoundFile { file, path, coding: Some(coding) }));
         }
-        Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
+        Ok(PathAnswer::File(FoundFile { file: SiteFile::new(file, &metadata, descriptor), path, coding: None }))
     }
 
     /// Opens the file at a path; `None` if there is none.
@@ -211,13 +211,13 @@ impl SiteSearch<'_> {
 }
 
 impl SiteFile {
-    fn new(file: File, metadata: &Metadata, permit: OpenFilePermit) -> Self {
+    fn new(file: File, metadata: &Metadata, descriptor: DescriptorUse) -> Self {
         SiteFile {
             file,
             length: metadata.len(),
             modified: FileTime::modified(metadata),
             changed: FileTime::changed(metadata),
-            _permit: permit,
+            _descriptor: descriptor,
         }
     }
 }

@@ -12,7 +12,6 @@ use tokio::task::spawn_blocking;
 use super::blocking_turns::BlockingTurns;
 use super::find::{FileQuery, FileSite, FindFailure, PathAnswer};
 use super::listing::ListingFailure;
-use super::open_files::{OpenFilePermit, OpenFiles};
 use super::root::{OpenFailure, Root, Wait};
 use super::shared_listings::ListingQuery;
 use super::site_path::SitePath;
@@ -20,7 +19,9 @@ use crate::body::buffer_space::MadeMemory;
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
 use crate::protocol::client_net::ClientNet;
+use crate::system::descriptor_shares::{self, DescriptorUse, WorkerDescriptors};
 use crate::system::descriptors::lacks_descriptor;
+use crate::system::holder_counts::Holder;
 
 /// A site of a worker.
 #[derive(Debug)]
@@ -28,7 +29,8 @@ pub struct WorkerSite {
     pub site: Arc<FileSite>,
     /// The turns on threads for blocking work.
     pub turns: BlockingTurns,
-    open_files: OpenFiles,
+    /// The descriptors that the worker's exchanges use.
+    descriptors: WorkerDescriptors,
     /// The open folder, and the time at which it was last seen at its path; `None` if it was not there.
     root: RefCell<Option<(Arc<Root>, Instant)>>,
 }
@@ -41,35 +43,35 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl WorkerSite {
     /// Returns a site whose folder is opened for its first request.
-    pub fn new(site: Arc<FileSite>, open_files: OpenFiles) -> Self {
-        WorkerSite { site, turns: BlockingTurns::default(), open_files, root: RefCell::default() }
+    pub fn new(site: Arc<FileSite>, descriptors: WorkerDescriptors) -> Self {
+        WorkerSite { site, turns: BlockingTurns::default(), descriptors, root: RefCell::default() }
     }
 
-    /// Finds what answers for a query; `None` if that needs a wait.
-    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<PathAnswer, Error>> {
+    /// Finds what answers for a query of a client; `None` if that needs a wait.
+    pub fn find_now(&self, query: &FileQuery, client: Holder, now: Instant) -> Option<Result<PathAnswer, Error>> {
         let root = self.root.borrow();
         let (root, _) = root.as_ref().filter(|(_, seen)| now.saturating_duration_since(*seen) < ROOT_CHECK)?;
-        let permit = match self.permit() {
-            Ok(permit) => permit,
+        let descriptor = match self.descriptor(client) {
+            Ok(descriptor) => descriptor,
             Err(error) => return Some(Err(error)),
         };
-        match self.site.find(root, query, permit, Wait::Never) {
+        match self.site.find(root, query, descriptor, Wait::Never) {
             Ok(found) => Some(Ok(found)),
             Err(FindFailure::WouldWait) => None,
             Err(FindFailure::Failed(error)) => Some(Err(failed(&error))),
         }
     }
 
-    /// Finds what answers for a query, on a thread for blocking work.
-    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<PathAnswer, Error> {
+    /// Finds what answers for a query of a client, on a thread for blocking work.
+    pub async fn find(&self, query: FileQuery, client: Holder, step: &Deadline) -> Result<PathAnswer, Error> {
         let finding = async {
             let turn = self.turns.begin().await;
-            let permit = self.permit()?;
+            let descriptor = self.descriptor(client)?;
             let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
             let found = spawn_blocking(move || {
                 let _turn = turn;
                 let root = root_at(&site.root, known)?;
-                let found = site.find(&root, &query, permit, Wait::Allowed);
+                let found = site.find(&root, &query, descriptor, Wait::Allowed);
                 Ok::<_, Error>((root, found))
             });
             found.await.unwrap_or_else(|error| Err(failed(&io::Error::other(error))))
@@ -113,13 +115,9 @@ impl WorkerSite {
         }
     }
 
-    fn permit(&self) -> Result<OpenFilePermit, Error> {
-        let full = || {
-            let max = self.open_files.max();
-            let cause = format!("clients keep {max} files open, the most of a worker; raise the limit of descriptors");
-            Error::new(FailureKind::LimitReached, cause)
-        };
-        self.open_files.permit().ok_or_else(full)
+    /// Takes the descriptor of a file that is served to a client.
+    fn descriptor(&self, client: Holder) -> Result<DescriptorUse, Error> {
+        self.descriptors.take(client).ok_or_else(|| Error::no_descriptor(descriptor_shares::PART_IN_USE))
     }
 }
 
@@ -139,7 +137,6 @@ fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
 
 /// Returns the error of an exchange whose file can't be opened.
 fn failed(error: &io::Error) -> Error {
-    let status = lacks_descriptor(error).then_some(http::StatusCode::SERVICE_UNAVAILABLE);
     let cause = io::Error::new(error.kind(), format!("a file can't be opened: {error}"));
-    Error { status, ..Error::new(FailureKind::InternalError, cause) }
+    if lacks_descriptor(error) { Error::no_descriptor(cause) } else { Error::new(FailureKind::InternalError, cause) }
 }

@@ -29,6 +29,7 @@ use super::stored_response::{Content, StoredResponse};
 use super::unix_time::now_ms;
 use super::variant::VariantInfo;
 use super::vary::VaryValue;
+use crate::system::descriptor_shares::{CountedFile, DescriptorUse};
 use crate::system::descriptors::is_of_this_machine;
 use crate::system::files;
 use directory::DirectoryLock;
@@ -222,8 +223,14 @@ impl Disk {
     }
 
     /// Reads a stored response from its file, with its content if that has at most `max` bytes. Blocks the thread.
-    pub fn recall(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], max: u64) -> Option<LoadedResponse> {
-        let recalled = self.read(filed, key, max);
+    pub fn recall(
+        self: &Arc<Self>,
+        filed: &Arc<DiskEntry>,
+        key: &[u8],
+        max: u64,
+        descriptor: DescriptorUse,
+    ) -> Option<LoadedResponse> {
+        let recalled = self.read(filed, key, max, descriptor);
         match &recalled {
             Ok(_) => drop(self.figures.reads.fetch_add(1, Ordering::Relaxed)),
             Err(error) => self.read_failed(filed, error),
@@ -231,7 +238,13 @@ impl Disk {
         recalled.ok()
     }
 
-    fn read(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], max: u64) -> io::Result<LoadedResponse> {
+    fn read(
+        self: &Arc<Self>,
+        filed: &Arc<DiskEntry>,
+        key: &[u8],
+        max: u64,
+        descriptor: DescriptorUse,
+    ) -> io::Result<LoadedResponse> {
         let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
         let RecordEntry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
         if *known != *key || !object.variant.replaces(&filed.variant_info) {
@@ -242,6 +255,7 @@ impl Disk {
             reader::read_whole(&file, &sums, length, trailers)?.into()
         } else {
             let (filed, disk) = (filed.clone(), Arc::downgrade(self));
+            let file = CountedFile::new(file, descriptor);
             Content::File(Arc::new(OpenFile { file, sums, length, trailers, filed, disk }))
         };
         let object = Arc::new(object.with_variant(filed.variant_info.clone(), filed.number).with_content(content));

@@ -1,7 +1,6 @@
 //! Content that clients read while it still arrives: one writer, and readers on any worker.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use super::memory_content::{MemoryContent, Pieces, WHOLE};
 use crate::body::BodyError;
 use crate::body::spill_file::SpillFile;
 use crate::net::memfd_arena;
+use crate::system::descriptor_shares::CountedFile;
 
 /// Content on its way into the store.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ struct FilePart {
 #[derive(Clone, Debug)]
 enum PartFile {
     /// The file of a stored response, or of one that was to be stored.
-    Stored(Arc<File>),
+    Stored(Arc<CountedFile>),
     /// A file of content that is not stored and waits for slow readers.
     Waiting(Arc<SpillFile>),
 }
@@ -236,7 +236,7 @@ impl SharedBody {
     }
 
     /// Retains the body in a file from now on, with the pieces received so far.
-    pub fn spill(&self, file: Arc<File>) {
+    pub fn spill(&self, file: Arc<CountedFile>) {
         let mut state = self.state();
         state.keeping = Retention::File;
         state.parts = [FilePart { start: 0, end: 0, file: PartFile::Stored(file) }].into();

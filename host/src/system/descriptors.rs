@@ -26,7 +26,7 @@ const SPARE: usize = 32;
 /// The fraction of descriptors that is reserved too, one in `SPARE_SHARE`, as other uses grow with the number of
 /// clients.
 const SPARE_SHARE: usize = 16;
-/// The minimum number of clients, however low the limit is.
+/// The minimum number of clients and of exchanges, however low the limit is.
 const MIN_CLIENTS: usize = 8;
 /// The value for no limit: more than any kernel allows a process.
 const UNLIMITED: usize = 1 << 30;
@@ -61,6 +61,11 @@ impl Descriptors {
     pub fn clients(self, endpoints: usize) -> usize {
         let room = self.limit.saturating_sub(self.reserved());
         (room / 2).max(room.saturating_sub(endpoints)).max(MIN_CLIENTS)
+    }
+
+    /// Returns the number of descriptors that exchanges may use beside this many client connections.
+    pub fn exchanges(self, clients: usize) -> usize {
+        self.limit.saturating_sub(self.reserved()).saturating_sub(clients).max(MIN_CLIENTS)
     }
 
     /// Returns the number of descriptors that a process may need, including all other uses.

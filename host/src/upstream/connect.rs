@@ -152,10 +152,16 @@ async fn resolve(host_and_port: &Arc<str>, shared: Option<&Rc<NameLookup>>) -> i
 
 /// A name that the system can't look up.
 fn unknown(error: io::Error) -> Error {
+    if lacks_descriptor(&error) {
+        return Error::no_descriptor(error);
+    }
     Error::new(if is_of_this_machine(&error) { FailureKind::InternalError } else { FailureKind::DnsError }, error)
 }
 
 fn refused(error: io::Error) -> Error {
+    if lacks_descriptor(&error) {
+        return Error::no_descriptor(error);
+    }
     // What this machine lacks is not the endpoint's fault.
     Error::new(
         if happy_eyeballs::is_own(&error) { FailureKind::InternalError } else { FailureKind::ConnectionRefused },

@@ -26,12 +26,15 @@ use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
+use crate::system::descriptor_shares::DescriptorUse;
 
 /// A connection to an endpoint, with HTTP/1 or HTTP/2.
 pub struct Connection {
     protocol: Protocol,
     head: ResponseHeadLimits,
     limit_handle: LimitHandle,
+    /// The part of the descriptors that the connection counts for; `None` while it is idle or shared.
+    held: Option<DescriptorUse>,
 }
 
 enum Protocol {
@@ -83,13 +86,13 @@ impl Connection {
     ) -> Self {
         let limit_handle = permit.limit_handle();
         let protocol = Protocol::Http1 { http1: Http1::new(transport, head, permit), now };
-        Connection { protocol, head, limit_handle }
+        Connection { protocol, head, limit_handle, held: None }
     }
 
     /// Returns another handle of a connection with HTTP/2.
     pub fn http2(sender: SharedSender) -> Self {
         let (limit_handle, head) = (sender.limit_handle().clone(), sender.head_limits());
-        Connection { protocol: Protocol::Http2(Http2::new(sender)), head, limit_handle }
+        Connection { protocol: Protocol::Http2(Http2::new(sender)), head, limit_handle, held: None }
     }
 
     /// Makes a connection with HTTP/2 serve one exchange at a time, counted among those that do.
@@ -98,6 +101,21 @@ impl Connection {
             http2.make_unshared(OwnPlace::new(count));
         }
         self
+    }
+
+    /// Counts the connection for a client, unless it is counted or shared.
+    pub fn hold(&mut self, count: impl FnOnce() -> DescriptorUse) {
+        let is_shared = self.as_http2().is_some_and(|http2| !http2.is_unshared());
+        if is_shared {
+            self.held = None;
+        } else {
+            self.held.get_or_insert_with(count);
+        }
+    }
+
+    /// Counts the connection for no client any more.
+    pub fn release(&mut self) {
+        self.held = None;
     }
 
     /// Returns the sender that other requests can use too, if the version of HTTP allows that.
@@ -278,7 +296,7 @@ impl Connection {
     /// The bytes of a connection whose endpoint has switched protocols.
     pub fn into_stream(self) -> Option<Stream> {
         let Protocol::Http1 { http1, .. } = self.protocol else { return None };
-        http1.into_stream()
+        http1.into_stream(self.held)
     }
 }
 

@@ -32,6 +32,7 @@ use super::socket::EndpointTransport;
 use crate::body::backlog::SHORT;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
+use crate::system::descriptor_shares::DescriptorUse;
 use crate::system::supervise::{Panicked, Task, spawn};
 use head_search::HeadSearch;
 use response_body::{DecodeError, ResponseBodyDecoder};
@@ -61,6 +62,8 @@ struct SendingTask {
 pub struct Stream {
     /// The permit of the connection.
     pub permit: ConnectionPermit,
+    /// The part of the descriptors that the connection counts for.
+    pub held: Option<DescriptorUse>,
     pub transport: Box<dyn EndpointTransport>,
     /// The bytes behind the head of the response.
     pub ahead: Bytes,
@@ -272,11 +275,11 @@ impl Http1 {
 
     /// Returns the bytes of a connection whose endpoint has switched protocols; `None` while a task sends the rest of a
     /// request.
-    pub fn into_stream(self) -> Option<Stream> {
+    pub fn into_stream(self, held: Option<DescriptorUse>) -> Option<Stream> {
         let Http1 { wire, sending, .. } = self;
         drop(sending);
         let Wire { transport, permit, read, .. } = Rc::into_inner(wire)?.into_inner();
-        Some(Stream { permit, transport, ahead: read.freeze() })
+        Some(Stream { permit, held, transport, ahead: read.freeze() })
     }
 
     /// Ends the response. The connection waits for another request if both sides are done and silent.

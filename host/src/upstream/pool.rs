@@ -21,6 +21,8 @@ use super::{ConnectionSettings, EndpointAddr, EndpointProtocol};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
+use crate::system::descriptor_shares::{self, DescriptorUse, WorkerDescriptors};
+use crate::system::holder_counts::Holder;
 use further_connection::FurtherConnection;
 use shared_connections::SharedConnections;
 
@@ -30,8 +32,11 @@ pub mod pending_connection;
 mod shared_connections;
 
 /// All connections of one worker. They outlive generations, so that a reload keeps them.
-#[derive(Default)]
-pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
+pub struct Pools {
+    pools: RefCell<HashMap<EndpointAddr, Rc<Pool>>>,
+    /// The descriptors that the worker's exchanges use.
+    descriptors: WorkerDescriptors,
+}
 
 /// The connections of one worker to one endpoint.
 pub struct Pool {
@@ -63,6 +68,8 @@ pub struct Pool {
     /// The number of connections that are still being opened although no request waits for them, because the endpoint
     /// doesn't answer.
     stuck: Cell<u32>,
+    /// The descriptors that the worker's exchanges use.
+    descriptors: WorkerDescriptors,
     /// All pools of the worker, including this pool.
     all: Weak<Pools>,
 }
@@ -80,6 +87,8 @@ pub struct ConnectionRequest {
     /// The limit that the connection's permit is of.
     pub limit: ConnectionLimit,
     pub wanted: RequiredProtocol,
+    /// The client whose part of the descriptors the connection counts for.
+    pub client: Holder,
     /// The client's address and the address that it connected to, for the PROXY header; `None` if the client has no
     /// address.
     pub addresses: Option<ConnectionAddresses>,
@@ -108,25 +117,39 @@ const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 const FAIRNESS: u32 = 8;
 
 impl Pools {
+    pub fn new(descriptors: WorkerDescriptors) -> Rc<Self> {
+        Rc::new(Pools { pools: RefCell::default(), descriptors })
+    }
+
+    /// Returns pools for a worker without clients, whose descriptors are not limited.
+    pub fn unlimited() -> Rc<Self> {
+        Pools::new(WorkerDescriptors::unlimited())
+    }
+
+    /// Returns the descriptors that the worker's exchanges use.
+    pub fn descriptors(&self) -> &WorkerDescriptors {
+        &self.descriptors
+    }
+
     /// The pool for an address.
     pub fn pool(self: &Rc<Self>, address: &EndpointAddr) -> Rc<Pool> {
         let made = || Rc::new(Pool::new(address.clone(), self));
-        self.0.borrow_mut().entry(address.clone()).or_insert_with(made).clone()
+        self.pools.borrow_mut().entry(address.clone()).or_insert_with(made).clone()
     }
 
     /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
     pub fn yield_to_waiters(&self, now: Instant) {
-        self.0.borrow().values().for_each(|pool| pool.yield_to_waiters(now));
+        self.pools.borrow().values().for_each(|pool| pool.yield_to_waiters(now));
     }
 
     /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
     pub fn close_idle(&self) {
-        self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
+        self.pools.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
     /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
-        self.0.borrow_mut().retain(|_, pool| {
+        self.pools.borrow_mut().retain(|_, pool| {
             pool.shared.borrow_mut().sweep(now, longest);
             pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || !pool.shared.borrow().is_empty()
@@ -140,9 +163,13 @@ impl IdleConnections for Pools {
             let idle = pools.values().filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
             idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
         };
-        let oldest = oldest(&self.0.borrow());
+        let oldest = oldest(&self.pools.borrow());
         Box::pin(async {
-            let Some(pool) = oldest else { return false };
+            let Some(pool) = oldest else {
+                // Other workers may have idle connections.
+                self.descriptors.record_shortage();
+                return false;
+            };
             pool.close_oldest().await;
             true
         })
@@ -166,6 +193,7 @@ impl Pool {
             last: Cell::new(None),
             lookup: Rc::default(),
             stuck: Cell::new(0),
+            descriptors: all.descriptors.clone(),
             all: Rc::downgrade(all),
         }
     }
@@ -281,7 +309,17 @@ impl Pool {
     /// Whether a request may have a connection of its own that it could do without: there are few of them, and the limit has
     /// plenty. Clients that stall their uploads would take all descriptors otherwise.
     pub fn may_spare_one(&self, connection_limit: &ConnectionLimit) -> bool {
-        self.own.get() < MAX_SPARED && connection_limit.has_plenty()
+        self.own.get() < MAX_SPARED && connection_limit.has_plenty() && self.descriptors.has_plenty()
+    }
+
+    /// Counts a connection that serves one exchange for a client, unless it was opened for the client and is counted.
+    pub fn lend(&self, connection: &mut Connection, client: Holder) {
+        connection.hold(|| self.descriptors.count(client));
+    }
+
+    /// Takes a descriptor for a client's connection to the endpoint.
+    fn descriptor_for(&self, client: Holder) -> Result<DescriptorUse, Error> {
+        self.descriptors.take(client).ok_or_else(|| Error::no_descriptor(descriptor_shares::PART_IN_USE))
     }
 
     /// Whether the endpoint speaks HTTP/1, as far as is known, so that no exchange shares a connection.
@@ -295,7 +333,8 @@ impl Pool {
     }
 
     /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
+    pub fn put_back(&self, mut connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
+        connection.release();
         if connection.limit_handle().is_wanted() && !self.keep_despite_waiters() {
             return;
         }

@@ -37,6 +37,7 @@ use crate::store::stored_response::{Content, StoredResponse, freshen};
 use crate::store::unix_time::{http_date, now_ms};
 use crate::store::variant::VariantInfo;
 use crate::store::vary::VaryValue;
+use crate::system::descriptor_shares;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
 use crate::upstream::request_head::RequestHeadSize;
@@ -147,8 +148,8 @@ impl Fetch<'_> {
         lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
         let kind = failed.error.kind;
-        // Followers have come later, and have time left.
-        let is_late = failed.error.limit == Some(ROUTE_TIMEOUT);
+        // Followers have come later, and have time left. Other clients have parts of their own.
+        let is_own = matches!(failed.error.limit, Some(ROUTE_TIMEOUT | descriptor_shares::LIMIT));
         // A plugin below the cache may have made the head so long that it waited for a connection of its own.
         let waited_alone = kind == FailureKind::LimitReached
             && needs_own_connection(self.worker, self.destination.upstream, sent)
@@ -158,7 +159,7 @@ impl Fetch<'_> {
             FetchClient::Served => Err(failed),
         };
         // Errors that only this request may have caused are not published: a follower takes the lead over and tries itself.
-        if is_shared_failure(kind) && !waited_alone && !is_late {
+        if is_shared_failure(kind) && !waited_alone && !is_own {
             end(lead, FetchOutcome::Failed(kind));
         }
         answered

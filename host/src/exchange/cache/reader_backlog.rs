@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::body::buffer_space::BufferSpace;
 use crate::body::spill_file::SpillFile;
 use crate::store::shared_body::SharedBody;
+use crate::system::descriptor_shares::DescriptorUse;
 
 /// The content that waits for the slower readers of a shared body.
 pub struct ReaderBacklog {
@@ -85,13 +86,19 @@ impl ReaderBacklog {
         has_written
     }
 
-    /// Returns the file for more bytes; `None` if the disk has no room.
+    /// Takes the descriptor of a file; `None` if there is none for files of bodies.
+    pub fn descriptor(&self) -> Option<DescriptorUse> {
+        self.space.descriptor()
+    }
+
+    /// Returns the file for more bytes; `None` if the disk has no room, or there is no descriptor.
     fn file_for(&mut self, bytes: u64) -> Option<Arc<SpillFile>> {
         if self.file.as_ref().is_none_or(|(_, length)| *length >= FILE) {
+            let file = SpillFile::new(&self.space)?;
             if self.file.is_none() {
                 self.space.record_spill();
             }
-            self.file = Some((SpillFile::new(&self.space), 0));
+            self.file = Some((file, 0));
         }
         let (file, length) = self.file.as_mut()?;
         if !file.grow(bytes, &self.space) {

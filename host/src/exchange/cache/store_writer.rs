@@ -21,6 +21,7 @@ use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
+use crate::system::descriptor_shares;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::CacheMetrics;
 
@@ -199,7 +200,9 @@ impl StoreWriter {
         if bytes > self.longest {
             return Err(NotStored::TooLong);
         }
-        let begun = UnfinishedFile::begin(disk, &self.fill, self.object.sequence, &self.arriving_on_disk).await;
+        let descriptor = self.backlog.descriptor().ok_or(NotStored::NoRoom(descriptor_shares::LIMIT))?;
+        let (number, route) = (self.object.sequence, &self.arriving_on_disk);
+        let begun = UnfinishedFile::begin(disk, &self.fill, number, route, descriptor).await;
         self.into = WriteTarget::File(Box::new(begun.ok_or(NotStored::Failed)?));
         Ok(())
     }

@@ -17,12 +17,13 @@ use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
 use crate::store::memory_content::{MemoryContent, Pieces, WHOLE};
+use crate::system::descriptor_shares::CountedFile;
 use crate::system::files;
 
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
 pub struct OpenFile {
-    pub(super) file: File,
+    pub(super) file: CountedFile,
     pub(super) sums: Sums,
     pub(super) length: u64,
     pub(super) trailers: Option<HeaderMap>,

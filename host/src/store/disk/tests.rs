@@ -11,6 +11,8 @@ use crate::store::index::hash_key;
 use crate::store::purge_log::PurgeTarget;
 use crate::store::stored_response::Freshness;
 use crate::store::variant::PurgeKind;
+use crate::system::descriptor_shares::WorkerDescriptors;
+use crate::system::holder_counts::Holder;
 
 const KEY: &[u8] = b"http://a/";
 
@@ -49,10 +51,14 @@ fn put_at(disk: &Disk, content: &'static str, epoch: PurgeEpoch) -> u64 {
 
 fn read(disk: &Arc<Disk>) -> Option<Bytes> {
     let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new())?;
-    match &disk.recall(&filed, KEY, u64::MAX)?.object.content {
+    match &disk.recall(&filed, KEY, u64::MAX, descriptor())?.object.content {
         Content::Whole(content) => Some(content.clone()),
         other => panic!("{other:?}"),
     }
+}
+
+fn descriptor() -> DescriptorUse {
+    WorkerDescriptors::unlimited().count(Holder::UNKNOWN)
 }
 
 fn path_of(folder: &Path, number: u64) -> PathBuf {
@@ -120,7 +126,7 @@ fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
             assert!(!path_of(folder.path(), number).exists());
             return;
         };
-        let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0).unwrap().object).unwrap();
+        let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0, descriptor()).unwrap().object).unwrap();
         assert_eq!(object.since_ms, since_ms - 1, "the newest record counts");
         object.since_ms = since_ms;
         disk.keep(id, KEY, &Arc::new(object), disk.purges.moment());

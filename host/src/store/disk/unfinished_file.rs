@@ -17,11 +17,12 @@ use crate::store::memory_budget::{ArrivingBytes, MemoryReservation};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::{SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
+use crate::system::descriptor_shares::{CountedFile, DescriptorUse};
 
 /// A file that is being written. The file is removed if it is dropped before it is finished.
 pub struct UnfinishedFile {
     disk: Arc<Disk>,
-    file: Arc<File>,
+    file: Arc<CountedFile>,
     number: u64,
     sums: Vec<u64>,
     room: MemoryReservation,
@@ -50,7 +51,13 @@ pub struct WrittenResponse {
 
 impl UnfinishedFile {
     /// Starts a file for an arriving response of a route. `None` if nothing can be written; the reason is logged.
-    pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64, route: &ArrivingBytes) -> Option<Self> {
+    pub async fn begin(
+        disk: &Arc<Disk>,
+        fill: &SharedBody,
+        number: u64,
+        route: &ArrivingBytes,
+        descriptor: DescriptorUse,
+    ) -> Option<Self> {
         if disk.rests() {
             return None;
         }
@@ -58,7 +65,8 @@ impl UnfinishedFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
-        let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
+        let file = made.inspect_err(|error| disk.write_failed(error)).ok()?;
+        let file = Arc::new(CountedFile::new(file, descriptor));
         fill.spill(file.clone());
         let room = MemoryReservation::new(&disk.arriving, route);
         Some(UnfinishedFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })

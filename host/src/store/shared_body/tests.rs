@@ -5,6 +5,8 @@ use http_body::Body;
 use super::*;
 use crate::store::stored_body::StoredBody;
 use crate::store::stored_response::Content;
+use crate::system::descriptor_shares::WorkerDescriptors;
+use crate::system::holder_counts::Holder;
 
 pub fn read(stored: &mut StoredBody) -> Vec<u8> {
     let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
@@ -116,7 +118,7 @@ async fn slow_readers_of_unkept_content_read_files() {
         got.extend(read(&mut quick));
         while let Some((start, pieces)) = fill.next_to_spill(1 << 20) {
             let (file, end) =
-                (SpillFile::new(&space), start + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>());
+                (SpillFile::new(&space).unwrap(), start + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>());
             assert!(file.grow(end - start, &space));
             file.write(start, pieces, &space).await.unwrap().unwrap();
             fill.set_spilled(start, end, file);
@@ -186,7 +188,8 @@ fn long_content_is_repacked() {
 #[tokio::test(flavor = "current_thread")]
 async fn body_in_a_file_is_read_from_the_file() {
     use http_body_util::BodyExt;
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let descriptor = WorkerDescriptors::unlimited().count(Holder::UNKNOWN);
+    let file = Arc::new(CountedFile::new(tempfile::tempfile().unwrap(), descriptor));
     let (fill, content) = filled(&["abc"]);
     let early = StoredBody::all(&content).unwrap();
     fill.spill(file.clone());

@@ -35,10 +35,16 @@ impl Pool {
         let terms = |wanted| self.terms_for(request, wanted, all.as_deref());
         let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
         if self.exclusive.get() || needs_http1 {
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
+            let held = self.descriptor_for(request.client)?;
+            let mut connection = connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await?;
+            connection.hold(|| held);
+            return Ok(Box::new(connection));
         }
         if request.wanted == RequiredProtocol::Unshared {
-            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?.unshared(&self.own);
+            let held = self.descriptor_for(request.client)?;
+            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?;
+            let mut connection = connection.unshared(&self.own);
+            connection.hold(|| held);
             self.learn_protocol(&connection);
             // An endpoint that accepts no further connection may leave one without settings.
             if let Some(sender) = connection.unshared_sender() {
@@ -76,8 +82,11 @@ impl Pool {
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
+            let held = self.descriptor_for(request.client)?;
             let terms = self.terms_for(request, RequiredProtocol::Http1, all.as_deref());
-            return connect::connect(&self.address, &terms, permit).await.map(Box::new);
+            let mut connection = connect::connect(&self.address, &terms, permit).await?;
+            connection.hold(|| held);
+            return Ok(Box::new(connection));
         }
         let terms = self.terms_for(request, *wanted, all.as_deref());
         let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
