@@ -360,3 +360,26 @@ fn responses_of_plugins_that_no_client_reads_are_bounded_for_each_connection() {
     assert!(grown < 16 << 10, "{grown} KiB");
     assert_eq!(ask(&proxy, "respond-long", "").status(), 200, "another connection is served");
 }
+
+/// One client took all memory for responses that the plugins of a route had made.
+#[test]
+fn made_responses_that_one_client_reads_not_leave_room_for_those_of_others() {
+    let proxy = Proxy::start(&greedy(&echo(), "[buffers]\nmemory = \"16 MiB\""));
+    let request = head(&[0x82, 0x86, 0x84, 0x41, 1, b'a'], &[("x-greedy", "respond-long")]);
+    let begin = |_| {
+        let mut client = Raw::connect(&proxy);
+        client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        client.send(HEADERS, END_STREAM | END_HEADERS, 1, &request);
+        client
+    };
+    let mut clients: Vec<Raw> = (0..40).map(begin).collect();
+    let heads = clients.iter_mut().map(|client| client.until(|frame| frame.kind == HEADERS).payload[0]);
+    let served = heads.filter(|first| *first == 0x88).count();
+    assert!((8..30).contains(&served), "{served}");
+    assert!(proxy.wait_log("exchange failed").contains("limit=\"buffers.memory\""));
+    for from in ["127.0.0.2", "127.0.0.3"] {
+        let mut other = proxy.connect_from(from);
+        other.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Greedy: respond-long\r\n\r\n").unwrap();
+        assert_eq!(read_message(&mut BufReader::new(other)).unwrap().status(), 200, "{from}");
+    }
+}

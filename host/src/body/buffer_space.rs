@@ -20,6 +20,8 @@ use crate::system::holder_counts::{Holder, HolderCounts};
 pub struct BufferUse {
     memory: AtomicU64,
     files: AtomicU64,
+    /// The bytes of responses that were made here and wait, by route and client.
+    made: HolderCounts,
     /// The number of bodies that were put into a file.
     spills: AtomicU64,
     /// The number of bodies that could not be put into a file.
@@ -46,10 +48,10 @@ pub struct BufferLimits {
 pub struct BufferSpace {
     usage: Arc<BufferUse>,
     pub limits: BufferLimits,
-}
-
     /// The descriptors that the worker's exchanges use.
     descriptors: WorkerDescriptors,
+}
+
 /// The memory that one body has reserved. Dropping it releases the memory.
 #[derive(Debug)]
 pub struct MemoryShare {
@@ -75,6 +77,8 @@ pub struct RouteMade(Arc<AtomicU64>);
 pub struct MadeMemory {
     usage: Arc<BufferUse>,
     route: RouteMade,
+    /// The client, among those of the route.
+    client: Holder,
     bytes: u64,
     /// The maximum number of bytes that may wait in memory, of all bodies.
     max: u64,
@@ -102,9 +106,10 @@ const MAX_PASSING: u64 = 1 << 20;
 /// The cost of a piece besides its bytes, so that a body of many tiny pieces is bounded too.
 const PIECE_OVERHEAD: u64 = 64;
 
-/// The part that a route's made responses may take of what everything else leaves: three quarters. However slowly the
-/// clients of a route take them, others find room.
-const ROUTE_PART: (u64, u64) = (3, 4);
+/// The part that a route's made responses may take of what everything else leaves, and those of a client of what the route's
+/// other clients leave of that: three quarters. However slowly the clients of a route take them, other routes find room, and
+/// however slowly one client does, so do other clients.
+const MADE_PART: (u64, u64) = (3, 4);
 
 /// The pause after a failed write, during which no file is begun.
 const REST: Duration = Duration::from_secs(10);
@@ -139,20 +144,22 @@ impl BufferSpace {
         Rc::new(BufferSpace { usage, limits, descriptors })
     }
 
-    /// Counts a response that was made here, of which nothing can wait in a file; `None` if there is no memory left.
-    pub fn count_made(&self, bytes: usize, route: &RouteMade) -> Option<MadeMemory> {
-        let mut made = self.made_memory(route, self.limits.memory);
+    /// Counts a response that was made here for a client, of which nothing can wait in a file; `None` if there is no memory
+    /// left.
+    pub fn count_made(&self, bytes: usize, route: &RouteMade, client: Holder) -> Option<MadeMemory> {
+        let mut made = self.made_memory(route, client, self.limits.memory);
         made.grow(bytes).then_some(made)
     }
 
-    /// Returns the memory, which is empty, for a response that will be made here. It leaves bodies the memory in which they
-    /// pass to their files.
-    pub fn memory_for_made(&self, route: &RouteMade) -> MadeMemory {
-        self.made_memory(route, self.limits.memory - self.limits.memory / PASSAGE)
+    /// Returns the memory, which is empty, for a response that will be made here for a client. It leaves bodies the memory in
+    /// which they pass to their files.
+    pub fn memory_for_made(&self, route: &RouteMade, client: Holder) -> MadeMemory {
+        self.made_memory(route, client, self.limits.memory - self.limits.memory / PASSAGE)
     }
 
-    fn made_memory(&self, route: &RouteMade, max: u64) -> MadeMemory {
-        MadeMemory { usage: self.usage.clone(), route: route.clone(), bytes: 0, max }
+    fn made_memory(&self, route: &RouteMade, client: Holder, max: u64) -> MadeMemory {
+        let client = client.within(Arc::as_ptr(&route.0) as u64);
+        MadeMemory { usage: self.usage.clone(), route: route.clone(), client, bytes: 0, max }
     }
 
     /// Returns the number of bytes that may be read early of all uploads of one client connection.
@@ -165,13 +172,6 @@ impl BufferSpace {
         self.limits.disk > 0 && self.usage.rests_until.load(Ordering::Relaxed) <= seconds()
     }
 
-    /// Counts a body that is put into a file from now on.
-    pub fn record_spill(&self) {
-        self.usage.spills.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Records that there is no room for files.
-    pub fn record_full(&self) {
     /// Takes the descriptor of a file; `None` if bodies have their part of the descriptors.
     pub fn descriptor(&self) -> Option<DescriptorUse> {
         let taken = self.descriptors.take(Holder::BUFFERS);
@@ -185,6 +185,13 @@ impl BufferSpace {
         taken
     }
 
+    /// Counts a body that is put into a file from now on.
+    pub fn record_spill(&self) {
+        self.usage.spills.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that there is no room for files.
+    pub fn record_full(&self) {
         self.usage.refusals.fetch_add(1, Ordering::Relaxed);
         if self.may_warn() {
             let (limit, bytes) = ("buffers.disk", self.limits.disk);
@@ -288,14 +295,17 @@ impl Drop for MemoryShare {
 }
 
 impl MadeMemory {
-    /// Counts more bytes. Returns whether there is memory for them: the route has three quarters of what all others leave.
+    /// Counts more bytes. Returns whether there is memory for them, in the parts of the route and of the client.
     pub fn grow(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let all = self.usage.memory.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let route = self.route.0.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let client = self.usage.made.add(self.client, bytes);
         self.bytes += bytes;
-        let left = self.max.saturating_sub(all.saturating_sub(route));
-        let is_within = route <= left / ROUTE_PART.1 * ROUTE_PART.0;
+        let part = |left: u64| left / MADE_PART.1 * MADE_PART.0;
+        let of_route = part(self.max.saturating_sub(all.saturating_sub(route)));
+        let of_client = part(of_route.saturating_sub(route.saturating_sub(client)));
+        let is_within = route <= of_route && client <= of_client;
         if !is_within {
             self.release(bytes);
         }
@@ -311,6 +321,7 @@ impl MadeMemory {
         self.bytes -= bytes;
         self.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
         self.route.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.usage.made.remove(self.client, bytes);
     }
 }
 
@@ -389,13 +400,17 @@ pub mod tests {
     fn responses_that_are_made_share_the_memory_and_return_all_of_it() {
         let (usage, space) = space(Path::new("/"));
         let (route, other) = (RouteMade::default(), RouteMade::default());
-        let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20, &route)).collect();
-        assert_eq!((made.len(), usage.memory()), (4, 12 << 20));
-        assert!(space.count_made(4 << 20, &other).is_none());
-        let of_other = space.count_made(3 << 20, &other).expect("a route leaves others a part");
-        drop((made, of_other));
-        let mut growing = space.memory_for_made(&route);
-        assert!(growing.grow(1 << 20) && growing.grow(8 << 20) && !growing.grow(1), "bodies pass in the rest");
+        let [client, second, third] = [1, 2, 3].map(Holder::numbered);
+        let made: Vec<MadeMemory> = std::iter::from_fn(|| space.count_made(3 << 20, &route, client)).collect();
+        assert_eq!((made.len(), usage.memory()), (3, 9 << 20));
+        assert!(space.count_made(3 << 20, &route, second).is_none());
+        let of_second = space.count_made(9 << 18, &route, second).expect("a client leaves others a part");
+        let of_third = space.count_made(9 << 16, &route, third).expect("and so do two of them");
+        assert!(space.count_made(4 << 20, &other, client).is_none());
+        let of_other = space.count_made(2 << 20, &other, client).expect("a route leaves others a part");
+        drop((made, of_second, of_third, of_other));
+        let mut growing = space.memory_for_made(&route, client);
+        assert!(growing.grow(1 << 20) && growing.grow(5 << 20) && !growing.grow(1 << 20), "bodies pass in the rest");
         growing.shrink(1 << 20);
         assert_eq!(usage.memory(), 1 << 20);
         drop(growing);

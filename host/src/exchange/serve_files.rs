@@ -81,7 +81,7 @@ pub async fn serve_files(
         },
         PathAnswer::Folder => redirect_into_folder(context),
         PathAnswer::Unindexed => {
-            let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made);
+            let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made, holder);
             match site.list(query.path, ClientNet::new(client), memory, step).await? {
                 Some(page) => listing_response(page, &request.method),
                 None => page(StatusCode::NOT_FOUND),

@@ -232,6 +232,7 @@ mod tests {
     use super::*;
     use crate::body::buffer_space::RouteMade;
     use crate::body::buffer_space::tests::space;
+    use crate::system::holder_counts::Holder;
 
     #[test]
     fn names_are_text_in_a_page_and_paths_in_a_link() {
@@ -271,12 +272,13 @@ mod tests {
         let Ok(Opened::Folder(folder)) = root.find(&path, Wait::Allowed) else { panic!("the root is a folder") };
         let (usage, space) = space(Path::new("/"));
         let listed = ListedFolder { root: &root, path: &path, folder: &folder, prefix: "" };
-        let page = listed.page(space.memory_for_made(&RouteMade::default()), || true).unwrap();
+        let page = listed.page(space.memory_for_made(&RouteMade::default(), Holder::UNKNOWN), || true).unwrap();
         assert_eq!(usage.memory(), page.as_ref().len() as u64, "the names are gone");
-        let none = listed.page(space.memory_for_made(&RouteMade::default()), || false);
+        let none = listed.page(space.memory_for_made(&RouteMade::default(), Holder::UNKNOWN), || false);
         assert!(matches!(none, Err(ListingFailure::Unwanted)), "{none:?}");
-        let _others = [11 << 20, 3 << 20].map(|bytes| space.count_made(bytes, &RouteMade::default()).unwrap());
-        let full = listed.page(space.memory_for_made(&RouteMade::default()), || true);
+        let _others = [8 << 20, 4 << 20, 1 << 20]
+            .map(|bytes| space.count_made(bytes, &RouteMade::default(), Holder::UNKNOWN).unwrap());
+        let full = listed.page(space.memory_for_made(&RouteMade::default(), Holder::UNKNOWN), || true);
         assert!(matches!(full, Err(ListingFailure::NoMemory)), "{full:?}");
         let page = String::from_utf8(page.content).unwrap();
         let links: Vec<&str> = page.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();

@@ -204,6 +204,7 @@ mod tests {
     use super::*;
     use crate::body::buffer_space::RouteMade;
     use crate::body::buffer_space::tests::space;
+    use crate::system::holder_counts::Holder;
 
     fn is_pending(future: &mut Pin<Box<impl Future>>) -> bool {
         future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
@@ -216,7 +217,8 @@ mod tests {
         let (usage, space) = space(Path::new("/"));
         let (listings, root) = (SharedListings::default(), Arc::new(Root::open(site.path()).unwrap()));
         let list = || {
-            let (path, memory) = (SitePath::parse("/").unwrap(), space.memory_for_made(&RouteMade::default()));
+            let (path, memory) =
+                (SitePath::parse("/").unwrap(), space.memory_for_made(&RouteMade::default(), Holder::UNKNOWN));
             Box::pin(listings.list(ListingQuery {
                 root: root.clone(),
                 path,
