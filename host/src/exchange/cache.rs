@@ -38,6 +38,7 @@ use crate::store::index::Found;
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
 use crate::store::unix_time::now_ms;
+use crate::store::vary::VaryRequest;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::CacheMetrics;
@@ -457,7 +458,8 @@ impl CacheMiss {
         context: &ExchangeContext,
         object: &Arc<StoredResponse>,
     ) -> Option<Response<ResponseBody>> {
-        if object.variant.scope != self.scope || !object.variant.selectors.select(&context.request.headers) {
+        let mut request = VaryRequest::new(&context.request.headers);
+        if object.variant.scope != self.scope || !object.variant.selectors.select(&mut request) {
             // The stored response shows by now which fields it depends on. If it is still arriving, the request doesn't
             // wait again.
             self.passes |= matches!(object.content, Content::Filling(_));

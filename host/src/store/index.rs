@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::variant::{PurgeKind, VariantInfo};
-use super::vary::VaryValue;
+use super::vary::{VaryRequest, VaryValue};
 
 /// A stored response in an index: one of the variants under a cache key.
 pub trait IndexedVariant: Send + Sync + 'static {
@@ -314,8 +314,9 @@ impl<V: IndexedVariant> CacheEntry<V> {
     }
 
     fn select(&self, scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
+        let mut request = VaryRequest::new(request);
         let fits = |variant: &&Arc<V>| {
-            variant.variant_info().scope == scope && variant.variant_info().selectors.select(request)
+            variant.variant_info().scope == scope && variant.variant_info().selectors.select(&mut request)
         };
         self.variants.iter().find(fits).cloned()
     }
