@@ -12,6 +12,7 @@ mod tests;
 mod unfinished_file;
 mod writer;
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -245,8 +246,8 @@ impl Disk {
         max: u64,
         descriptor: DescriptorUse,
     ) -> io::Result<LoadedResponse> {
-        let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
-        let RecordEntry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
+        let (file, record) = self.open_record(filed)?;
+        let RecordEntry { key: known, object, trailers, sums, length, .. } = record;
         if *known != *key || !object.variant.replaces(&filed.variant_info) {
             return Err(blocks::broken());
         }
@@ -262,6 +263,15 @@ impl Disk {
         Ok(LoadedResponse { object, is_whole })
     }
 
+    /// Opens the file of a response, and reads the record that an index entry stands for. A file that was replaced by a new one
+    /// meanwhile has a record at its end.
+    fn open_record(&self, filed: &DiskEntry) -> io::Result<(File, RecordEntry)> {
+        let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
+        let record = record::read_at(&file, self.claim.seed, filed.size);
+        let record = record.or_else(|_| record::read(&file, self.claim.seed))?;
+        Ok((file, record))
+    }
+
     /// Handles a file that can't be read. The entry is removed, unless the cause is this machine and not the file.
     fn read_failed(&self, filed: &DiskEntry, error: &io::Error) {
         // A file that was removed a moment ago is not a failure.
@@ -274,7 +284,7 @@ impl Disk {
             }
             warn!(path = %path.display(), %error, "a stored response can't be read, and is removed");
         }
-        self.index.remove_if(filed.id, |known| known.number == filed.number);
+        self.index.remove_if(filed.id, |known| std::ptr::eq(known, filed));
     }
 
     pub fn rests(&self) -> bool {
@@ -398,7 +408,7 @@ impl IndexedVariant for DiskEntry {
 
     fn on_removed(&self) {
         if !self.is_taken_over.load(Ordering::Relaxed) {
-            let _ = self.jobs.send(Job::Remove(self.number));
+            let _ = self.jobs.send(Job::Remove { id: self.id, number: self.number });
         }
     }
 

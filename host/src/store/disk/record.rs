@@ -130,9 +130,14 @@ pub fn record(
     Ok(bytes)
 }
 
-/// Reads the record behind the content.
+/// Reads the record at the end of a file that is not being written.
 pub fn read(file: &File, seed: u64) -> io::Result<RecordEntry> {
-    let size = file.metadata()?.len();
+    read_at(file, seed, file.metadata()?.len())
+}
+
+/// Reads the record that ends at `size`, which was the end of the file when the record was written. Behind it another one may
+/// be written at the moment.
+pub fn read_at(file: &File, seed: u64, size: u64) -> io::Result<RecordEntry> {
     let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;
     let mut footer = [0; FOOTER];
     file.read_exact_at(&mut footer, footer_at)?;

@@ -1,5 +1,6 @@
 //! Unit tests of the disk cache, with files in a temporary folder.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -113,6 +114,48 @@ fn a_file_is_kept_while_no_file_can_be_opened() {
     assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
     disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EIO));
     assert!(read(&disk).is_none());
+}
+
+/// A reader took the end of the file for that of a record: a file to which one was appended meanwhile counted as damaged.
+#[test]
+fn a_file_is_read_while_a_record_is_appended() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let number = put(&disk, "content");
+    let mut file = std::fs::OpenOptions::new().append(true).open(path_of(folder.path(), number)).unwrap();
+    file.write_all(&[1; 100]).unwrap();
+    assert_eq!(read(&disk).as_deref(), Some(&b"content"[..]));
+}
+
+#[test]
+fn a_file_whose_newer_entry_is_in_the_index_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let (id, number) = (hash_key(KEY, disk.seed()), put(&disk, "content"));
+    let filed = disk.find(id, KEY, 1, &HeaderMap::new()).unwrap();
+    // The entry leaves the index while the writer enters a newer one for the same file.
+    disk.jobs.send(Job::Remove { id, number }).unwrap();
+    disk.flush(Duration::from_secs(60));
+    assert_eq!(read(&disk).as_deref(), Some(&b"content"[..]));
+    disk.index.remove_if(id, |known| std::ptr::eq(known, &*filed));
+    disk.flush(Duration::from_secs(60));
+    assert!(!path_of(folder.path(), number).exists());
+}
+
+/// Such an append counted as a failure of the disk, after which nothing was stored for ten seconds.
+#[test]
+fn an_append_to_a_file_that_is_gone_is_no_failure_of_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let id = hash_key(KEY, disk.seed());
+    let number = put(&disk, "content");
+    let filed = disk.find(id, KEY, 1, &HeaderMap::new()).unwrap();
+    let object = disk.recall(&filed, KEY, 0, descriptor()).unwrap().object;
+    std::fs::remove_file(path_of(folder.path(), number)).unwrap();
+    disk.keep(id, KEY, &object, disk.purges.moment());
+    disk.flush(Duration::from_secs(60));
+    assert!(!disk.rests());
+    assert!(disk.find(id, KEY, 1, &HeaderMap::new()).is_none());
 }
 
 #[test]

@@ -27,7 +27,11 @@ pub enum Job {
         object: Arc<StoredResponse>,
         epoch: PurgeEpoch,
     },
-    Remove(u64),
+    /// An entry has left the index, and its file is to be removed.
+    Remove {
+        id: u128,
+        number: u64,
+    },
     /// The file was not finished and is to be removed.
     Discard(u64),
     /// The response was soft-purged, so that its file has to be marked stale.
@@ -54,7 +58,13 @@ fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
             let Some(disk) = disk.upgrade() else { return };
             keep(&disk, id, &key, &object, epoch);
         }
-        Job::Remove(number) => remove(&folder.file(number)),
+        Job::Remove { id, number } => {
+            // A newer entry may have the file meanwhile.
+            let is_used = |disk: Arc<Disk>| disk.index.find_numbered(id, number).is_some();
+            if !disk.upgrade().is_some_and(is_used) {
+                remove(&folder.file(number));
+            }
+        }
         Job::Discard(number) => remove(&folder.temporary(number)),
         Job::Mark(number) => {
             if let Err(error) = mark(&folder.file(number)) {
@@ -79,6 +89,10 @@ fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, epoch: Purge
     }
     let known = disk.index.find_numbered(id, object.sequence);
     match (write(disk, known.as_deref(), key, object).transpose(), known) {
+        // Its file is gone, which is no failure of the disk.
+        (Some(Err(error)), Some(known)) if error.kind() == io::ErrorKind::NotFound => {
+            disk.index.remove_if(id, |filed| filed.number == known.number);
+        }
         (Some(size), _) => drop(disk.finish_write(id, key, object, size, epoch)),
         // Content that is only in its file can't be rewritten. If the file has too many records, the response is
         // dropped.
