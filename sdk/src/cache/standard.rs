@@ -75,6 +75,9 @@ const OBEYED: [&str; 17] = [
     "x-method-override",
 ];
 
+/// The part of a request's `Cache-Control` that is read, in bytes.
+const MAX_ASKED: usize = 1 << 10;
+
 /// The safe methods of IANA's registry, except GET and HEAD.
 const SAFE: [&[u8]; 7] = [b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH", b"QUERY", b"PRI"];
 
@@ -234,7 +237,7 @@ impl Standard {
             return None;
         }
         match (request.bytes(self.request.control), request.bytes(self.request.pragma)) {
-            (Some(control), _) => Some(Directives::parse(control)),
+            (Some(control), _) => Some(Directives::parse(beginning(control))),
             // `Pragma` is the directive from before HTTP/1.1 (RFC 9111 §5.4).
             (None, Some(pragma)) => {
                 let is_no_cache = pragma.to_ascii_lowercase().windows(8).any(|word| word == b"no-cache");
@@ -369,6 +372,16 @@ impl Standard {
         let refusal = if may_guess { Refusal::NoLifetime } else { Refusal::Status };
         configured.or(guess.filter(|guess| !guess.is_zero())).ok_or(refusal)
     }
+}
+
+/// Returns the beginning of a request's `Cache-Control`, in which all directives of honest clients are. A client could make
+/// each of its requests expensive by thousands of them.
+fn beginning(control: &[u8]) -> &[u8] {
+    if control.len() <= MAX_ASKED {
+        return control;
+    }
+    let end = control[..MAX_ASKED].iter().rposition(|byte| *byte == b',');
+    &control[..end.unwrap_or(0)]
 }
 
 /// Checks that neither the status nor a directive forbids to store a response.
