@@ -226,6 +226,65 @@ fn streams_that_stand_still_share_a_buffer() {
     assert!(each < 4 << 10, "{each} KiB for each of {CLIENTS} connections with 100 streams");
 }
 
+/// Checks that a client of a cache whose 64 streams read nothing of responses of 1 MB takes less than `max` KiB.
+fn unread_from_cache(cache: &str, framing: &'static str, max: u64) {
+    const STREAMS: u32 = 64;
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    let address = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let content = vec![b'a'; 1_000_000];
+            let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{framing}");
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content));
+            let _ = if framing.contains("chunked") { stream.write_all(b"\r\n0\r\n\r\n") } else { Ok(()) };
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let text = manifest(&address, "\"cache\"", &format!("[cache]\nmemory = \"32 MiB\"\n{cache}"));
+    let proxy = Proxy::start_in(folder.path(), &text);
+    assert_eq!(proxy.get("/first", "").body.len(), 1_000_000);
+    let before = proxy.memory_kib();
+    let mut client = http2(&proxy, 0);
+    client.write_all(&streams(STREAMS).flat_map(|stream| get(stream, stream as usize)).collect::<Vec<_>>()).unwrap();
+    until("all are asked for", || asked.load(Ordering::Relaxed) > u64::from(STREAMS));
+    let mut heads = 0;
+    while heads < STREAMS {
+        heads += u32::from(read_frame(&mut client).expect("the connection is open").0 == HEADERS);
+    }
+    let is_little = || proxy.memory_kib().saturating_sub(before) < max;
+    until("what has arrived has its place", is_little);
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/first", "").status(), 200);
+    }
+    until("what arrived later has its place too", is_little);
+}
+
+const SIZED: &str = "Content-Length: 1000000\r\n\r\n";
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\nf4240\r\n";
+
+/// The memory of content that its first client did not read was counted by nothing once it was stored.
+#[test]
+fn responses_that_are_stored_and_not_read_cost_little() {
+    // The memory of the cache, and a little more: 96 MiB before.
+    unread_from_cache("max-object = \"2 MiB\"\n", SIZED, 44 << 10);
+}
+
+/// Sixteen pieces of any length waited in memory for each client, and all that had arrived before.
+#[test]
+fn responses_that_are_too_long_to_be_stored_and_not_read_cost_little() {
+    unread_from_cache("max-object = \"100 KiB\"\n", SIZED, 20 << 10);
+    unread_from_cache("max-object = \"100 KiB\"\n", CHUNKED, 20 << 10);
+}
+
+/// Each reader held a block of 256 KiB besides.
+#[test]
+fn responses_on_disk_that_are_not_read_cost_little() {
+    let disk = "max-object = \"100 KiB\"\ndisk = { path = \"store\", size = \"256 MiB\" }\n";
+    unread_from_cache(disk, SIZED, 20 << 10);
+}
+
 #[test]
 fn windows_that_are_opened_by_a_drip_cost_little() {
     let source = Source::start();

@@ -164,7 +164,7 @@ impl Store {
         // A file is read at once, for whichever route.
         let mut room = self.reserve(&ArrivingBytes::default());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
-        let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
+        let max = if room.take(filed.size().min(max), self.room()) { max } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max, descriptor)).await.ok().flatten()?;
         if recalled.is_whole {
             self.keep(id, key, recalled.object.clone(), candidate.epoch);
@@ -198,13 +198,21 @@ impl Store {
         if let Content::Pieces(pieces) = &object.content {
             pieces.enter(&self.held);
         }
-        self.memory.insert_unless_purged(id, key, object, &self.purges, epoch)
+        let pieces = if let Content::Pieces(pieces) = &object.content { Some(pieces.clone()) } else { None };
+        let is_inserted = self.memory.insert_unless_purged(id, key, object, &self.purges, epoch);
+        // Readers may have the content all the same.
+        pieces.filter(|_| !is_inserted).into_iter().for_each(|pieces| pieces.leave());
+        is_inserted
+    }
+
+    /// Returns the memory that stored and arriving responses may have beside the content that responses still hold, in bytes.
+    pub fn room(&self) -> u64 {
+        self.capacity().saturating_sub(self.held.bytes())
     }
 
     /// Leaves the index what the budget has beside the content that responses still hold.
     fn make_room(&self) {
-        let left = self.capacity().saturating_sub(self.held.bytes());
-        self.memory.resize(left.max(MIN_INDEX));
+        self.memory.resize(self.room().max(MIN_INDEX));
     }
 
     /// Removes the older response from memory, after a newer one was stored on disk only.

@@ -521,7 +521,7 @@ impl CacheMiss {
         report: CacheStatus,
     ) -> Option<Response<ResponseBody>> {
         let now = now_ms();
-        let mut response = hit::hit_response(object, &context.request, report.is_fetched(), now)?;
+        let mut response = hit::hit_response(object, context, report.is_fetched(), now)?;
         let ttl = object.freshness.lifetime_ms as i64 - object.age_ms(now) as i64;
         report.ttl(ttl.div_euclid(1000)).append_to(
             self.stage.needs(worker),

@@ -86,7 +86,7 @@ impl ResponseBody {
         }
     }
 
-    /// Limits the bytes that are read at once from the endpoint or from a file: the length of the next pieces.
+    /// Limits the bytes that are read at once from the endpoint, the store or a file: the length of the next pieces.
     pub fn limit_reads(&self, bytes: usize) {
         match self {
             ResponseBody::Upstream(body) => body.limit_reads(bytes),
@@ -94,11 +94,9 @@ impl ResponseBody {
             ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
             ResponseBody::Decoded(body) => body.source().limit_reads(bytes),
             ResponseBody::Gathered(body) => body.rest().into_iter().for_each(|rest| rest.limit_reads(bytes)),
-            ResponseBody::Stored(_)
-            | ResponseBody::Parts(_)
-            | ResponseBody::Full(_)
-            | ResponseBody::Fixed(_)
-            | ResponseBody::Switched(_) => {}
+            ResponseBody::Stored(body) => body.limit_reads(bytes),
+            ResponseBody::Parts(parts) => parts.iter().for_each(|part| part.limit_reads(bytes)),
+            ResponseBody::Full(_) | ResponseBody::Fixed(_) | ResponseBody::Switched(_) => {}
         }
     }
 }

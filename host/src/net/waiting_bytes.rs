@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The bytes that wait for one client, and their limit.
 #[derive(Debug)]
 pub struct WaitingBytes {
-    /// One worker alone changes it.
+    /// The worker of the connection changes it, and other threads when they drop what has waited.
     bytes: AtomicU64,
     max: u64,
 }

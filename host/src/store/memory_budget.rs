@@ -46,11 +46,17 @@ impl MemoryReservation {
         route <= left / ROUTE_PART.1 * ROUTE_PART.0
     }
 
+    /// Releases all but `bytes` of the reservation.
+    pub fn shrink(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.all.subtract(less);
+        self.route.subtract(less);
+    }
+
     /// Releases the reservation.
     pub fn leave(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        self.all.subtract(bytes);
-        self.route.subtract(bytes);
+        self.shrink(0);
     }
 }
 

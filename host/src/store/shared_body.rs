@@ -44,8 +44,10 @@ struct SharedBodyState {
     left: Vec<usize>,
     /// The number of readers.
     reading: usize,
-    /// The waker of the writer, while it waits for readers.
+    /// The waker of the writer, which learns that readers have read, and that none is left.
     writer: Option<Waker>,
+    /// The bytes that may wait in memory for readers, if the body is not retained.
+    window: u64,
 }
 
 /// Whether more of a body will arrive while it is written to a file.
@@ -102,11 +104,17 @@ enum BodyEnd {
     Broken,
 }
 
-/// The maximum number of pieces that wait for slow readers, if the body is not kept in memory.
-const MAX_UNREAD_PIECES: usize = 16;
+/// The bytes that may always wait in memory for readers, if the body is not retained.
+pub const MIN_WINDOW: u64 = 16 << 10;
+
+/// The bytes in memory up to which pieces stay there that are in a file too, for readers that keep up.
+const KEPT: u64 = 16 << 10;
 
 /// Pieces below this length are short, in bytes.
 const SHORT: usize = 1 << 10;
+
+/// The length of pieces up to which they are copied for a client that takes little at a time, in bytes.
+const COPIED: usize = 16 << 10;
 
 /// The number of short pieces in a row that are joined into one.
 const JOINED: usize = 64;
@@ -127,7 +135,8 @@ pub struct Abandoned;
 
 impl SharedBody {
     pub fn new(length: Option<u64>) -> Arc<Self> {
-        Arc::new(SharedBody { length, state: Mutex::default() })
+        let state = SharedBodyState { window: MIN_WINDOW, ..SharedBodyState::default() };
+        Arc::new(SharedBody { length, state: Mutex::new(state) })
     }
 
     /// Returns the length that the head declares, in bytes.
@@ -151,19 +160,35 @@ impl SharedBody {
     }
 
     /// Waits until the writer may continue. If the body is not retained, it waits for readers, and stops without any.
+    /// The writer is woken once no reader is left.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Abandoned>> {
         let mut state = self.state();
+        match &mut state.writer {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
         if state.keeping != Retention::Nothing {
             return Poll::Ready(Ok(()));
         }
         if state.is_unread() {
             return Poll::Ready(Err(Abandoned));
         }
-        if state.pieces.len() < MAX_UNREAD_PIECES {
-            return Poll::Ready(Ok(()));
-        }
-        state.writer = Some(cx.waker().clone());
-        Poll::Pending
+        if state.has_room() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Whether no reader is left.
+    pub fn is_unread(&self) -> bool {
+        self.state().is_unread()
+    }
+
+    /// Returns the number of bytes that are in memory.
+    pub fn in_memory(&self) -> u64 {
+        self.state().in_memory()
+    }
+
+    /// Sets the bytes that may wait in memory for readers, if the body is not retained.
+    pub fn set_window(&self, bytes: u64) {
+        self.state().window = bytes;
     }
 
     /// Whether a reader has read all that has arrived, and waits for more.
@@ -196,11 +221,16 @@ impl SharedBody {
     }
 
     /// Returns the next pieces to write into a file because a reader has not read them, with their offset; `None` if too
-    /// few wait, all have one reader, or a reader is behind by `max` bytes.
+    /// few wait, or a reader is behind by `max` bytes. For a single reader only those wait in a file that arrived while the
+    /// body was retained.
     pub fn next_to_spill(&self, max: u64) -> Option<(u64, Vec<Bytes>)> {
         let state = self.state();
-        let is_shared = state.keeping == Retention::Nothing && state.reading > 1;
-        if !is_shared || state.pieces.len() < MAX_UNREAD_PIECES || state.bytes - state.slowest() >= max {
+        let is_due = match state.reading {
+            0 => false,
+            1 => state.in_memory() > 2 * state.window,
+            _ => !state.has_room(),
+        };
+        if state.keeping != Retention::Nothing || !is_due || state.bytes - state.slowest() >= max {
             return None;
         }
         let (start, _) = state.pieces.front()?;
@@ -275,16 +305,31 @@ impl SharedBody {
         state.wake();
     }
 
-    /// Returns the content to store, if it was kept in memory.
+    /// Returns the content to store, if it was kept in memory. The readers have the same memory from now on, which counts as
+    /// stored, or as held once it has left the index.
     pub fn content(&self, trailers: Option<HeaderMap>) -> MemoryContent {
         let state = self.state();
         let pieces: Vec<Bytes> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
         let length = state.bytes;
         drop(state);
-        if trailers.is_none() && length <= WHOLE {
-            return MemoryContent::Whole(memfd_arena::join(&pieces));
-        }
-        MemoryContent::Pieces(Pieces::new(repacked(pieces), length, trailers))
+        let content = if trailers.is_none() && length <= WHOLE {
+            MemoryContent::Whole(memfd_arena::join(&pieces))
+        } else {
+            MemoryContent::Pieces(Pieces::new(repacked(pieces), length, trailers))
+        };
+        self.state().pieces = match &content {
+            MemoryContent::Whole(whole) => VecDeque::from([(0, whole.clone())]),
+            MemoryContent::Pieces(pieces) => {
+                let mut next = 0;
+                let placed = |piece: Bytes| {
+                    let at = next;
+                    next += piece.len() as u64;
+                    (at, piece)
+                };
+                (0..pieces.list.len()).filter_map(|index| pieces.piece(index)).map(placed).collect()
+            }
+        };
+        content
     }
 
     /// Records that no more of the body will arrive. Readers get an error.
@@ -339,7 +384,20 @@ impl SharedBodyState {
     fn take_reader(&mut self, index: usize) {
         if self.readers.get_mut(index).and_then(Option::take).is_some() {
             self.reading -= 1;
+            if self.is_unread() {
+                self.writer.take().into_iter().for_each(Waker::wake);
+            }
         }
+    }
+
+    /// Returns the number of bytes that are in memory.
+    fn in_memory(&self) -> u64 {
+        self.bytes - self.front()
+    }
+
+    /// Whether more bytes may wait in memory, if the body is not retained.
+    fn has_room(&self) -> bool {
+        self.in_memory() < self.window
     }
 
     /// Whether no reader is left.
@@ -405,7 +463,7 @@ impl SharedBodyState {
         let is_wanted = |state: &SharedBodyState, end: u64| match state.keeping {
             Retention::Memory => true,
             // Those who keep up needn't read the file.
-            Retention::File => end > written || state.pieces.len() <= MAX_UNREAD_PIECES,
+            Retention::File => end > written || state.in_memory() <= KEPT,
             Retention::Nothing => end > written && state.readers.iter().flatten().any(|reader| reader.at < end),
         };
         while let Some((at, piece)) = self.pieces.front()
@@ -414,7 +472,7 @@ impl SharedBodyState {
             self.pieces.pop_front();
         }
         self.forget_files();
-        if self.pieces.len() < MAX_UNREAD_PIECES || self.is_unread() {
+        if self.keeping == Retention::Nothing && (self.has_room() || self.is_unread()) {
             self.writer.take().into_iter().for_each(Waker::wake);
         }
     }
@@ -463,7 +521,8 @@ pub struct SharedBodyReader {
 }
 
 impl SharedBodyReader {
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    /// Returns the next frame, of at most `max` bytes.
+    pub fn poll_next(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(reading) = &mut self.from_file {
                 let read = ready!(Pin::new(reading).poll(cx));
@@ -477,14 +536,21 @@ impl SharedBodyReader {
                 return Poll::Ready(Some(Err(LEFT_BEHIND.into())));
             };
             let at = reader.at;
-            if let Some(piece) = state.piece(at) {
+            if let Some(mut piece) = state.piece(at) {
                 drop(guard);
+                if piece.len() > max {
+                    piece.truncate(max);
+                    if max <= COPIED {
+                        // A slow client would hold all of the memory that a short piece is a part of.
+                        piece = Bytes::copy_from_slice(&piece);
+                    }
+                }
                 return Poll::Ready(Some(Ok(self.had(piece))));
             }
             if let Some(part) = state.part(at).cloned() {
                 drop(guard);
                 // Not there, for it is freed here.
-                let block = BytesMut::zeroed((part.end - at).min(PIECE as u64) as usize);
+                let block = BytesMut::zeroed((part.end - at).min(max.min(PIECE) as u64) as usize);
                 self.from_file = Some(spawn_blocking(move || part.file.read(block, at)));
                 continue;
             }

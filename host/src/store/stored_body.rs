@@ -1,5 +1,6 @@
 //! Stored content, or a part of it, as the body of a response.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,6 +13,7 @@ use super::memory_content::Pieces;
 use super::shared_body::SharedBodyReader;
 use super::stored_response::Content;
 use crate::body::BodyError;
+use crate::net::waiting_bytes::WaitingBytes;
 
 /// The body of a response from the store: the whole content or a part of it.
 #[derive(Debug)]
@@ -21,13 +23,15 @@ pub struct StoredBody {
     skip: u64,
     /// The number of bytes left to send; `None` to send all of them and the trailers.
     left: Option<u64>,
+    /// The maximum number of bytes of a piece that is not in the store's memory.
+    max_read: Cell<usize>,
 }
 
 #[derive(Debug)]
 enum BodySource {
     Whole(Bytes),
     Pieces(Arc<Pieces>, usize),
-    File(BlockReader),
+    File(Box<BlockReader>),
     Filling(SharedBodyReader),
 }
 
@@ -48,19 +52,29 @@ impl StoredBody {
                 }
                 (BodySource::Pieces(pieces.clone(), index), skip)
             }
-            Content::File(file) => {
-                let (blocks, skip) = BlockReader::new(file, at);
-                (BodySource::File(blocks), skip)
-            }
+            Content::File(file) => (BodySource::File(Box::new(BlockReader::new(file, at))), 0),
             Content::Filling(fill) => (BodySource::Filling(fill.reader(at)?), 0),
         };
-        Some(StoredBody { source, skip, left: None })
+        Some(StoredBody { source, skip, left: None, max_read: Cell::new(usize::MAX) })
     }
 
     /// Returns a body with the text between two parts of a `multipart/byteranges` response.
     pub fn text(text: String) -> Self {
         let left = Some(text.len() as u64);
-        StoredBody { source: BodySource::Whole(text.into()), skip: 0, left }
+        StoredBody { source: BodySource::Whole(text.into()), skip: 0, left, max_read: Cell::new(usize::MAX) }
+    }
+
+    /// Limits the bytes of the next pieces, unless they are in the store's memory.
+    pub fn limit_reads(&self, bytes: usize) {
+        self.max_read.set(bytes.max(1));
+    }
+
+    /// Counts the memory of content that is read from a file among the bytes that wait for a client.
+    pub fn for_client(mut self, client: &Arc<WaitingBytes>) -> Self {
+        if let BodySource::File(blocks) = &mut self.source {
+            blocks.count_for(client.clone());
+        }
+        self
     }
 
     /// Returns the number of bytes left to send; `None` if the body isn't a part with a known length.
@@ -95,8 +109,11 @@ impl StoredBody {
                 let frame = pieces.piece(*next - 1).map(Frame::data);
                 Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
             }
-            BodySource::File(blocks) => blocks.poll_next(cx),
-            BodySource::Filling(reading) => reading.poll_next(cx),
+            BodySource::File(blocks) => {
+                let left = self.left.map_or(usize::MAX, |left| left.min(usize::MAX as u64) as usize);
+                blocks.poll_next(self.max_read.get().min(left), cx)
+            }
+            BodySource::Filling(reading) => reading.poll_next(self.max_read.get(), cx),
         }
     }
 }

@@ -431,7 +431,7 @@ impl Fetch<'_> {
             max: max_in_memory(worker),
             longest: longest(worker),
             into: WriteTarget::Memory,
-            backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer),
+            backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer, context.peer.waiting.clone()),
             exchange: FetchName::of(context),
             figures: miss.stage.figures(worker).clone(),
         };

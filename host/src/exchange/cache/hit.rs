@@ -1,11 +1,14 @@
 //! Responses from the store: complete, partial, or 304 if the client has the response already (RFC 9110 §13, §14).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request, response};
 
 use crate::context::ExchangeContext;
 use crate::exchange::response_body::ResponseBody;
+use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::conditions::{client_has_it, to_not_modified};
 use crate::protocol::ranges::{self, ByteRange, PartOrder, RangeRequest};
 use crate::store::stored_body::StoredBody;
@@ -40,10 +43,11 @@ pub fn is_conditional(fields: &HeaderMap) -> bool {
 /// response was fetched or validated for this request.
 pub fn hit_response(
     object: &StoredResponse,
-    request: &request::Parts,
+    context: &ExchangeContext,
     is_fetched: bool,
     now_ms: u64,
 ) -> Option<Response<ResponseBody>> {
+    let (request, client) = (&context.request, &context.peer.waiting);
     let mut head = object.head();
     let age = object.age_ms(now_ms) / 1000;
     // An age says that the response was not made for this request (RFC 9111 §5.1).
@@ -68,12 +72,12 @@ pub fn hit_response(
                 ranges::to_unsatisfiable(&mut head, length);
                 return Some(Response::from_parts(head, ResponseBody::Full(Bytes::new())));
             }
-            RangeRequest::Parts(parts, length) => return partial(object, head, &parts, length),
+            RangeRequest::Parts(parts, length) => return partial(object, head, &parts, length, client),
         }
     }
     let body = match request.method {
         Method::HEAD => ResponseBody::Full(Bytes::new()),
-        _ => ResponseBody::Stored(StoredBody::all(&object.content)?),
+        _ => ResponseBody::Stored(StoredBody::all(&object.content)?.for_client(client)),
     };
     Some(Response::from_parts(head, body))
 }
@@ -104,9 +108,11 @@ fn partial(
     mut head: response::Parts,
     parts: &[ByteRange],
     length: u64,
+    client: &Arc<WaitingBytes>,
 ) -> Option<Response<ResponseBody>> {
     let texts = ranges::to_partial_content(&mut head, parts, length);
-    let body = |part: &ByteRange| StoredBody::part(&object.content, part.first, part.length());
+    let body =
+        |part: &ByteRange| Some(StoredBody::part(&object.content, part.first, part.length())?.for_client(client));
     if let [part] = parts {
         return Some(Response::from_parts(head, ResponseBody::Stored(body(part)?)));
     }

@@ -8,11 +8,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use bytes::Bytes;
+use tokio::time::{sleep, timeout};
 
 use crate::body::buffer_space::BufferSpace;
 use crate::body::spill_file::SpillFile;
-use crate::store::shared_body::SharedBody;
+use crate::net::waiting_bytes::WaitingBytes;
+use crate::store::shared_body::{MIN_WINDOW, SharedBody};
 use crate::system::descriptor_shares::DescriptorUse;
 
 /// The content that waits for the slower readers of a shared body.
@@ -26,17 +28,39 @@ pub struct ReaderBacklog {
     is_full: bool,
     /// The time that readers have waited for slower ones since progress was last measured.
     waited: Duration,
+    window: ReadWindow,
+}
+
+/// The bytes of content that is not stored that may wait in memory for readers. They grow as long as the readers keep up,
+/// within the bytes that may wait for the client that the content is fetched for.
+struct ReadWindow {
+    client: Arc<WaitingBytes>,
+    bytes: u64,
 }
 
 impl ReaderBacklog {
-    pub fn new(space: Rc<BufferSpace>, max: u64) -> Self {
-        ReaderBacklog { space, max, file: None, is_full: false, waited: Duration::ZERO }
+    pub fn new(space: Rc<BufferSpace>, max: u64, client: Arc<WaitingBytes>) -> Self {
+        let window = ReadWindow { client, bytes: MIN_WINDOW };
+        ReaderBacklog { space, max, file: None, is_full: false, waited: Duration::ZERO, window }
+    }
+
+    /// Returns the number of bytes of the next piece.
+    pub fn next_read(&self) -> usize {
+        (self.window.bytes / 2) as usize
+    }
+
+    /// Returns a piece in memory of its own if it is short: it would keep all of the memory that it was read into.
+    pub fn own(&self, piece: Bytes) -> Bytes {
+        if piece.len() as u64 <= MIN_WINDOW / 2 { Bytes::copy_from_slice(&piece) } else { piece }
     }
 
     /// Waits until there is room for the next piece: the slower readers have made it, or a file has taken their pieces.
     /// A reader that makes too little progress is cut off if others wait for more: a slow client must not decide what
     /// the others get.
     pub async fn make_room(&mut self, body: &SharedBody) {
+        if body.in_memory() == 0 && self.window.grow() {
+            body.set_window(self.window.bytes);
+        }
         if !body.is_behind()
             && let Some((file, _)) = self.file.take()
         {
@@ -86,6 +110,18 @@ impl ReaderBacklog {
         has_written
     }
 
+    /// Waits until little of a body that has arrived waits in memory: its readers have read it, or a file has taken it.
+    pub async fn drain(&mut self, body: &SharedBody, mut drained: impl FnMut(u64)) {
+        loop {
+            while self.spill(body).await {}
+            drained(body.in_memory());
+            if body.in_memory() <= 2 * self.window.bytes || body.is_unread() {
+                return;
+            }
+            sleep(STEP).await;
+        }
+    }
+
     /// Takes the descriptor of a file; `None` if there is none for files of bodies.
     pub fn descriptor(&self) -> Option<DescriptorUse> {
         self.space.descriptor()
@@ -112,6 +148,27 @@ impl ReaderBacklog {
         Some(file.clone())
     }
 }
+
+impl ReadWindow {
+    /// Doubles the window, unless it is long enough or the client has no room. Returns whether it has grown.
+    fn grow(&mut self) -> bool {
+        let may_grow = self.bytes < MAX_WINDOW && self.client.has_room(self.bytes);
+        if may_grow {
+            self.client.add(self.bytes);
+            self.bytes *= 2;
+        }
+        may_grow
+    }
+}
+
+impl Drop for ReadWindow {
+    fn drop(&mut self) {
+        self.client.remove(self.bytes - MIN_WINDOW);
+    }
+}
+
+/// The largest window, in bytes: two pieces of the usual length.
+const MAX_WINDOW: u64 = 256 << 10;
 
 /// The length of a file after which another is begun, in bytes: the room of those that all readers have passed is free.
 const FILE: u64 = 16 << 20;

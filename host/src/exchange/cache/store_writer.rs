@@ -94,6 +94,8 @@ impl StoreWriter {
         loop {
             if matches!(self.into, WriteTarget::Nowhere) {
                 self.backlog.make_room(&self.fill).await;
+                self.room.shrink(self.fill.in_memory());
+                body.limit_reads(self.backlog.next_read());
             }
             let fill = &self.fill;
             let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
@@ -109,6 +111,7 @@ impl StoreWriter {
                 Ok(None) => break,
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(piece) => {
+                        let piece = self.backlog.own(piece);
                         let more = piece.len() as u64;
                         bytes += more;
                         self.fill.push(piece);
@@ -142,7 +145,11 @@ impl StoreWriter {
                 }
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
-            WriteTarget::Nowhere => {}
+            WriteTarget::Nowhere => {
+                // What arrived before the response turned out not to be stored may wait for a slow client.
+                drop(body);
+                self.backlog.drain(&self.fill, |bytes| self.room.shrink(bytes)).await;
+            }
         }
     }
 
@@ -186,7 +193,7 @@ impl StoreWriter {
 
     /// Reserves memory for more bytes of the content.
     fn reserve_memory(&mut self, bytes: u64, more: u64) -> Result<(), NotStored> {
-        let has_room = self.room.take(more, self.store.capacity());
+        let has_room = self.room.take(more, self.store.room());
         if bytes > self.max || self.fill.length().is_some_and(|length| length > self.max) {
             return Err(NotStored::TooLong);
         }
@@ -195,7 +202,6 @@ impl StoreWriter {
 
     /// Begins a file for content that memory has no room for.
     async fn begin_file(&mut self, bytes: u64, reason: NotStored) -> Result<(), NotStored> {
-        self.room.leave();
         let disk = self.store.disk().ok_or(reason)?;
         if bytes > self.longest {
             return Err(NotStored::TooLong);
@@ -204,6 +210,7 @@ impl StoreWriter {
         let (number, route) = (self.object.sequence, &self.arriving_on_disk);
         let begun = UnfinishedFile::begin(disk, &self.fill, number, route, descriptor).await;
         self.into = WriteTarget::File(Box::new(begun.ok_or(NotStored::Failed)?));
+        self.room.leave();
         Ok(())
     }
 

@@ -1,4 +1,8 @@
 //! Content on its way from a file to a client, block by block. Each block is checked before a byte of it is sent.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the time of a block is measured exactly: it counts for the turn of the worker"
+)]
 
 use std::fs::File;
 use std::io;
@@ -6,8 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -16,6 +21,8 @@ use super::blocks::{BLOCK, Sums, broken};
 use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
+use crate::net::turn::{TurnClaim, TurnOwner};
+use crate::net::waiting_bytes::WaitingBytes;
 use crate::store::memory_content::{MemoryContent, Pieces, WHOLE};
 use crate::system::descriptor_shares::CountedFile;
 use crate::system::files;
@@ -35,10 +42,22 @@ pub struct OpenFile {
 #[derive(Debug)]
 pub struct BlockReader {
     opened: Arc<OpenFile>,
-    /// The index of the next block.
-    next: u64,
+    /// The offset of the next byte.
+    at: u64,
+    /// The rest of the block that was read last; empty if there is none in memory.
+    rest: Bytes,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
+    /// The bytes that wait for the client; `None` if there is no client.
+    client: Option<Arc<WaitingBytes>>,
+    /// The claim to the time of the worker, for reading blocks on it.
+    claim: TurnClaim,
     had_trailers: bool,
+}
+
+/// A block that counts among the bytes that wait for a client.
+struct CountedBlock {
+    block: Bytes,
+    client: Arc<WaitingBytes>,
 }
 
 impl OpenFile {
@@ -91,43 +110,95 @@ pub fn read_whole(file: &File, sums: &Sums, length: u64, trailers: Option<Header
 }
 
 impl BlockReader {
-    /// Returns a reader from the offset `at`, and the number of bytes of the first block before it.
-    pub fn new(opened: &Arc<OpenFile>, at: u64) -> (Self, u64) {
-        let blocks =
-            BlockReader { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };
-        (blocks, at % BLOCK as u64)
+    /// Returns a reader from the offset `at`.
+    pub fn new(opened: &Arc<OpenFile>, at: u64) -> Self {
+        BlockReader {
+            opened: opened.clone(),
+            at,
+            rest: Bytes::new(),
+            reading: None,
+            client: None,
+            claim: TurnClaim::new(TurnOwner::default(), true),
+            had_trailers: false,
+        }
     }
 
-    /// The bytes from the next block on.
+    /// Counts blocks of which a part waits among the bytes that wait for a client.
+    pub fn count_for(&mut self, client: Arc<WaitingBytes>) {
+        self.client = Some(client);
+    }
+
+    /// Returns the number of bytes that are left.
     pub fn remaining(&self) -> u64 {
-        self.opened.length.saturating_sub(self.next * BLOCK as u64)
+        self.opened.length.saturating_sub(self.at)
     }
 
     pub fn has_trailers(&self) -> bool {
         self.opened.trailers.is_some()
     }
 
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    /// Returns the next frame, of at most `max` bytes.
+    pub fn poll_next(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.rest.is_empty() {
+            let piece = self.rest.split_to(self.rest.len().min(max));
+            self.at += piece.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         if self.reading.is_none() && self.remaining() == 0 {
             let trailers = self.opened.trailers.clone().filter(|_| !self.had_trailers);
             self.had_trailers = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
+        let block_index = self.at / BLOCK as u64;
         let read = match &mut self.reading {
             Some(reading) => ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read),
             None => {
-                let (opened, block_index) = (self.opened.clone(), self.next);
+                // A request for a few bytes of many blocks takes as long as one for all of them.
+                ready!(self.claim.poll(cx));
+                let (opened, began) = (self.opened.clone(), Instant::now());
                 // What is allocated here is freed here: memory that goes from thread to thread is given back late.
                 let mut room = opened.room(block_index);
                 if !files::read_cached(&opened.file, &mut room, block_index * BLOCK as u64) {
                     self.reading = Some(spawn_blocking(move || opened.block(block_index, room)));
-                    return self.poll_next(cx);
+                    return self.poll_next(max, cx);
                 }
-                opened.check_block(block_index, room, Ok(()))
+                let read = opened.check_block(block_index, room, Ok(()));
+                self.claim.spend(began.elapsed());
+                read
             }
         };
         self.reading = None;
-        self.next += 1;
-        Poll::Ready(Some(read.map(Frame::data).map_err(Into::into)))
+        Poll::Ready(Some(read.map(|block| Frame::data(self.part_of(block, max))).map_err(Into::into)))
+    }
+
+    /// Returns the next part of a block that was read. The rest is kept if it may wait for the client, and is read again
+    /// otherwise: a slow client would hold a block for each of its responses.
+    fn part_of(&mut self, mut block: Bytes, max: usize) -> Bytes {
+        block.advance((self.at % BLOCK as u64) as usize);
+        if block.len() > max {
+            match self.client.as_ref().filter(|client| client.has_room(BLOCK as u64)) {
+                Some(client) => {
+                    client.add(BLOCK as u64);
+                    let client = client.clone();
+                    self.rest = Bytes::from_owner(CountedBlock { block, client });
+                    block = self.rest.split_to(max);
+                }
+                None => block = Bytes::copy_from_slice(&block[..max]),
+            }
+        }
+        self.at += block.len() as u64;
+        block
+    }
+}
+
+impl AsRef<[u8]> for CountedBlock {
+    fn as_ref(&self) -> &[u8] {
+        &self.block
+    }
+}
+
+impl Drop for CountedBlock {
+    fn drop(&mut self) {
+        self.client.remove(BLOCK as u64);
     }
 }

@@ -142,7 +142,7 @@ fn a_file_whose_newer_entry_is_in_the_index_is_not_removed() {
     assert!(!path_of(folder.path(), number).exists());
 }
 
-/// Such an append counted as a failure of the disk, after which nothing was stored for ten seconds.
+/// An append to a file that was gone counted as a failure of the disk, after which nothing was stored for ten seconds.
 #[test]
 fn an_append_to_a_file_that_is_gone_is_no_failure_of_the_disk() {
     let folder = tempfile::tempdir().unwrap();

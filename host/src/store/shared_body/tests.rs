@@ -3,10 +3,14 @@
 use http_body::Body;
 
 use super::*;
+use crate::store::memory_content::HeldBytes;
 use crate::store::stored_body::StoredBody;
 use crate::store::stored_response::Content;
 use crate::system::descriptor_shares::WorkerDescriptors;
 use crate::system::holder_counts::Holder;
+
+/// The bytes that may wait in memory.
+const WINDOW: usize = 16;
 
 pub fn read(stored: &mut StoredBody) -> Vec<u8> {
     let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
@@ -42,7 +46,8 @@ fn unkept_body_waits_for_its_slowest_reader_and_ends_with_the_last() {
     let mut cx = Context::from_waker(Waker::noop());
     let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
     fill.pass();
-    for _ in 1..MAX_UNREAD_PIECES {
+    fill.set_window(WINDOW as u64);
+    for _ in 3..WINDOW {
         assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
         fill.push(Bytes::from_static(b"d"));
     }
@@ -83,7 +88,8 @@ fn a_reader_that_stands_still_while_others_wait_is_left_behind() {
     fill.pass();
     let mut cx = Context::from_waker(Waker::noop());
     assert!(matches!(Pin::new(&mut slow).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
-    (1..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
+    fill.set_window(WINDOW as u64);
+    (3..WINDOW).for_each(|_| fill.push(Bytes::from_static(b"d")));
     fill.leave_behind(2);
     assert!(fill.poll_ready(&mut cx).is_pending() && !fill.has_waiting_reader(), "nobody waits for more");
     read(&mut quick);
@@ -92,7 +98,7 @@ fn a_reader_that_stands_still_while_others_wait_is_left_behind() {
     fill.leave_behind(2);
     assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
     assert!(matches!(Pin::new(&mut slower).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
-    assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 3);
+    assert_eq!(read(&mut slow).len(), WINDOW - 5);
     drop(slower);
     drop(StoredBody::part(&content, 15, 1));
     let state = fill.state();
@@ -110,6 +116,7 @@ async fn slow_readers_of_unkept_content_read_files() {
     let (fill, content) = filled(&["abc"]);
     let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
     fill.pass();
+    fill.set_window(WINDOW as u64);
     let (mut all, mut got) = (b"abc".to_vec(), Vec::new());
     for at in 0..100_u8 {
         let piece = vec![at; 7];
@@ -123,7 +130,7 @@ async fn slow_readers_of_unkept_content_read_files() {
             file.write(start, pieces, &space).await.unwrap().unwrap();
             fill.set_spilled(start, end, file);
         }
-        assert!(fill.state().pieces.len() < MAX_UNREAD_PIECES);
+        assert!(fill.in_memory() < WINDOW as u64);
     }
     assert!(fill.is_behind() && usage.files() > 500, "{}", usage.files());
     assert!(StoredBody::all(&content).is_some(), "all is there");
@@ -141,12 +148,53 @@ fn content_waits_for_a_lone_reader_and_for_one_that_is_far_behind() {
     let (fill, content) = filled(&["abc"]);
     let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
     fill.pass();
-    (0..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
+    fill.set_window(WINDOW as u64);
+    (0..WINDOW).for_each(|_| fill.push(Bytes::from_static(b"d")));
     read(&mut quick);
     assert!(fill.next_to_spill(10).is_none() && fill.next_to_spill(100).is_some());
     drop(quick);
     assert!(fill.next_to_spill(100).is_none());
     drop(slow);
+}
+
+/// Content that had arrived before a response turned out to be too long for the store stayed in memory for a slow client.
+#[test]
+fn content_that_was_retained_goes_into_a_file_for_a_lone_reader() {
+    let (fill, content) = filled(&["abc"]);
+    let _slow = StoredBody::all(&content).unwrap();
+    (0..10).for_each(|_| fill.push(Bytes::from(vec![7; 10_000])));
+    fill.pass();
+    let (at, pieces) = fill.next_to_spill(1 << 20).expect("it does not fit into the window");
+    assert_eq!((at, pieces.iter().map(Bytes::len).sum::<usize>()), (0, 100_003));
+}
+
+/// The memory of a reader that was there before the content was stored was counted by nothing.
+#[test]
+fn readers_have_the_memory_of_the_stored_content() {
+    let (fill, content) = filled(&[]);
+    (0..3).for_each(|_| fill.push(Bytes::from(vec![7; 100_000])));
+    let slow = StoredBody::all(&content).unwrap();
+    fill.finish(None);
+    let MemoryContent::Pieces(pieces) = fill.content(None) else { panic!("300 kB in one allocation") };
+    let held = HeldBytes::default();
+    pieces.enter(&held);
+    pieces.leave();
+    drop((pieces, fill, content));
+    assert_eq!(held.bytes(), 300_000);
+    drop(slow);
+    assert_eq!(held.bytes(), 0);
+}
+
+#[test]
+fn a_reader_that_takes_little_holds_no_more_than_that() {
+    let (fill, content) = filled(&[]);
+    fill.push(Bytes::from(vec![7; 100_000]));
+    let mut body = StoredBody::all(&content).unwrap();
+    body.limit_reads(1_000);
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) else { panic!("a piece is there") };
+    let piece = frame.into_data().unwrap();
+    assert!(piece.len() == 1_000 && piece.is_unique(), "{}", piece.len());
 }
 
 #[test]
@@ -188,6 +236,7 @@ fn long_content_is_repacked() {
 #[tokio::test(flavor = "current_thread")]
 async fn body_in_a_file_is_read_from_the_file() {
     use http_body_util::BodyExt;
+    const BLOCK: usize = 4 << 10;
     let descriptor = WorkerDescriptors::unlimited().count(Holder::UNKNOWN);
     let file = Arc::new(CountedFile::new(tempfile::tempfile().unwrap(), descriptor));
     let (fill, content) = filled(&["abc"]);
@@ -195,17 +244,17 @@ async fn body_in_a_file_is_read_from_the_file() {
     fill.spill(file.clone());
     let mut all = b"abc".to_vec();
     for at in 0..200 {
-        let piece = vec![at as u8; 7];
+        let piece = vec![at as u8; 700];
         all.extend(&piece);
         fill.push(piece.into());
-        while let Some((offset, block)) = fill.next_block(64, WriteProgress::Arriving) {
+        while let Some((offset, block)) = fill.next_block(BLOCK, WriteProgress::Arriving) {
             file.write_all_at(&block, offset).unwrap();
             fill.set_written(offset + block.len() as u64);
         }
-        assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
+        assert!(fill.in_memory() <= KEPT + 2 * BLOCK as u64);
     }
-    let (offset, block) = fill.next_block(64, WriteProgress::Whole).unwrap();
-    assert!(block.len() < 64);
+    let (offset, block) = fill.next_block(BLOCK, WriteProgress::Whole).unwrap();
+    assert!(block.len() < BLOCK);
     // The last block isn't written any more.
     fill.pass();
     let late = StoredBody::all(&content).unwrap();
