@@ -410,6 +410,36 @@ fn revalidations_that_hang_are_few_and_later_hits_try_again() {
 /// The number of revalidations that have begun.
 const VALIDATED: &str = "plugway_cache_requests_total{plugin=\"cache\",outcome=\"validated\"}";
 
+/// Each client that left once it had the head left a fetch behind, with a connection to the endpoint.
+#[test]
+fn fetches_that_their_clients_have_left_are_few() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let origin = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_message(&mut reader);
+        counted.fetch_add(1, Ordering::Relaxed);
+        stream
+            .write_all(response("Cache-Control: max-age=60", &"a".repeat(100)).trim_end_matches('a').as_bytes())
+            .unwrap();
+        stream.write_all(b"begun").unwrap();
+        let _ = reader.read(&mut [0]);
+        counted.fetch_sub(1, Ordering::Relaxed);
+    });
+    let proxy = Proxy::start(&manifest(&origin, CACHE, "").replace("workers = 2", "workers = 1"));
+    let begin = |number: usize| {
+        let mut client = proxy.connect();
+        write!(client, "GET /{number} HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+        read_until(&mut client, "begun");
+        client
+    };
+    (0..100).for_each(|number| vanish(begin(number)));
+    // Other routes find the rest of the 64 places.
+    until("those that have no place have ended", || open.load(Ordering::Relaxed) == 48);
+    let _stays = begin(100);
+    assert_eq!(open.load(Ordering::Relaxed), 49);
+}
+
 /// All places for background revalidations at an upstream were taken by one route, and stored responses of others grew
 /// older and older, without a word in the log.
 #[test]

@@ -262,7 +262,7 @@ impl CacheMiss {
         };
         self.stage.count(worker, context, outcome);
         let client = FetchClient::Waiting;
-        Fetch { miss: self, worker, destination, total, client }.run(context, lead).await
+        Fetch { miss: self, worker, destination, total, client, place: Cell::default() }.run(context, lead).await
     }
 
     /// Returns the position of the chain up to which the request hooks have run.
@@ -407,11 +407,12 @@ impl CacheMiss {
             let [total] = clock.deadlines();
             total.set(worker.generation.routes[destination.route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
             let client = FetchClient::Served;
-            let fetch = Fetch { miss: &self, worker: &worker, destination, total: &total, client };
+            let place = Cell::new(Some(place));
+            let fetch = Fetch { miss: &self, worker: &worker, destination, total: &total, client, place };
             if let Err(ChainFailure { error, .. }) = fetch.run(&mut context, Some(lead)).await {
                 record::log(&error, Some(&context), "stored response not validated", ClientState::Present);
             }
-            drop((in_chain, place));
+            drop(in_chain);
         });
     }
 

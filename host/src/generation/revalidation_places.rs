@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::generation::ids::RouteId;
 
 /// The background revalidations at an upstream, or of responses of no upstream, that are in progress.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct RevalidationPlaces {
     /// The route of each of them.
     taken: Rc<RefCell<Vec<RouteId>>>,

@@ -1,5 +1,6 @@
 //! Fetches a response from below the cache, and stores it if the policy says so.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
 use crate::exchange::{Destination, ROUTE_TIMEOUT, late, waiting};
 use crate::generation::ids::UpstreamId;
+use crate::generation::revalidation_places::RevalidationPlace;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
@@ -50,6 +52,8 @@ pub struct Fetch<'a> {
     /// The deadline of the exchange until its response begins.
     pub total: &'a Deadline,
     pub client: FetchClient,
+    /// The place of a fetch in the background, until the task that stores the response takes it; `None` for others.
+    pub place: Cell<Option<RevalidationPlace>>,
 }
 
 /// Whether the client of the request has its response already.
@@ -433,6 +437,9 @@ impl Fetch<'_> {
             into: WriteTarget::Memory,
             backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer, context.peer.waiting.clone()),
             exchange: FetchName::of(context),
+            places: worker.revalidations(self.destination.upstream).clone(),
+            route: self.destination.route,
+            place: self.place.take(),
             figures: miss.stage.figures(worker).clone(),
         };
         // Requests on other workers may read the response, and those workers may outlive this one.

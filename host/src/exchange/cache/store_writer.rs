@@ -13,12 +13,14 @@ use crate::body::BodyError;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::ids::RouteId;
+use crate::generation::revalidation_places::{RevalidationPlace, RevalidationPlaces};
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
 use crate::store::disk::{UnfinishedFile, Unwritten, WrittenResponse};
 use crate::store::memory_budget::{ArrivingBytes, MemoryReservation};
 use crate::store::purge_log::PurgeEpoch;
-use crate::store::shared_body::{SharedBody, WriteProgress};
+use crate::store::shared_body::{Abandoned, SharedBody, WriteProgress};
 use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
 use crate::system::descriptor_shares;
@@ -45,6 +47,11 @@ pub struct StoreWriter {
     /// The content that waits for slower readers, if it is not stored.
     pub backlog: ReaderBacklog,
     pub exchange: FetchName,
+    /// The places of fetches that no client waits for, at the upstream.
+    pub places: RevalidationPlaces,
+    pub route: RouteId,
+    /// The place of this fetch; `None` while it needs none.
+    pub place: Option<RevalidationPlace>,
     pub figures: Arc<CacheMetrics>,
 }
 
@@ -97,10 +104,19 @@ impl StoreWriter {
                 self.room.shrink(self.fill.in_memory());
                 body.limit_reads(self.backlog.next_read());
             }
-            let fill = &self.fill;
-            let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
-                Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
-                Err(abandoned) => Poll::Ready(Err(abandoned)),
+            let (fill, place) = (&self.fill, &mut self.place);
+            let frame = poll_fn(|cx| {
+                // Clients that leave as soon as they have the head would leave any number of fetches behind.
+                if fill.is_unread() && place.is_none() {
+                    *place = self.places.take(self.route);
+                    if place.is_none() {
+                        return Poll::Ready(Err(Abandoned));
+                    }
+                }
+                match ready!(fill.poll_ready(cx)) {
+                    Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
+                    Err(abandoned) => Poll::Ready(Err(abandoned)),
+                }
             });
             let Ok(frame) = frame.await else { return };
             match frame.transpose() {
