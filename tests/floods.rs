@@ -697,7 +697,9 @@ fn flooding(frame: &'static [u8], cut_off: Sender<()>) -> String {
 
 #[test]
 fn an_endpoint_that_floods_is_cut_off() {
-    let floods: [(&str, &[u8]); 4] = [
+    let floods: [(&str, &[u8]); 5] = [
+        // Of the stream of the first request, which is answered by the first of them.
+        ("RST_STREAM", &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 5]),
         ("PING", &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
         ("SETTINGS", &[0, 0, 0, 4, 0, 0, 0, 0, 0]),
         ("WINDOW_UPDATE", &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]),

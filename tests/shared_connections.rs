@@ -13,6 +13,9 @@ use crate::support::origin::raw_origin;
 use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
 use crate::unread::start;
 
+/// The error code of a frame on a stream that has ended (RFC 9113 §7).
+const STREAM_CLOSED: u32 = 5;
+
 /// Starts an endpoint that ends its connection after a head of more than `max` bytes, as nginx does. It begins a response
 /// to each other request, and ends them when one more than `downloads` have begun on a connection.
 fn strict_endpoint(settings: &'static [u8], max: usize, downloads: usize) -> String {
@@ -123,6 +126,56 @@ fn connection_on_which_many_streams_are_reset_is_left_to_its_exchanges() {
     assert_eq!(whole.text(), "begun, ended");
     let most = most.load(Ordering::SeqCst);
     assert!((200..=260).contains(&most), "{most} resets of one connection");
+}
+
+/// Go resets a stream that its handler has answered once for each DATA frame that arrives later. This endpoint does so for
+/// each frame of an upload.
+#[test]
+fn an_endpoint_that_resets_an_upload_for_each_of_its_frames_keeps_its_connection() {
+    const LENGTH: usize = 4 << 20;
+    let (resetting, resets) = mpsc::channel();
+    let endpoint = endpoint(move |raw| {
+        // Windows for all of the upload.
+        raw.send(SETTINGS, 0, 0, &[0, 4, 0, 0x80, 0, 0]);
+        raw.send(WINDOW_UPDATE, 0, 0, &(8_u32 << 20).to_be_bytes());
+        let (mut download, mut frames) = (None, 0);
+        while let Some(frame) = raw.frame() {
+            frames += usize::from(frame.kind == DATA);
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                HEADERS if frame.flags & END_STREAM != 0 && download.is_none() => {
+                    download = Some(frame.stream);
+                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                }
+                HEADERS if frame.flags & END_STREAM != 0 => {
+                    raw.respond(frame.stream, &[], b"other");
+                    raw.send(DATA, END_STREAM, download.unwrap(), b"whole");
+                }
+                DATA if frame.flags & END_STREAM != 0 => {
+                    raw.respond(frame.stream, &[], b"refused");
+                    (0..frames).for_each(|_| raw.reset(frame.stream, STREAM_CLOSED));
+                    resetting.send(frames).unwrap();
+                }
+                _ => {}
+            }
+        }
+    });
+    let proxy = start(&[&endpoint], "retry = false\nlimits.connections = 1");
+    let ask = |fields: &str, content: &[u8]| {
+        let mut stream = proxy.connect();
+        stream.write_all(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes()).unwrap();
+        stream.write_all(content).unwrap();
+        BufReader::new(stream)
+    };
+    let mut download = ask("", b"");
+    let mut head = [0; 15];
+    download.read_exact(&mut head).unwrap();
+    let upload = &mut ask(&format!("Content-Length: {LENGTH}\r\n"), &vec![b'x'; LENGTH]);
+    assert_eq!(read_message(upload).unwrap().text(), "refused");
+    assert!(resets.recv_timeout(PATIENCE).unwrap() >= LENGTH / (16 << 10));
+    assert_eq!(read_message(&mut ask("", b"")).unwrap().text(), "other");
+    let download = &mut BufReader::new((&head[..]).chain(download));
+    assert_eq!(read_message(download).unwrap().text(), "whole");
 }
 
 /// Answers the requests of a connection. The response to content `stream` begins, which is told, and doesn't end; there is

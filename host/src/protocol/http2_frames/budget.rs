@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DATA, END_STREAM, FrameHead, HEADERS};
+use super::{DATA, END_STREAM, FrameHead, HEADERS, SETTINGS};
 
 /// The remaining allowances of a client.
 #[derive(Debug)]
@@ -57,13 +57,14 @@ const ALLOWANCES: [Allowance; KINDS] = [
     Allowance { burst: 200, per_second: 1, per_request: 2, per_sent: 0, per_kib: 0 },
     // Browsers change the priority of what comes into view; old Firefox built a tree of six nodes.
     Allowance { burst: 200, per_second: 10, per_request: 8, per_sent: 0, per_kib: 0 },
-    // A stream is reset once at most.
-    Allowance { burst: 100, per_second: 1, per_request: 1, per_sent: 0, per_kib: 0 },
+    // A receiver that has closed a stream may reset it for each frame that still arrives on it (RFC 9113 §5.1): endpoints
+    // in Go, whose handlers end before an upload does, reset the stream for each DATA frame that was on its way.
+    Allowance { burst: 100, per_second: 1, per_request: 1, per_sent: 1, per_kib: 0 },
     // Clients send one, and some send another when a window grows.
     Allowance { burst: 20, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
     // gRPC measures the bandwidth with at most one PING per received DATA frame.
     Allowance { burst: 100, per_second: 2, per_request: 1, per_sent: 1, per_kib: 0 },
-    // The proxy sends one SETTINGS frame, and a PING before it closes the connection.
+    // Each SETTINGS frame and PING of the proxy explains one more.
     Allowance { burst: 10, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
     // A client that reads in small pieces opens two windows for each of them.
     Allowance { burst: 1000, per_second: 100, per_request: 8, per_sent: 4, per_kib: 16 },
@@ -78,6 +79,8 @@ const ALLOWANCES: [Allowance; KINDS] = [
 const MAX_ALLOWANCE: u64 = 100_000;
 
 const ACK: u8 = 1;
+
+const PING: u8 = 6;
 
 impl FrameBudget {
     /// Creates the budget of a new connection.
@@ -100,9 +103,16 @@ impl FrameBudget {
 
     /// Increases allowances by a frame that is sent to the client.
     pub fn count_sent(&mut self, head: FrameHead) {
-        if head.kind == DATA || head.kind == HEADERS {
-            let kib = (head.length >> 10) as u64;
-            self.grow(|allowance| allowance.per_sent + kib * allowance.per_kib);
+        match head.kind {
+            DATA | HEADERS => {
+                let kib = (head.length >> 10) as u64;
+                self.grow(|allowance| allowance.per_sent + kib * allowance.per_kib);
+            }
+            SETTINGS | PING if head.flags & ACK == 0 => {
+                let acks = &mut self.left[FrameKind::Ack as usize];
+                *acks = (*acks + 1).min(MAX_ALLOWANCE);
+            }
+            _ => {}
         }
     }
 
@@ -133,9 +143,9 @@ impl FrameKind {
             DATA | HEADERS => return None,
             2 | 16 => FrameKind::Priority,
             3 => FrameKind::Reset,
-            4 | 6 if is_ack => FrameKind::Ack,
-            4 => FrameKind::Settings,
-            6 => FrameKind::Ping,
+            SETTINGS | PING if is_ack => FrameKind::Ack,
+            SETTINGS => FrameKind::Settings,
+            PING => FrameKind::Ping,
             8 => FrameKind::WindowUpdate,
             9 => FrameKind::Continuation,
             _ => FrameKind::Other,
@@ -162,7 +172,6 @@ impl FrameKind {
 mod tests {
     use super::*;
 
-    const PING: u8 = 6;
     const WINDOW_UPDATE: u8 = 8;
 
     fn frame(kind: u8, flags: u8, length: usize) -> FrameHead {
@@ -239,5 +248,30 @@ mod tests {
         // Acknowledgements that are sent to the client explain no frames.
         (0..20_000).for_each(|_| budget.count_sent(frame(PING, ACK, 8)));
         assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 100);
+    }
+
+    #[test]
+    fn each_frame_that_is_sent_explains_a_reset_of_its_stream() {
+        let mut budget = FrameBudget::new(Instant::now());
+        for _ in 0..20_000 {
+            budget.count_sent(frame(DATA, 0, 16 << 10));
+            assert_eq!(budget.count_received(frame(3, 0, 4)), Ok(()));
+        }
+        // Frames of the connection, and resets themselves, explain none.
+        for head in [frame(PING, 0, 8), frame(SETTINGS, 0, 6), frame(8, 0, 4), frame(3, 0, 4)] {
+            budget.count_sent(head);
+        }
+        assert_eq!(accepted(&mut budget, frame(3, 0, 4)), 100);
+    }
+
+    #[test]
+    fn each_ping_that_is_sent_explains_its_acknowledgement() {
+        let mut budget = FrameBudget::new(Instant::now());
+        for kind in [PING, SETTINGS].repeat(1000) {
+            budget.count_sent(frame(kind, 0, 8));
+            assert_eq!(budget.count_received(frame(kind, ACK, 8)), Ok(()));
+        }
+        (0..1000).for_each(|_| budget.count_sent(frame(PING, ACK, 8)));
+        assert_eq!(accepted(&mut budget, frame(PING, ACK, 8)), 10);
     }
 }
