@@ -29,6 +29,7 @@ use crate::net::deadline::{Clock, Deadline, TICK};
 use crate::net::tcp::{self, Tcp};
 
 pub mod admission;
+mod discard;
 pub mod handshake;
 pub mod http1;
 pub mod http2;

@@ -1,7 +1,6 @@
 //! An HTTP/2 connection of a client: each stream is one exchange.
 
 mod client_frames;
-mod discard;
 mod gated_stream;
 mod half_closed;
 mod reset_limit;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
-use super::discard::Discard;
 use crate::body::backlog::{Backlog, StreamBacklog};
 use crate::body::upload::UploadProgress;
+use crate::downstream::discard::Discard;
 use crate::exchange::upstream_body::ReadAhead;
 use crate::generation::listener::SendLimits;
 use crate::net::deadline::Clock;
