@@ -194,6 +194,51 @@ fn a_connection_that_is_to_end_after_a_refusal_says_so() {
     assert_eq!(ask(&mut stream, "GET /ok HTTP/1.1\r\nHost: a\r\n\r\n").status(), 200);
 }
 
+/// The head of a response that is passed on says nothing of a close, and the next request is on its way when the endpoint
+/// stops the upload.
+#[test]
+fn a_connection_is_kept_whose_upload_an_endpoint_stops_behind_its_answer() {
+    let endpoint = http2_endpoint::endpoint(|raw| {
+        let (mut answered, mut stopped) = (0, 0);
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                DATA if frame.stream > answered => {
+                    answered = frame.stream;
+                    raw.respond(frame.stream, &[], b"refused");
+                }
+                DATA if frame.stream > stopped => {
+                    stopped = frame.stream;
+                    raw.reset(frame.stream, 0);
+                }
+                _ => {}
+            }
+        }
+    });
+    let text = manifest(&endpoint, "", "").replace("[[route]]", "[[route]]\nrequest-buffer = false");
+    let proxy = Proxy::start(&text.replace("workers = 2", "workers = 1"));
+    let chunk = [b"4000\r\n", &PIECE[..], b"\r\n"].concat();
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let sized = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 147457\r\n\r\n";
+    let mut stream = proxy.connect();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let requests = [(chunked, "1\r\nx\r\n", &chunk[..], "0\r\n\r\n"), (sized, "x", &PIECE[..], "")];
+    for (head, first, piece, end) in requests.repeat(3) {
+        stream.write_all(format!("{head}{first}").as_bytes()).unwrap();
+        let response = read_message(&mut reader).expect("a response");
+        assert_eq!((response.text().as_str(), response.field("connection")), ("refused", None));
+        stream.write_all(&[&piece.repeat(9)[..], end.as_bytes()].concat()).unwrap();
+    }
+    // What is discarded has an end.
+    stream.write_all(format!("{chunked}1\r\nx\r\n").as_bytes()).unwrap();
+    assert_eq!(read_message(&mut reader).unwrap().text(), "refused");
+    let mut bytes = 0;
+    while stream.write_all(&chunk).is_ok() {
+        bytes += chunk.len();
+        assert!(bytes < 4 * MAX_READ_BYTES, "{bytes} bytes");
+    }
+    assert!(bytes > 16 << 20, "{bytes} bytes");
+}
+
 #[test]
 fn an_endpoint_that_closes_with_content_unread_is_heard_out() {
     let origin = raw_origin(|mut stream| {

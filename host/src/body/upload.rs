@@ -134,7 +134,7 @@ struct ProgressState {
     /// The window that the client's uploads share; `None` if the client's connection has no other streams.
     window: Option<Rc<SharedWindow>>,
     source: RefCell<ContentSource>,
-    /// The part of the body that no exchange reads; `None` if the connection discards it itself, as with HTTP/1.
+    /// The part of the body that no exchange reads; `None` if the connection doesn't want it.
     rest: Option<Remainder>,
 }
 
@@ -189,6 +189,11 @@ impl UploadProgress {
         let upload = UploadProgress::default();
         upload.end();
         upload
+    }
+
+    /// Returns the progress of content whose unread rest the connection gets back.
+    pub fn returned() -> Self {
+        UploadProgress(Rc::new(ProgressState { rest: Some(Remainder::default()), ..ProgressState::default() }))
     }
 
     /// Returns the progress of content of which `backlog` bounds the bytes that wait for the endpoint, which shares the
@@ -278,6 +283,11 @@ impl UploadProgress {
             return Poll::Pending;
         }
         Poll::Ready(rest.content.take())
+    }
+
+    /// Returns the content that no exchange reads any more; `None` if nothing is left of it, or an exchange still reads.
+    pub fn take_rest(&self) -> Option<Incoming> {
+        self.0.rest.as_ref()?.content.take()
     }
 
     /// Reads what has arrived while the reader of the content takes nothing, if there is room: content that nothing reads

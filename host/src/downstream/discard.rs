@@ -1,6 +1,6 @@
-//! Discards the rest of a request body over HTTP/2 that the response did not wait for, within bounds. Frames that are
-//! already under way are then no error of the client. The reset that stops the upload (RFC 9113 §8.1) follows after the
-//! client has read its response.
+//! Discards the rest of a request body that the response did not wait for, within bounds. Over HTTP/2, frames that are
+//! already under way are then no error of the client, and the reset that stops the upload (RFC 9113 §8.1) follows after
+//! the client has read its response. Over HTTP/1, the connection is kept for the next request.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,7 +14,8 @@ use crate::net::deadline::{Clock, Deadline};
 
 /// The rest of a request body that is read and discarded.
 pub struct Discard {
-    /// The body; `None` once enough was read: then h2 discards the rest of the stream's window.
+    /// The body; `None` once enough was read: then h2 discards the rest of the stream's window, and a connection of HTTP/1
+    /// is closed.
     content: Option<Incoming>,
     /// The number of bytes that may still be read.
     left: usize,

@@ -100,6 +100,7 @@ where
         self.gives_way = polled.is_pending() && session.served() - before >= PIPELINED;
         if polled.is_pending() {
             session.read_ahead(cx);
+            session.discard_rest(cx);
         }
         // The rest of a head that has begun is waited for, until `limits.head-timeout`.
         let is_receiving = session.in_head.get() && !session.busy.get();
@@ -136,7 +137,8 @@ where
             return self.close(*connection, None);
         }
         // With a partial head, hyper would need its first bytes a second time.
-        let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
+        let is_between = session.upload.borrow().is_over() && !session.is_discarding() && !session.in_head.get();
+        let may_rest = !self.graceful && is_between;
         if may_rest && session.rest.is_met() && session.flushed.get() {
             session.rest.clear();
             let parts = connection.into_parts();

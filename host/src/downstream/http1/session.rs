@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::body::upload::{ClientContent, UploadProgress};
+use crate::downstream::discard::Discard;
 use crate::downstream::{ClientConnection, ResponseStream, Transport};
 use crate::error::FailureKind;
 use crate::exchange::Timers;
@@ -59,6 +60,10 @@ pub struct Session {
     /// The upload progress of the last request. The body may take longer than its response, and until it ends the
     /// client's bytes are no new request.
     pub upload: RefCell<UploadProgress>,
+    /// Whether the client may leave out the content of the last request, because it waits for 100 (Continue).
+    is_expecting: Cell<bool>,
+    /// The rest of the last request's content while it is discarded behind the head of the response.
+    discard: RefCell<Option<Discard>>,
     /// The reason why the connection can't have another request; `None` if it can.
     pub refused: Cell<Option<RejectedRequest>>,
     /// Whether the rejected bytes belong to the body of a request that has a response of its own.
@@ -146,6 +151,8 @@ impl Session {
             speaking: Cell::new(false),
             flushed: Cell::new(true),
             upload: RefCell::new(UploadProgress::over()),
+            is_expecting: Cell::new(false),
+            discard: RefCell::default(),
             refused: Cell::new(None),
             is_answered: Cell::new(false),
             rejected_line: RefCell::default(),
@@ -172,8 +179,10 @@ impl Session {
         self.rest.clear();
         self.head.clear();
         self.is_http_10.set(request.version() == Version::HTTP_10);
-        let upload = UploadProgress::default();
+        let upload = UploadProgress::returned();
         self.upload.replace(upload.clone());
+        self.discard.take();
+        self.is_expecting.set(!request.body().is_end_stream() && request.headers().contains_key(header::EXPECT));
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = self.client.exchange(request, upload, self.timers.clone(), &|response| response);
         ExchangeFuture { exchange, session: self }
@@ -204,6 +213,10 @@ impl Session {
         };
         // The rest of the request body is discarded, and a request behind it would be discarded too.
         let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
+        if is_cut_short {
+            // The content of a closed connection is read and discarded without hyper.
+            drop(self.upload.borrow().take_rest());
+        }
         // The end of the connection is that of the content: such a client knows no chunks (RFC 9112 §6.3).
         let is_unframed = self.is_http_10.get()
             && !response.body().is_end_stream()
@@ -229,6 +242,39 @@ impl Session {
         if self.busy.get() && !self.flushed.get() {
             self.ahead.borrow().drive(cx);
         }
+    }
+
+    /// Reads and discards the content that the exchange has left behind the head of its response. That head has not said that
+    /// the connection closes, and the next request may be on its way (RFC 9112 §9.6).
+    pub fn discard_rest(&self, cx: &mut Context<'_>) {
+        if self.response.get() == SentResponse::Nothing {
+            return;
+        }
+        let mut discard = self.discard.borrow_mut();
+        if discard.is_none() {
+            *discard = self.poll_rest(cx).map(|rest| Discard::new(rest, self.head.clock()));
+        }
+        if discard.as_mut().is_some_and(|discard| discard.poll(cx).is_ready()) {
+            *discard = None;
+            // hyper reads the next request, or closes if there is more than is discarded.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Whether content is discarded, which comes before the next request.
+    pub fn is_discarding(&self) -> bool {
+        self.discard.borrow().is_some()
+    }
+
+    /// Returns the content that the exchange has left; `None` if it has left none, or none yet.
+    fn poll_rest(&self, cx: &Context<'_>) -> Option<Incoming> {
+        let upload = self.upload.borrow();
+        if upload.is_over() && !upload.is_unread() {
+            return None;
+        }
+        let Poll::Ready(rest) = upload.poll_rest(cx) else { return None };
+        // The bytes behind a final response may be those of the next request (RFC 9110 §10.1.1).
+        rest.filter(|_| !self.is_expecting.get() || upload.bytes() > 0)
     }
 
     /// Whether the connection closes as soon as it is idle: the process stops, or the client was not verified as it has to be
@@ -305,6 +351,7 @@ impl Session {
 
     /// Clears the deadlines after HTTP, since they would wake the tunnel or the lingering close.
     pub fn leave(&self) {
+        self.discard.take();
         for deadline in [&self.head, &self.rest, &self.send, &self.timers.idle, &self.timers.total] {
             deadline.clear();
         }
