@@ -63,6 +63,7 @@ use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
+use crate::plugin::tenancy::Tenancy;
 use crate::plugin::version::PluginVersions;
 use crate::shared_state::fleet::{FleetClient, FleetStates};
 use crate::shared_state::{SharedLimits, SharedStates};
@@ -262,7 +263,7 @@ impl Assembler {
             (Some(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
             _ => return Err(problems),
         };
-        let tenancy = reserved.into_tenancy(self.workers(files) as u32);
+        let tenancy = Tenancy::new(reserved, self.workers(files) as u32);
         self.forget_unused(&used);
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {

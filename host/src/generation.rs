@@ -21,7 +21,7 @@ use crate::generation::router::Router;
 use crate::generation::target::Target;
 use crate::generation::uri_rules::UriRules;
 use crate::plugin::configured::ConfiguredPlugin;
-use crate::plugin::instance_limit::Tenancy;
+use crate::plugin::tenancy::Tenancy;
 use crate::shared_state::SharedLimits;
 use crate::shared_state::fleet::FleetClient;
 use crate::store::memory_budget::ArrivingBytes;

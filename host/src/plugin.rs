@@ -38,6 +38,7 @@ pub mod plugin_config;
 mod proposals;
 pub mod settings;
 mod shared;
+pub mod tenancy;
 pub mod time_share;
 pub mod version;
 pub mod waiting_limit;

@@ -1,8 +1,8 @@
 //! The places for instances. The engine has a fixed number of places, and each generation reserves those that it needs
 //! before it makes an instance: no plugin takes the places of another, and a manifest that is rejected takes none.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The places of a process, and the stacks of those whose instances may wait.
 #[derive(Debug)]
@@ -25,14 +25,6 @@ pub struct ReservedInstances {
     of: Arc<InstanceLimit>,
     places: u32,
     stacks: u32,
-}
-
-/// The places of a generation, released when the last worker has dropped its instances or the generation is dropped.
-#[derive(Debug)]
-pub struct Tenancy {
-    reserved: Mutex<Option<ReservedInstances>>,
-    /// Workers that may still use the generation.
-    workers: AtomicU32,
 }
 
 /// The error for a generation that needs more places for instances than are free.
@@ -115,26 +107,12 @@ impl ReservedInstances {
         self.stacks += stacks;
         Ok(())
     }
-
-    /// Returns the tenancy of a generation that this number of workers use.
-    pub fn into_tenancy(self, workers: u32) -> Tenancy {
-        Tenancy { reserved: Mutex::new(Some(self)), workers: AtomicU32::new(workers) }
-    }
 }
 
 impl Drop for ReservedInstances {
     fn drop(&mut self) {
         self.of.places.give_back(self.places);
         self.of.stacks.give_back(self.stacks);
-    }
-}
-
-impl Tenancy {
-    /// Records that a worker has dropped all its instances.
-    pub fn leave(&self) {
-        if self.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        }
     }
 }
 
@@ -171,16 +149,5 @@ mod tests {
         let mut next = all.reserve_for_generation(5).unwrap();
         assert!(next.extend(1, 3).is_ok() && next.extend(2, 0).is_err());
         drop(others);
-    }
-
-    #[test]
-    fn a_generation_gives_its_places_back_with_the_last_worker() {
-        let all = InstanceLimit::new(10, 0);
-        let tenancy = all.reserve(10).unwrap().into_tenancy(2);
-        tenancy.leave();
-        assert!(all.reserve(1).is_err());
-        tenancy.leave();
-        assert!(all.reserve(10).is_ok());
-        drop(tenancy);
     }
 }
