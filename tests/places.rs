@@ -1,11 +1,13 @@
 //! The places for plugin instances: no plugin and no manifest takes those of another.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use plugway_test_guests::{HOOKS, MISBEHAVE, WAITING};
 
-use crate::support::{Proxy, echo, manifest, plugway_after, until};
+use crate::support::{Proxy, echo, manifest, ok, origin, plugway_after, read_message, until};
 
 /// Address space for 2,000 instances, of which 1,750 can be reserved.
 const FEW: &str = "ulimit -v 12000000000";
@@ -82,6 +84,44 @@ fn calls_of_one_plugin_that_wait_leave_the_stacks_of_others() {
     drop((many, others));
 }
 
+/// One request that was not answered kept all places of the generation that it had begun with.
+#[test]
+fn requests_that_are_not_answered_keep_no_places_that_they_do_not_use() {
+    let (release, released) = mpsc::channel::<()>();
+    let (released, begun) = (Arc::new(Mutex::new(released)), Arc::new(AtomicUsize::new(0)));
+    let count = begun.clone();
+    let origin = origin(move |request| {
+        count.fetch_add(1, Ordering::SeqCst);
+        if !request.start.contains("/free") {
+            let _ = released.lock().unwrap().recv();
+        }
+        ok("answered")
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let plain = "[[route]]\npath = \"/plain\"\nupstream = \"app\"\n";
+    let text = format!("{}{plain}", crowded(&origin, 4));
+    let proxy = Proxy::start_by(plugway_after(FEW), folder.path(), &text);
+    let mut pending = Vec::new();
+    for number in 0..12 {
+        for path in ["/", "/plain", "/body", "/fresh"] {
+            let mut stream = proxy.connect();
+            write!(stream, "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab").unwrap();
+            pending.push(stream);
+        }
+        until("the endpoint has the requests", || begun.load(Ordering::SeqCst) >= pending.len());
+        std::fs::write(folder.path().join("plugway.toml"), format!("{text}# {number}\n")).unwrap();
+        proxy.signal("HUP");
+        proxy.wait_log("reloaded: generation");
+    }
+    assert_eq!(proxy.get("/body/free", "").status(), 200);
+    drop(release);
+    for stream in pending {
+        let response = read_message(&mut BufReader::new(stream)).unwrap();
+        // One of the plugins changes the content.
+        assert_eq!((response.status(), response.text().len() >= 8), (200, true), "{}", response.text());
+    }
+}
+
 #[test]
 fn a_manifest_that_needs_too_many_places_is_refused_and_takes_none() {
     let folder = tempfile::tempdir().unwrap();
@@ -99,6 +139,6 @@ fn a_manifest_that_needs_too_many_places_is_refused_and_takes_none() {
     for chain in [4, 2, 5, 3] {
         std::fs::write(folder.path().join("plugway.toml"), crowded(&origin, chain)).unwrap();
         proxy.signal("HUP");
-        proxy.wait_log("reloaded");
+        proxy.wait_log("reloaded: generation");
     }
 }

@@ -63,7 +63,7 @@ use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
-use crate::plugin::tenancy::Tenancy;
+use crate::plugin::tenancy::{OwnInstances, Tenancy};
 use crate::plugin::version::PluginVersions;
 use crate::shared_state::fleet::{FleetClient, FleetStates};
 use crate::shared_state::{SharedLimits, SharedStates};
@@ -263,7 +263,12 @@ impl Assembler {
             (Some(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
             _ => return Err(problems),
         };
-        let tenancy = Tenancy::new(reserved, self.workers(files) as u32);
+        let each = OwnInstances {
+            places: (bindings.ids().count() + upstreams.ids().count()) as u32,
+            stacks: bindings.iter().filter(|configured| configured.waits()).count() as u32,
+        };
+        let covered = bindings.iter().map(|configured| configured.supply.clone()).collect();
+        let tenancy = Tenancy::new(reserved, covered, self.workers(files) as u32, each);
         self.forget_unused(&used);
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {

@@ -109,13 +109,14 @@ impl ClientConnection {
         admit: &dyn Fn(Response<ResponseBody>) -> Response<ResponseBody>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
         let worker = self.worker();
-        let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
         let next = match next {
             Next::Respond(response) => Next::Respond(admit(response)),
             forwarded @ Next::Forward(_) => forwarded,
         };
+        // A response that is there has passed the plugins.
+        let in_chain = next.route().map(|route_id| worker.enter_chain(route_id));
         async move {
             let response = match next {
                 // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.

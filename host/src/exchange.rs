@@ -145,6 +145,16 @@ pub enum Next {
     Respond(Response<ResponseBody>),
 }
 
+impl Next {
+    /// Returns the route of a request that is forwarded; `None` if the response is there.
+    pub fn route(&self) -> Option<RouteId> {
+        match self {
+            Next::Forward(forwarding) => Some(forwarding.destination.route),
+            Next::Respond(_) => None,
+        }
+    }
+}
+
 /// A request that has passed the plugins, or the plugins above a cache.
 pub struct Forwarding {
     destination: Destination,

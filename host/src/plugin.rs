@@ -3,7 +3,7 @@
 pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
-mod body_counts;
+pub mod body_counts;
 pub mod body_filter;
 pub mod body_permit;
 pub mod breaker;
@@ -12,6 +12,7 @@ pub mod call_error;
 pub mod caller;
 pub mod compiled_cache;
 pub mod configured;
+mod cover;
 mod cpu_time;
 pub mod decoder_memory;
 mod early_answers;

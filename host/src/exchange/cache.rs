@@ -400,7 +400,7 @@ impl CacheMiss {
             return self.log_unvalidated(context);
         };
         self.why = ForwardReason::Stale;
-        let (worker, in_chain) = (worker.clone(), worker.enter_chain());
+        let (worker, in_chain) = (worker.clone(), worker.enter_chain(destination.route));
         let (clock, mut context) = (clock.clone(), Box::new(context.copy()));
         self.stage.count(&worker, &mut context, CacheOutcome::Validated);
         spawn(Task::Revalidate, async move {

@@ -19,6 +19,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
 use crate::plugin::instance::Instance;
 use crate::plugin::instance_orders::OrderedInstance;
+use crate::plugin::tenancy::OwnInstances;
 use crate::plugin::time_share::Shares;
 use crate::static_files::worker_site::WorkerSite;
 use crate::system::descriptor_shares::WorkerDescriptors;
@@ -70,16 +71,31 @@ pub struct WorkerState {
     first_timer: Cell<usize>,
     /// The places for background revalidations of stored responses that are no upstream's.
     revalidations: RevalidationPlaces,
-    /// Exchanges whose response has not passed the plugins yet.
+    /// Exchanges whose response has not passed the plugins yet, and timers that are called.
     in_chains: Cell<usize>,
+    /// Those of them that may call each plugin.
+    in_use: ById<PluginId, Cell<usize>>,
     /// Whether a later generation has replaced this one.
     is_retired: Cell<bool>,
     /// Whether the instances were dropped for good.
     is_released: Cell<bool>,
 }
 
-/// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
-pub struct ChainCall(Rc<WorkerState>);
+/// The use of a generation's instances by an exchange or a timer, until dropped: that is, until the exchange's response
+/// has passed the plugins.
+pub struct ChainCall {
+    worker: Rc<WorkerState>,
+    user: PluginUser,
+}
+
+/// The user of instances of plugins.
+#[derive(Clone, Copy)]
+enum PluginUser {
+    /// An exchange of a route, which uses the route's plugins.
+    Exchange(RouteId),
+    /// The timer of a plugin.
+    Timer(PluginId),
+}
 
 /// An exchange that has ended, for an observer that may wait or waits for its turn. The worker doesn't end before the
 /// observer.
@@ -217,6 +233,7 @@ impl WorkerState {
             let usage = worker_metrics.registry.buffers.clone();
             BufferSpace::new(usage, generation.buffer_limits.clone(), pools.descriptors().clone())
         };
+        let in_use = generation.bindings.iter().map(|_| Cell::default()).collect();
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {
             generation,
@@ -239,6 +256,7 @@ impl WorkerState {
             first_timer: Cell::new(0),
             revalidations: RevalidationPlaces::default(),
             in_chains,
+            in_use,
             is_retired,
             is_released,
         }
@@ -368,7 +386,8 @@ impl WorkerState {
     fn begin_timer(self: &Rc<Self>, index: usize) -> Option<WaitingTimer> {
         let timer = &self.timers[index];
         // Until the call has ended, the generation keeps its instances.
-        (!timer.is_under_way.replace(true)).then(|| WaitingTimer { in_chain: self.enter_chain(), index })
+        let in_chain = || self.use_plugins(PluginUser::Timer(timer.binding));
+        (!timer.is_under_way.replace(true)).then(|| WaitingTimer { in_chain: in_chain(), index })
     }
 
     fn settle_timer(&self, timer: &Timer, called: Result<(), PluginFailure>, now: Instant) {
@@ -394,42 +413,79 @@ impl WorkerState {
 
 /// The life of the instances of a generation that another one has replaced.
 impl WorkerState {
-    /// Notes that an exchange may call plugins until the result is dropped.
-    pub fn enter_chain(self: &Rc<Self>) -> ChainCall {
+    /// Notes that an exchange may call the plugins of its route until the result is dropped.
+    pub fn enter_chain(self: &Rc<Self>, route_id: RouteId) -> ChainCall {
+        self.use_plugins(PluginUser::Exchange(route_id))
+    }
+
+    fn use_plugins(self: &Rc<Self>, user: PluginUser) -> ChainCall {
         self.in_chains.set(self.in_chains.get() + 1);
-        ChainCall(self.clone())
+        self.plugins_of(&user).iter().for_each(|plugin_id| add(&self.in_use[*plugin_id], 1));
+        ChainCall { worker: self.clone(), user }
+    }
+
+    fn plugins_of<'a>(&'a self, user: &'a PluginUser) -> &'a [PluginId] {
+        match user {
+            PluginUser::Exchange(route_id) => &self.generation.routes[*route_id].chain,
+            PluginUser::Timer(plugin_id) => std::slice::from_ref(plugin_id),
+        }
     }
 
     /// Records that no exchange will begin with this generation any more.
     pub fn retire(&self) {
         self.is_retired.set(true);
-        self.release_if_unused();
+        self.guards.iter().for_each(|guard| guard.retire());
+        self.bodies.iter().for_each(|bodies| bodies.clear());
+        self.release_unused();
+        self.generation.tenancy.retire();
     }
 
     /// Drops the instances that nothing can use. Tunnels, and bodies on their way, hold a generation for hours, but then
-    /// call its observers at most, for which an instance is made at the end.
-    fn release_if_unused(&self) {
-        if !self.is_retired.get() || self.in_chains.get() > 0 {
+    /// call its observers at most, for which an instance is made at the end. A client that is not answered can hold it as
+    /// long, and then the instances of its route's plugins.
+    fn release_unused(&self) {
+        if !self.is_retired.get() {
+            return;
+        }
+        let unused = self.in_use.with_ids().filter(|(_, users)| users.get() == 0);
+        unused.for_each(|(plugin_id, _)| self.release(plugin_id));
+        if self.in_chains.get() > 0 {
             return;
         }
         let was_released = self.is_released.replace(true);
-        self.guards.iter().for_each(|guard| guard.release());
-        self.filters.iter().for_each(InstanceSlot::clear);
-        self.bodies.iter().for_each(|bodies| bodies.clear());
         for upstream in self.upstreams.iter() {
             upstream.balancer.clear();
             upstream.replacement.take();
         }
         if !was_released {
+            let balancers = self.upstreams.ids().count() as u32;
+            self.generation.tenancy.release(OwnInstances { places: balancers, stacks: 0 });
             self.generation.tenancy.leave();
         }
     }
+
+    /// Drops the instances of a plugin.
+    fn release(&self, plugin_id: PluginId) {
+        let guard = &self.guards[plugin_id];
+        self.filters[plugin_id].clear();
+        self.bodies[plugin_id].clear();
+        if !guard.is_released() {
+            let stacks = u32::from(self.generation.bindings[plugin_id].waits());
+            self.generation.tenancy.release(OwnInstances { places: 1, stacks });
+        }
+        guard.release();
+    }
+}
+
+/// Adds a number to a count.
+fn add(count: &Cell<usize>, more: isize) {
+    count.set(count.get().saturating_add_signed(more));
 }
 
 impl WaitingTimer {
     /// Returns the state of the worker that the timer belongs to.
     pub fn worker(&self) -> &Rc<WorkerState> {
-        &self.in_chain.0
+        &self.in_chain.worker
     }
 
     /// Returns the plugin of the timer.
@@ -454,8 +510,10 @@ impl Drop for WaitingTimer {
 
 impl Drop for ChainCall {
     fn drop(&mut self) {
-        self.0.in_chains.set(self.0.in_chains.get() - 1);
-        self.0.release_if_unused();
+        let ChainCall { worker, user } = self;
+        worker.in_chains.set(worker.in_chains.get() - 1);
+        worker.plugins_of(user).iter().for_each(|plugin_id| add(&worker.in_use[*plugin_id], -1));
+        worker.release_unused();
     }
 }
 

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
+/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
+pub const RESERVED_BODIES: u32 = 32;
+
 /// The bodies of a plugin version that pass, and those that wait.
 #[derive(Default)]
 pub(super) struct BodyCounts {

@@ -582,8 +582,8 @@ impl Drop for BodyFilter {
             Ok(()) => {
                 let Some(BodyInstance::AtOnce(instance)) = self.instance.take() else { return };
                 match self.guard.configured.isolation {
-                    Isolation::Worker => self.bodies.keep(instance),
-                    Isolation::Request => self.guard.discard(instance),
+                    Isolation::Worker if self.guard.keeps_spares() => self.bodies.keep(instance),
+                    Isolation::Worker | Isolation::Request => self.guard.discard(instance),
                 }
             }
             // The content has left by then, and nothing is lost but the instance.

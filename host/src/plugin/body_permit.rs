@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::body_counts::RESERVED_BODIES;
 use super::call_error::PluginFailure;
 use super::instance_limit::ReservedInstances;
 use super::version::PluginVersion;
@@ -12,8 +13,17 @@ use super::version::PluginVersion;
 /// A body that passes through a plugin, until dropped.
 pub struct BodyPermit {
     version: Arc<PluginVersion>,
-    /// The place of a body beyond [`RESERVED_BODIES`].
-    _place: Option<ReservedInstances>,
+    place: BodyPlace,
+}
+
+/// The place of a body's instance.
+enum BodyPlace {
+    /// One of those that a generation has reserved.
+    OfGeneration,
+    /// The place of a body beyond [`RESERVED_BODIES`], or of one that begins after its generation was replaced.
+    Own { _reserved: ReservedInstances },
+    /// The body has no instance.
+    None,
 }
 
 /// The resource that a body holds while it passes.
@@ -24,9 +34,6 @@ pub enum BodyResource {
     /// The body is gathered in memory, and shares the worker's instance.
     Memory,
 }
-
-/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
-pub const RESERVED_BODIES: u32 = 32;
 
 impl BodyPermit {
     /// Takes a permit for one more body at once; the error is that `limits.bodies` is reached or that others wait, or that
@@ -62,9 +69,12 @@ impl BodyPermit {
         let passing = &version.bodies.passing;
         let before =
             passing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).map_err(|_| PluginFailure::Bodies(most))?;
-        let mut permit = BodyPermit { version: version.clone(), _place: None };
-        if held == BodyResource::Instance && before >= RESERVED_BODIES {
-            permit._place = Some(version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
+        let mut permit = BodyPermit { version: version.clone(), place: BodyPlace::None };
+        if before < RESERVED_BODIES && version.cover.is_there() {
+            permit.place = BodyPlace::OfGeneration;
+        } else if held == BodyResource::Instance {
+            let reserved = version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?;
+            permit.place = BodyPlace::Own { _reserved: reserved };
         }
         Ok(permit)
     }
@@ -74,6 +84,9 @@ impl Drop for BodyPermit {
     fn drop(&mut self) {
         let bodies = &self.version.bodies;
         bodies.passing.fetch_sub(1, Ordering::SeqCst);
+        if matches!(self.place, BodyPlace::OfGeneration) {
+            self.version.cover.end_use(1, 0);
+        }
         // Only where some wait: to wake one takes a lock.
         if bodies.waiting.load(Ordering::SeqCst) > 0 {
             bodies.ended.notify_one();

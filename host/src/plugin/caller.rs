@@ -56,7 +56,9 @@ pub struct PluginCaller {
     pub(super) waiting: WaitingInstances,
     /// The limit of the exchanges that have ended and wait for the plugin's observer, in bytes.
     pub ended: LocalLimit,
-    /// Whether no new exchange uses the generation, so that no instances are kept.
+    /// Whether no new exchange uses the generation, so that a worker keeps one instance at most.
+    is_retired: Cell<bool>,
+    /// Whether no exchange uses the plugin in the generation any more, so that no instances are kept.
     is_released: Cell<bool>,
     /// The host's work that is not charged yet, because it was short.
     owed: Cell<Duration>,
@@ -94,9 +96,9 @@ impl PluginCaller {
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
         let waiting = WaitingInstances::default();
-        let (ended, is_released, owed) =
-            (LocalLimit::new(MAX_WAITING_BYTES), Cell::new(false), Cell::new(Duration::ZERO));
-        PluginCaller { configured, share, figures, worker_metrics, waiting, ended, is_released, owed }
+        let (ended, owed) = (LocalLimit::new(MAX_WAITING_BYTES), Cell::new(Duration::ZERO));
+        let (is_retired, is_released) = (Cell::new(false), Cell::new(false));
+        PluginCaller { configured, share, figures, worker_metrics, waiting, ended, is_retired, is_released, owed }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.
@@ -216,6 +218,12 @@ impl PluginCaller {
         self.charge_owed(time / SLOWNESS);
     }
 
+    /// Keeps one instance at most from now on.
+    pub fn retire(&self) {
+        self.is_retired.set(true);
+        self.waiting.clear_spare();
+    }
+
     /// Keeps no instances from now on.
     pub fn release(&self) {
         self.is_released.set(true);
@@ -223,8 +231,13 @@ impl PluginCaller {
     }
 
     /// Whether no instances are kept.
-    pub(super) fn is_released(&self) -> bool {
+    pub fn is_released(&self) -> bool {
         self.is_released.get()
+    }
+
+    /// Whether instances are kept for bodies and calls at the same time.
+    pub(super) fn keeps_spares(&self) -> bool {
+        !self.is_retired.get() && !self.is_released.get()
     }
 
     /// Decides whether a call of a hook is made; the error is the reason if none is.

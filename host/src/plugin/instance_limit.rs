@@ -107,6 +107,19 @@ impl ReservedInstances {
         self.stacks += stacks;
         Ok(())
     }
+
+    /// Releases what is beyond a number of places and of stacks.
+    pub fn shrink(&mut self, places: u32, stacks: u32) {
+        drop(self.split(self.places.saturating_sub(places), self.stacks.saturating_sub(stacks)));
+    }
+
+    /// Separates a number of places and stacks, as far as there are so many.
+    pub fn split(&mut self, places: u32, stacks: u32) -> ReservedInstances {
+        let (places, stacks) = (places.min(self.places), stacks.min(self.stacks));
+        self.places -= places;
+        self.stacks -= stacks;
+        ReservedInstances { of: self.of.clone(), places, stacks }
+    }
 }
 
 impl Drop for ReservedInstances {

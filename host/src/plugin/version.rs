@@ -12,17 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::body_counts::BodyCounts;
+use super::body_counts::{BodyCounts, RESERVED_BODIES};
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
+use super::cover::Cover;
 use super::engine::Plugin;
 use super::instance::{Instance, InstanceRecipe};
+use super::instance_limit::ReservedInstances;
 use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
 use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
 use super::time_share::TimeShare;
-use super::waiting_limit::WaitingLimit;
+use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
 use crate::net::turn::spend;
 use crate::system::thread_time::thread_time;
 use crate::telemetry::metrics::CallRejection;
@@ -55,6 +57,8 @@ pub struct PluginVersion {
     pub(super) bodies: BodyCounts,
     /// The limit of calls that may wait.
     pub(super) waiting: WaitingLimit,
+    /// The places for bodies and calls.
+    pub(super) cover: Cover,
     began: Instant,
     /// The time at which each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the
     /// first.
@@ -156,9 +160,20 @@ impl PluginVersion {
             making: AtomicU32::new(0),
             telling: AtomicU32::new(0),
             bodies: BodyCounts::default(),
+            cover: Cover::default(),
             began: now,
             logged: Default::default(),
         }
+    }
+
+    /// Records that a generation has no places for the version's bodies and calls any more. Those that are under way keep
+    /// theirs.
+    pub(super) fn end_cover(&self, reserved: Option<&mut ReservedInstances>) {
+        self.cover.end(reserved, || {
+            let bodies = self.bodies.passing.load(Ordering::SeqCst).min(RESERVED_BODIES);
+            let calls = self.waiting.instances.load(Ordering::SeqCst).min(RESERVED_CALLS);
+            (bodies + calls, calls)
+        });
     }
 
     /// Whether an instance could not be made the last time.

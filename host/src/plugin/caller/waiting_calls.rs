@@ -65,8 +65,9 @@ enum WaitingPlace {
     /// The place of a further instance, which counts for its version.
     Further {
         version: Arc<PluginVersion>,
-        /// The place and the stack of an instance beyond [`RESERVED_CALLS`].
-        _place: Option<ReservedInstances>,
+        /// The place and the stack of an instance beyond [`RESERVED_CALLS`], or of one that is made after its generation was
+        /// replaced; `None` if a generation has reserved them.
+        place: Option<ReservedInstances>,
     },
 }
 
@@ -80,22 +81,26 @@ const SWEEP: Duration = Duration::from_secs(10);
 impl WaitingPlace {
     fn further(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
         let mut reserved = None;
-        if version.waiting.instances.fetch_add(1, Ordering::Relaxed) >= RESERVED_CALLS {
+        let before = version.waiting.instances.fetch_add(1, Ordering::SeqCst);
+        if before >= RESERVED_CALLS || !version.cover.is_there() {
             let places = &version.recipe.plugin.places;
             let lack = |_| {
-                version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+                version.waiting.instances.fetch_sub(1, Ordering::SeqCst);
                 PluginFailure::NoPlace
             };
             reserved = Some(places.reserve_waiting().map_err(lack)?);
         }
-        Ok(WaitingPlace::Further { version: version.clone(), _place: reserved })
+        Ok(WaitingPlace::Further { version: version.clone(), place: reserved })
     }
 }
 
 impl Drop for WaitingPlace {
     fn drop(&mut self) {
-        if let WaitingPlace::Further { version, .. } = self {
-            version.waiting.instances.fetch_sub(1, Ordering::Relaxed);
+        if let WaitingPlace::Further { version, place } = self {
+            version.waiting.instances.fetch_sub(1, Ordering::SeqCst);
+            if place.is_none() {
+                version.cover.end_use(1, 1);
+            }
         }
     }
 }
@@ -117,6 +122,15 @@ impl WaitingInstances {
     /// Drops the instances.
     pub fn clear(&self) {
         self.idle.take();
+    }
+
+    /// Drops the instances but one.
+    pub fn clear_spare(&self) {
+        self.idle.borrow_mut().truncate(1);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty()
     }
 
     fn take(&self) -> Option<WaitingInstance> {
@@ -220,7 +234,8 @@ impl PluginCaller {
 
     /// Keeps an instance whose last call has returned, if other calls may have it.
     pub(in crate::plugin) fn return_waiting(&self, mut taken: WaitingInstance) {
-        let may_serve = self.configured.isolation == Isolation::Worker && !self.is_released();
+        let is_wanted = self.keeps_spares() || !self.is_released() && self.waiting.is_empty();
+        let may_serve = self.configured.isolation == Isolation::Worker && is_wanted;
         let left = if may_serve && !taken.instance.holds_much() {
             self.waiting.keep(self.supply(), taken)
         } else {
