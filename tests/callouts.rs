@@ -7,6 +7,7 @@ use std::sync::{Arc, RwLock, mpsc};
 
 use plugway_test_guests::{CALLER, FORWARD_AUTH};
 
+use crate::support::client::load;
 use crate::support::{
     Message, PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, refusing, run, until, vanish,
 };
@@ -717,4 +718,21 @@ fn a_service_that_hangs_while_a_plugin_is_configured_holds_up_nothing() {
     proxy.reload(&calling(&silent, AUTH, &asked));
     proxy.signal("TERM");
     assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+/// The receipt of responses was charged by the clock: a pause of 50 ms cost the share of half a minute.
+#[test]
+fn a_process_that_does_not_run_for_some_time_fails_no_call() {
+    let auth = origin(|_| ok(&"k".repeat(20_000)));
+    let proxy = start(&calling(&auth, AUTH, "limits.share = 90").replace("workers = 2", "workers = 1"));
+    let pause = std::time::Duration::from_millis(400);
+    let seen = load(&proxy, 6, "GET / HTTP/1.1\r\nX-Call: http://auth/\r\nX-Timeout: 20000", || {
+        for _ in 0..12 {
+            proxy.signal("STOP");
+            std::thread::sleep(pause);
+            proxy.signal("CONT");
+            std::thread::sleep(pause / 4);
+        }
+    });
+    assert!(seen.total() > 100 && seen.status(200) == seen.total(), "{seen:?}");
 }

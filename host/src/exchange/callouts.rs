@@ -1,12 +1,11 @@
 //! Requests of plugins: sent through upstreams, while the call that makes them waits. They end with the call.
-#![expect(clippy::disallowed_methods, reason = "the time that plugins' responses take is measured exactly")]
 
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderValue};
@@ -29,6 +28,7 @@ use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::instance::Instance;
 use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutSender, CalloutTimes, MAX_CALLOUTS};
 use crate::protocol::hop_by_hop;
+use crate::system::thread_time::timed;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The exchange that a plugin sends requests for.
@@ -105,9 +105,9 @@ impl CalloutOrigin<'_> {
         if sent.is_empty() || pause.poll(guard, cx).is_pending() || claim.poll(cx).is_pending() {
             return false;
         }
-        let (before, began) = (sent.len(), Instant::now());
-        sent.retain_mut(|callout| callout.as_mut().poll(cx).is_pending());
-        guard.charge_elapsed(claim, began.elapsed());
+        let before = sent.len();
+        let ((), time) = timed(|| sent.retain_mut(|callout| callout.as_mut().poll(cx).is_pending()));
+        guard.charge_received(claim, time);
         has_advanced || sent.len() < before
     }
 

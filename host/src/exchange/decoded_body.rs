@@ -1,10 +1,8 @@
 //! Content with a coding, which is decoded on its way to plugins that want plain content.
-#![expect(clippy::disallowed_methods, reason = "the time of a turn is measured exactly")]
 
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -21,6 +19,7 @@ use crate::plugin::decoder_memory::{DecoderMemory, DecoderMemoryFull};
 use crate::plugin::settings::OnError;
 use crate::protocol::content_decoder::{ContentDecoder, DecodingError, DecodingStep};
 use crate::protocol::transformed_content;
+use crate::system::thread_time::timed;
 
 /// Content that is decoded as it passes.
 pub struct DecodedBody<B> {
@@ -118,10 +117,9 @@ impl<B> DecodedBody<B> {
     /// Decodes one piece.
     fn step(&mut self) -> Result<DecodingStep, DecodedBodyError> {
         let Some(decoder) = &mut self.decoder else { return Ok(DecodingStep::End) };
-        let began = Instant::now();
-        let step = decoder.step();
+        let (step, time) = timed(|| decoder.step());
         let memory = decoder.memory() as u64;
-        self.guard.charge_elapsed(&mut self.claim, began.elapsed());
+        self.guard.charge_received(&mut self.claim, time);
         let step = step?;
         self.memory.set(memory)?;
         Ok(step)

@@ -1,10 +1,8 @@
 //! A body on its way through the plugins of a chain that transform bodies.
-#![expect(clippy::disallowed_methods, reason = "a pause of a body is rare, and measured exactly")]
 
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -25,6 +23,7 @@ use crate::net::turn::TurnClaim;
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError, joined};
 use crate::plugin::body_permit::BodyPermit;
 use crate::plugin::caller::share_pause::SharePause;
+use crate::system::thread_time::timed;
 
 /// A body and the plugins that it passes, in the order of its way.
 pub struct FilteredBody<B> {
@@ -112,9 +111,8 @@ impl<B> FilteredBody<B> {
     /// result.
     fn poll_pass(&mut self, frame: Option<Frame<Bytes>>, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let Some(waiting) = &mut self.waiting else {
-            let began = Instant::now();
-            let passed = pass(&mut self.stages, frame, &mut self.state);
-            self.claim.spend(began.elapsed());
+            let (passed, time) = timed(|| pass(&mut self.stages, frame, &mut self.state));
+            self.claim.spend(time);
             return Poll::Ready(self.settle(passed));
         };
         waiting.under_way = Some((waiting.pass.0)(std::mem::take(&mut self.stages), frame));

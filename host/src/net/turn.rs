@@ -7,11 +7,12 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
 use crate::system::fair_queue::FairQueue;
+use crate::system::thread_time::timed;
 
 /// The time of all computations in one turn of a worker's event loop. Each step of another task waits for this time at
 /// most, and for the step that exceeds it.
@@ -170,14 +171,12 @@ pub async fn next_turn(owner: TurnOwner) {
 }
 
 /// Runs a future each of whose polls may be a long computation, in turns.
-#[expect(clippy::disallowed_methods, reason = "computations are measured exactly")]
 pub async fn in_turns<T>(owner: TurnOwner, future: impl Future<Output = T>) -> T {
     let (mut future, mut claim) = (pin!(future), TurnClaim::new(owner, true));
     poll_fn(|cx| {
         ready!(claim.poll(cx));
-        let began = Instant::now();
-        let polled = future.as_mut().poll(cx);
-        claim.spend(began.elapsed());
+        let (polled, time) = timed(|| future.as_mut().poll(cx));
+        claim.spend(time);
         polled
     })
     .await

@@ -212,8 +212,9 @@ impl PluginCaller {
         self.share.is_watched()
     }
 
-    /// Charges the time that the host has worked for a call or a body that is under way. Short times are charged together.
-    pub fn charge_elapsed(&self, claim: &mut TurnClaim, time: Duration) {
+    /// Charges the CPU time that the host has received or decoded content in, for a call or a body that is under way. Short
+    /// times are charged together.
+    pub fn charge_received(&self, claim: &mut TurnClaim, time: Duration) {
         claim.spend(time);
         self.charge_owed(time / SLOWNESS);
     }
