@@ -1,6 +1,8 @@
 //! The rules of HTTP for every intermediary, independent of the manifest: hop-by-hop fields are removed, and `Via` is
 //! added.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::response::Parts;
@@ -255,14 +257,33 @@ impl Present {
     }
 }
 
-/// Returns the further fields that `Connection` declares to be hop-by-hop.
+/// Returns the further fields of a message that `Connection` declares to be hop-by-hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     // The usual members name no field.
     let is_usual = |name: &&[u8]| name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
-    let names = members(fields, header::CONNECTION).filter(|name| !is_usual(name));
-    let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
+    let mut members = members(fields, header::CONNECTION).filter(|name| !is_usual(name)).peekable();
+    let mut named = SmallVec::new();
+    if members.peek().is_none() {
+        return named;
+    }
     // `Connection` can't remove fields that the message requires.
-    names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
+    let may_be_named = |name: &&HeaderName| **name != header::HOST && **name != header::CONTENT_LENGTH;
+    let mut left: SmallVec<[&HeaderName; 32]> = fields.keys().filter(may_be_named).collect();
+    // A list of thousands of members costs a short search for each: few of them are of the length of a field's name.
+    left.sort_unstable_by(|name, other| by_length(name, other.as_str().as_bytes()));
+    for member in members {
+        if let Ok(index) = left.binary_search_by(|name| by_length(name, member)) {
+            named.push(left.remove(index).clone());
+        }
+    }
+    named
+}
+
+/// Compares the name of a field with a member of a list, in any case, by their lengths first.
+fn by_length(name: &HeaderName, member: &[u8]) -> Ordering {
+    let name = name.as_str().as_bytes();
+    let in_lower_case = || member.iter().map(u8::to_ascii_lowercase);
+    name.len().cmp(&member.len()).then_with(|| name.iter().copied().cmp(in_lower_case()))
 }
 
 static HOP_BY_HOP: [HeaderName; 7] = [
@@ -316,6 +337,28 @@ mod tests {
         request(Version::HTTP_11, &mut fields);
         let left: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["x-kept", "via"]);
+    }
+
+    #[test]
+    fn each_field_that_connection_names_is_found_once_however_long_the_list_is() {
+        let named = |connection: &[&[u8]], names: &[&'static str]| {
+            let mut fields = HeaderMap::new();
+            for line in connection {
+                fields.append(header::CONNECTION, HeaderValue::from_bytes(line).unwrap());
+            }
+            for name in names {
+                fields.append(*name, HeaderValue::from_static("1"));
+            }
+            let mut named: Vec<String> = named_by_connection(&fields).iter().map(ToString::to_string).collect();
+            named.sort();
+            named
+        };
+        let (long, names) = ("a,X-B,".repeat(5000), ["x-b", "host", "content-length", "x-c", "x-b", "a", "x-bb"]);
+        assert_eq!(named(&[long.as_bytes()], &names), ["a", "x-b"]);
+        assert_eq!(named(&[b"close, Host,x-c ", b",, X_C, content-length,\tX-BB,\"a\""], &names), ["x-bb", "x-c"]);
+        assert_eq!(named(&[b"Keep-Alive,CLOSE"], &["keep-alive", "close"]), [""; 0]);
+        assert_eq!(named(&[b"\xe9, X-Mine, x-mine y"], &["x-mine"]), ["x-mine"]);
+        assert_eq!(named(&[b"connection, te"], &["te"]), ["connection", "te"]);
     }
 
     #[test]
