@@ -373,6 +373,28 @@ fn a_renewed_certificate_is_taken_and_a_bad_one_refused() {
     refused("private key of another certificate");
 }
 
+/// A certificate without `subjectAltName` was never chosen, in silence.
+#[test]
+fn check_warns_of_a_further_certificate_without_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    authority.issue(folder.path(), "nameless", &[]);
+    let check = |first: &str, second: &str| {
+        let pair = |name: &str| format!("{{ chain = \"{name}.pem\", key = \"{name}.key\" }}");
+        let tls = format!("certificates = [{}, {}]", pair(first), pair(second));
+        std::fs::write(folder.path().join("plugway.toml"), secure("127.0.0.1:1", &tls, "")).unwrap();
+        let mut check = plugway();
+        output(check.arg("check").arg(folder.path().join("plugway.toml")).stdout(Stdio::piped()))
+    };
+    let warned = check("site", "nameless");
+    assert!(
+        warned.contains("warning: no client gets this certificate") && warned.contains("subjectAltName"),
+        "{warned}"
+    );
+    assert!(!check("nameless", "site").contains("warning"), "the first is for clients without a name");
+}
+
 #[test]
 fn a_certificate_that_has_expired_ends_no_other_site() {
     let folder = tempfile::tempdir().unwrap();

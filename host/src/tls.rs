@@ -17,7 +17,7 @@ use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::crypto::{CryptoProvider, hash};
 
 mod bounded_chain;
-mod certificate_resolver;
+pub mod certificate_resolver;
 pub mod client;
 pub mod handshake_error;
 pub mod handshake_info;

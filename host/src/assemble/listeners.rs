@@ -22,6 +22,7 @@ use crate::protocol::framing;
 use crate::protocol::trusted_peers::TrustedPeers;
 use crate::system::bind_error;
 use crate::tls;
+use crate::tls::certificate_resolver::is_nameless;
 use crate::tls::pem::CertificateFiles;
 use crate::tls::server::{ClientAuth, ClientScope, MinimumVersion, ServerFilePlace, ServerFiles, ServerTls};
 use crate::upstream::response_head_limits::ResponseHeadLimits;
@@ -400,6 +401,12 @@ impl Assembly<'_> {
             Ok(ServerTls { config, client_scope }) => {
                 for (files, named) in wanted.certificates.iter().zip(&tls.certificates) {
                     self.note_certificate(source, &named.get_ref().chain.span(), &files.chain);
+                }
+                // The first one is for clients that ask for no known name.
+                let further = wanted.certificates.iter().zip(&tls.certificates).skip(1);
+                for (_, named) in further.filter(|(files, _)| is_nameless(&files.chain)) {
+                    let message = "no client gets this certificate: it has no DNS name; issue it with `subjectAltName`";
+                    self.problems.warn(Doubt::NoEffect, source, named.get_ref().chain.span(), message);
                 }
                 let demands = TlsDemands { client_scope, minimum, http2: wanted.http2 };
                 return Some(ListenerTls { acceptor: TlsAcceptor::from(config), demands });

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "certificates are valid by wall-clock time")]
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use x509_parser::extensions::GeneralName;
 
+use super::pem;
 use super::validity::Validity;
 
 /// A listener's certificates, by the DNS names in them. Common names don't count, as with clients (RFC 9525 §2).
@@ -123,8 +125,19 @@ impl ShownCertificate {
     }
 }
 
+/// Whether the certificate in a file is chosen for no name, because it has no DNS name.
+pub fn is_nameless(chain: &Path) -> bool {
+    let certificates = pem::certificates(chain).unwrap_or_default();
+    certificates.first().is_some_and(|leaf| names_in(leaf).is_empty())
+}
+
 fn dns_names(certificate: &CertifiedKey) -> BTreeSet<String> {
-    let leaf = certificate.cert.first().and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+    certificate.cert.first().map(|leaf| names_in(leaf)).unwrap_or_default()
+}
+
+/// Returns the DNS names of a certificate in lower case.
+fn names_in(leaf: &[u8]) -> BTreeSet<String> {
+    let leaf = x509_parser::parse_x509_certificate(leaf).ok();
     let Some((_, leaf)) = leaf else { return BTreeSet::new() };
     let names = leaf.subject_alternative_name().ok().flatten();
     let names = names.iter().flat_map(|names| &names.value.general_names);
