@@ -54,13 +54,18 @@ impl ReaderBacklog {
         if piece.len() as u64 <= MIN_WINDOW / 2 { Bytes::copy_from_slice(&piece) } else { piece }
     }
 
-    /// Waits until there is room for the next piece: the slower readers have made it, or a file has taken their pieces.
-    /// A reader that makes too little progress is cut off if others wait for more: a slow client must not decide what
-    /// the others get.
+    /// Waits until there is room for the next piece, and lets more wait if the readers had read all.
     pub async fn make_room(&mut self, body: &SharedBody) {
+        self.wait_for_room(body).await;
         if body.in_memory() == 0 && self.window.grow() {
             body.set_window(self.window.bytes);
         }
+    }
+
+    /// Waits until there is room for the next piece: the slower readers have made it, or a file has taken their pieces.
+    /// A reader that makes too little progress is cut off if others wait for more: a slow client must not decide what
+    /// the others get.
+    async fn wait_for_room(&mut self, body: &SharedBody) {
         if !body.is_behind()
             && let Some((file, _)) = self.file.take()
         {
@@ -182,3 +187,45 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// The least bytes per second that a reader has to take while others wait for it. A client that is slower than any
 /// usual network, and has fallen behind by all that may wait, costs the others more than it gains.
 const MIN_RATE: u64 = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Waker};
+
+    use http_body::Body;
+
+    use super::*;
+    use crate::body::buffer_space::tests::space;
+    use crate::store::stored_body::StoredBody;
+    use crate::store::stored_response::Content;
+
+    /// Writes as long as there is room, then lets the reader read all if it does read; returns the length of the last piece.
+    async fn written(reads: bool, max: u64) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, space) = space(folder.path());
+        let client = Arc::new(WaitingBytes::new(max));
+        let (body, mut backlog) = (SharedBody::new(None), ReaderBacklog::new(space, 1 << 30, client.clone()));
+        let mut reader = StoredBody::all(&Content::Filling(body.clone())).unwrap();
+        body.push("begun".into());
+        body.pass();
+        let mut length = 0;
+        for _ in 0..40 {
+            let Ok(()) = timeout(STEP * 2, backlog.make_room(&body)).await else { break };
+            length = backlog.next_read();
+            body.push(vec![7; length].into());
+            let mut cx = Context::from_waker(Waker::noop());
+            while reads && Pin::new(&mut reader).poll_frame(&mut cx).is_ready() {}
+        }
+        drop(backlog);
+        assert!(client.has_room(max), "all is given back");
+        length
+    }
+
+    #[tokio::test]
+    async fn pieces_become_longer_as_long_as_the_readers_keep_up() {
+        assert_eq!(written(true, 1 << 20).await, 128 << 10);
+        assert_eq!(written(true, 40 << 10).await, 16 << 10, "the client has no more room");
+        assert_eq!(written(false, 1 << 20).await, 8 << 10);
+    }
+}
