@@ -69,8 +69,8 @@ pub struct WorkerState {
     timers: Vec<Timer>,
     /// The index of the timer that has the first turn at the next tick.
     first_timer: Cell<usize>,
-    /// The places for background revalidations of stored responses that are no upstream's.
-    revalidations: RevalidationPlaces,
+    /// The places for background fetches of responses that are no upstream's.
+    background: BackgroundPlaces,
     /// Exchanges whose response has not passed the plugins yet, and timers that are called.
     in_chains: Cell<usize>,
     /// Those of them that may call each plugin.
@@ -162,14 +162,21 @@ pub struct LastingState {
     pub ended: mpsc::Sender<EndedExchange>,
 }
 
+/// The places for fetches in the background at an upstream.
+#[derive(Default)]
+struct BackgroundPlaces {
+    revalidations: RevalidationPlaces,
+    left: RevalidationPlaces,
+}
+
 /// A worker's view of an upstream.
 pub struct UpstreamState {
     pub name: Arc<str>,
     pub budget: RefCell<RetryBudget>,
     /// The upstream's settings, for futures that outlive a borrow of it.
     pub rules: Rc<ConnectionSettings>,
-    /// The places for background revalidations of stored responses.
-    revalidations: RevalidationPlaces,
+    /// The places for background fetches.
+    background: BackgroundPlaces,
     endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
     replacement: RefCell<Option<BalancerReplacement>>,
@@ -192,7 +199,7 @@ impl UpstreamState {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
-            revalidations: RevalidationPlaces::default(),
+            background: BackgroundPlaces::default(),
             endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker))),
             balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
@@ -254,7 +261,7 @@ impl WorkerState {
             pools,
             timers,
             first_timer: Cell::new(0),
-            revalidations: RevalidationPlaces::default(),
+            background: BackgroundPlaces::default(),
             in_chains,
             in_use,
             is_retired,
@@ -310,7 +317,17 @@ impl WorkerState {
 
     /// Returns the places for background revalidations at an upstream; of responses of no upstream if `None`.
     pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &RevalidationPlaces {
-        upstream.map_or(&self.revalidations, |upstream_id| &self.upstreams[upstream_id].revalidations)
+        &self.background(upstream).revalidations
+    }
+
+    /// Returns the places for fetches at an upstream that their clients have left. They are others than those of
+    /// revalidations, which a client could keep from the stored responses of all.
+    pub fn left_fetches(&self, upstream: Option<UpstreamId>) -> &RevalidationPlaces {
+        &self.background(upstream).left
+    }
+
+    fn background(&self, upstream: Option<UpstreamId>) -> &BackgroundPlaces {
+        upstream.map_or(&self.background, |upstream_id| &self.upstreams[upstream_id].background)
     }
 
     /// Returns an exchange as the cause of requests that a plugin sends; `None` if it has no destination for one.

@@ -437,7 +437,7 @@ impl Fetch<'_> {
             into: WriteTarget::Memory,
             backlog: ReaderBacklog::new(worker.buffers.clone(), route.response_buffer, context.peer.waiting.clone()),
             exchange: FetchName::of(context),
-            places: worker.revalidations(self.destination.upstream).clone(),
+            places: worker.left_fetches(self.destination.upstream).clone(),
             route: self.destination.route,
             place: self.place.take(),
             figures: miss.stage.figures(worker).clone(),

@@ -47,7 +47,7 @@ pub struct StoreWriter {
     /// The content that waits for slower readers, if it is not stored.
     pub backlog: ReaderBacklog,
     pub exchange: FetchName,
-    /// The places of fetches that no client waits for, at the upstream.
+    /// The places of fetches that their clients have left, at the upstream.
     pub places: RevalidationPlaces,
     pub route: RouteId,
     /// The place of this fetch; `None` while it needs none.
