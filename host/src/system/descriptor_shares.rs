@@ -59,6 +59,13 @@ pub const PART_IN_USE: &str = "the client's requests use their part of the file 
 /// The part that a holder may have of what all others leave.
 const PART: (u64, u64) = (3, 4);
 
+/// The part of the descriptors that is for holders with few of them, one in `RESERVE`: however many others have taken their
+/// parts, a further client is served.
+const RESERVE: u64 = 16;
+
+/// The number of descriptors up to which a holder has few: the requests of a page that is loaded.
+const FEW: u64 = 4;
+
 /// The part of the descriptors that the workers use without a look at each other, one in `UNCHECKED`: less than what is
 /// reserved for other uses.
 const UNCHECKED: u64 = 32;
@@ -123,8 +130,8 @@ impl DescriptorShares {
         let sum = |of: &dyn Fn(&WorkerCounts) -> u64| self.workers.iter().map(|counts| of(counts)).sum::<u64>();
         let all = sum(&|counts| counts.all.load(Ordering::Relaxed));
         let of_holder = sum(&|counts| counts.by_holder.of(holder));
-        let left = room.saturating_sub(all.saturating_sub(of_holder));
-        of_holder <= (left * PART.0).div_ceil(PART.1)
+        let left = (room - room / RESERVE).saturating_sub(all.saturating_sub(of_holder));
+        of_holder <= (left * PART.0).div_ceil(PART.1) || of_holder <= FEW && all <= room
     }
 }
 
@@ -210,6 +217,18 @@ mod tests {
         assert!(!one.has_plenty());
         drop((first, second, all));
         assert!(one.has_plenty() && take_all(&one, Holder::numbered(4)).len() > room / 2);
+    }
+
+    /// Five clients, each with three quarters of what the others left, left one thousandth to everyone else.
+    #[test]
+    fn clients_with_few_descriptors_find_some_beside_many_heavy_ones() {
+        let shares = DescriptorShares::new(1);
+        shares.limit(Descriptors { limit: 1024, own: 24 });
+        let worker = shares.worker(0);
+        let heavy: Vec<_> = (0..12).map(|number| take_all(&worker, Holder::numbered(number))).collect();
+        let light: Vec<_> = (100..110).filter_map(|number| worker.take(Holder::numbered(number))).collect();
+        assert_eq!(light.len(), 10);
+        drop(heavy);
     }
 
     #[test]
