@@ -167,7 +167,8 @@ pub struct LoadTable {
 pub struct BuffersTable {
     /// The memory for such bodies, at least `4 MiB`. One body has at most a sixteenth of it, and then goes into a file.
     /// Without room, bodies are streamed as their peers send and take them. The responses that plugins make, and lists of
-    /// folders, have three quarters of what everything else leaves, for each route; beyond that they are 503.
+    /// folders, have three quarters of what everything else leaves, for each route, and each client has three quarters of what
+    /// the other clients of the route leave of that; beyond that they are 503.
     ///
     /// Type: size. Default: `"64 MiB"`.
     pub memory: Option<Spanned<String>>,
