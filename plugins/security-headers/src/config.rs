@@ -26,8 +26,9 @@ pub struct Config {
     /// The pages that may embed this site in a frame: `"none"`, `"same-origin"`, `"any"`, or a list of origins.
     /// `"any"` and a list remove `X-Frame-Options` of the application.
     pub frames: Option<Frames>,
-    /// `Referrer-Policy`; `"off"` for none: that of the application is removed.
-    pub referrer_policy: Option<ReferrerPolicy>,
+    /// `Referrer-Policy`: a word, or several for older browsers, of which each browser takes the last that it knows.
+    /// `"off"` for none: that of the application is removed.
+    pub referrer_policy: Option<ReferrerPolicies>,
     /// `Permissions-Policy`: a text, or a table of features.
     pub permissions_policy: Option<Permissions>,
     /// The field `Cross-Origin-Opener-Policy`; none by default.
@@ -135,6 +136,18 @@ pub enum Allowlist {
     List(Vec<String>),
 }
 
+/// One or several referrer policies.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ReferrerPolicies {
+    /// A policy by one word.
+    One(ReferrerPolicy),
+    /// Several policies, separated by commas as in the field.
+    Text(String),
+    /// A list of several policies.
+    List(Vec<String>),
+}
+
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReferrerPolicy {
@@ -175,7 +188,34 @@ pub enum ResourcePolicy {
     CrossOrigin,
 }
 
+impl ReferrerPolicies {
+    /// Returns the value of the field; `None` for no field. The error is a word that is no policy.
+    pub fn value(&self) -> Result<Option<String>, String> {
+        let words: Vec<&str> = match self {
+            ReferrerPolicies::One(policy) => return Ok(policy.word().map(String::from)),
+            ReferrerPolicies::Text(text) => text.split(',').map(str::trim).collect(),
+            ReferrerPolicies::List(words) => words.iter().map(|word| word.trim()).collect(),
+        };
+        match words.iter().find(|word| !ReferrerPolicy::ALL.iter().any(|known| known.word() == Some(word))) {
+            Some(unknown) => Err((*unknown).into()),
+            None => Ok(Some(words.join(", "))),
+        }
+    }
+}
+
 impl ReferrerPolicy {
+    /// The policies that browsers know.
+    pub const ALL: [ReferrerPolicy; 8] = [
+        ReferrerPolicy::NoReferrer,
+        ReferrerPolicy::NoReferrerWhenDowngrade,
+        ReferrerPolicy::Origin,
+        ReferrerPolicy::OriginWhenCrossOrigin,
+        ReferrerPolicy::SameOrigin,
+        ReferrerPolicy::StrictOrigin,
+        ReferrerPolicy::StrictOriginWhenCrossOrigin,
+        ReferrerPolicy::UnsafeUrl,
+    ];
+
     /// Returns the value of the field; `None` for no field.
     pub fn word(self) -> Option<&'static str> {
         match self {

@@ -1,5 +1,7 @@
 //! Content security policies (CSP Level 3), and the nonces in them.
 
+use std::collections::BTreeMap;
+
 use plugway_sdk::pointer::member;
 use plugway_sdk::{ConfigError, Part, Setup, ValueName};
 
@@ -9,7 +11,7 @@ use crate::config::{Csp, DirectiveValue};
 const NONCE: &str = "{nonce}";
 
 /// The directives of CSP Level 3 and of specifications that extend it.
-const DIRECTIVES: [&str; 27] = [
+const DIRECTIVES: [&str; 29] = [
     "base-uri",
     "block-all-mixed-content",
     "child-src",
@@ -37,7 +39,31 @@ const DIRECTIVES: [&str; 27] = [
     "style-src-elem",
     "trusted-types",
     "upgrade-insecure-requests",
+    "webrtc",
+    "worker-src",
 ];
+
+/// The words of `sandbox` (the attribute `sandbox` of HTML).
+const SANDBOX: [&str; 14] = [
+    "allow-downloads",
+    "allow-forms",
+    "allow-modals",
+    "allow-orientation-lock",
+    "allow-pointer-lock",
+    "allow-popups",
+    "allow-popups-to-escape-sandbox",
+    "allow-presentation",
+    "allow-same-origin",
+    "allow-scripts",
+    "allow-storage-access-by-user-activation",
+    "allow-top-navigation",
+    "allow-top-navigation-by-user-activation",
+    "allow-top-navigation-to-custom-protocols",
+];
+
+/// The number of letters by which a word may differ from a known one to be a slip. Three would take names that browsers may
+/// come to know, such as `model-src` beside `media-src`.
+const MAX_SLIPS: usize = 2;
 
 /// Words that browsers know only in quotation marks.
 const KEYWORDS: [&str; 14] = [
@@ -82,9 +108,7 @@ impl Policy {
     pub fn new(csp: &Csp, pointer: &str, setup: &mut Setup) -> Self {
         let directives = match csp {
             Csp::Text(text) => of_text(text, pointer, setup),
-            Csp::Directives(table) => {
-                table.iter().filter_map(|(name, value)| of_table(name, value, pointer, setup)).collect()
-            }
+            Csp::Directives(table) => of_table(table, pointer, setup),
         };
         if directives.is_empty() {
             setup.report(ConfigError::at(pointer, "the policy is empty; write one such as `default-src 'self'`"));
@@ -136,62 +160,101 @@ pub fn nonce() -> Option<String> {
 
 /// Returns the directives of a text, each with one space between its words.
 fn of_text(text: &str, pointer: &str, setup: &mut Setup) -> Vec<String> {
-    let mut directives: Vec<String> = Vec::new();
+    let mut directives = Vec::new();
     for directive in text.split(';') {
         let words: Vec<&str> = directive.split_ascii_whitespace().collect();
         let Some((name, values)) = words.split_first() else { continue };
-        if directives.iter().any(|known| known.split(' ').next() == Some(name)) {
-            setup.report(ConfigError::at(pointer, format!("`{name}` is there twice: browsers ignore the second one")));
-        }
-        if let Err(message) = check(name, values) {
-            setup.report(ConfigError::at(pointer, message));
-        }
-        directives.push(words.join(" "));
+        add_directive(name, values, pointer, &mut directives, setup);
     }
     directives
 }
 
-/// Returns a directive of a table; `None` if it is switched off.
-fn of_table(name: &str, value: &DirectiveValue, pointer: &str, setup: &mut Setup) -> Option<String> {
-    let words: Vec<&str> = match value {
-        DirectiveValue::Switch(false) => return None,
-        DirectiveValue::Switch(true) => Vec::new(),
-        DirectiveValue::Text(text) => text.split_ascii_whitespace().collect(),
-        DirectiveValue::List(words) => words.iter().flat_map(|word| word.split_ascii_whitespace()).collect(),
-    };
-    if let Err(message) = check(name, &words) {
-        setup.report(ConfigError::at(member(pointer, name), message));
+/// Returns the directives of a table that are not switched off.
+fn of_table(table: &BTreeMap<String, DirectiveValue>, pointer: &str, setup: &mut Setup) -> Vec<String> {
+    let mut directives = Vec::new();
+    for (name, value) in table {
+        let words: Vec<&str> = match value {
+            DirectiveValue::Switch(false) => continue,
+            DirectiveValue::Switch(true) => Vec::new(),
+            DirectiveValue::Text(text) => text.split_ascii_whitespace().collect(),
+            DirectiveValue::List(words) => words.iter().flat_map(|word| word.split_ascii_whitespace()).collect(),
+        };
+        add_directive(name, &words, &member(pointer, name), &mut directives, setup);
     }
-    Some([&[name], &words[..]].concat().join(" "))
+    directives
+}
+
+/// Adds a directive with its name in lower case, as browsers compare names in any case. Reports the errors in it.
+fn add_directive(name: &str, words: &[&str], pointer: &str, directives: &mut Vec<String>, setup: &mut Setup) {
+    let name = name.to_ascii_lowercase();
+    if directives.iter().any(|known| known.split(' ').next() == Some(name.as_str())) {
+        setup.report(ConfigError::at(pointer, format!("`{name}` is there twice: browsers ignore the second one")));
+    }
+    if let Err(message) = check(&name, words) {
+        setup.report(ConfigError::at(pointer, message));
+    }
+    directives.push([&[name.as_str()], words].concat().join(" "));
 }
 
 /// Checks a directive. The error says what is expected.
 fn check(name: &str, words: &[&str]) -> Result<(), String> {
-    if !DIRECTIVES.contains(&name) {
-        return Err(format!("unknown directive: `{name}`; expected one of {}", DIRECTIVES.join(", ")));
+    check_name(name)?;
+    words.iter().try_for_each(|word| check_word(name, word, words.len()))
+}
+
+/// Checks the name of a directive. Browsers ignore a directive that they don't know, and later ones may know it: only a name
+/// that is probably a slip is an error, since the policy would protect less than it seems to.
+fn check_name(name: &str) -> Result<(), String> {
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    match meant(name, &DIRECTIVES) {
+        _ if DIRECTIVES.contains(&name) => Ok(()),
+        Some(meant) => Err(format!("unknown directive: `{name}`; did you mean `{meant}`?")),
+        None if is_name => Ok(()),
+        None => Err(format!("unknown directive: `{name}`; expected one of {}", DIRECTIVES.join(", "))),
     }
-    for word in words {
-        if let Some(wrong) = word.chars().find(|letter| !letter.is_ascii_graphic() || ",;".contains(*letter)) {
-            return Err(format!("`{word}` in `{name}`: {wrong:?} can't stand in a policy; write it as `%XX`"));
-        }
-        if KEYWORDS.contains(word) {
-            return Err(format!("`{word}` in `{name}` is a host name to browsers; write `'{word}'`"));
-        }
-        if word.contains(NONCE) && *word != "'nonce-{nonce}'" {
-            return Err(format!("invalid nonce: `{word}` in `{name}`; write `'nonce-{NONCE}'`"));
-        }
-        if *word == "'none'" && words.len() > 1 {
-            return Err(format!("`'none'` in `{name}` beside other sources is ignored; write it alone, or not at all"));
-        }
-        if word.starts_with("'nonce-") && *word != "'nonce-{nonce}'" {
-            return Err(format!("`{word}` in `{name}` is the same for all responses; write `'nonce-{NONCE}'`"));
-        }
-        if word.starts_with('\'') && has_sources(name) && !is_quoted_source(word) {
-            let known = KEYWORDS.map(|keyword| format!("'{keyword}'")).join(", ");
-            return Err(format!("unknown keyword: `{word}` in `{name}`; expected one of {known}, or a hash"));
-        }
+}
+
+/// Returns the known word for which a word is probably a slip.
+fn meant(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    let source = format!("{word}-src");
+    let distance = |known: &&str| if *known == source { 0 } else { strsim::damerau_levenshtein(word, known) };
+    known
+        .iter()
+        .map(|known| (distance(known), *known))
+        .min()
+        .filter(|(slips, _)| *slips <= MAX_SLIPS)
+        .map(|(_, known)| known)
+}
+
+/// Checks one of the words of a directive; `count` is the number of the words.
+fn check_word(name: &str, word: &str, count: usize) -> Result<(), String> {
+    if let Some(wrong) = word.chars().find(|letter| !letter.is_ascii_graphic() || ",;".contains(*letter)) {
+        return Err(format!("`{word}` in `{name}`: {wrong:?} can't stand in a policy; write it as `%XX`"));
     }
-    Ok(())
+    if KEYWORDS.contains(&word) {
+        return Err(format!("`{word}` in `{name}` is a host name to browsers; write `'{word}'`"));
+    }
+    if word.contains(NONCE) && word != "'nonce-{nonce}'" {
+        return Err(format!("invalid nonce: `{word}` in `{name}`; write `'nonce-{NONCE}'`"));
+    }
+    if word == "'none'" && count > 1 {
+        return Err(format!("`'none'` in `{name}` beside other sources is ignored; write it alone, or not at all"));
+    }
+    if word.starts_with("'nonce-") && word != "'nonce-{nonce}'" {
+        return Err(format!("`{word}` in `{name}` is the same for all responses; write `'nonce-{NONCE}'`"));
+    }
+    if word.starts_with('\'') && has_sources(name) && !is_quoted_source(word) {
+        let known = KEYWORDS.map(|keyword| format!("'{keyword}'")).join(", ");
+        return Err(format!("unknown keyword: `{word}` in `{name}`; expected one of {known}, or a hash"));
+    }
+    let lower = word.to_ascii_lowercase();
+    if name == "webrtc" && !["'allow'", "'block'"].contains(&lower.as_str()) {
+        return Err(format!("unknown word: `{word}` in `webrtc`; expected `'allow'` or `'block'`"));
+    }
+    match meant(&lower, &SANDBOX).filter(|_| name == "sandbox" && !SANDBOX.contains(&lower.as_str())) {
+        Some(meant) => Err(format!("unknown word: `{word}` in `sandbox`; did you mean `{meant}`?")),
+        None => Ok(()),
+    }
 }
 
 /// Whether the words of a directive are sources, and not names or URIs.

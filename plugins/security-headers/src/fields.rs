@@ -3,7 +3,7 @@
 use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, Part, Setup};
 
-use crate::config::{Config, FrameRule, Frames, Hsts, ReferrerPolicy};
+use crate::config::{Config, FrameRule, Frames, Hsts, ReferrerPolicies, ReferrerPolicy};
 use crate::csp::Policy;
 use crate::{hsts, permissions};
 
@@ -65,8 +65,8 @@ impl Fields {
         let sniffing = config.content_type_options.unwrap_or(true).then_some("nosniff");
         others.extend(Field::optional(CONTENT_TYPE_OPTIONS, sniffing, rule(config.content_type_options.is_some())));
         let nonce_field = policies(config, written, &mut others, setup);
-        let referrer = config.referrer_policy.unwrap_or(ReferrerPolicy::StrictOriginWhenCrossOrigin).word();
-        others.extend(Field::optional("referrer-policy", referrer, rule(config.referrer_policy.is_some())));
+        let referrer = referrer_policy(config.referrer_policy.as_ref(), setup);
+        others.extend(Field::optional("referrer-policy", referrer.as_deref(), rule(config.referrer_policy.is_some())));
         let permissions = config.permissions_policy.as_ref().map(|policy| permissions::value(policy, setup));
         let words = [
             ("permissions-policy", permissions.as_deref()),
@@ -124,6 +124,19 @@ impl Field {
             Rule::Remove => plan.remove_field(self.name),
         }
     }
+}
+
+/// Returns the value of `Referrer-Policy`; `None` for no field. Reports a word that is no policy.
+fn referrer_policy(policies: Option<&ReferrerPolicies>, setup: &mut Setup) -> Option<String> {
+    let Some(policies) = policies else {
+        return ReferrerPolicy::StrictOriginWhenCrossOrigin.word().map(String::from);
+    };
+    policies.value().unwrap_or_else(|unknown| {
+        let known: Vec<&str> = ReferrerPolicy::ALL.iter().filter_map(|policy| policy.word()).collect();
+        let message = format!("{unknown:?} is none of \"{}\"; \"off\" stands alone", known.join("\", \""));
+        setup.report(ConfigError::at("/referrer-policy", message));
+        None
+    })
 }
 
 /// Adds the content security policies and the rule for frames. Returns the request field with the nonce, if there is one.

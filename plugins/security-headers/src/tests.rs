@@ -182,11 +182,35 @@ fn policies_in_the_syntax_of_browsers_are_accepted() {
         json!({ "content-security-policy": "script-src 'url-sha256-YWJj' 'eval-sha384-YWJj'" }),
         json!({ "frames": "none", "content-security-policy": "frame-ancestors 'none'" }),
         json!({ "frames": "any", "content-security-policy": "frame-ancestors https://a.example" }),
+        json!({ "content-security-policy": "default-src 'self'; worker-src 'self' blob:; webrtc 'block'" }),
+        json!({ "content-security-policy": "default-src 'self'; plugin-types application/pdf; model-src 'self'" }),
+        json!({ "content-security-policy-report-only": { "worker-src": ["'self'", "blob:"], "new-directive": true } }),
+        json!({ "content-security-policy": "sandbox allow-scripts Allow-Popups allow-new-things" }),
+        json!({ "referrer-policy": "no-referrer, strict-origin-when-cross-origin" }),
         json!({ "hsts": { "max-age": "0s" } }),
     ] {
         let found = errors(config.clone());
         assert!(found.is_empty(), "{config}: {found:?}");
     }
+}
+
+#[test]
+fn names_of_directives_may_be_in_any_case() {
+    let config =
+        json!({ "content-security-policy": "Default-Src 'SELF'; IMG-SRC *; Frame-Ancestors 'none'", "frames": "none" });
+    let all = sent(config, Response::new(200));
+    assert_eq!(field(&all, "content-security-policy"), ["default-src 'SELF'; img-src *; frame-ancestors 'none'"]);
+}
+
+#[test]
+fn referrer_policies_for_older_browsers_come_first() {
+    let wanted = "no-referrer, strict-origin-when-cross-origin";
+    for policies in [json!(wanted), json!(["no-referrer", "strict-origin-when-cross-origin"])] {
+        let all = sent(json!({ "referrer-policy": policies }), Response::new(200));
+        assert_eq!(field(&all, "referrer-policy"), [wanted]);
+    }
+    let one = sent(json!({ "referrer-policy": "same-origin" }), Response::new(200));
+    assert_eq!(field(&one, "referrer-policy"), ["same-origin"]);
 }
 
 #[test]
@@ -203,7 +227,21 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
         (json!({ "hsts": { "max-age": "500ms" } }), "/hsts/max-age", "whole seconds"),
         (csp("default-src self"), "/content-security-policy", "write `'self'`"),
         (csp("defaultsrc 'self'"), "/content-security-policy", "unknown directive: `defaultsrc`"),
+        (csp("defaultsrc 'self'"), "/content-security-policy", "did you mean `default-src`?"),
+        (csp("script 'self'"), "/content-security-policy", "did you mean `script-src`?"),
+        (csp("workers-src 'self'"), "/content-security-policy", "did you mean `worker-src`?"),
         (csp("script-src 'self'; script-src *"), "/content-security-policy", "is there twice"),
+        (csp("script-src 'self'; Script-Src *"), "/content-security-policy", "is there twice"),
+        (
+            json!({ "content-security-policy": { "img-src": "*", "Img-Src": "'self'" } }),
+            "/content-security-policy/img-src",
+            "is there twice",
+        ),
+        (csp("IMG-SRC self"), "/content-security-policy", "write `'self'`"),
+        (csp("webrtc block"), "/content-security-policy", "expected `'allow'` or `'block'`"),
+        (csp("sandbox allow-script"), "/content-security-policy", "did you mean `allow-scripts`?"),
+        (json!({ "referrer-policy": "no-referrer, off" }), "/referrer-policy", "\"off\" is none of \"no-referrer\", "),
+        (json!({ "referrer-policy": ["origin", "never"] }), "/referrer-policy", "\"never\" is none of"),
         (csp("script-src {nonce}"), "/content-security-policy", "write `'nonce-{nonce}'`"),
         (csp("script-src 'nonce-abc'"), "/content-security-policy", "is the same for all responses"),
         (csp("script-src 'none' https://a.example"), "/content-security-policy", "beside other sources"),
