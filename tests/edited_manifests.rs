@@ -218,7 +218,7 @@ fn at_home(text: &str, folder: &Path) -> String {
         ("10.0.0.5:9145", "127.0.0.1:0"),
         ("app.internal", "localhost"),
         ("_http._tcp.localhost", "_http._tcp.app.internal"),
-        ("/var/cache/plugway", "cache"),
+        ("/var/cache/plugway/responses", "cache"),
         ("unix:/tmp/", &format!("unix:{}/", folder.display())),
     ] {
         text = text.replace(from, to);

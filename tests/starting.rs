@@ -359,6 +359,36 @@ fn files_that_are_missing_or_folders_are_told_with_a_remedy() {
 }
 
 #[test]
+fn a_cache_in_the_folder_of_compiled_plugins_is_told_with_a_remedy() {
+    let cache = tempfile::tempdir().unwrap();
+    let compiled = cache.path().canonicalize().unwrap().join("plugway");
+    let path = cache.path().join("plugway.toml");
+    let write = |folder: &Path| {
+        let more = format!("[cache.disk]\nsize = \"16 MiB\"\npath = {folder:?}\n");
+        std::fs::write(&path, manifest(&echo(), "\"cache\"", &more)).unwrap();
+    };
+    let with_cache = |command: &str| {
+        let mut program = plugway();
+        program.arg(command).arg(&path).env("XDG_CACHE_HOME", cache.path());
+        program
+    };
+    for (folder, relation) in [(compiled.as_path(), "it is the folder"), (cache.path(), "it contains the folder")] {
+        write(folder);
+        for command in ["check", "run"] {
+            let (code, said) = outcome(&mut with_cache(command));
+            let remedy = format!("such as `{}`", compiled.join("responses").display());
+            let is_told =
+                ["plugway.toml:11:8", relation, "XDG_CACHE_HOME", &remedy].iter().all(|part| said.contains(part));
+            assert!(code == Some(1) && is_told, "{command} of {folder:?}: {said}");
+            assert!(command == "run" || folder == cache.path() || !compiled.exists(), "a check changes nothing");
+        }
+    }
+    write(&compiled.join("responses"));
+    assert_eq!(outcome(&mut with_cache("check")), (Some(0), String::new()));
+    assert!(!compiled.join("responses").exists(), "a check changes nothing");
+}
+
+#[test]
 fn a_check_makes_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let more =

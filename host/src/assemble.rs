@@ -24,7 +24,7 @@ mod plugin_names;
 mod plugin_values;
 mod plugins;
 mod preflights;
-mod process;
+pub mod process;
 mod reach;
 mod redirect_loops;
 mod route_conditions;
@@ -81,6 +81,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// The builder of generations, with the state that outlives them.
 pub struct Assembler {
     runtime: Runtime,
+    /// The folder of compiled plugins; `None` if they are not kept.
+    compiled: Option<PathBuf>,
     loader: Loader,
     /// The endpoints of each upstream, by its name.
     live: HashMap<Arc<str>, Arc<EndpointSet>>,
@@ -206,8 +208,10 @@ impl Assembler {
         let (stores, switches) = (HashMap::new(), HashMap::new());
         let (shared_states, fleet_states) = (SharedStates::default(), FleetStates::default());
         let (log, check_time, workers) = (None, None, None);
+        let compiled = runtime.artifacts().folder().map(Path::to_path_buf);
         Ok(Assembler {
             runtime,
+            compiled,
             loader,
             live,
             connection_limits,
@@ -227,9 +231,15 @@ impl Assembler {
     }
 
     /// Returns an assembler that only finds errors, and builds nothing that is served. Certificates that are not valid now
-    /// are warned of.
-    pub fn for_check(runtime: Runtime, loader: Loader, now: SystemTime) -> anyhow::Result<Self> {
-        Ok(Assembler { check_time: Some(now), ..Assembler::new(runtime, loader)? })
+    /// are warned of. `compiled` is the folder of compiled plugins, which the runtime need not use.
+    pub fn for_check(
+        runtime: Runtime,
+        loader: Loader,
+        compiled: Option<&Path>,
+        now: SystemTime,
+    ) -> anyhow::Result<Self> {
+        let compiled = compiled.map(Path::to_path_buf);
+        Ok(Assembler { check_time: Some(now), compiled, ..Assembler::new(runtime, loader)? })
     }
 
     /// Makes a generation of a manifest's files.

@@ -101,6 +101,11 @@ impl Store {
         limits.disk.as_ref().map_or(Ok(()), |limits| disk::check(&limits.folder))
     }
 
+    /// Whether a process has begun a store at the folder of these limits.
+    pub fn has_begun(limits: &StoreLimits) -> bool {
+        limits.disk.as_ref().is_some_and(|limits| disk::has_begun(&limits.folder))
+    }
+
     fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<PurgeLog>) -> Arc<Self> {
         let mut seed = [0; 8];
         // Keys are compared completely, so a seed that isn't random only costs speed.

@@ -118,9 +118,10 @@ impl Assembly<'_> {
             return store;
         }
         let is_only_looked_at = self.assembly.check_time.is_some() || self.problems.count() > 0;
-        let opened = match is_only_looked_at {
-            true => Store::check(limits).map(|()| Store::new(limits.memory)),
-            false => Store::open(limits),
+        let opened = match (self.among_compiled(limits), is_only_looked_at) {
+            (Some(message), _) => Err(message),
+            (None, true) => Store::check(limits).map(|()| Store::new(limits.memory)),
+            (None, false) => Store::open(limits),
         };
         let store = opened.unwrap_or_else(|message| {
             let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
@@ -138,6 +139,23 @@ impl Assembly<'_> {
         store
     }
 
+    /// Returns the error of a new cache in the folder of compiled plugins, or in one that has it; `None` if the cache is
+    /// elsewhere, such as in a folder of its own below.
+    fn among_compiled(&self, limits: &StoreLimits) -> Option<String> {
+        let compiled = self.assembly.compiled.as_deref()?;
+        let folder = &limits.disk.as_ref()?.folder;
+        let relation = relation(folder, compiled).filter(|_| !Store::has_begun(limits))?;
+        let (shown, compiled) = (folder.display(), whole(compiled));
+        let relation = match relation {
+            Relation::Same => "it is the folder of compiled plugins".to_string(),
+            Relation::Contains => format!("it contains the folder of compiled plugins, `{}`", compiled.display()),
+        };
+        Some(format!(
+            "cannot use the folder `{shown}`: {relation} (`XDG_CACHE_HOME`); expected a folder for the cache alone, such as `{}`",
+            compiled.join("responses").display()
+        ))
+    }
+
     fn disk_limits(&mut self, source: &Arc<Source>, disk: &DiskTable) -> DiskLimits {
         let size = self.bytes(source, Some(&disk.size), MIN_DISK_BYTES);
         if size < MIN_DISK_BYTES {
@@ -150,7 +168,8 @@ impl Assembly<'_> {
         let object =
             self.longest_object(source, disk.max_object.as_ref(), MAX_OBJECT_BYTES_ON_DISK, size, "disk's size");
         if disk.path.get_ref().is_empty() {
-            let message = "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway`";
+            let message =
+                "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway/responses`";
             self.problems.at(source, disk.path.span(), message);
         }
         DiskLimits { folder: beside(source, disk.path.get_ref()), bytes: size as u64, object }
@@ -257,6 +276,31 @@ fn other_use(files: &[ManifestFile], log: &Path) -> Option<&'static str> {
         }
         _ => None,
     })
+}
+
+/// The relation of a folder to that of compiled plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relation {
+    Same,
+    Contains,
+}
+
+/// Returns the relation of a folder to that of compiled plugins; `None` if there is none.
+fn relation(folder: &Path, compiled: &Path) -> Option<Relation> {
+    let (folder, compiled) = (whole(folder), whole(compiled));
+    match folder == compiled {
+        true => Some(Relation::Same),
+        false => compiled.starts_with(&folder).then_some(Relation::Contains),
+    }
+}
+
+/// Whether the disk cache of a manifest is in the folder of compiled plugins, or in one that has it.
+pub fn has_cache_among_compiled(files: &[ManifestFile], compiled: &Path) -> bool {
+    let folder = files.iter().find_map(|file| {
+        let disk = file.manifest.cache.as_ref()?.get_ref().disk.as_ref()?;
+        Some(beside(&file.source, disk.get_ref().path.get_ref()))
+    });
+    folder.is_some_and(|folder| relation(&folder, compiled).is_some())
 }
 
 /// Returns a path in one spelling, as far as its folders exist.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::print;
+use crate::assemble::process::has_cache_among_compiled;
 use crate::assemble::{AssembledManifest, Assembler};
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Position, Warning};
 use crate::config::load;
@@ -32,7 +33,9 @@ pub fn check(
     let checked = match load::load(manifest, environment) {
         Ok(files) => {
             let loader = Loader::in_children(Stop::default());
-            Assembler::for_check(Runtime::start(cache)?, loader, SystemTime::now())?.assemble(files)
+            // A check changes nothing in the folder of a cache: not even by compiled plugins, which are kept elsewhere.
+            let kept = cache.filter(|compiled| !has_cache_among_compiled(&files.list, compiled));
+            Assembler::for_check(Runtime::start(kept)?, loader, cache, SystemTime::now())?.assemble(files)
         }
         Err(problems) => Err(problems),
     };

@@ -206,7 +206,7 @@ pub struct CacheTable {
 pub struct DiskTable {
     /// The folder for the files: an empty one, one that an earlier process filled, or one that is to be created.
     ///
-    /// Type: path. Required. Example: `"/var/cache/plugway"`.
+    /// Type: path. Required. Example: `"/var/cache/plugway/responses"`.
     pub path: Spanned<String>,
     /// The size of all files together, at least `16 MiB`.
     ///

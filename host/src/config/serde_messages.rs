@@ -161,7 +161,7 @@ fn missing(message: &str) -> Option<String> {
         "chain" => "\"cert.pem\"",
         "key" => "\"key.pem\"",
         "format" => "\"json\"",
-        "path" => "\"/var/cache/plugway\"",
+        "path" => "\"/var/cache/plugway/responses\"",
         key => example(key),
     };
     Some(format!("missing key `{key}`: add it, such as `{key} = {value}`"))

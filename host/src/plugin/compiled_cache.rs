@@ -84,6 +84,11 @@ impl CompiledCache {
         Ok(CompiledCache { folder: None, key, max_bytes: MAX_CACHE_BYTES })
     }
 
+    /// The folder of the files; `None` if compiled components are not kept on disk.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Returns the seal of a component, by its digest.
     pub fn seal(&self, engine: &Engine, component: &blake3::Hash) -> Seal {
         Seal { key: self.key, name: name(engine, component) }

@@ -34,7 +34,7 @@ use crate::system::descriptor_shares::{CountedFile, DescriptorUse};
 use crate::system::descriptors::is_of_this_machine;
 use crate::system::files;
 use directory::DirectoryLock;
-pub use directory::check;
+pub use directory::{check, has_begun};
 use reader::OpenFile;
 use record::RecordEntry;
 pub use unfinished_file::{UnfinishedFile, Unwritten, WrittenResponse};

@@ -95,12 +95,12 @@ pub fn check(path: &Path) -> Result<(), String> {
             existing.map_or(Ok(()), files::check_writable).map_err(|error| unwritable(path, &error))
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(unwritable(path, &error)),
-        Err(error) => {
-            Err(format!("cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway`"))
-        }
-        Ok(metadata) if !metadata.is_dir() => {
-            Err(format!("not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway`"))
-        }
+        Err(error) => Err(format!(
+            "cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway/responses`"
+        )),
+        Ok(metadata) if !metadata.is_dir() => Err(format!(
+            "not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway/responses`"
+        )),
         Ok(_) => {
             known_seed(path).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => unwritable(path, &error),
@@ -109,6 +109,11 @@ pub fn check(path: &Path) -> Result<(), String> {
             files::check_writable(path).and_then(|()| check_lock(path)).map_err(|error| unwritable(path, &error))
         }
     }
+}
+
+/// Whether a folder is marked as that of a cache.
+pub fn has_begun(path: &Path) -> bool {
+    path.join(MARKER).exists()
 }
 
 /// Checks whether the lock file can be opened, if there is one: another user may have run a proxy here before.
