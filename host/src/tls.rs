@@ -19,6 +19,7 @@ use rustls::crypto::{CryptoProvider, hash};
 mod bounded_chain;
 pub mod certificate_resolver;
 pub mod client;
+mod distinguished_name;
 pub mod handshake_error;
 pub mod handshake_info;
 pub mod pem;

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use rustls::{ProtocolVersion, ServerConnection};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
-use x509_parser::objects::{oid_registry, oid2abbrev};
-use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
+
+use super::distinguished_name::{distinguished, escaped, hex};
 
 /// The facts of a TLS connection.
 pub struct HandshakeInfo {
@@ -26,7 +26,8 @@ pub struct HandshakeInfo {
 
 /// The facts of a client's certificate. A fact that can't be parsed is an empty text.
 pub struct PeerCertificate {
-    /// The subject as RFC 4514 writes it, mostly from the particular to the general: `CN=alice,O=Example,C=DE`.
+    /// The subject as RFC 4514 writes it, with OpenSSL's names of attributes, mostly from the particular to the general:
+    /// `CN=alice,O=Example,C=DE`.
     pub subject: String,
     /// The subject's alternative names: `DNS:a.example,IP:::1,URI:spiffe://example/a,email:a@example.org`. In a name,
     /// `,` is written `\,`.
@@ -104,49 +105,5 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-/// Returns the text of a name as RFC 4514 has it: the particular before the general, the opposite of the certificate's order.
-fn distinguished(name: &X509Name) -> String {
-    let mut names: Vec<String> = name.iter().map(relative).collect();
-    names.reverse();
-    names.join(",")
-}
-
-fn relative(name: &RelativeDistinguishedName) -> String {
-    name.iter().map(attribute).collect::<Vec<_>>().join("+")
-}
-
-fn attribute(attribute: &AttributeTypeAndValue) -> String {
-    let kind = attribute.attr_type();
-    let kind = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
-    let value = match attribute.as_str() {
-        Ok(text) => escaped(text, IN_DISTINGUISHED),
-        Err(_) => format!("#{}", hex(attribute.as_slice())),
-    };
-    format!("{kind}={value}")
-}
-
-/// Escapes special characters with a backslash, and bytes that are no visible letters of ASCII as `\C3`.
-fn escaped(text: &str, special: &[u8]) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    let last = text.len().saturating_sub(1);
-    for (at, byte) in text.bytes().enumerate() {
-        let is_edge = at == 0 && matches!(byte, b' ' | b'#') || at == last && byte == b' ';
-        if is_edge || special.contains(&byte) {
-            escaped.push('\\');
-        }
-        match byte {
-            b' '..=b'~' => escaped.push(byte.into()),
-            _ => escaped.push_str(&format!("\\{byte:02X}")),
-        }
-    }
-    escaped
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The separator of names, and the escape character itself.
 const IN_NAMES: &[u8] = b",\\";
-/// The characters that RFC 4514 §2.4 escapes.
-const IN_DISTINGUISHED: &[u8] = b",+\"\\<>;";
