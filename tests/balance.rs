@@ -151,7 +151,15 @@ fn tiers_overflow_and_zones_are_preferred() {
     ask(&proxy, 4, GET);
     // Half of the tier at 140 %: 70 % stay, 30 % go to the next. 2,000 draws: six standard deviations are 123.
     shares(&ask(&proxy, 2_000, GET), &[("b", 0.7), ("c", 0.3)], 0.2);
+    // As backups of nginx: the next tier has nothing while one endpoint of the first is up.
+    let proxy = start(&endpoints, "{ overflow = \"when-all-down\" }");
+    ask(&proxy, 4, GET);
+    shares(&ask(&proxy, 200, GET), &[("b", 1.0)], 0.0);
+    backends[1].kill();
+    ask(&proxy, 4, GET);
+    shares(&ask(&proxy, 100, GET), &[("c", 1.0)], 0.0);
     backends[0].revive();
+    backends[1].revive();
 
     let placed = |place: usize, more: &str| format!("{{ address = {:?}, {more} }}", backends[place].address);
     let endpoints = [placed(0, "zone = \"x\""), placed(1, "zone = \"y\""), placed(2, "zone = \"y\"")];

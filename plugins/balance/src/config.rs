@@ -25,7 +25,9 @@ pub struct Config {
     pub sticky: Option<StickyConfig>,
     /// The load that a tier can bear, in percent of its usual load: 100 to 1000. As long as the healthy endpoints of a
     /// tier can bear its full load, the tier gets all requests; otherwise the rest goes to the next tier.
-    pub overflow: u32,
+    /// `"when-all-down"`: the next tier gets requests only while no endpoint of the tier is up.
+    #[schemars(extend("default" = 140))]
+    pub overflow: Overflow,
     /// The preferred zone: within each tier its endpoints come first, and overflow to the other endpoints of the tier.
     pub zone: Option<String>,
 }
@@ -47,6 +49,24 @@ pub enum PolicyName {
     SourceHash,
     /// A fixed endpoint for each value of `key`, as far as the set of endpoints allows.
     ConsistentHash,
+}
+
+/// The load of a tier beyond which requests go to the next tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Overflow {
+    /// The load that a tier can bear, in percent of its usual load.
+    Percent(u32),
+    /// A rule by one word.
+    Rule(OverflowRule),
+}
+
+/// The rules for requests that go to the next tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverflowRule {
+    /// Requests go to the next tier only while no endpoint of the tier is up.
+    WhenAllDown,
 }
 
 /// The cookie that names a client's endpoint without revealing its address.
@@ -94,7 +114,7 @@ pub enum SameSite {
 impl Default for Config {
     fn default() -> Self {
         // Envoy's factor: a tier may lose nearly three in ten of its endpoints before requests overflow.
-        let overflow = 140;
+        let overflow = Overflow::Percent(140);
         Config { policy: PolicyName::default(), key: None, bounded_load: None, sticky: None, overflow, zone: None }
     }
 }
@@ -123,7 +143,9 @@ impl Config {
                 errors.ensure_percent("/bounded-load", percent, 101..=1000);
             }
         }
-        errors.ensure_percent("/overflow", self.overflow, 100..=1000);
+        if let Overflow::Percent(percent) = self.overflow {
+            errors.ensure_percent("/overflow", percent, 100..=1000);
+        }
         errors.ensure(self.zone.as_deref() != Some(""), "/zone", || {
             "a zone has a name; leave it out to prefer none".into()
         });
@@ -147,6 +169,16 @@ impl Config {
             (_, Some(_)) => wrong("only `consistent-hash` has a key; leave it out, or write that policy".into()),
             (PolicyName::SourceHash, None) => Ok(Some(ValueName::ClientAddress)),
             (_, None) => Ok(None),
+        }
+    }
+}
+
+impl Overflow {
+    /// Returns the load that a tier can bear, as a multiple of its usual load. The tier has at least one endpoint that is up.
+    pub fn factor(self) -> f64 {
+        match self {
+            Overflow::Percent(percent) => f64::from(percent) / 100.0,
+            Overflow::Rule(OverflowRule::WhenAllDown) => f64::INFINITY,
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use plugway_sdk::{Endpoint, Endpoints};
 
-use crate::config::{Config, PolicyName};
+use crate::config::{Config, Overflow, PolicyName};
 use crate::policy::{Attempt, Policy, Weights};
 use crate::random::Random;
 use crate::tiers::{Level, Member, levels};
@@ -13,7 +13,7 @@ use crate::tiers::{Level, Member, levels};
 pub struct EndpointPool {
     policy: PolicyName,
     bounded_load: Option<u32>,
-    overflow: u32,
+    overflow: Overflow,
     zone: Option<String>,
     random: Random,
     /// The levels that get requests, in order of preference.

@@ -180,6 +180,7 @@ fn configuration_rejected_by_the_schema_does_not_parse() {
         json!({ "policy": "ring" }),
         json!({ "overflows": 1 }),
         json!({ "overflow": -1 }),
+        json!({ "overflow": "never" }),
         json!({ "sticky": {} }),
         json!({ "sticky": { "secret": "0123456789abcdef", "same-site": "Lax" } }),
     ] {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use plugway_sdk::{Endpoint, EndpointState};
 
+use crate::config::Overflow;
 use crate::hash::hash;
 
 /// An endpoint that may be chosen.
@@ -27,10 +28,10 @@ pub struct Level {
     pub share: f64,
 }
 
-/// Groups the endpoints that are up into levels, in order of preference. `overflow` is in percent.
-pub fn levels(endpoints: &[Endpoint], zone: Option<&str>, overflow: u32) -> Vec<Level> {
+/// Groups the endpoints that are up into levels, in order of preference.
+pub fn levels(endpoints: &[Endpoint], zone: Option<&str>, overflow: Overflow) -> Vec<Level> {
     let groups: Vec<Group> = groups(endpoints, zone).into_values().filter(|group| !group.members.is_empty()).collect();
-    let shares = shares(groups.iter().map(|group| group.health() * f64::from(overflow) / 100.0).collect());
+    let shares = shares(groups.iter().map(|group| group.health() * overflow.factor()).collect());
     groups.into_iter().zip(shares).map(|(group, share)| Level { members: group.members, share }).collect()
 }
 
@@ -88,6 +89,7 @@ fn shares(mut capacities: Vec<f64>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OverflowRule;
     use EndpointState::{Down, Draining, Up};
 
     fn endpoint(tier: u32, zone: &str, state: EndpointState) -> Endpoint {
@@ -127,7 +129,7 @@ mod tests {
             (&[0, 0], &[]),
         ];
         for (up, expected) in table {
-            let shares = percentages(&levels(&tiers(up), None, 140));
+            let shares = percentages(&levels(&tiers(up), None, Overflow::Percent(140)));
             assert_eq!(shares, expected, "{up:?} of 100 are up");
         }
     }
@@ -135,7 +137,21 @@ mod tests {
     #[test]
     fn overflow_says_how_much_a_tier_can_bear() {
         for (overflow, expected) in [(100, [80.0, 20.0]), (110, [88.0, 12.0]), (125, [100.0, 0.0])] {
-            assert_eq!(percentages(&levels(&tiers(&[80, 100]), None, overflow)), expected);
+            assert_eq!(percentages(&levels(&tiers(&[80, 100]), None, Overflow::Percent(overflow))), expected);
+        }
+    }
+
+    #[test]
+    fn the_next_tier_may_wait_until_no_endpoint_is_up() {
+        let rule = Overflow::Rule(OverflowRule::WhenAllDown);
+        let table: [(&[usize], &[f64]); 4] = [
+            (&[1, 100], &[100.0, 0.0]),
+            (&[1, 1, 100], &[100.0, 0.0, 0.0]),
+            (&[0, 100], &[100.0]),
+            (&[0, 1, 100], &[100.0, 0.0]),
+        ];
+        for (up, expected) in table {
+            assert_eq!(percentages(&levels(&tiers(up), None, rule)), expected, "{up:?} of 100 are up");
         }
     }
 
@@ -143,7 +159,7 @@ mod tests {
     fn health_goes_by_weight() {
         let mut endpoints = tiers(&[1, 100]);
         endpoints.iter_mut().take(1).for_each(|heavy| heavy.weight = 99);
-        assert_eq!(percentages(&levels(&endpoints, None, 100)), [50.0, 50.0]);
+        assert_eq!(percentages(&levels(&endpoints, None, Overflow::Percent(100))), [50.0, 50.0]);
     }
 
     #[test]
@@ -153,25 +169,31 @@ mod tests {
         let indices = |levels: &[Level]| -> Vec<Vec<u32>> {
             levels.iter().map(|level| level.members.iter().map(|member| member.index).collect()).collect()
         };
-        let preferring = levels(&endpoints, Some("a"), 140);
+        let preferring = levels(&endpoints, Some("a"), Overflow::Percent(140));
         assert_eq!(indices(&preferring), [vec![3, 5], vec![1, 4], vec![2], vec![0]]);
         assert_eq!(percentages(&preferring), [100.0, 0.0, 0.0, 0.0]);
 
         endpoints[3].state = Down;
-        let ailing = levels(&endpoints, Some("a"), 140);
+        let ailing = levels(&endpoints, Some("a"), Overflow::Percent(140));
         assert_eq!(indices(&ailing), [vec![5], vec![1, 4], vec![2], vec![0]]);
         assert_eq!(percentages(&ailing), [70.0, 30.0, 0.0, 0.0]);
 
-        assert_eq!(indices(&levels(&endpoints, Some("nowhere"), 140)), [vec![1, 4, 5], vec![0, 2]]);
-        assert_eq!(indices(&levels(&endpoints, None, 140)), [vec![1, 4, 5], vec![0, 2]]);
+        assert_eq!(indices(&levels(&endpoints, Some("nowhere"), Overflow::Percent(140))), [vec![1, 4, 5], vec![0, 2]]);
+        assert_eq!(indices(&levels(&endpoints, None, Overflow::Percent(140))), [vec![1, 4, 5], vec![0, 2]]);
     }
 
     #[test]
     fn the_draining_count_for_nothing_and_the_down_for_the_total() {
         let endpoints = [Up, Draining, Draining, Draining].map(|state| endpoint(0, "", state));
         let backup = [endpoint(1, "", Up)];
-        assert_eq!(percentages(&levels(&[&endpoints[..], &backup].concat(), None, 140)), [100.0, 0.0]);
+        assert_eq!(
+            percentages(&levels(&[&endpoints[..], &backup].concat(), None, Overflow::Percent(140))),
+            [100.0, 0.0]
+        );
         let endpoints = [Up, Down, Down, Down].map(|state| endpoint(0, "", state));
-        assert_eq!(percentages(&levels(&[&endpoints[..], &backup].concat(), None, 140)), [35.0, 65.0]);
+        assert_eq!(
+            percentages(&levels(&[&endpoints[..], &backup].concat(), None, Overflow::Percent(140))),
+            [35.0, 65.0]
+        );
     }
 }
