@@ -232,6 +232,51 @@ fn a_redirect_to_itself_is_warned_of() {
     }
 }
 
+#[test]
+fn a_redirect_to_its_own_scheme_and_host_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(
+        plugway().args(["cert", "--self-signed", "a.example"]).current_dir(folder.path()).status().unwrap().success()
+    );
+    let tls = "[listener.tls]\ncertificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]\n";
+    let both = format!("[[listener]]\naddress = \"127.0.0.1:8080\"\n[[listener]]\naddress = \"127.0.0.1:8443\"\n{tls}");
+    let https = format!("[[listener]]\naddress = \"127.0.0.1:8443\"\n{tls}");
+    let http = "[[listener]]\naddress = \"127.0.0.1:8080\"\n".to_string();
+    let check = |listeners: &str, routes: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), format!("{listeners}{routes}\n")).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{routes}: {said}");
+        said
+    };
+    let rest = "[[route]]\nrespond = {}";
+    for (listeners, route) in [
+        (&both, "hosts = [\"a.example\"]\nredirect = \"https://{host}{uri}\""),
+        (&both, "hosts = [\"a.example\", \"www.a.example\"]\nredirect = \"https://a.example{uri}\""),
+        (&both, "path = \"/old\"\nredirect = \"https://{authority}{uri}\""),
+        (&https, "path = \"/old\"\nredirect = \"https://{host}{uri}\""),
+        (&http, "path = \"/old\"\nredirect = \"{scheme}://{host}{uri}\""),
+        (&http, "path = \"/old\"\nredirect = \"http://{host}:8080{uri}\""),
+    ] {
+        let said = check(listeners, &format!("[[route]]\n{route}\n{rest}"));
+        assert!(said.contains("warning: redirect to itself") && said.contains("| redirect = "), "{route}: {said}");
+        assert_eq!(said.contains("write `listeners = [\"127.0.0.1:8080\"]`"), listeners == &both, "{route}: {said}");
+    }
+    let redirecting = both.replacen("8080\"\n", "8080\"\nredirect-to-https = true\n", 1);
+    for (listeners, route) in [
+        (&both, "listeners = [\"127.0.0.1:8080\"]\nhosts = [\"a.example\"]\nredirect = \"https://{host}{uri}\""),
+        (&both, "hosts = [\"www.a.example\"]\nredirect = \"https://a.example{uri}\""),
+        (&both, "hosts = [\"a.example\"]\nredirect = \"https://{host}:9443{uri}\""),
+        (&both, "hosts = [\"a.example\"]\nredirect = \"https://shop.example{uri}\""),
+        (&both, "path = \"/old\"\nredirect = \"https://shop.example{uri}\""),
+        (&both, "path = \"/old\"\nredirect = \"//shop.example/old\""),
+        (&http, "path = \"/old\"\nredirect = \"https://{host}{uri}\""),
+        (&https, "path = \"/old\"\nredirect = \"http://{host}{uri}\""),
+        (&redirecting, "hosts = [\"a.example\"]\nredirect = \"https://www.{host}{uri}\""),
+    ] {
+        assert_eq!(check(listeners, &format!("[[route]]\n{route}\n{rest}")), "", "{route}");
+    }
+}
+
 /// Returns what a check says of a good manifest with one listener, an upstream and these tables.
 fn said_of(tables: &str) -> String {
     let folder = tempfile::tempdir().unwrap();

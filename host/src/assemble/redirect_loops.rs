@@ -1,6 +1,7 @@
 //! Redirects that lead to their own route again and again: warnings, since a plugin may change what a request asks for, and
 //! a folder may have no folders.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -9,12 +10,14 @@ use http::{HeaderValue, Method, Request, Uri};
 
 use super::Assembly;
 use crate::config::diagnostic::{Doubt, Source};
-use crate::config::manifest::RouteTable;
+use crate::config::load::ManifestFile;
+use crate::config::manifest::{ListenerTable, RouteTable};
 use crate::config::spanned::Spanned;
+use crate::context::template::SampleTarget;
 use crate::generation::Route;
 use crate::generation::ids::{Id, RouteId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
-use crate::generation::target::Target;
+use crate::generation::target::{Redirect, Target};
 
 /// The redirects after which a client gives up, as browsers do after 20; each is looked up.
 const MAX_REDIRECTS: usize = 5;
@@ -55,30 +58,138 @@ impl RouteSample {
         request.headers.insert(HOST, HeaderValue::from_str(&host).ok()?);
         Some(RouteSample { request, listener: conditions.listeners.first().cloned().unwrap_or_default() })
     }
+
+    /// Returns the request of a client that comes to a route by a listener; `None` if the route isn't served there.
+    fn following<'a>(&self, route: &RouteTable, start: &'a SampleListener<'a>) -> Option<Following<'a>> {
+        let own = route.listeners.as_ref().map(|own| own.get_ref().as_slice());
+        own.is_none_or(|own| own.iter().any(|address| address.get_ref() == start.address)).then_some(())?;
+        let mut request = self.request.clone();
+        let names_hosts = route.hosts.as_ref().is_some_and(|hosts| !hosts.get_ref().is_empty());
+        if !names_hosts {
+            request.headers.insert(HOST, HeaderValue::from_static(ANY_HOST));
+        }
+        let host = request.headers.get(HOST)?.to_str().ok()?.to_owned();
+        Some(Following { request, host, at: vec![start] })
+    }
+}
+
+/// A listener, as far as it decides which requests reach a route.
+struct SampleListener<'a> {
+    address: &'a str,
+    scheme: &'static str,
+    /// The port; `None` for a unix socket.
+    port: Option<u16>,
+    /// Whether all requests are redirected to HTTPS, except those of routes that name the listener.
+    redirects: bool,
+}
+
+/// The host of the requests of a route that names none. No location names it, so that a location with a host of its own is
+/// taken for another site.
+const ANY_HOST: &str = "any.invalid";
+
+impl<'a> SampleListener<'a> {
+    /// Returns all listeners of a manifest.
+    fn of(files: &'a [ManifestFile]) -> Vec<Self> {
+        let listeners = files.iter().flat_map(|file| &file.manifest.listener);
+        let sample = |listener: &'a ListenerTable| SampleListener {
+            address: listener.address.get_ref().as_str(),
+            scheme: if listener.tls.is_some() { "https" } else { "http" },
+            port: listener.address.get_ref().parse::<SocketAddr>().ok().map(|address| address.port()),
+            redirects: listener.redirect_to_https.as_ref().is_some_and(|port| port.get_ref().port().is_some()),
+        };
+        listeners.map(sample).collect()
+    }
+
+    /// Returns the route of a request at this listener; `None` if there is none, or the listener redirects the request.
+    fn route(&self, router: &Router, request: &Parts) -> Option<RouteId> {
+        match self.redirects {
+            true => router.route_of_listener(request, self.address),
+            false => router.route(request, self.address),
+        }
+    }
+
+    /// Whether requests with an absolute URI may arrive here. A container may publish the usual port of a scheme by another
+    /// one, so that all listeners of the scheme count unless one has that port.
+    fn may_get(&self, uri: &Uri, all: &[Self]) -> bool {
+        let is_of_scheme = |listener: &Self| uri.scheme_str() == Some(listener.scheme);
+        let usual = if self.scheme == "https" { 443 } else { 80 };
+        let has_port = |listener: &Self| listener.port == Some(uri.port_u16().unwrap_or(usual));
+        let is_any_fit = uri.port().is_none_or(|port| port.as_u16() == usual)
+            && !all.iter().any(|listener| is_of_scheme(listener) && has_port(listener));
+        is_of_scheme(self) && (has_port(self) || is_any_fit)
+    }
+}
+
+/// The requests of a redirect, as their client follows it.
+struct Following<'a> {
+    request: Parts,
+    host: String,
+    /// The listeners that the next request may reach.
+    at: Vec<&'a SampleListener<'a>>,
+}
+
+impl<'a> Following<'a> {
+    /// Goes to the location of the redirect; `None` if the location belongs to another site, or to none of the listeners.
+    fn follow(mut self, route: &RouteTable, redirect: &Redirect, all: &'a [SampleListener<'a>]) -> Option<Self> {
+        let scheme = self.at.first()?.scheme;
+        let target = SampleTarget { scheme, host: &self.host, path: self.request.uri.path() };
+        let location = redirect.location.fill_sample(&target)?;
+        // Clients take `//` at the beginning for a host.
+        let text = location.to_str().ok().filter(|text| !text.starts_with("//"))?;
+        let uri: Uri = text.split(['?', '#']).next()?.parse().ok()?;
+        if let Some(host) = uri.host() {
+            let names_hosts = route.hosts.as_ref().is_some_and(|hosts| !hosts.get_ref().is_empty());
+            if !names_hosts && !host.eq_ignore_ascii_case(&self.host) {
+                return None;
+            }
+            self.at = all.iter().filter(|listener| listener.may_get(&uri, all)).collect();
+            self.host = host.to_ascii_lowercase();
+            self.request.headers.insert(HOST, HeaderValue::from_str(&self.host).ok()?);
+        }
+        self.request.uri = uri.path().parse().ok()?;
+        (!self.at.is_empty()).then_some(self)
+    }
 }
 
 impl Assembly<'_> {
     /// Warns of redirects whose clients come back to the same route until they give up.
-    pub(super) fn warn_of_redirect_loops(&mut self, router: &Router, routes: &[Route], sampled: &[SampledRoute<'_>]) {
+    pub(super) fn warn_of_redirect_loops(
+        &mut self,
+        files: &[ManifestFile],
+        router: &Router,
+        routes: &[Route],
+        sampled: &[SampledRoute<'_>],
+    ) {
+        let listeners = SampleListener::of(files);
         for (index, SampledRoute { sample, source, table }) in sampled.iter().enumerate() {
-            let Some(RouteSample { request, listener }) = sample else { continue };
-            let Target::Redirect(redirect) = &routes[index].target else { continue };
-            let mut request = request.clone();
-            let is_again = (0..MAX_REDIRECTS).all(|_| {
-                let location = redirect.location.fill_path(request.uri.path());
-                let Some(next) = location.as_ref().and_then(of_the_same_host) else { return false };
-                request.uri = next;
-                router.route(&request, listener) == Some(RouteId::new(index))
-            });
-            if is_again && routes[index].chain.is_empty() {
-                let why = format!(
-                    "redirect to itself: its clients come back to this route, for `{}` at last; name another location, or \
-                     narrow the conditions of the route",
-                    request.uri
-                );
-                let span = table.get_ref().redirect.as_ref().map_or(table.span(), Spanned::span);
-                self.problems.warn(Doubt::Meaning, source, span, &why);
+            let (Some(sample), Target::Redirect(redirect)) = (sample, &routes[index].target) else { continue };
+            // A plugin may change the request, or answer it.
+            if !routes[index].chain.is_empty() {
+                continue;
             }
+            let (route_id, route) = (RouteId::new(index), table.get_ref());
+            let mut looping = listeners.iter().filter_map(|start| {
+                let mut following = sample.following(route, start)?;
+                for _ in 0..MAX_REDIRECTS {
+                    following = following.follow(route, redirect, &listeners)?;
+                    let comes_back = |at: &&SampleListener| at.route(router, &following.request) == Some(route_id);
+                    following.at.iter().all(comes_back).then_some(())?;
+                }
+                Some(following)
+            });
+            let Some(Following { request, at, .. }) = looping.next() else { continue };
+            let (uri, ends_at_https) = (&request.uri, at.iter().all(|listener| listener.scheme == "https"));
+            let plain = listeners.iter().find(|listener| listener.scheme == "http");
+            let remedy = match plain.filter(|_| ends_at_https && route.listeners.is_none()) {
+                Some(plain) => format!("write `listeners = [{:?}]` in the route", plain.address),
+                None => "name another location".into(),
+            };
+            let why = format!(
+                "redirect to itself: its clients come back to this route, for `{uri}` at last; {remedy}, or narrow the conditions \
+                 of the route"
+            );
+            let span = route.redirect.as_ref().map_or(table.span(), Spanned::span);
+            self.problems.warn(Doubt::Meaning, source, span, &why);
         }
     }
 
@@ -98,11 +209,4 @@ impl Assembly<'_> {
             self.problems.warn(Doubt::Meaning, source, plugin.span(), why);
         }
     }
-}
-
-/// Returns the path of a location without scheme and host; `None` for another location.
-fn of_the_same_host(location: &HeaderValue) -> Option<Uri> {
-    let text = location.to_str().ok()?;
-    let path = text.split(['?', '#']).next().filter(|path| path.starts_with('/') && !path.starts_with("//"))?;
-    path.parse().ok()
 }

@@ -82,7 +82,7 @@ impl Assembly<'_> {
         self.warn_of_folder_loops(&routes, &sampled);
         self.warn_of_taken_credentials(&routes, &sampled);
         if let (Ok(router), true) = (&router, are_sound) {
-            self.warn_of_redirect_loops(router, &routes, &sampled);
+            self.warn_of_redirect_loops(files, router, &routes, &sampled);
             self.warn_of_lost_preflights(router, &routes, &sampled);
             self.warn_of_guarded_preflights(router, &routes, &sampled);
             self.warn_of_unguarded_paths(router, &routes, &sampled);

@@ -22,6 +22,15 @@ enum UriPart {
     MarkedQuery,
 }
 
+/// The target of an example of requests.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleTarget<'a> {
+    pub scheme: &'a str,
+    /// The host, without a port.
+    pub host: &'a str,
+    pub path: &'a str,
+}
+
 /// The name of the query with the `?` before it.
 const MARKED_QUERY: &str = "?query";
 
@@ -96,10 +105,12 @@ impl UriTemplate {
         self.build(|name, uri| put(name, context, uri))
     }
 
-    /// Returns the URI for a request with a path and no query; `None` if it is none. Of other values, examples are taken.
-    pub fn fill_path(&self, path: &str) -> Option<HeaderValue> {
+    /// Returns the URI for a request with a target without a query; `None` if it is none. Of other values, examples are taken.
+    pub fn fill_sample(&self, target: &SampleTarget<'_>) -> Option<HeaderValue> {
         let put = |name: &ValueName, uri: &mut Vec<u8>| match name {
-            ValueName::Path | ValueName::Uri => uri.extend_from_slice(path.as_bytes()),
+            ValueName::Path | ValueName::Uri => uri.extend_from_slice(target.path.as_bytes()),
+            ValueName::Scheme => uri.extend_from_slice(target.scheme.as_bytes()),
+            ValueName::Host | ValueName::Authority => uri.extend_from_slice(target.host.as_bytes()),
             ValueName::Query => {}
             name => uri.extend_from_slice(sample(name)),
         };
