@@ -289,6 +289,19 @@ fn said_of(tables: &str) -> String {
 }
 
 #[test]
+fn caches_in_routes_without_an_upstream_are_warned_of() {
+    for (target, why) in [
+        ("files = { root = \".\" }", "warning: a cache before `files`: it serves a changed file as it was"),
+        ("redirect = \"/new\"\npath = \"/old\"", "warning: a cache in a route without an upstream: it stores nothing"),
+        ("respond = { body = \"a\" }", "warning: a cache in a route without an upstream: it stores nothing"),
+    ] {
+        let rest = "[[route]]\nhosts = [\"a.example\"]\nupstream = \"app\"\nplugins = [\"cache\"]\n";
+        let said = said_of(&format!("{rest}[[route]]\n{target}\nplugins = [\"cache\"]"));
+        assert!(said.contains(why) && said.matches("warning: ").count() == 1, "{target}: {said}");
+    }
+}
+
+#[test]
 fn keys_that_change_no_path_of_their_route_are_warned_of() {
     let route = |keys: &str| said_of(&format!("[[route]]\nupstream = \"app\"\n{keys}"));
     for keys in [

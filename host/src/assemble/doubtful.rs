@@ -13,6 +13,7 @@ use crate::config::load::ManifestFile;
 use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginTable, RouteTable};
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
+use crate::generation::target::Target;
 use crate::plugin::settings::OnError;
 
 impl Assembly<'_> {
@@ -57,6 +58,22 @@ impl Assembly<'_> {
              before the cache"
         );
         warn(&mut self.problems, source, &plugin.span(), &why);
+    }
+
+    /// Warns of a cache in a route without an upstream. The responses of `respond` and `redirect` are in memory as they are, and
+    /// so are files that are read often.
+    pub(super) fn warn_of_idle_cache(&mut self, source: &Arc<Source>, plugin: &Spanned<PluginRef>, target: &Target) {
+        let why = match target {
+            Target::Files(_) => {
+                "a cache before `files`: it serves a changed file as it was, for up to a day, and saves nothing, since the \
+                 system keeps files in memory; remove it"
+            }
+            Target::Redirect(_) | Target::Respond(_) => {
+                "a cache in a route without an upstream: it stores nothing; remove it"
+            }
+            Target::Upstream(_) => return,
+        };
+        warn(&mut self.problems, source, &plugin.span(), why);
     }
 
     /// Warns of a plugin that decides which clients get a response if the host skips it when it fails.

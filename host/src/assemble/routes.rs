@@ -116,6 +116,9 @@ impl Assembly<'_> {
         let mut chain: Vec<PluginId> = Vec::new();
         for plugin in &route.plugins {
             let Some(binding) = self.reference(source, plugin) else { continue };
+            if self.bindings[binding].cache.is_some() {
+                self.warn_of_idle_cache(source, plugin, &target);
+            }
             let is_cache = |binding: &PluginId| self.bindings[*binding].cache.is_some();
             if is_cache(&binding) && chain.iter().any(is_cache) {
                 let message = "second cache in a chain: expected one at most; remove one of them";
