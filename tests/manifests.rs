@@ -289,6 +289,41 @@ fn said_of(tables: &str) -> String {
 }
 
 #[test]
+fn fields_that_listeners_remove_are_warned_of_wherever_plugins_read_them() {
+    let route = |plugin: &str| said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{plugin}]"));
+    let balancer = |key: &str| {
+        let config = format!("{{ policy = \"consistent-hash\", key = \"request.header.{key}\" }}");
+        said_of(&format!("balancer = {{ use = \"balance\", config = {config} }}\n[[route]]\nupstream = \"app\""))
+    };
+    let cache = |config: &str| route(&format!("{{ use = \"cache\", config = {{ {config} }} }}"));
+    let headers = |set: &str| route(&format!("{{ use = \"headers\", config = {{ request.set = {{ {set} }} }} }}"));
+    for (said, name) in [
+        (balancer("x_tenant"), "x_tenant"),
+        (balancer("x-forwarded-for"), "x-forwarded-for"),
+        (cache("bypass = [\"request.header.x_preview\"]"), "x_preview"),
+        (cache("key.values = [\"request.header.x-forwarded-host\"]"), "x-forwarded-host"),
+        (headers("X-A = \"{request.header.x_tenant}\""), "x_tenant"),
+        (headers("X-A = \"{request.header.X-Forwarded-Host}\""), "x-forwarded-host"),
+        (route("{ use = \"log-fields\", config = { log = { tenant = \"request.header.x_tenant\" } } }"), "x_tenant"),
+    ] {
+        let wanted = format!("warning: requests never have the field `{name}` here");
+        assert_eq!(said.matches(&wanted).count(), 1, "{name}: {said}");
+    }
+    for said in [
+        cache(""),
+        route("{ use = \"headers\", config = { forwarded = {} } }"),
+        headers("X-Forwarded-For = \"{forwarded-for}\", X-Real-IP = \"{client.ip}\""),
+        headers("X-Real-IP = \"{client.ip}\", X-Log = \"{request.header.x-real-ip}\""),
+        balancer("x-tenant"),
+    ] {
+        assert_eq!(said, "");
+    }
+    let trusted = "[[listener]]\naddress = \"127.0.0.2:0\"\ntrusted-proxies = [\"10.0.0.0/8\"]\n";
+    let plugin = "{ use = \"headers\", config = { request.set = { X-A = \"{request.header.x-forwarded-host}\" } } }";
+    assert_eq!(said_of(&format!("{trusted}[[route]]\nupstream = \"app\"\nplugins = [{plugin}]")), "");
+}
+
+#[test]
 fn caches_in_routes_without_an_upstream_are_warned_of() {
     for (target, why) in [
         ("files = { root = \".\" }", "warning: a cache before `files`: it serves a changed file as it was"),

@@ -50,6 +50,7 @@ use crate::assemble::admin::AdminSettings;
 use crate::assemble::credentials::CredentialUse;
 use crate::assemble::http_grants::HttpGrants;
 use crate::assemble::path_regex::Paths;
+use crate::assemble::plugin_names::UnmetFields;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Doubt, Source, Warning};
 use crate::config::load::{Files, ManifestFile};
@@ -185,6 +186,8 @@ struct Assembly<'a> {
     pages: HashMap<PathBuf, Arc<str>>,
     /// The request fields that reach the routes.
     reach: Reach,
+    /// The request fields that plugins read, and that listeners remove.
+    unmet: Vec<UnmetFields>,
     /// The places of the instances; `None` if there are too few.
     reserved: Option<ReservedInstances>,
     /// The destinations that plugins are granted.
@@ -265,6 +268,7 @@ impl Assembler {
         let buffer_limits = draft.buffer_limits(files);
         draft.once(files);
         draft.warn_of_unused(files);
+        draft.warn_of_unmet_fields(files);
         draft.warn_of_doubtful(files);
         let certificates = draft.take_certificates();
         let Assembly { problems, bindings, asking, used, reserved, .. } = draft;
@@ -361,6 +365,7 @@ impl<'a> Assembly<'a> {
             paths: None,
             pages: HashMap::new(),
             reach,
+            unmet: Vec::new(),
             reserved: None,
             http_grants: HttpGrants::of(files),
             shared: SharedLimits::default(),

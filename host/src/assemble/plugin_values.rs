@@ -147,7 +147,7 @@ fn strings_in(problems: &Diagnostics, source: &Arc<Source>, config: &Value) -> V
 }
 
 /// Passes each string of a configuration, with its JSON pointer, to a function.
-fn note_strings(value: &Value, pointer: &str, note: &mut impl FnMut(&str, &str)) {
+pub(super) fn note_strings(value: &Value, pointer: &str, note: &mut impl FnMut(&str, &str)) {
     match value {
         Value::String(text) => note(pointer, text),
         Value::Array(list) => {

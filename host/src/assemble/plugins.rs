@@ -184,7 +184,7 @@ impl Assembly<'_> {
         let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation, access };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
-                self.warn_of_unmet_names(source, &use_span, &configured);
+                self.warn_of_unmet_names(source, &use_span, about.config, &configured);
                 let plugin_id = self.add_binding(&about, configured, limits)?;
                 if is_cors {
                     self.cors.insert(plugin_id);

@@ -165,7 +165,7 @@ fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
 }
 
 /// Whether the manifest has a plugin that is none of the stock plugins.
-fn has_own_plugin(files: &[ManifestFile]) -> bool {
+pub(super) fn has_own_plugin(files: &[ManifestFile]) -> bool {
     let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
     inline || files.iter().flat_map(|file| file.manifest.plugin.values()).any(is_own)
