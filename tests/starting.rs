@@ -555,4 +555,9 @@ fn manifest_of_the_systemd_unit_is_accepted() {
     let unit = std::fs::read_to_string(format!("{folder}/plugway.service")).unwrap();
     let starts = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
     assert_eq!(starts, "plugway run /etc/plugway/plugway.toml");
+    let seconds = |text: &str| text.parse::<u64>().unwrap();
+    let stops_after = seconds(unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap());
+    let page = include_str!("../docs/manifest.md");
+    let example = page.split("drain-timeout = \"").nth(1).and_then(|rest| rest.split_once("s\"")).unwrap().0;
+    assert!(stops_after > 30 && stops_after > seconds(example), "{stops_after} s are less than `drain-timeout`");
 }

@@ -30,7 +30,7 @@ pub struct Manifest {
     /// Type: number. Default: one per core. Example: `2`.
     pub workers: Option<Spanned<usize>>,
     /// The time that exchanges in progress have to end after the first signal to stop. Exchanges that are cut off then
-    /// are warnings in the log.
+    /// are warnings in the log. A service manager has to wait for longer, such as by `TimeoutStopSec=` of systemd.
     ///
     /// Type: duration. Default: `"30s"`.
     pub drain_timeout: Option<Spanned<String>>,
