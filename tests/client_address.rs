@@ -71,6 +71,23 @@ fn lines(file: &Path, count: usize) -> Vec<String> {
 }
 
 #[test]
+fn a_proxy_that_is_not_trusted_is_told_of_once() {
+    for (keys, is_told) in [("", true), ("trusted-proxies = [\"127.0.0.1\"]", false)] {
+        let mut proxy = Proxy::start(&listening(&echo(), keys, "", ""));
+        for field in ["X-Client-IP: 192.0.2.1", "X-Forwarded-Proto: https", "X-Forwarded-For: 192.0.2.1"] {
+            assert_eq!(get(&proxy, &[field]).status(), 200);
+        }
+        proxy.signal("TERM");
+        assert_eq!(proxy.wait_exit(), Some(0));
+        let log = proxy.log_to_end();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("no trusted proxy removed")).collect();
+        let parts = ["INFO", "field=\"x-forwarded-proto\"", "peer=127.0.0.1", "name it in `trusted-proxies`"];
+        let is_fit = |line: &&str| parts.iter().all(|part| line.contains(part));
+        assert!(lines.len() == usize::from(is_told) && lines.iter().all(is_fit), "{keys}: {log}");
+    }
+}
+
+#[test]
 fn fields_of_untrusted_clients_about_their_way_are_removed() {
     let forwarded = |fields: &str| format!("{{ use = \"headers\", config.forwarded.fields = \"{fields}\" }}");
     let chains = [String::new(), forwarded("x-forwarded"), forwarded("rfc7239"), forwarded("both")];

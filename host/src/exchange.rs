@@ -80,6 +80,7 @@ use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
 use crate::protocol::client_address::{self, FieldRemoval};
 use crate::protocol::hop_by_hop;
+use crate::telemetry::failure_log;
 
 /// The client connection that a request arrived on, and its listener.
 #[derive(Clone)]
@@ -437,6 +438,14 @@ fn report_removal(name: &HeaderName, reason: FieldRemoval, listener: &Listener, 
         peer = peer.map(tracing::field::display),
         "field of a request removed"
     );
+    // A proxy of the operator's own that isn't trusted looks like a client that lies: redirects to HTTPS never end then, and
+    // all clients have one address.
+    let is_of_proxies = matches!(field, "x-forwarded-for" | "x-forwarded-proto");
+    if reason == FieldRemoval::Untrusted && is_of_proxies && listener.census.may_log_untrusted(failure_log::hour()) {
+        let remedy = "if the peer is a proxy of yours, name it in `trusted-proxies` of the listener";
+        let peer = peer.map(tracing::field::display);
+        tracing::info!(field, listener = address, peer, remedy, "field of a peer that is no trusted proxy removed");
+    }
 }
 
 /// Returns the client's content within its limits.

@@ -26,6 +26,8 @@ pub struct ConnectionCounts {
     removed: [AtomicU64; FieldRemoval::ALL.len()],
     /// The minute of the process in which each reason was last logged, plus one.
     logged: [AtomicU64; CloseReason::ALL.len()],
+    /// The hour of the process in which a removed field of an untrusted peer was last logged, plus one.
+    untrusted_logged: AtomicU64,
     /// The rules that connections began with.
     pub rules: KnownRules,
     /// The search for connections of the whole listener that can be evicted.
@@ -192,6 +194,12 @@ impl ConnectionCounts {
         self.logged[reason as usize].swap(minute + 1, Ordering::Relaxed) != minute + 1
     }
 
+    /// Whether a removed field of an untrusted peer may be logged in this hour of the process: any client can cause the line.
+    pub fn may_log_untrusted(&self, hour: u64) -> bool {
+        let logged = &self.untrusted_logged;
+        logged.load(Ordering::Relaxed) != hour + 1 && logged.swap(hour + 1, Ordering::Relaxed) != hour + 1
+    }
+
     fn shard(&self, client: ClientNet) -> MutexGuard<'_, HashMap<ClientNet, usize>> {
         // IPv4 addresses differ most in the low bits, and IPv6 networks in the middle ones.
         let bits = client.to_bits();
@@ -289,5 +297,7 @@ mod tests {
         assert!(!census.may_log(CloseReason::Connections, 0));
         assert!(census.may_log(CloseReason::FairShare, 0));
         assert!(census.may_log(CloseReason::Connections, 1));
+        let untrusted = [0, 0, 1, 1].map(|hour| census.may_log_untrusted(hour));
+        assert_eq!(untrusted, [true, false, true, false]);
     }
 }

@@ -91,6 +91,11 @@ pub fn dropped(topic: Topic) -> u64 {
     LIMITERS[topic.index()].dropped.load(Ordering::Relaxed)
 }
 
+/// Returns the number of whole hours since the first line or the first call, for lines that are logged once an hour.
+pub fn hour() -> u64 {
+    second() / 3600
+}
+
 fn second() -> u64 {
     BEGAN.get_or_init(Instant::now).elapsed().as_secs()
 }
