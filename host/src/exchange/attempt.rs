@@ -506,6 +506,9 @@ fn io_cause(error: &SendError) -> Option<&std::io::Error> {
 
 /// Returns the error of the exchange for a request that got no response.
 fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) -> Error {
+    if let Some(remedy) = connection.protocol_remedy() {
+        return Error::new(FailureKind::ProtocolError, remedy);
+    }
     let kind = match &error {
         SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => return too_large(limits),
         SendError::Http1(Http1Error::Informational(_)) => {

@@ -146,6 +146,13 @@ impl Connection {
         self.as_http2()?.alert()
     }
 
+    /// Returns the remedy for an endpoint that speaks HTTP/1 where HTTP/2 is expected without a negotiation. `None` if the
+    /// endpoint doesn't, as far as is known.
+    pub fn protocol_remedy(&self) -> Option<&'static str> {
+        let speaks_http1 = self.as_http2().is_some_and(Http2::speaks_http1);
+        speaks_http1.then_some("the endpoint speaks HTTP/1.1, not HTTP/2; remove `h2c://` before its address")
+    }
+
     /// Whether the connection can serve no request any more.
     pub fn is_closed(&self) -> bool {
         match &self.protocol {

@@ -100,7 +100,9 @@ async fn http(connection: &mut Connection, address: &EndpointAddr, wanted: &Http
     let head = RequestHead::new(&Method::GET, wanted.target.clone(), &fields, address, connection.version());
     let answer = exchange(connection, head, RequestBody::Empty).await?;
     if !wanted.statuses.contains(answer.status) {
-        return Err(format!("it answered {}", answer.status.as_u16()));
+        let needs_host = wanted.host.is_none() && answer.status == StatusCode::BAD_REQUEST;
+        let hint = if needs_host { "; if it accepts certain hosts only, name one by `health.host`" } else { "" };
+        return Err(format!("it answered {}{hint}", answer.status.as_u16()));
     }
     match &wanted.content {
         Some(text) if memchr::memmem::find(&answer.content, text.as_bytes()).is_none() => {
@@ -183,9 +185,10 @@ async fn exchange(
 
 /// Returns why a request got no response, with the keys of a limit.
 fn described(error: &SendError, connection: &Connection) -> String {
-    match error {
-        SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => connection.head_limits().exceeded(),
-        _ => causes(error),
+    match (error, connection.protocol_remedy()) {
+        (_, Some(remedy)) => remedy.into(),
+        (SendError::Http1(Http1Error::Head(HeadError::TooLarge)), None) => connection.head_limits().exceeded(),
+        (_, None) => causes(error),
     }
 }
 

@@ -137,6 +137,11 @@ impl Http2 {
         self.sender.alert.get().map(String::as_str)
     }
 
+    /// Whether the endpoint has begun with a response of HTTP/1.
+    pub fn speaks_http1(&self) -> bool {
+        self.sender.reports.speaks_http1.get()
+    }
+
     /// Sends a request; the future ends with the head of its response.
     pub fn send(
         &mut self,

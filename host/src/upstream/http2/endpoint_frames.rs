@@ -64,6 +64,8 @@ pub struct FrameReports {
     shut_since: Cell<Option<Instant>>,
     /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
     pub is_overloaded: Cell<bool>,
+    /// Whether the endpoint has begun with a response of HTTP/1.
+    pub speaks_http1: Cell<bool>,
 }
 
 /// The heads that an endpoint sends.
@@ -132,6 +134,7 @@ impl Default for FrameReports {
             window: Cell::new(FIRST_WINDOW.into()),
             shut_since: Cell::default(),
             is_overloaded: Cell::default(),
+            speaks_http1: Cell::default(),
         }
     }
 }
@@ -189,6 +192,9 @@ impl TransportCounter for EndpointFrames {
         turn.begin_read();
         let each = |head: FrameHead| {
             turn.count_received(head);
+            if reports.received.get() == 0 && begins_http1(head) {
+                reports.speaks_http1.set(true);
+            }
             reports.received.set(reports.received.get().wrapping_add(1));
             if head.kind == DATA && (1..SHORT_DATA).contains(&head.length) {
                 reports.short_pieces.count_received();
@@ -257,6 +263,11 @@ impl TransportCounter for EndpointFrames {
         };
         Some(Poll::Ready(Err(error)))
     }
+}
+
+/// Whether the head of the first frame is the beginning of a response of HTTP/1, `HTTP/`.
+fn begins_http1(head: FrameHead) -> bool {
+    head.length == 0x48_54_54 && head.kind == b'P' && head.flags == b'/'
 }
 
 impl Heads {
