@@ -444,6 +444,13 @@ fn files_that_a_user_may_not_use_are_told_with_a_remedy() {
         Mistake::new("[buffers]\nfolder = \"live/buffers\"", &[&barred, "plugway.toml:11:10"]),
     ];
     are_told(folder.path(), || as_nobody(cache.path()), &mistakes);
+    // Other rights may be given before the first request.
+    let site = "[[route]]\npath = \"/f\"\nfiles = { root = \"live\", fallback = \"index.html\" }\n";
+    std::fs::write(at("plugway.toml"), manifest("127.0.0.1:1", "", site)).unwrap();
+    let (code, said) = outcome(as_nobody(cache.path()).arg("check").arg(at("plugway.toml")));
+    let parts = ["warning: no file of `root` can be served", &barred, "403", "chmod a+x", "plugway.toml:11:18"];
+    assert!(code == Some(0) && parts.iter().all(|part| said.contains(part)), "{said}");
+    assert_eq!(said.matches("warning: ").count(), 1, "{said}");
     // `include` is a key of the beginning.
     for (pattern, wanted) in [("live/site.toml", &barred), ("closed/*.toml", &allow.to_string())] {
         let text = format!("include = [\"{pattern}\"]\n{}", manifest("127.0.0.1:1", "", ""));

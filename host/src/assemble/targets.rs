@@ -280,6 +280,16 @@ impl Assembly<'_> {
             let message = format!("no folder to serve files from: {reason}");
             self.problems.at(source, table.root.span(), message);
         }
+        let is_barred = files::is_barred(&root) && root.is_dir();
+        if is_barred {
+            // No error: another user than the one of `check` may run the proxy.
+            let why = format!(
+                "no file of `root` can be served: the user that runs plugway may not enter `{}`, so that requests get 403; \
+                 allow it, such as by `chmod a+x`",
+                root.display()
+            );
+            self.problems.warn(Doubt::Meaning, source, table.root.span(), &why);
+        }
         for name in table.index.iter().flatten() {
             if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), PathLevel::Below) {
                 let message =
@@ -289,7 +299,7 @@ impl Assembly<'_> {
         }
         let index = table.index.as_ref().map(|names| names.iter().map(|name| name.get_ref().clone()).collect());
         let fallback = table.fallback.as_ref().and_then(|path| self.fallback_file(source, path));
-        if let (Some(path), true) = (&table.fallback, fallback.is_some() && root.is_dir()) {
+        if let (Some(path), true) = (&table.fallback, fallback.is_some() && root.is_dir() && !is_barred) {
             self.warn_of_no_fallback(source, path, &root);
         }
         FileSite {

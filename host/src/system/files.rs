@@ -142,8 +142,8 @@ pub fn unreadable(path: &Path, error: &io::Error) -> String {
 /// Explains a denied permission: of the file, or of a folder on the way to it, as Certbot creates them.
 pub fn no_permission(path: &Path) -> String {
     let shown = path.display();
-    let is_barred = |folder: &&Path| is_denied(std::fs::metadata(folder.join(".")));
-    match path.ancestors().skip(1).filter(is_barred).last().filter(|folder| !folder.as_os_str().is_empty()) {
+    let barred = path.ancestors().skip(1).filter(|folder| is_barred(folder)).last();
+    match barred.filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => format!(
             "no permission to read `{shown}`: the user that runs plugway may not enter `{}`; allow it, such as by `chmod a+x`",
             folder.display()
@@ -161,6 +161,11 @@ pub fn no_folder(path: &Path) -> Option<String> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(no_permission(path)),
         Err(_) => Some(format!("`{shown}`: it does not exist; expected a folder")),
     }
+}
+
+/// Whether the user that runs the proxy may not enter a folder, so that no file in it can be opened.
+pub fn is_barred(folder: &Path) -> bool {
+    is_denied(std::fs::metadata(folder.join(".")))
 }
 
 fn is_denied(found: io::Result<std::fs::Metadata>) -> bool {
