@@ -1,10 +1,11 @@
 //! The start of the process: signals that arrive before it serves, addresses that it can't bind, and files that it can't
 //! read or write. Each mistake has a message with its place and a remedy, and a reload that meets it changes nothing.
 
+use std::ffi::OsStr;
 use std::io::{BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -505,11 +506,8 @@ fn a_folder_of_compiled_code_that_is_not_ours_is_warned_of() {
     }
 }
 
-#[test]
-fn service_manager_hears_of_the_start_and_of_the_stop() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
+/// Checks that a service manager with a socket of this name has the messages of a start and a stop.
+fn hears_of_start_and_stop(manager: &UnixDatagram, folder: &Path, name: &OsStr) {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let next_message = || {
         let mut message = [0; 256];
@@ -517,12 +515,30 @@ fn service_manager_hears_of_the_start_and_of_the_stop() {
         String::from_utf8_lossy(&message[..length]).trim().to_string()
     };
     let mut command = plugway();
-    command.env("NOTIFY_SOCKET", &path);
-    let mut proxy = Proxy::start_by(command, folder.path(), &manifest(&echo(), "", ""));
+    command.env("NOTIFY_SOCKET", name);
+    let mut proxy = Proxy::start_by(command, folder, &manifest(&echo(), "", ""));
     assert_eq!(next_message(), "READY=1");
     proxy.signal("TERM");
     assert_eq!(next_message(), "STOPPING=1");
     assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+#[test]
+fn service_manager_hears_of_the_start_and_of_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    hears_of_start_and_stop(&UnixDatagram::bind(&path).unwrap(), folder.path(), path.as_os_str());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn service_manager_without_a_file_hears_of_the_start_and_of_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    // A name that no other test on this machine has.
+    let name = format!("plugway{}", folder.path().display());
+    let address = <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name).unwrap();
+    let manager = UnixDatagram::bind_addr(&address).unwrap();
+    hears_of_start_and_stop(&manager, folder.path(), format!("@{name}").as_ref());
 }
 
 #[test]
