@@ -337,6 +337,37 @@ fn caches_in_routes_without_an_upstream_are_warned_of() {
 }
 
 #[test]
+fn keys_beside_others_that_disable_them_are_warned_of() {
+    let route = "[[route]]\nupstream = \"app\"\n";
+    for (tables, why) in [
+        (
+            "[access-log]\nformat = \"off\"\nfile = \"access.log\"",
+            "warning: `file` of `[access-log]`: `format = \"off\"` writes no lines",
+        ),
+        ("[resolver]\nservers = [\"127.0.0.1:53\"]", "warning: `[resolver]`: no endpoint has `dns` or `srv`"),
+        (
+            "[upstream.tls]\nendpoints = [\"https://127.0.0.1:1\"]\ntls = { ca = \"ca.pem\", insecure-skip-verify = true }\n\
+             [[route]]\npath = \"/tls\"\nupstream = \"tls\"",
+            "warning: `ca` beside `insecure-skip-verify`: no certificate is verified",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let made = plugway().args(["cert", "--self-signed", "a.example"]).current_dir(folder.path()).status().unwrap();
+        assert!(made.success());
+        std::fs::rename(folder.path().join("cert.pem"), folder.path().join("ca.pem")).unwrap();
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n{route}{tables}\n"
+        );
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert!(code == Some(0) && said.contains(why) && said.matches("warning: ").count() == 1, "{tables}: {said}");
+    }
+    let dns = "[resolver]\nservers = [\"127.0.0.1:53\"]\n[upstream.dns]\nendpoints = [{ dns = \"a.internal:80\" }]\n\
+               [[route]]\npath = \"/dns\"\nupstream = \"dns\"";
+    assert_eq!(said_of(&format!("{route}{dns}")), "");
+}
+
+#[test]
 fn keys_that_change_no_path_of_their_route_are_warned_of() {
     let route = |keys: &str| said_of(&format!("[[route]]\nupstream = \"app\"\n{keys}"));
     for keys in [

@@ -8,7 +8,9 @@ use super::Assembly;
 use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::load::ManifestFile;
-use crate::config::manifest::{AccessLogFormat, PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
+use crate::config::manifest::{
+    AccessLogFormat, EndpointEntry, PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable,
+};
 use crate::config::serde_messages::meant;
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
@@ -31,6 +33,10 @@ impl Assembly<'_> {
             warn_of_upstreams(&mut self.problems, files);
         }
         warn_of_targets(&mut self.problems, files);
+        warn_of_log_file(&mut self.problems, files);
+        if !left_out.has_any("upstream") {
+            warn_of_resolver(&mut self.problems, files);
+        }
         for (source, upstream) in
             files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
         {
@@ -135,6 +141,36 @@ fn warn_of_targets(problems: &mut Diagnostics, files: &[ManifestFile]) {
                 let part = format!("`{key}` beside `{target}`: no request of the route reaches an upstream; remove it");
                 warn(problems, source, &span, &part);
             }
+        }
+    }
+}
+
+/// Warns of a file of an access log that is switched off.
+fn warn_of_log_file(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    for ManifestFile { source, manifest } in files {
+        let log = manifest.access_log.as_ref().map(Spanned::get_ref);
+        let file = log.filter(|log| matches!(log.format, AccessLogFormat::Off)).and_then(|log| log.file.as_ref());
+        if let Some(file) = file {
+            let part =
+                "`file` of `[access-log]`: `format = \"off\"` writes no lines; write another format, or remove `file`";
+            warn(problems, source, &file.span(), part);
+        }
+    }
+}
+
+/// Warns of name servers that no endpoint needs.
+fn warn_of_resolver(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    let mut endpoints = files.iter().flat_map(|file| file.manifest.upstream.values()).flat_map(|one| &one.endpoints);
+    let is_looked_up = endpoints.any(|endpoint| match endpoint.get_ref() {
+        EndpointEntry::Table(table) => table.dns.is_some() || table.srv.is_some() || table.file.is_some(),
+        EndpointEntry::Address(_) => false,
+    });
+    for ManifestFile { source, manifest } in files {
+        let server = manifest.resolver.as_ref().and_then(|resolver| resolver.servers.first());
+        if let Some(server) = server.filter(|_| !is_looked_up) {
+            let part = "`[resolver]`: no endpoint has `dns` or `srv`, and the names in addresses are looked up by the system; \
+                        write `{ dns = \"app.internal:8000\" }` as an endpoint, or remove `[resolver]`";
+            warn(problems, source, &server.span(), part);
         }
     }
 }
@@ -305,6 +341,19 @@ fn warn_of_rules(problems: &mut Diagnostics, source: &Arc<Source>, upstream: &Up
         for (key, span) in keys.into_iter().filter_map(|(key, span)| Some((key, span?))) {
             warn(problems, source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
         }
+    }
+    let ca = upstream
+        .tls
+        .as_ref()
+        .map(Spanned::get_ref)
+        .and_then(|tls| tls.ca.as_ref().filter(|_| tls.insecure_skip_verify));
+    if let Some(ca) = ca {
+        warn(
+            problems,
+            source,
+            &ca.span(),
+            "`ca` beside `insecure-skip-verify`: no certificate is verified; remove one of both",
+        );
     }
     let content = upstream.health.as_ref().and_then(|health| health.get_ref().content.as_ref());
     if let Some(content) = content.filter(|content| content.get_ref().is_empty()) {
