@@ -7,9 +7,16 @@ pub fn remedy(key: &str) -> Option<ForeignKey> {
 
 /// Returns what to write instead of a key in a table whose known keys are given: words that are not of one program alone.
 pub fn remedy_among(key: &str, known: &[&str]) -> Option<&'static str> {
+    // A key that is appended to a manifest belongs to its last table.
+    if TOP_KEYS.contains(&key) {
+        return Some("it is a key of the top of the file: write it before the first table");
+    }
     let is_here = |(of, names, _): &&(&str, &[&str], &str)| known.contains(of) && names.contains(&key);
     GUESSES.iter().find(is_here).map(|(_, _, remedy)| *remedy)
 }
+
+/// The keys of the process that are no tables, and that no table has.
+const TOP_KEYS: [&str; 3] = ["include", "workers", "drain-timeout"];
 
 /// A key that only one kind of table has, the keys that newcomers guess in such a table, and what to write.
 const GUESSES: [(&str, &[&str], &str); 7] = [

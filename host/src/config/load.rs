@@ -297,6 +297,10 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries = std::fs::read_dir(listed).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => files::no_permission(listed),
+        io::ErrorKind::NotFound => format!(
+            "no such folder: `{}`; create it, or correct the pattern, which is relative to the manifest",
+            listed.display()
+        ),
         _ => format!("cannot list the folder `{}`: {error}", listed.display()),
     })?;
     let fits = |path: &PathBuf| {
@@ -329,5 +333,7 @@ mod tests {
         assert_eq!(names("*.toml"), ["a.toml", "b.toml"]);
         assert_eq!(names("*"), ["a.toml", "a.toml~", "b.toml"]);
         assert_eq!(names("._*.toml"), ["._a.toml"]);
+        let missing = matching(folder.path(), "sites/*.toml").unwrap_err();
+        assert!(missing.starts_with("no such folder: `") && missing.contains("sites`; create it"), "{missing}");
     }
 }

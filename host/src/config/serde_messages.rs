@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     /// A key, the parser's message about its value, and our own message.
-    const REWORDED: [(&str, &str, &str); 18] = [
+    const REWORDED: [(&str, &str, &str); 19] = [
         (
             "respond",
             "invalid type: string \"hello\", expected struct RespondTable",
@@ -193,6 +193,11 @@ mod tests {
             "",
             "unknown field `cert`, expected one of `certificates`, `client-ca`",
             "unknown key `cert`; write `certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]`",
+        ),
+        (
+            "",
+            "unknown field `workers`, expected one of `name`, `hosts`",
+            "unknown key `workers`; it is a key of the top of the file: write it before the first table",
         ),
         (
             "",
