@@ -89,7 +89,9 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
         return Ok(certificates);
     }
     let shown = path.display();
-    Err(if bytes.starts_with(DER_SEQUENCE) {
+    Err(if is_pkcs12(&bytes) {
+        pkcs12(path)
+    } else if bytes.starts_with(DER_SEQUENCE) {
         format!("no certificate in PEM: `{shown}` is in DER; convert it by `openssl x509 -inform der -in {shown}`")
     } else if contains(&bytes, b"PRIVATE KEY-----") {
         format!("no certificate: `{shown}` holds a private key; `chain` and `key` may be swapped")
@@ -123,9 +125,29 @@ fn private_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn Signing
     }
 }
 
+/// Whether a file is a PKCS #12 archive (RFC 7292 §4): a sequence that begins with the number 3, where a key has 0 or 1.
+fn is_pkcs12(bytes: &[u8]) -> bool {
+    let beginning = &bytes[..bytes.len().min(MAX_HEADER + VERSION_3.len())];
+    bytes.starts_with(DER_SEQUENCE)
+        && (2..=MAX_HEADER).any(|at| beginning.get(at..).is_some_and(|rest| rest.starts_with(VERSION_3)))
+}
+
+fn pkcs12(path: &Path) -> String {
+    let shown = path.display();
+    format!("no PEM: `{shown}` is a PKCS #12 archive; convert it by `openssl pkcs12 -in {shown} -nodes -out both.pem`")
+}
+
+/// The number 3 in DER, and the beginning of the sequence behind it.
+const VERSION_3: &[u8] = &[2, 1, 3, 0x30];
+
+/// The longest header of a sequence in a file of less than 4 GiB, in bytes.
+const MAX_HEADER: usize = 6;
+
 fn no_key(path: &Path, bytes: &[u8]) -> String {
     let shown = path.display();
-    if bytes.starts_with(DER_SEQUENCE) {
+    if is_pkcs12(bytes) {
+        pkcs12(path)
+    } else if bytes.starts_with(DER_SEQUENCE) {
         format!("no private key in PEM: `{shown}` is in DER; convert it by `openssl pkey -inform der -in {shown}`")
     } else if contains(bytes, b"-----BEGIN CERTIFICATE-----") {
         format!("no private key: `{shown}` holds a certificate; `chain` and `key` may be swapped")
@@ -185,3 +207,23 @@ const DER_SEQUENCE: &[u8] = b"\x30";
 const KEYS: &str = "RSA from 2048 bits, ECDSA with P-256, P-384 or P-521, and Ed25519";
 /// The labels of private keys: PKCS#8, and the older forms.
 const ENCRYPTED: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_told_from_keys_and_certificates() {
+        for (bytes, is_archive) in [
+            (&[0x30, 0x82, 0x09, 0xb1, 2, 1, 3, 0x30, 0x82][..], true),
+            (&[0x30, 0x80, 2, 1, 3, 0x30, 0x80], true),
+            (&[0x30, 0x81, 0x87, 2, 1, 0, 0x30, 0x13], false),
+            (&[0x30, 0x77, 2, 1, 1, 4, 0x20], false),
+            (&[0x30, 0x82, 0x01, 0x7c, 0x30, 0x82, 0x01, 0x22, 0xa0, 3, 2, 1, 2], false),
+            (&[0x30], false),
+            (b"-----BEGIN CERTIFICATE-----", false),
+        ] {
+            assert_eq!(is_pkcs12(bytes), is_archive, "{bytes:x?}");
+        }
+    }
+}
