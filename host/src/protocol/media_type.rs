@@ -6,16 +6,19 @@ use http::HeaderValue;
 const UNKNOWN: &str = "application/octet-stream";
 
 /// The types that IANA has registered, or that browsers expect, where the table of `mime_guess` has another one.
-const NEWER: [(&str, &str); 9] = [
+const NEWER: [(&str, &str); 12] = [
     ("cjs", "text/javascript"),
     ("ico", "image/vnd.microsoft.icon"),
     ("m3u8", "application/vnd.apple.mpegurl"),
     ("m4a", "audio/mp4"),
+    ("m4s", "video/iso.segment"),
     ("map", "application/json"),
     ("mjs", "text/javascript"),
     ("otf", "font/otf"),
+    ("rpm", "application/x-redhat-package-manager"),
     ("ts", "video/mp2t"),
     ("woff", "font/woff"),
+    ("zst", "application/zstd"),
 ];
 
 /// Returns the media type of a file, by its name or its path. Text is UTF-8.
@@ -49,6 +52,9 @@ mod tests {
             ("a.woff2", "font/woff2"),
             ("a.webmanifest", "application/manifest+json"),
             ("a.avif", "image/avif"),
+            ("part1.m4s", "video/iso.segment"),
+            ("a.rpm", "application/x-redhat-package-manager"),
+            ("a.tar.zst", "application/zstd"),
             ("a.tar.gz", "application/gzip"),
             ("a.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
             ("a.html/b", UNKNOWN),
