@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::support::{Message, PATIENCE, Proxy, echo, manifest, plugway, read_message, run, until};
 
 /// All fields in which a client can describe its way.
-const SAID: [&str; 22] = [
+const SAID: [&str; 25] = [
     "X-Forwarded-For: 6.6.6.6",
     "X-Forwarded-Proto: https",
     "X-Forwarded-Host: evil.example",
@@ -31,6 +31,9 @@ const SAID: [&str; 22] = [
     "X-Vercel-Forwarded-For: 6.6.6.6",
     "X-Client-DN: CN=evil",
     "X-HTTP-Host-Override: evil.example",
+    "Https: on",
+    "WL-Proxy-SSL: true",
+    "X-AppEngine-Https: on",
 ];
 
 /// A template of a plugin that passes the client's facts to the origin.

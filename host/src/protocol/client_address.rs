@@ -255,6 +255,8 @@ fn tells(name: &str) -> bool {
         }
         Some(b'f') => begins(&["forwarded"]) || names_client(name) || tells_more(name),
         Some(b's') => begins(&["ssl-client-"]) || names_client(name),
+        Some(b'h') => name == "https" || names_client(name) || says_forwarded(name),
+        Some(b'w') => name == "wl-proxy-ssl" || names_client(name) || says_forwarded(name),
         _ => names_client(name) || says_forwarded(name),
     }
 }
@@ -328,6 +330,7 @@ fn tells_more(name: &str) -> bool {
             | "cf-visitor"
             | "fastly-ssl"
             | "front-end-https"
+            | "x-appengine-https"
             | "x-azure-socketip"
             | "x-client-port"
             | "x-client-proto"
