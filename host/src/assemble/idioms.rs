@@ -75,7 +75,7 @@ fn starred(text: &str) -> Option<String> {
 
 /// Returns what to write instead of a variable of nginx in a template; `None` if there is none.
 pub fn template(text: &str) -> Option<String> {
-    if let Some(remedy) = variable(text) {
+    if let Some(remedy) = variable(text).or_else(|| in_percent_signs(text)) {
         return Some(remedy);
     }
     let mut pieces = text.split('$');
@@ -98,6 +98,26 @@ pub fn template(text: &str) -> Option<String> {
         // All at once, since each would be an error of its own.
         _ => Some(format!("write `{}`", written.trim_matches('"'))),
     }
+}
+
+/// Returns what to write instead of a value in the form of Envoy, such as `%REQ(X-A)%`, or of HAProxy, such as `%[src]`.
+fn in_percent_signs(text: &str) -> Option<String> {
+    if text.contains("%[") {
+        return Some("write a value in braces for HAProxy's `%[…]`, such as `{client.ip}` for `%[src]`".into());
+    }
+    let is_of_name = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+    let mut between = text.split('%').skip(1).peekable();
+    while let Some(piece) = between.next() {
+        let (name, after) = piece.split_at(piece.find(|letter| !is_of_name(letter)).unwrap_or(piece.len()));
+        let is_closed = between.peek().is_some() && (after.is_empty() || after.starts_with('('));
+        // An escape such as `%AB` is shorter.
+        if is_closed && name.len() > 2 {
+            return Some(format!(
+                "write a value in braces for Envoy's `%{name}%`, such as `{{client.ip}}` or `{{request.header.x-a}}`"
+            ));
+        }
+    }
+    None
 }
 
 /// Returns what to write instead of a variable of the environment in the form of Caddy.
@@ -182,6 +202,9 @@ mod tests {
             ("$unknown $host/$scheme", "write `$unknown {host}/{scheme}`"),
             ("$http_x_user", "write `{request.header.x-user}`"),
             ("{$TOKEN}", "write `${env:TOKEN}`"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", "write a value in braces for Envoy's `%DOWNSTREAM_REMOTE_ADDRESS%`"),
+            ("a %REQ(X-A)%", "write a value in braces for Envoy's `%REQ%`"),
+            ("%[src]", "write a value in braces for HAProxy's"),
         ] {
             assert!(template(text).is_some_and(|remedy| remedy.starts_with(wanted)), "{text}: {:?}", template(text));
         }
@@ -195,7 +218,7 @@ mod tests {
         for text in ["/", "/api", "/a:b", "/a/{id}", "x", ""] {
             assert_eq!(path(text), None, "{text}");
         }
-        for text in ["{host}", "$5", "US$", "$unknown", "a{b}"] {
+        for text in ["{host}", "$5", "US$", "$unknown", "a{b}", "100%", "%C3%A9", "%41%42%43", "5%ABC"] {
             assert_eq!(template(text), None, "{text}");
         }
     }
