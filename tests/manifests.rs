@@ -346,6 +346,16 @@ fn keys_beside_others_that_disable_them_are_warned_of() {
         ),
         ("[resolver]\nservers = [\"127.0.0.1:53\"]", "warning: `[resolver]`: no endpoint has `dns` or `srv`"),
         (
+            "[upstream.z]\nendpoints = [{ address = \"127.0.0.1:2\", zone = \"a\" }]\n\
+             balancer = { use = \"balance\", config = { zone = \"q\" } }\n[[route]]\npath = \"/z\"\nupstream = \"z\"",
+            "warning: `zone` of the balancer: no endpoint of the upstream is in \"q\"",
+        ),
+        (
+            "[upstream.z]\nendpoints = [{ address = \"127.0.0.1:2\", zone = \"a\" }]\n\
+             [[route]]\npath = \"/z\"\nupstream = \"z\"",
+            "warning: `zone` of endpoints: the balancer of the upstream prefers none",
+        ),
+        (
             "[upstream.tls]\nendpoints = [\"https://127.0.0.1:1\"]\ntls = { ca = \"ca.pem\", insecure-skip-verify = true }\n\
              [[route]]\npath = \"/tls\"\nupstream = \"tls\"",
             "warning: `ca` beside `insecure-skip-verify`: no certificate is verified",

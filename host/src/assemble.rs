@@ -36,6 +36,7 @@ mod unused;
 mod upstream_tls;
 mod upstreams;
 mod uri_rules;
+mod zones;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};

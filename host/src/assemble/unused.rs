@@ -36,6 +36,7 @@ impl Assembly<'_> {
         warn_of_log_file(&mut self.problems, files);
         if !left_out.has_any("upstream") {
             warn_of_resolver(&mut self.problems, files);
+            self.warn_of_zones(files);
         }
         for (source, upstream) in
             files.iter().flat_map(|file| file.manifest.upstream.values().map(move |one| (&file.source, one)))
