@@ -345,6 +345,7 @@ fn keys_beside_others_that_disable_them_are_warned_of() {
             "warning: `file` of `[access-log]`: `format = \"off\"` writes no lines",
         ),
         ("[resolver]\nservers = [\"127.0.0.1:53\"]", "warning: `[resolver]`: no endpoint has `dns` or `srv`"),
+        ("[shared]\nmemory = \"32 MiB\"", "warning: `[shared]`: no plugin may keep state"),
         (
             "[upstream.z]\nendpoints = [{ address = \"127.0.0.1:2\", zone = \"a\" }]\n\
              balancer = { use = \"balance\", config = { zone = \"q\" } }\n[[route]]\npath = \"/z\"\nupstream = \"z\"",

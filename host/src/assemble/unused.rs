@@ -13,6 +13,7 @@ use crate::config::manifest::{
 };
 use crate::config::serde_messages::meant;
 use crate::config::spanned::Spanned;
+use crate::config::spans;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 
@@ -43,11 +44,12 @@ impl Assembly<'_> {
         {
             warn_of_rules(&mut self.problems, source, upstream);
         }
-        // The next ones ask what configured plugins do.
+        // The next ones ask what configured plugins do, or what plugins are granted.
         if self.problems.count() > 0 {
             return;
         }
         self.warn_of_pages(files);
+        warn_of_shared(&mut self.problems, files);
         let is_cache = self.bindings.iter().any(|configured| configured.cache.is_some());
         for (source, cache) in files.iter().filter_map(|file| Some((&file.source, file.manifest.cache.as_ref()?))) {
             if !is_cache {
@@ -199,6 +201,20 @@ fn references(files: &[ManifestFile]) -> impl Iterator<Item = &PluginRef> {
     let in_routes = files.iter().flat_map(|file| &file.manifest.route).flat_map(|route| &route.get_ref().plugins);
     let upstreams = files.iter().flat_map(|file| file.manifest.upstream.values());
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
+}
+
+/// Warns of limits and of a server for state that no plugin may keep.
+fn warn_of_shared(problems: &mut Diagnostics, files: &[ManifestFile]) {
+    let is_granted = |table: &PluginTable| table.grants.shared == Some(true);
+    let inline = references(files).any(|one| matches!(one, PluginRef::Inline(table) if is_granted(table)));
+    if inline || files.iter().flat_map(|file| file.manifest.plugin.values()).any(is_granted) {
+        return;
+    }
+    for source in files.iter().filter(|file| file.manifest.shared.is_some()).map(|file| &file.source) {
+        let span = spans::key(&source.text, "shared").unwrap_or(0..0);
+        let part = "`[shared]`: no plugin may keep state; write `grants = { shared = true }` in one, or remove it";
+        warn(problems, source, &span, part);
+    }
 }
 
 /// Whether the manifest has a plugin that is none of the stock plugins.
