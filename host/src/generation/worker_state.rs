@@ -73,7 +73,7 @@ pub struct WorkerState {
     background: BackgroundPlaces,
     /// Exchanges whose response has not passed the plugins yet, and timers that are called.
     in_chains: Cell<usize>,
-    /// Those of them that may call each plugin.
+    /// The number of these exchanges and timers that may call each plugin.
     in_use: ById<PluginId, Cell<usize>>,
     /// Whether a later generation has replaced this one.
     is_retired: Cell<bool>,

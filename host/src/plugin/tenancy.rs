@@ -19,7 +19,7 @@ struct Holdings {
     covered: Vec<Arc<PluginVersion>>,
     /// The instances that workers have for themselves.
     own: u32,
-    /// Those of them whose calls may wait, each of which has a stack.
+    /// The number of these instances whose calls may wait, each of which has a stack.
     own_stacks: u32,
     /// Workers whose exchanges begin with the generation.
     serving: u32,
@@ -31,7 +31,7 @@ struct Holdings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnInstances {
     pub places: u32,
-    /// Those of them whose calls may wait.
+    /// The number of these instances whose calls may wait.
     pub stacks: u32,
 }
 
