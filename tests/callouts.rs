@@ -168,6 +168,24 @@ fn what_a_plugin_never_sends_is_bounded_in_the_host() {
     assert_eq!(outcome(&proxy, "http://auth/", ""), "200");
 }
 
+/// The library that runs plugins panics if a call waits for a request that was begun while the plugin was configured. The
+/// panic was none of the plugin's failures, and wrote a line each time.
+#[test]
+fn a_call_in_which_the_host_panics_is_a_failed_call() {
+    let silent = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let text = calling(&silent, AUTH, "config.begin = \"/\"").replace("workers = 2", "workers = 1");
+    let proxy = start(&text);
+    assert_eq!(proxy.get("/", "").status(), 200);
+    let failed = proxy.get("/", "\r\nX-Call: hoard early");
+    assert_eq!((failed.status(), failed.text().contains("plugin_error")), (502, true), "{}", failed.text());
+    let line = proxy.wait_log("plugin failed");
+    assert!(line.contains("the host can't serve the call") && line.contains("request_id="), "{line}");
+    let statuses: Vec<u16> = (0..30).map(|_| proxy.get("/", "\r\nX-Call: hoard early").status()).collect();
+    assert!(statuses.iter().all(|status| [502, 503].contains(status)), "{statuses:?}");
+    assert!(proxy.metric("plugway_plugin_failures_total{plugin=\"caller\"}") >= 5.0);
+    assert!(!proxy.has_logged("supervise: panic"));
+}
+
 #[test]
 fn a_server_is_granted_by_scheme_host_and_port() {
     let server = origin(|request: &Message| ok(request.field("host").unwrap_or_default()));

@@ -63,6 +63,9 @@ pub enum PluginFailure {
     MayNotWait,
     #[error("it waits while it is configured, where its first instance got answers")]
     WaitsAgain,
+    /// The library that runs the plugin has panicked.
+    #[error("the host can't serve the call: {0}")]
+    Panicked(String),
 }
 
 impl PluginFailure {

@@ -28,6 +28,7 @@ use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::net::boxed::boxed;
 use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
 use crate::system::local_limit::LocalLimit;
+use crate::system::supervise::{Task, caught};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSnapshot;
 
@@ -269,7 +270,9 @@ impl PluginCaller {
         }
         let began = figures.calls.value().is_multiple_of(SAMPLE_EVERY).then(Instant::now);
         let start = CallStart::now(self.share.is_watched());
-        let result = call(instance).map_err(|failure| instance.explained(failure));
+        let called = caught(Task::PluginCall, || call(&mut *instance));
+        let called = called.unwrap_or_else(|panic| Err(PluginFailure::Panicked(panic)));
+        let result = called.map_err(|failure| instance.explained(failure));
         if let Some(began) = began {
             figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE_EVERY);
         }

@@ -29,6 +29,7 @@ pub enum Task {
     Maintenance,
     Manifest,
     Observer,
+    PluginCall,
     PluginClock,
     Reload,
     Revalidate,
@@ -57,11 +58,15 @@ static PANICS: [AtomicU64; Task::ALL.len()] = [const { AtomicU64::new(0) }; Task
 thread_local! {
     /// The task that runs on this thread.
     static CURRENT: Cell<Task> = const { Cell::new(Task::Other) };
+    /// Whether a panic is a failure that the code around it reports.
+    static IS_CATCHING: Cell<bool> = const { Cell::new(false) };
+    /// The last panic while that was so.
+    static CAUGHT: Cell<String> = const { Cell::new(String::new()) };
 }
 
 impl Task {
     /// All tasks, each at its own discriminant.
-    pub const ALL: [Task; 30] = [
+    pub const ALL: [Task; 31] = [
         Task::AccessLog,
         Task::Accept,
         Task::Admin,
@@ -78,6 +83,7 @@ impl Task {
         Task::Maintenance,
         Task::Manifest,
         Task::Observer,
+        Task::PluginCall,
         Task::PluginClock,
         Task::Reload,
         Task::Revalidate,
@@ -113,6 +119,7 @@ impl Task {
             Task::Maintenance => "maintenance",
             Task::Manifest => "manifest",
             Task::Observer => "observer",
+            Task::PluginCall => "plugin-call",
             Task::PluginClock => "plugin-clock",
             Task::Reload => "reload",
             Task::Revalidate => "revalidate",
@@ -142,6 +149,16 @@ pub fn guard<R>(task: Task, code: impl FnOnce() -> R) -> Result<R, Panicked> {
         injected::meet(task);
         code()
     })
+}
+
+/// Runs code of which a panic is a failure that the caller reports; the error describes the panic, of which the log has no
+/// line. The library that runs plugins panics if they use it in ways that it doesn't expect: each call of a plugin could
+/// write such a line.
+pub fn caught<R>(task: Task, code: impl FnOnce() -> R) -> Result<R, String> {
+    let outer = IS_CATCHING.replace(true);
+    let outcome = within(task, code);
+    IS_CATCHING.set(outer);
+    outcome.map_err(|_| CAUGHT.take())
 }
 
 /// Marks the beginning of a turn of a task that no [`guard`] surrounds.
@@ -185,6 +202,10 @@ fn report(panic: &PanicHookInfo<'_>) {
     let message = panic.payload_as_str().unwrap_or("no message");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let reason = crate::system::printable::one_line(message, MAX_MESSAGE_BYTES);
+    if IS_CATCHING.get() {
+        CAUGHT.set(format!("{reason}, at {location}"));
+        return;
+    }
     tracing::error!(task = task.name(), %reason, location, "panic");
 }
 

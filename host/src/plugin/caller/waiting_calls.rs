@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::super::breaker::{CallOutcome, CallPermit, HookKind};
@@ -24,6 +24,7 @@ use super::share_pause::SharePause;
 use super::{PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::system::supervise::{Task, caught};
 
 /// The instances of a worker that no call has at the moment.
 #[derive(Default)]
@@ -294,7 +295,8 @@ impl PluginCaller {
                 ready!(claim.poll(cx));
                 is_queued.set(false);
                 turns.begin_turn();
-                let polled = call.as_mut().poll(cx);
+                let polled = caught(Task::PluginCall, || call.as_mut().poll(cx));
+                let polled = polled.unwrap_or_else(|panic| Poll::Ready(Err(PluginFailure::Panicked(panic))));
                 let turn = turns.end_turn();
                 claim.spend(turn);
                 self.figures.nanoseconds.add(turn.as_nanos() as u64);

@@ -9,10 +9,20 @@ pub fn hoard(what: &str) -> usize {
         "content" => content,
         "bodies" => bodies,
         "fields" => fields,
+        "early" => early,
         _ => target,
     };
     (0..60).filter(|_| made().is_some()).count()
 }
+
+/// Begins a request to a path of the upstream `auth`, which the plugin leaves to later calls.
+#[cfg(target_family = "wasm")]
+pub fn begin(path: &str) {
+    wasm::begin(path);
+}
+
+#[cfg(not(target_family = "wasm"))]
+pub fn begin(_: &str) {}
 
 /// Makes nothing: only components have an interface to the host.
 #[cfg(not(target_family = "wasm"))]
@@ -21,14 +31,41 @@ pub fn hoard(_: &str) -> usize {
 }
 
 #[cfg(target_family = "wasm")]
-use wasm::{authority, bodies, content, fields, method, target};
+use wasm::{authority, bodies, content, early, fields, method, target};
 
 #[cfg(target_family = "wasm")]
 mod wasm {
+    use std::cell::RefCell;
+
     use wasip2::http::outgoing_handler::handle;
-    use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
+    use wasip2::http::types::{Fields, FutureIncomingResponse, Method, OutgoingRequest, Scheme};
 
     const MUCH: usize = 1 << 20;
+
+    thread_local! {
+        static BEGUN: RefCell<Option<FutureIncomingResponse>> = const { RefCell::new(None) };
+    }
+
+    fn request(path: &str) -> Option<OutgoingRequest> {
+        let request = OutgoingRequest::new(Fields::new());
+        request.set_scheme(Some(&Scheme::Http)).ok()?;
+        request.set_authority(Some("auth")).ok()?;
+        request.set_path_with_query(Some(path)).ok()?;
+        Some(request)
+    }
+
+    pub fn begin(path: &str) {
+        BEGUN.set(request(path).and_then(|request| handle(request, None).ok()));
+    }
+
+    /// Waits for the response to the request that was begun early.
+    pub fn early() -> Option<()> {
+        BEGUN.with_borrow(|begun| {
+            let begun = begun.as_ref()?;
+            begun.subscribe().block();
+            begun.get()?.ok()?.ok().map(drop)
+        })
+    }
 
     fn forget<T>(kept: T) {
         std::mem::forget(kept);
@@ -77,10 +114,7 @@ mod wasm {
 
     /// Writes content without its end, which the host receives meanwhile.
     pub fn content() -> Option<()> {
-        let request = OutgoingRequest::new(Fields::new());
-        request.set_scheme(Some(&Scheme::Http)).ok()?;
-        request.set_authority(Some("auth")).ok()?;
-        request.set_path_with_query(Some("/")).ok()?;
+        let request = request("/")?;
         let body = request.body().ok()?;
         let stream = body.write().ok()?;
         forget(handle(request, None).ok()?);

@@ -20,6 +20,8 @@ use plugway_sdk::{
 pub struct Config {
     /// The URL that is asked while the plugin is configured; the origin gets the outcome in `x-early`.
     early: Option<String>,
+    /// The path of a request that is begun while the plugin is configured, and whose response `hoard early` waits for.
+    begin: Option<String>,
     /// The time that the plugin sleeps after it has asked, in milliseconds.
     nap: Option<u64>,
     /// The time that the plugin computes after it has asked, in milliseconds.
@@ -84,6 +86,9 @@ impl Plugin for Caller {
             Some(Err(error)) => Some(format!("{error:?}")),
             None => None,
         };
+        if let Some(path) = &config.begin {
+            hoard::begin(path);
+        }
         if let Some(nap) = config.nap {
             std::thread::sleep(Duration::from_millis(nap));
         }
