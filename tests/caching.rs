@@ -4,9 +4,9 @@ use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
-use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
+use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT, WAITING};
 
 use crate::support::{
     Message, PATIENCE, Proxy, manifest, origin, output, raw_origin, read_message, refusing, until, vanish,
@@ -1311,4 +1311,46 @@ fn slow_responses_of_a_route_leave_room_to_those_of_others() {
     let stored = || status_of(&proxy.get("/quick", "")).contains("hit");
     until("a response of another route is stored", stored);
     drop(slow);
+}
+
+/// A client whose request made a plugin below the cache wait held up all other clients of the same URI.
+#[test]
+fn a_request_that_a_plugin_below_the_cache_holds_up_holds_up_no_other() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let limits = "limits = { waiting-calls = 10, call-time = \"1h\", share = 100 }";
+    let plugin = format!("[plugin.waiting]\nuse = {WAITING:?}\nconfig.hash = \"-\"\n{limits}\n{ADMIN}");
+    let proxy = Proxy::start_after(&manifest(&origin.address, r#""cache", "waiting""#, &plugin), "admin at ");
+    let calls = || proxy.metric("plugway_plugin_calls_total{plugin=\"waiting\"}");
+    let naps: Vec<TcpStream> = (1..=2)
+        .map(|number| {
+            let mut stream = proxy.connect();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\nX-Wait: nap\r\n\r\n").unwrap();
+            // The second one follows the first, and leads in its place.
+            until("a call waits", || calls() >= f64::from(number));
+            stream
+        })
+        .collect();
+    assert_eq!((proxy.get("/", "").status(), origin.count()), (200, 1));
+    drop(naps);
+}
+
+/// A client whose request the origin answered late, as a long poll, held up all others.
+#[test]
+fn a_response_that_is_late_is_not_waited_for_without_end() {
+    let (release, released) = mpsc::channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let origin = Origin::new(move |_, number| {
+        if number == 1 {
+            let _ = released.lock().unwrap().recv();
+        }
+        response("Cache-Control: no-store", &number.to_string())
+    });
+    let text = manifest(&origin.address, CACHE, "").replace("endpoints", "response-timeout = \"10m\"\nendpoints");
+    let proxy = Proxy::start(&text);
+    let mut poll = proxy.connect();
+    poll.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+    until("the origin has the first request", || origin.count() == 1);
+    assert_eq!(proxy.get("/", "").text(), "2");
+    drop(release);
+    assert_eq!(read_message(&mut BufReader::new(poll)).unwrap().text(), "1");
 }

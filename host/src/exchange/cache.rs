@@ -10,9 +10,10 @@ mod store_writer;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Response, StatusCode, request};
+use tokio::sync::watch;
 
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::Error;
@@ -252,7 +253,7 @@ impl CacheMiss {
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
             return Ok(self.cache_response(self.gateway_timeout(worker, context, report)));
         }
-        let lead = match self.join(worker, destination, context).await? {
+        let lead = match self.join(worker, destination, context, total.clock()).await? {
             Joined::Fetch(lead) => lead,
             Joined::Response(response) => return Ok(response),
         };
@@ -276,8 +277,9 @@ impl CacheMiss {
         worker: &Rc<WorkerState>,
         destination: Destination,
         context: &mut Box<ExchangeContext>,
+        clock: &Rc<Clock>,
     ) -> Result<Joined, ChainFailure> {
-        let mut turns = 0;
+        let (mut turns, until) = (0, clock.now() + MAX_FOLLOWING);
         loop {
             // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
             if self.passes || !self.cache_key.allow_fresh || turns == MAX_TURNS {
@@ -294,7 +296,10 @@ impl CacheMiss {
                     }
                     return Ok(Joined::Fetch(Some(lead)));
                 }
-                FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
+                FetchRole::Follow(mut outcome) => match follow(&mut outcome, until, clock).await {
+                    FetchOutcome::Asked => return Ok(Joined::Fetch(None)),
+                    // A plugin keeps the other request waiting: one of those that wait leads in its place.
+                    FetchOutcome::Pending => worker.generation.store.fetches.detach(name, &outcome),
                     FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, epoch) => {
                         worker.generation.store.fetches.detach(name, &outcome);
                     }
@@ -311,7 +316,7 @@ impl CacheMiss {
                         return self.stale_or_failure(worker, context, None, failed).map(Joined::Response);
                     }
                     FetchOutcome::Pass => self.passes = true,
-                    FetchOutcome::Left | FetchOutcome::Pending => {}
+                    FetchOutcome::Left => {}
                 },
             }
         }
@@ -338,7 +343,7 @@ impl CacheMiss {
                 }
                 FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
                     FetchOutcome::Object(object, _) => return Some(object),
-                    FetchOutcome::Left | FetchOutcome::Pending => {}
+                    FetchOutcome::Left | FetchOutcome::Pending | FetchOutcome::Asked => {}
                     FetchOutcome::Pass | FetchOutcome::Failed(_) => return None,
                 },
             }
@@ -564,6 +569,29 @@ const POLICY_FAILED: &str = "policy-failed";
 
 /// The maximum number of fetches of other requests that a request waits for.
 const MAX_TURNS: usize = 3;
+
+/// The time for which a request waits for the fetches of others, as in nginx (`proxy_cache_lock_timeout`). Most endpoints
+/// begin a response sooner, and a long poll of one client keeps others no longer.
+const MAX_FOLLOWING: Duration = Duration::from_secs(5);
+
+/// The time for which a request waits for another one that plugins below the cache have: most take less than a
+/// millisecond, or a round trip to a service.
+const MAX_UNSENT: Duration = Duration::from_secs(1);
+
+/// Waits for the result of another request's fetch, but not beyond `until`, nor for long before the fetch has asked its
+/// endpoint. Returns the last state of the fetch, which has no result if the time is over.
+async fn follow(outcome: &mut watch::Receiver<FetchOutcome>, until: Instant, clock: &Rc<Clock>) -> FetchOutcome {
+    let [wait] = clock.deadlines();
+    let left = || until.saturating_duration_since(clock.now());
+    if let Ok(result) = wait.limit(left().min(MAX_UNSENT), wait_for_outcome(outcome)).await {
+        return result;
+    }
+    let is_asked = matches!(*outcome.borrow(), FetchOutcome::Asked);
+    if is_asked && let Ok(result) = wait.limit(left(), wait_for_outcome(outcome)).await {
+        return result;
+    }
+    outcome.borrow().clone()
+}
 
 /// The timeout of a background revalidation if the route has none.
 const MAX_REVALIDATION_TIME: Duration = Duration::from_secs(600);

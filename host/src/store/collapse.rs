@@ -19,8 +19,10 @@ const SHARDS: usize = 16;
 /// The state of a fetch, as its followers see it.
 #[derive(Clone, Debug)]
 pub enum FetchOutcome {
-    /// The fetch has no result yet.
+    /// The fetch has no result yet, and its request has not been sent.
     Pending,
+    /// The endpoint, or the files of the route, have been asked, and there is no result yet.
+    Asked,
     /// The response has begun, and its content may still be arriving. The [`PurgeEpoch`] is that of its request.
     Object(Arc<StoredResponse>, PurgeEpoch),
     /// The response can't be shared.
@@ -75,7 +77,25 @@ impl FetchesInProgress {
     }
 }
 
+impl FetchOutcome {
+    /// Whether there is no result yet.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, FetchOutcome::Pending | FetchOutcome::Asked)
+    }
+}
+
 impl FetchLeader {
+    /// Records that the request is sent now. Followers wait longer from then on.
+    pub fn ask(&self) {
+        self.outcome.send_if_modified(|outcome| {
+            if outcome.is_pending() {
+                *outcome = FetchOutcome::Asked;
+            }
+            // Nothing to wake followers for.
+            false
+        });
+    }
+
     /// Publishes a response that can be shared. New requests find it until this is dropped; by then the store has it.
     pub fn bring(&self, object: Arc<StoredResponse>, epoch: PurgeEpoch) {
         self.outcome.send_replace(FetchOutcome::Object(object, epoch));
@@ -99,7 +119,7 @@ impl Drop for FetchLeader {
         // Removed before the followers wake, because they start a new fetch.
         self.unlist();
         self.outcome.send_if_modified(|outcome| {
-            let is_pending = matches!(outcome, FetchOutcome::Pending);
+            let is_pending = outcome.is_pending();
             if is_pending {
                 *outcome = FetchOutcome::Left;
             }
@@ -110,7 +130,7 @@ impl Drop for FetchLeader {
 
 /// Waits for the end of a fetch, or for the beginning of its response.
 pub async fn wait_for_outcome(outcome: &mut watch::Receiver<FetchOutcome>) -> FetchOutcome {
-    match outcome.wait_for(|outcome| !matches!(outcome, FetchOutcome::Pending)).await {
+    match outcome.wait_for(|outcome| !outcome.is_pending()).await {
         Ok(outcome) => outcome.clone(),
         Err(_) => FetchOutcome::Left,
     }

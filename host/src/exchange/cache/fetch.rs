@@ -235,6 +235,7 @@ impl Fetch<'_> {
                 let mut sending = OutgoingRequest::empty();
                 let bottom = ChainPosition::bottom(route);
                 self.miss.reached.set(bottom);
+                lead.iter().for_each(FetchLeader::ask);
                 let destination = Destination { upstream, ..self.destination };
                 let forwarded = ask_target(worker, destination, context, &mut sending, &step).await;
                 let forwarded = forwarded.map_err(|error| ChainFailure::new(error, bottom))?;
