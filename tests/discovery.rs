@@ -1,6 +1,6 @@
 //! Endpoints that are found by name or listed in a file.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use crate::dead_endpoints::start_with_system;
 use crate::python::Python;
@@ -282,4 +282,38 @@ fn grpc_is_asked_whether_it_serves() {
     // Not by another proxy: that could say so before it says where it listens, which is waited for first.
     proxy.reload(&manifest(&endpoints, &server, &other));
     assert!(proxy.wait_log("endpoint is down: health checks fail").contains("its gRPC status is 5"));
+}
+
+/// The library that asks name servers writes a line for each datagram that is no answer to its question.
+#[test]
+fn datagrams_that_answer_no_question_write_few_lines() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut message = [0; 512];
+        while let Ok((length, from)) = server.recv_from(&mut message) {
+            let id = u16::from_be_bytes([message[0], message[1]]);
+            message[2] |= 0x80;
+            for other in (0..2000).map(|more| id.wrapping_add(1 + more)) {
+                message[..2].copy_from_slice(&other.to_be_bytes());
+                let _ = server.send_to(&message[..length], from);
+            }
+        }
+    });
+    let text = format!(
+        "workers = 2\n[resolver]\nservers = [\"{address}\"]\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = [{{ dns = \"app.test:80\" }}]\n"
+    );
+    let proxy = Proxy::start(&text);
+    let left_out = || {
+        let text = proxy.ask_admin("GET /metrics").text();
+        let line = text.lines().find(|line| line.contains("left_out_total{topic=\"library\""));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let mut lines = 0;
+    until("most lines are left out", || {
+        lines += std::iter::from_fn(|| proxy.has_logged("wrong message id").then_some(())).count();
+        left_out() >= 500.0
+    });
+    assert!(lines < 100, "{lines} lines");
 }

@@ -17,6 +17,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::check::ReportForm;
 use crate::cli::hash::PasswordHash;
@@ -35,6 +37,7 @@ use crate::plugin::version::PluginVersions;
 use crate::server::{self, Control};
 use crate::system::printable::{one_line, record};
 use crate::system::supervise::{self, Task, guard};
+use crate::telemetry::library_lines::LibraryLines;
 use crate::telemetry::output;
 use crate::telemetry::process_log;
 
@@ -241,7 +244,7 @@ fn start_log(default: &str) {
     let filter = filter.and_then(Result::ok).unwrap_or_else(|| default.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::LogRecord);
     // The layer would print the lines that it can't write, and a print to a closed pipe panics.
-    log.log_internal_errors(false).init();
+    log.log_internal_errors(false).finish().with(LibraryLines).init();
     supervise::install();
     process_log::start();
     if let Some(error) = error {

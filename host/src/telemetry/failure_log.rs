@@ -37,6 +37,8 @@ pub enum Topic {
     File,
     /// An endpoint whose health has changed.
     Endpoint,
+    /// A line of a library.
+    Library,
 }
 
 /// The maximum number of lines per topic at once, and per second after that: a day of failures of one kind fills 50 MB.
@@ -53,7 +55,7 @@ const LINE: u64 = 1000;
 const PARTS: usize = 16;
 
 const KINDS: usize = FailureKind::ALL.len();
-const TOPICS: usize = 2 * KINDS + 9;
+const TOPICS: usize = 2 * KINDS + 10;
 
 /// Counters instead of a lock: workers that log at the same moment may admit a line too many, and never wait.
 struct Limiter {
@@ -115,6 +117,7 @@ impl Topic {
             Topic::Cache,
             Topic::File,
             Topic::Endpoint,
+            Topic::Library,
         ];
         exchanges.chain(attempts).chain(others)
     }
@@ -132,6 +135,7 @@ impl Topic {
             Topic::Cache => 2 * KINDS + 6,
             Topic::File => 2 * KINDS + 7,
             Topic::Endpoint => 2 * KINDS + 8,
+            Topic::Library => 2 * KINDS + 9,
         }
     }
 
@@ -149,6 +153,7 @@ impl Topic {
             Topic::Cache => "cache",
             Topic::File => "file",
             Topic::Endpoint => "endpoint",
+            Topic::Library => "library",
         }
     }
 
