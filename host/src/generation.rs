@@ -6,6 +6,7 @@ pub mod ids;
 pub mod listener;
 pub mod listener_rules;
 pub mod maintenance;
+mod query_conditions;
 pub mod revalidation_places;
 pub mod router;
 pub mod target;

@@ -1,5 +1,6 @@
 //! The choice of the route for a request: the most specific that matches, whatever the order in the manifest.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use http::request::Parts;
 
 use crate::context::host;
 use crate::generation::ids::{Id, RouteId};
+use crate::generation::query_conditions::{MetConditions, QueryCondition, QueryConditions, parameters};
 use crate::protocol::path::without_parameters;
-use crate::protocol::query;
 
 /// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
@@ -52,19 +53,22 @@ pub struct Router {
     table: Vec<TableEntry>,
     /// Whether any route has a condition for the host; otherwise the host isn't read.
     by_host: bool,
+    query: QueryConditions,
 }
 
 impl Router {
     /// Orders routes. The error names two routes that no request can distinguish.
     pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (RouteId, RouteId)> {
-        let mut ranked = Vec::new();
+        let (mut ranked, mut query) = (Vec::new(), QueryConditions::default());
         for (index, mut route) in routes.into_iter().enumerate() {
             let route_id = RouteId::new(index);
             let hosts = std::mem::take(&mut route.hosts);
             let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
             // Shared, as a route may have thousands of hosts, and as many conditions.
-            let (rank, conditions) = (Rc::new(ConditionRank::of(&route)), Arc::new(route));
-            let is_tied = !conditions.listeners.is_empty();
+            let rank = Rc::new(ConditionRank::of(&route));
+            let of_query = route.query.iter().map(|(name, value)| query.add(name, value.as_deref())).collect();
+            let conditions = Arc::new(RouteConditions { route, query: of_query });
+            let is_tied = !conditions.route.listeners.is_empty();
             ranked.extend(hosts.into_iter().map(|host| {
                 let rank = (is_tied, host.as_ref().map(HostRank::of), rank.clone());
                 (rank, TableEntry { host, conditions: conditions.clone(), route_id })
@@ -75,7 +79,7 @@ impl Router {
             return Err((one.route_id.min(other.route_id), one.route_id.max(other.route_id)));
         }
         let table: Vec<_> = ranked.into_iter().map(|(_, entry)| entry).collect();
-        Ok(Router { by_host: table.iter().any(|entry| entry.host.is_some()), table })
+        Ok(Router { by_host: table.iter().any(|entry| entry.host.is_some()), table, query })
     }
 
     /// Returns the index of the route for a request at a listener, which is named by its address in the manifest.
@@ -91,7 +95,7 @@ impl Router {
     /// Returns the index of the route for a request among the routes that name its listener.
     pub fn route_of_listener(&self, request: &Parts, listener: &str) -> Option<RouteId> {
         // Routes that name listeners come first.
-        let tied = self.table.partition_point(|entry| !entry.conditions.listeners.is_empty());
+        let tied = self.table.partition_point(|entry| !entry.conditions.route.listeners.is_empty());
         self.find(&self.table[..tied], request, request.uri.path(), listener)
     }
 
@@ -100,10 +104,13 @@ impl Router {
         let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
         let path = without_parameters(path);
+        let met = OnceCell::new();
+        let met = || met.get_or_init(|| self.query.met_by(parameters(request.uri.query().unwrap_or_default())));
         let mut matching = table.iter().filter(|TableEntry { host, conditions, .. }| {
             host.as_ref().is_none_or(|host| host.matches(name))
-                && conditions.is_for_listener(listener)
-                && conditions.matches(request, &path)
+                && conditions.route.is_for_listener(listener)
+                && conditions.route.matches(request, &path)
+                && conditions.query.iter().all(|condition| MetConditions::has(met(), *condition))
         });
         matching.next().map(|entry| entry.route_id)
     }
@@ -124,22 +131,13 @@ impl RouteMatch {
         self.listeners.is_empty() || self.listeners.iter().any(|address| address == listener)
     }
 
-    /// Whether a request matches, given its path without parameters. Listeners are compared elsewhere.
+    /// Whether a request matches, given its path without parameters. Listeners and queries are compared elsewhere.
     fn matches(&self, request: &Parts, path: &str) -> bool {
-        // An origin reads `%61=1` as `a=1`.
-        let query = || {
-            let pairs = request.uri.query().unwrap_or_default().split('&');
-            let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            pairs.map(|(name, value)| (query::normal(name), query::normal(value)))
-        };
         self.path.matches(path)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
             && self.fields.iter().all(|(name, wanted)| {
                 let mut lines = request.headers.get_all(name).iter();
                 lines.any(|line| wanted.as_ref().is_none_or(|wanted| line.as_bytes() == wanted.as_bytes()))
-            })
-            && self.query.iter().all(|(name, wanted)| {
-                query().any(|(key, value)| key == *name && wanted.as_ref().is_none_or(|wanted| value == *wanted))
             })
     }
 }
@@ -162,8 +160,15 @@ impl PathMatch {
 struct TableEntry {
     /// The host; `None` for any host.
     host: Option<HostMatch>,
-    conditions: Arc<RouteMatch>,
+    conditions: Arc<RouteConditions>,
     route_id: RouteId,
+}
+
+/// The conditions of a route, those for the query among those of all routes.
+#[derive(Debug)]
+struct RouteConditions {
+    route: RouteMatch,
+    query: Vec<QueryCondition>,
 }
 
 /// The rank of a host: exact hosts before wildcards, longer before shorter.
