@@ -88,7 +88,7 @@ fn call_of_plugin(running: &WorkerState, call: &str) -> i128 {
     let needs = [ValueName::RequestField(http::HeaderName::from_static("x-shared"))];
     let mut turn = || {
         let began = Instant::now();
-        let called = running.call(PluginId::new(0), HookKind::RequestFilter, |instance| {
+        let called = running.call(PluginId::new(0), HookKind::RequestFilter, context.holder(), |instance| {
             instance.filter(MessageSide::Request, &needs, &mut context).map(drop)
         });
         called.unwrap_or_else(|failure| panic!("{failure}"));

@@ -3,6 +3,8 @@
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plugway_test_guests::{LATE, MISBEHAVE};
@@ -456,4 +458,39 @@ fn a_worker_without_a_processor_fails_no_call() {
     assert!(took > Duration::from_millis(600), "{took:?}");
     drop(burners);
     assert_eq!(call(&proxy, "spin").status(), 502);
+}
+
+/// One client whose requests were expensive used up the share, and the calls of all others failed.
+#[test]
+fn a_client_that_uses_up_the_share_leaves_calls_to_others() {
+    let proxy = start(&late(&echo(), 1, "on-error = 503"));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let heavy = |_| {
+        let (mut stream, is_over) = (BufReader::new(proxy.connect_from("127.0.0.2")), is_over.clone());
+        std::thread::spawn(move || {
+            let mut rejected = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                rejected += usize::from(call_on(&mut stream, "busy:3") == 503);
+            }
+            rejected
+        })
+    };
+    let heavy: Vec<_> = (0..4).map(heavy).collect();
+    until("the share is used up", || rejected(&proxy, "share") > 0.0);
+    let from = |number| BufReader::new(proxy.connect_from(&format!("127.0.0.{number}")));
+    let mut others: Vec<_> = (3..9).map(from).collect();
+    let mut statuses = Vec::new();
+    (0..200).for_each(|_| statuses.extend(others.iter_mut().map(|other| call_on(other, ""))));
+    is_over.store(true, Ordering::Relaxed);
+    let failed = statuses.iter().filter(|status| **status != 200).count();
+    assert_eq!(failed, 0, "of {}", statuses.len());
+    let rejected: usize = heavy.into_iter().map(|heavy| heavy.join().unwrap()).sum();
+    assert!(rejected > 100, "{rejected}");
+}
+
+/// Calls the plugin on a connection, and returns the status.
+fn call_on(stream: &mut BufReader<TcpStream>, how: &str) -> u16 {
+    let head = format!("GET /late HTTP/1.1\r\nHost: a\r\nX-Late: {how}\r\n\r\n");
+    stream.get_mut().write_all(head.as_bytes()).unwrap();
+    read_message(stream).unwrap().status()
 }

@@ -34,9 +34,11 @@ use crate::context::pairs::{LineOwner, PairKind, Pairs};
 use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
+use crate::protocol::client_net::ClientNet;
 use crate::protocol::field_alias;
 use crate::protocol::hop_by_hop;
 use crate::protocol::proxy_protocol::ConnectionAddresses;
+use crate::system::holder_counts::Holder;
 use crate::system::random;
 
 /// The heads of both messages, and the state of the exchange.
@@ -644,6 +646,11 @@ impl ExchangeContext {
     /// The client's address without port; `None` if it is unknown.
     pub fn client_ip(&self) -> Option<IpAddr> {
         self.client.as_ref().map(|client| client.socket.ip()).or(self.peer.ip())
+    }
+
+    /// Returns the client as the holder of a share.
+    pub fn holder(&self) -> Holder {
+        ClientNet::holder(self.client_ip())
     }
 
     /// Returns the client's address and the address that it connected to; `None` if the client's address is unknown.

@@ -19,6 +19,7 @@ mod early_answers;
 pub mod engine;
 pub mod failure;
 mod function_names;
+mod heavy_clients;
 mod held_bytes;
 mod host;
 mod http_linker;

@@ -15,6 +15,7 @@ use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Picked;
 use crate::plugin::settings::OnError;
+use crate::system::holder_counts::Holder;
 use crate::upstream::endpoint_set::Availability;
 use crate::upstream::endpoint_view::{EndpointView, EndpointViews};
 
@@ -24,10 +25,10 @@ pub struct EndpointChoice {
     pub edits: Option<BalancerEdits>,
 }
 
-/// Waits until an endpoint may be chosen, if the balancer takes much of the worker's time.
-pub async fn turn(worker: &WorkerState, upstream_id: UpstreamId) {
+/// Waits until an endpoint may be chosen for a client, if the balancer takes much of the worker's time.
+pub async fn turn(worker: &WorkerState, upstream_id: UpstreamId, client: Holder) {
     if let Some(balancer) = worker.generation.upstreams[upstream_id].balancer {
-        worker.guards[balancer].turn().await;
+        worker.guards[balancer].turn(client).await;
     }
 }
 
@@ -45,7 +46,7 @@ pub fn choose(
     let Some(at) = upstream.balancer else { return only(&endpoint_views) };
     let configured = &worker.generation.bindings[at];
     let before = endpoint_indices(&endpoint_views, tried);
-    let picked = worker.call_balancer(upstream_id, HookKind::Balancer, |instance| {
+    let picked = worker.call_balancer(upstream_id, HookKind::Balancer, context.holder(), |instance| {
         instance.pick(&configured.balancer, configured.balancer_key.as_ref(), context, before, now)
     });
     let failed = match picked.and_then(|picked| checked_choice(&endpoint_views, at, picked)) {

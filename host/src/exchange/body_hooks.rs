@@ -224,7 +224,8 @@ impl<'a> WaitingCalls<'a> {
     /// Returns the origin of the requests that a plugin makes for an exchange.
     fn origin(&self, plugin_id: PluginId, context: &ExchangeContext) -> CalloutOrigin<'a> {
         let WaitingCalls { worker, clock } = *self;
-        CalloutOrigin { worker, plugin_id, cause: worker.callout_cause(plugin_id, context), clock: clock.clone() }
+        let (cause, client) = (worker.callout_cause(plugin_id, context), context.holder());
+        CalloutOrigin { worker, plugin_id, cause, client, clock: clock.clone() }
     }
 }
 
@@ -268,7 +269,8 @@ impl<B: PassingContent> BodyPassage<B> {
                         read_while(beginning, |cx| content.read_early(cx)).await?;
                     }
                     false => {
-                        read_while(worker.guards[hook.plugin_id].turn(), |cx| content.read_early(cx)).await;
+                        read_while(worker.guards[hook.plugin_id].turn(context.holder()), |cx| content.read_early(cx))
+                            .await;
                         hooks.begin_hook(worker, hook, permit, context)?;
                     }
                 }
@@ -348,7 +350,10 @@ impl PassageHooks {
                 continue;
             }
             let configured = &worker.generation.bindings[hook.plugin_id];
-            if hook.gathered.is_some() || configured.waits() || worker.guards[hook.plugin_id].waits_for_turn() {
+            if hook.gathered.is_some()
+                || configured.waits()
+                || worker.guards[hook.plugin_id].waits_for_turn(context.holder())
+            {
                 return Ok(content);
             }
             match BodyPermit::take(&configured.supply, hook.resource(false)) {
@@ -384,8 +389,8 @@ impl PassageHooks {
         let bounds_of = |due: &DueHook| bindings[due.plugin_id].decoding_bounds();
         let behind = self.due.iter().skip(self.next).filter(|due| due.rules.coded == CodedContent::Decode);
         let bounds = behind.map(bounds_of).fold(bounds_of(&hook), DecodingBounds::lowest);
-        let guard = worker.guards[hook.plugin_id].clone();
-        B::decoded(DecodedBody::new(content, ContentDecoder::new(codings, bounds), guard))
+        let (guard, client) = (worker.guards[hook.plugin_id].clone(), context.holder());
+        B::decoded(DecodedBody::new(content, ContentDecoder::new(codings, bounds), guard, client))
     }
 
     /// Rejects content that is longer than the plugin takes, if the plugin wants that.
@@ -497,8 +502,9 @@ impl PassageHooks {
                 origin.call(&step, HookKind::Body, call).await
             }
             false => {
-                worker.guards[hook.plugin_id].turn().await;
-                worker.call(hook.plugin_id, HookKind::Body, |instance| instance.take_body(body, needs, context))
+                let client = context.holder();
+                worker.guards[hook.plugin_id].turn(client).await;
+                worker.call(hook.plugin_id, HookKind::Body, client, |instance| instance.take_body(body, needs, context))
             }
         };
         let decided = called.and_then(|verdict| {

@@ -604,10 +604,10 @@ impl CacheStage {
         context: &mut Box<ExchangeContext>,
     ) -> Result<PolicyLookup, ChainFailure> {
         let (needs, guard) = (self.needs(worker), &worker.guards[self.binding]);
-        let may_be_planned = is_read(&context.request) && needs.plan.is_some() && guard.admit_work().is_ok();
+        let may_be_planned = is_read(&context.request) && needs.plan.is_some() && guard.admit_work(context).is_ok();
         let plan = needs.plan.as_ref().filter(|_| may_be_planned);
         let planned = plan.and_then(|plan| plan.key(context));
-        guard.charge_work(context.work.take());
+        guard.charge_work(context);
         if let Some(key) = planned {
             return Ok(cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }));
         }
@@ -635,7 +635,7 @@ impl CacheStage {
             needs.own(&mut key);
             store.invalidate(store.id(&key), &key);
         }
-        worker.guards[self.binding].charge_work(context.work.take());
+        worker.guards[self.binding].charge_work(context);
     }
 
     fn figures(self, worker: &WorkerState) -> &Arc<CacheMetrics> {
@@ -656,7 +656,7 @@ impl CacheStage {
         context: &ExchangeContext,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<Option<R>, ChainFailure> {
-        match self.call(worker, call) {
+        match self.call(worker, context, call) {
             Ok(answer) => Ok(Some(answer)),
             Err(failure) => {
                 let failing = FailedHook { hook: "cache-policy", context };
@@ -672,7 +672,7 @@ impl CacheStage {
         context: &ExchangeContext,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Option<R> {
-        let answer = self.call(worker, call);
+        let answer = self.call(worker, context, call);
         answer
             .inspect_err(|failure| worker.record_plugin_failure(self.binding, "cache-policy", failure, Some(context)))
             .ok()
@@ -681,9 +681,10 @@ impl CacheStage {
     fn call<R>(
         self,
         worker: &WorkerState,
+        context: &ExchangeContext,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        worker.call(self.binding, HookKind::CachePolicy, call)
+        worker.call(self.binding, HookKind::CachePolicy, context.holder(), call)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::plugin::caller::share_pause::SharePause;
 use crate::plugin::instance::Instance;
 use crate::plugin::outgoing_http::{Callout, CalloutReceiver, CalloutSender, CalloutTimes, MAX_CALLOUTS};
 use crate::protocol::hop_by_hop;
+use crate::system::holder_counts::Holder;
 use crate::system::thread_time::timed;
 use crate::telemetry::failure_log::{self, Topic};
 
@@ -37,6 +38,8 @@ pub struct CalloutOrigin<'a> {
     pub plugin_id: PluginId,
     /// The cause of the requests; `None` if the plugin has no destination for one.
     pub cause: Option<CalloutCause>,
+    /// The client of the exchange.
+    pub client: Holder,
     pub clock: Rc<Clock>,
 }
 
@@ -66,7 +69,7 @@ impl CalloutOrigin<'_> {
             instance.allow_callouts(sender);
             call(instance).await
         };
-        let call = self.worker.guards[self.plugin_id].call_waiting(step, hook, call);
+        let call = self.worker.guards[self.plugin_id].call_waiting(step, hook, self.client, call);
         if self.cause.is_none() { call.await } else { self.drive(call, callouts).await }
     }
 
@@ -102,12 +105,12 @@ impl CalloutOrigin<'_> {
         }
         let guard = &self.worker.guards[self.plugin_id];
         // Responses are received at the expense of the plugin, and no faster than its share.
-        if sent.is_empty() || pause.poll(guard, cx).is_pending() || claim.poll(cx).is_pending() {
+        if sent.is_empty() || pause.poll(guard, self.client, cx).is_pending() || claim.poll(cx).is_pending() {
             return false;
         }
         let before = sent.len();
         let ((), time) = timed(|| sent.retain_mut(|callout| callout.as_mut().poll(cx).is_pending()));
-        guard.charge_received(claim, time);
+        guard.charge_received(claim, time, self.client);
         has_advanced || sent.len() < before
     }
 

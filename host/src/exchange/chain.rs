@@ -138,16 +138,16 @@ pub fn down(
             // A lookup by a plan makes no call.
             Hook::Absent
                 if configured.cache.as_ref().is_some_and(|inputs| inputs.plan.is_none())
-                    && worker.guards[*plugin_id].waits_for_turn() =>
+                    && worker.guards[*plugin_id].waits_for_turn(context.holder()) =>
             {
                 return Ok(RequestHooks::Wait(ChainPosition(depth)));
             }
             Hook::Absent => Ok(None),
             Hook::Plan(plan) => worker.guards[*plugin_id]
-                .admit_work()
+                .admit_work(context)
                 .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Request, context))
                 .map(|()| None),
-            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn() => {
+            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn(context.holder()) => {
                 return Ok(RequestHooks::Wait(ChainPosition(depth)));
             }
             Hook::Call(needs) => {
@@ -235,10 +235,10 @@ pub fn up(
         let hooked = match &configured.response {
             Hook::Absent => continue,
             Hook::Plan(plan) => worker.guards[*plugin_id]
-                .admit_work()
+                .admit_work(context)
                 .and_then(|()| apply_plan(worker, *plugin_id, *plan as u32, MessageSide::Response, context))
                 .map(|()| None),
-            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn() => {
+            Hook::Call(_) if configured.waits() || worker.guards[*plugin_id].waits_for_turn(context.holder()) => {
                 return Ok(ResponseHooks::Wait { at: ChainPosition(depth), content });
             }
             Hook::Call(needs) => {
@@ -309,7 +309,7 @@ pub fn apply_balancer_edits(
 ) -> Result<(), ChainFailure> {
     let Some(BalancerEdits { binding, edits }) = wanted else { return Ok(()) };
     let applied = edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context);
-    worker.guards[*binding].charge_work(context.work.take());
+    worker.guards[*binding].charge_work(context);
     match applied {
         Ok(()) => Ok(()),
         Err(refused) => on_error(worker, *binding, refused.into(), depth, FailedHook { hook: "balancer", context }),
@@ -324,7 +324,7 @@ pub fn call(
     needs: &[ValueName],
     context: &mut Box<ExchangeContext>,
 ) -> Result<FilterVerdict, PluginFailure> {
-    worker.call(plugin_id, HookKind::filter(side), |instance| instance.filter(side, needs, context))
+    worker.call(plugin_id, HookKind::filter(side), context.holder(), |instance| instance.filter(side, needs, context))
 }
 
 fn apply_plan(
@@ -337,7 +337,7 @@ fn apply_plan(
     let plans = &worker.generation.bindings[plugin_id].plans;
     let plan = plans.get(plan as usize).ok_or(EditError::Plan(plan))?;
     let applied = edits::apply_plan(plan, side, context);
-    worker.guards[plugin_id].charge_work(context.work.take());
+    worker.guards[plugin_id].charge_work(context);
     Ok(applied?)
 }
 
@@ -350,7 +350,7 @@ pub fn apply_response_edits(
 ) -> Result<(), PluginFailure> {
     let plans = &worker.generation.bindings[plugin_id].plans;
     let applied = edits::apply(edits, plans, MessageSide::Response, context);
-    worker.guards[plugin_id].charge_work(context.work.take());
+    worker.guards[plugin_id].charge_work(context);
     Ok(applied?)
 }
 
@@ -373,7 +373,7 @@ pub fn apply_edits(
     });
     let upstream_id = named.transpose()?;
     let applied = edits::apply(edits, &worker.generation.bindings[plugin_id].plans, MessageSide::Request, context);
-    worker.guards[plugin_id].charge_work(context.work.take());
+    worker.guards[plugin_id].charge_work(context);
     applied?;
     if let Some(upstream_id) = upstream_id {
         *upstream = Some(upstream_id);

@@ -19,6 +19,7 @@ use crate::plugin::decoder_memory::{DecoderMemory, DecoderMemoryFull};
 use crate::plugin::settings::OnError;
 use crate::protocol::content_decoder::{ContentDecoder, DecodingError, DecodingStep};
 use crate::protocol::transformed_content;
+use crate::system::holder_counts::Holder;
 use crate::system::thread_time::timed;
 
 /// Content that is decoded as it passes.
@@ -33,6 +34,7 @@ pub struct DecodedBody<B> {
     status: Option<StatusCode>,
     /// The plugin that wants the content plain, whose share of the worker's time decoding takes.
     guard: Rc<PluginCaller>,
+    client: Holder,
     pause: SharePause,
     claim: TurnClaim,
 }
@@ -79,11 +81,11 @@ impl DecodedBodyError {
 }
 
 impl<B> DecodedBody<B> {
-    /// Returns content that a decoder decodes at the expense of the plugin that wants it plain.
-    pub fn new(source: B, decoder: ContentDecoder, guard: Rc<PluginCaller>) -> Self {
+    /// Returns content of a client's exchange that a decoder decodes at the expense of the plugin that wants it plain.
+    pub fn new(source: B, decoder: ContentDecoder, guard: Rc<PluginCaller>, client: Holder) -> Self {
         let (decoder, memory) = (Some(Box::new(decoder)), DecoderMemory::new(guard.supply()));
         let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), guard.claim());
-        DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, guard, pause, claim }
+        DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, guard, client, pause, claim }
     }
 
     /// Returns the status in the plugin's `on-error` after an error.
@@ -103,7 +105,7 @@ impl<B> DecodedBody<B> {
 
     /// Waits until the worker has time for decoding, and the plugin a share of it: a few bytes may decode to very many.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFilterError>> {
-        if self.pause.poll(&self.guard, cx).is_pending() {
+        if self.pause.poll(&self.guard, self.client, cx).is_pending() {
             if !self.pause.is_too_long() {
                 return Poll::Pending;
             }
@@ -119,7 +121,7 @@ impl<B> DecodedBody<B> {
         let Some(decoder) = &mut self.decoder else { return Ok(DecodingStep::End) };
         let (step, time) = timed(|| decoder.step());
         let memory = decoder.memory() as u64;
-        self.guard.charge_received(&mut self.claim, time);
+        self.guard.charge_received(&mut self.claim, time, self.client);
         let step = step?;
         self.memory.set(memory)?;
         Ok(step)

@@ -133,7 +133,7 @@ pub async fn forward(
     let content = RefCell::new(ReplayBuffer::new(body, upstream.replayed_bytes(&context.request.method)));
     let mut attempts = AttemptLoop::new(worker, upstream_id, step.clock().now());
     let refused = |error| count_overflow(upstream, error);
-    balance::turn(worker, upstream_id).await;
+    balance::turn(worker, upstream_id, context.holder()).await;
     let mut next = attempts.next(context, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
     loop {
         let PlannedAttempt { endpoint_view, edits, in_flight_guard } = next;

@@ -211,8 +211,8 @@ impl ExchangeRecord {
                 error: self.error.map(|kind| kind.token().into()),
             };
             let guard = &self.worker.guards[*binding];
-            let values = guard.admit_work().and_then(|()| declared(needs, context));
-            guard.charge_work(context.work.take());
+            let values = guard.admit_work(context).and_then(|()| declared(needs, context));
+            guard.charge_work(context);
             let called =
                 values.and_then(|values| self.worker.observe(*binding, ObservedEnd { values, summary }, context));
             if let Err(failure) = called {

@@ -18,6 +18,7 @@ use crate::plugin::breaker::HookKind;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{FilterVerdict, Instance};
 use crate::plugin::settings::Hook;
+use crate::system::holder_counts::Holder;
 
 /// The head hook of a plugin that may wait, or whose call waits for its turn.
 pub struct WaitingHook<'a> {
@@ -51,7 +52,7 @@ impl WaitingHook<'_> {
             return chain::call(worker, plugin_id, side, needs, context);
         }
         let cause = worker.callout_cause(plugin_id, context);
-        let origin = CalloutOrigin { worker, plugin_id, cause, clock: step.clock().clone() };
+        let origin = CalloutOrigin { worker, plugin_id, cause, client: context.holder(), clock: step.clock().clone() };
         let call = async |instance: &mut Instance| instance.filter_waiting(side, needs, context).await;
         origin.call(step, HookKind::filter(side), call).await
     }
@@ -66,7 +67,7 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     next_turn(guard.turn_owner()).await;
     let before = guard.time_in_calls();
     let cause = Some(CalloutCause::without_exchange("timer"));
-    let origin = CalloutOrigin { worker: &worker, plugin_id, cause, clock: clock.clone() };
+    let origin = CalloutOrigin { worker: &worker, plugin_id, cause, client: Holder::UNKNOWN, clock: clock.clone() };
     let called =
         origin.call(&step, HookKind::Timer, async |instance: &mut Instance| instance.timer_waiting().await).await;
     timer.settle(called, guard.time_in_calls().saturating_sub(before), clock.now());
@@ -75,16 +76,16 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
 /// Passes an exchange that has ended to an observer: to one that may wait within the limits of such calls, which bound how
 /// many are under way and queued, and to another one at its turn.
 pub async fn observe(ended: EndedExchange, clock: Rc<Clock>) {
-    let EndedExchange { worker, plugin_id, end, name, cause, held: _held, alive: _alive } = ended;
+    let EndedExchange { worker, plugin_id, end, name, cause, client, held: _held, alive: _alive } = ended;
     let guard = &worker.guards[plugin_id];
     let called = if worker.generation.bindings[plugin_id].waits() {
         let ([step], worker) = (clock.deadlines(), &*worker);
-        let origin = CalloutOrigin { worker, plugin_id, cause, clock };
+        let origin = CalloutOrigin { worker, plugin_id, cause, client, clock };
         let observe = async |instance: &mut Instance| instance.observe_waiting(end.values, end.summary).await;
         origin.call(&step, HookKind::Observer, observe).await
     } else {
-        guard.turn().await;
-        worker.call(plugin_id, HookKind::Observer, |instance| instance.observe(&end.values, &end.summary))
+        guard.turn(client).await;
+        worker.call(plugin_id, HookKind::Observer, client, |instance| instance.observe(&end.values, &end.summary))
     };
     if let Err(failure) = called {
         guard.record_failure("observer", &failure, Some(&name));

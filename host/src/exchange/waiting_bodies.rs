@@ -101,7 +101,8 @@ impl WaitingBodies {
         call: impl AsyncFnOnce(&mut BodyFilter, &CalloutSender) -> Result<R, BodyFilterError>,
     ) -> Result<R, FilterFailure> {
         let WaitingBodies { worker, cause, clock, .. } = self;
-        let origin = CalloutOrigin { worker, plugin_id, cause: cause.clone(), clock: clock.clone() };
+        let origin =
+            CalloutOrigin { worker, plugin_id, cause: cause.clone(), client: stage.client(), clock: clock.clone() };
         let (sender, callouts) = CalloutSender::channel();
         let called = origin.drive(call(&mut *stage, &sender), callouts).await;
         called.map_err(|error| FilterFailure::of(stage, error))

@@ -23,6 +23,7 @@ use crate::plugin::tenancy::OwnInstances;
 use crate::plugin::time_share::Shares;
 use crate::static_files::worker_site::WorkerSite;
 use crate::system::descriptor_shares::WorkerDescriptors;
+use crate::system::holder_counts::Holder;
 use crate::system::local_limit::LocalHold;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
 use crate::upstream::ConnectionSettings;
@@ -105,8 +106,9 @@ pub struct EndedExchange {
     pub end: ObservedEnd,
     /// The name of the exchange for the log.
     pub name: ExchangeName,
-    /// The client of the exchange.
+    /// The exchange as the cause of requests; `None` if the plugin has no destination for one.
     pub cause: Option<CalloutCause>,
+    pub client: Holder,
     pub held: LocalHold,
     pub alive: Option<mpsc::Sender<()>>,
 }
@@ -300,14 +302,15 @@ impl WorkerState {
 }
 
 impl WorkerState {
-    /// Calls a hook of a binding in chains.
+    /// Calls a hook of a binding in chains, for a client.
     pub fn call<R>(
         &self,
         binding: PluginId,
         hook: HookKind,
+        client: Holder,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        self.guards[binding].call(&self.filters[binding], hook, call)
+        self.guards[binding].call(&self.filters[binding], hook, client, call)
     }
 
     /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
@@ -344,18 +347,21 @@ impl WorkerState {
         context: &ExchangeContext,
     ) -> Result<(), PluginFailure> {
         let (guard, waits) = (&self.guards[plugin_id], self.generation.bindings[plugin_id].waits());
-        let is_later = waits || guard.waits_for_turn();
+        let client = context.holder();
+        let is_later = waits || guard.waits_for_turn(client);
         let held = is_later.then(|| guard.ended.hold(end.bytes()));
         match held {
             Some(Some(held)) => {
                 let (worker, name, cause) =
                     (self.clone(), ExchangeName::of(context), self.callout_cause(plugin_id, context));
                 let alive = self.alive.upgrade();
-                let ended = EndedExchange { worker, plugin_id, end, name, cause, held, alive };
+                let ended = EndedExchange { worker, plugin_id, end, name, cause, client, held, alive };
                 self.ended.try_send(ended).map_err(|_| PluginFailure::EndQueue(ENDED_EXCHANGES))
             }
             Some(None) if waits => Err(PluginFailure::EndedExchanges(MAX_WAITING_BYTES)),
-            _ => self.call(plugin_id, HookKind::Observer, |instance| instance.observe(&end.values, &end.summary)),
+            _ => {
+                self.call(plugin_id, HookKind::Observer, client, |instance| instance.observe(&end.values, &end.summary))
+            }
         }
     }
 
@@ -390,8 +396,10 @@ impl WorkerState {
                     waiting.extend(begun);
                     continue;
                 }
-                TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Instance::timer),
-                TimerOwner::Balancer(upstream) => self.call_balancer(upstream, HookKind::Timer, Instance::timer),
+                TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Holder::UNKNOWN, Instance::timer),
+                TimerOwner::Balancer(upstream) => {
+                    self.call_balancer(upstream, HookKind::Timer, Holder::UNKNOWN, Instance::timer)
+                }
             };
             self.settle_timer(timer, called, now);
         }
@@ -608,11 +616,12 @@ impl WorkerState {
         endpoint_views
     }
 
-    /// Calls the balancer.
+    /// Calls the balancer for a client.
     pub fn call_balancer<R>(
         &self,
         upstream_id: UpstreamId,
         hook: HookKind,
+        client: Holder,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (binding, view) = (
@@ -628,7 +637,7 @@ impl WorkerState {
             let members = view.endpoint_views.borrow().members.clone();
             guard.telling(instance, &members)
         };
-        guard.call_prepared(&view.balancer, hook, tell, call)
+        guard.call_prepared(&view.balancer, hook, client, tell, call)
     }
 
     /// Puts a balancer's instance that the maker has sent into its slot.

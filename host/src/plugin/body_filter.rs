@@ -16,8 +16,8 @@ use wasmtime::component::ResourceAny;
 use super::body_permit::BodyPermit;
 use super::breaker::{CallPermit, HookKind};
 use super::call_error::{PluginFailure, reported_failure, trapped};
-use super::caller::PluginCaller;
 use super::caller::waiting_calls::WaitingInstance;
+use super::caller::{AdmittedCall, PluginCaller};
 use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::instance::waiting_hooks::declared;
@@ -31,6 +31,7 @@ use crate::context::{ExchangeContext, Value, ValueName};
 use crate::net::deadline::Deadline;
 use crate::net::turn::TurnClaim;
 use crate::protocol::transformed_content;
+use crate::system::holder_counts::Holder;
 
 /// The instances of a worker that wait for the next body in a plugin.
 #[allow(clippy::vec_box, reason = "instances move between bodies without being copied")]
@@ -73,6 +74,8 @@ pub struct BodyFilter {
     is_over: bool,
     /// The exchange of the body, for the log.
     exchange: ExchangeName,
+    /// The client of the exchange.
+    client: Holder,
 }
 
 /// A body whose first call has returned.
@@ -177,11 +180,12 @@ impl BodyFilter {
         start: BodyStart<'_>,
     ) -> Result<Self, PluginFailure> {
         let BodyStart { side, needs, context, .. } = start;
-        let admitted = guard.admit(HookKind::Body)?;
+        let client = context.holder();
+        let admitted = guard.admit(HookKind::Body, client)?;
         let idle = bodies.0.borrow_mut().pop();
         let fresh = || {
             guard
-                .fresh(InstanceNeed::Body)
+                .fresh(InstanceNeed::Body, client)
                 .inspect_err(|failure| guard.settle_without_call(admitted, HookKind::Body, failure))
         };
         let mut instance = idle.map_or_else(fresh, Ok)?;
@@ -191,7 +195,7 @@ impl BodyFilter {
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
         instance.set_in_body(true);
-        let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
+        let body = guard.run(&mut instance, admitted, client, |instance| construct(instance, side, &values))?;
         let begun = BegunBody { instance: BodyInstance::AtOnce(instance), admitted, body };
         Ok(BodyFilter::begun(guard, bodies, permit, start, begun))
     }
@@ -213,14 +217,14 @@ impl BodyFilter {
             instance.allow_callouts(sender);
             // Copied here: bodies that wait for a call hold no values.
             let values = declared(needs, context)?;
-            guard.charge_work(context.work.take());
+            guard.charge_work(context);
             instance.begin_body_waiting(side, values).await
         };
-        let (taken, body) = guard.begin_waiting(&step, HookKind::Body, begin).await?;
+        let (taken, body) = guard.begin_waiting(&step, HookKind::Body, context.holder(), begin).await?;
         let body = match body {
             Ok(body) => body,
             Err(failure) => {
-                guard.lose(taken.instance);
+                guard.lose(taken.instance, context.holder());
                 return Err(failure);
             }
         };
@@ -248,6 +252,7 @@ impl BodyFilter {
             has_taken: false,
             is_over: false,
             exchange: ExchangeName::of(start.context),
+            client: start.context.holder(),
         }
     }
 
@@ -289,7 +294,12 @@ impl BodyFilter {
 
     /// Returns the time until the plugin's share admits the next call; `None` if it does now.
     pub fn wait(&self) -> Option<Duration> {
-        if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait() }
+        if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait(self.client) }
+    }
+
+    /// Returns the client of the exchange.
+    pub fn client(&self) -> Holder {
+        self.client
     }
 
     /// Returns the claim of the body to the worker's time.
@@ -323,14 +333,14 @@ impl BodyFilter {
             BodyInstance::Waiting(..) => return Err(PluginFailure::MayNotWait),
         };
         instance.set_in_body(part == BodyCall::Part);
-        let result = self.guard.run(&mut instance, self.permit(), |instance| {
+        let result = self.guard.run(&mut instance, self.permit(), self.client, |instance| {
             instance.begin_call(HookKind::Body);
             call(instance)
         });
         if result.is_ok() {
             self.instance = Some(BodyInstance::AtOnce(instance));
         } else {
-            self.guard.lose(instance);
+            self.guard.lose(instance, self.client);
         }
         result
     }
@@ -350,11 +360,12 @@ impl BodyFilter {
         taken.instance.allow_callouts(sender.clone());
         // Not queued: a body that has begun holds an instance, and `limits.bodies` bounds those.
         taken.instance.set_in_body(part == BodyCall::Part);
-        let result = self.guard.run_waiting(&step, self.permit(), &mut taken.instance, call).await;
+        let admitted = AdmittedCall { permit: self.permit(), client: self.client };
+        let result = self.guard.run_waiting(&step, admitted, &mut taken.instance, call).await;
         if result.is_ok() {
             self.instance = Some(BodyInstance::Waiting(taken, step));
         } else {
-            self.guard.lose(taken.instance);
+            self.guard.lose(taken.instance, self.client);
         }
         result
     }
@@ -531,7 +542,7 @@ impl BodyFilter {
         if let Some(BodyInstance::Waiting(mut taken, _)) = self.instance.take() {
             taken.instance.set_in_body(false);
             taken.instance.store.set_hostcall_fuel(self.guard.configured.limits.memory.min(bounds::HANDED_OVER));
-            self.guard.return_waiting(taken);
+            self.guard.return_waiting(taken, self.client);
         }
     }
 
@@ -583,7 +594,7 @@ impl Drop for BodyFilter {
                 let Some(BodyInstance::AtOnce(instance)) = self.instance.take() else { return };
                 match self.guard.configured.isolation {
                     Isolation::Worker if self.guard.keeps_spares() => self.bodies.keep(instance),
-                    Isolation::Worker | Isolation::Request => self.guard.discard(instance),
+                    Isolation::Worker | Isolation::Request => self.guard.discard(instance, self.client),
                 }
             }
             // The content has left by then, and nothing is lost but the instance.

@@ -25,8 +25,10 @@ use super::instance_orders::{MadeInstance, OrderedInstance, WantedInstance};
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use crate::context::ExchangeContext;
 use crate::net::boxed::boxed;
 use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
+use crate::system::holder_counts::Holder;
 use crate::system::local_limit::LocalLimit;
 use crate::system::supervise::{Task, caught};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
@@ -63,6 +65,13 @@ pub struct PluginCaller {
     is_released: Cell<bool>,
     /// The host's work that is not charged yet, because it was short.
     owed: Cell<Duration>,
+}
+
+/// The permission of a call, and the client that the call is made for.
+#[derive(Clone, Copy)]
+pub(super) struct AdmittedCall {
+    pub(super) permit: CallPermit,
+    pub(super) client: Holder,
 }
 
 /// The time that a lost instance is charged with: to replace it, off the worker or on it, and to tell of the failure. What
@@ -102,43 +111,45 @@ impl PluginCaller {
         PluginCaller { configured, share, figures, worker_metrics, waiting, ended, is_retired, is_released, owed }
     }
 
-    /// Calls a hook on the slot's instance, or on a fresh one.
+    /// Calls a hook for a client on the slot's instance, or on a fresh one.
     pub fn call<R>(
         &self,
         slot: &InstanceSlot,
         hook: HookKind,
+        client: Holder,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        self.call_prepared(slot, hook, |_| Ok(()), call)
+        self.call_prepared(slot, hook, client, |_| Ok(()), call)
     }
 
-    /// Calls a hook on the slot's instance, or on a fresh one that was prepared. The instance returns to its slot only if
-    /// the call returned, and if other calls may have the instance.
+    /// Calls a hook for a client on the slot's instance, or on a fresh one that was prepared. The instance returns to its slot
+    /// only if the call returned, and if other calls may have the instance.
     pub fn call_prepared<R>(
         &self,
         slot: &InstanceSlot,
         hook: HookKind,
+        client: Holder,
         prepare: impl FnOnce(&mut Instance) -> Result<(), PluginFailure>,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let permit = self.admit(hook)?;
+        let permit = self.admit(hook, client)?;
         let idle = slot.0.borrow_mut().take();
         let fresh = || {
-            let mut instance = self.fresh(InstanceNeed::Loss)?;
+            let mut instance = self.fresh(InstanceNeed::Loss, client)?;
             prepare(&mut instance).map(|()| instance)
         };
         let instance = idle.map_or_else(fresh, Ok);
         let mut instance = instance.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
-        let result = self.run(&mut instance, permit, call);
+        let result = self.run(&mut instance, permit, client, call);
         let is_kept = self.configured.isolation == Isolation::Worker && !self.is_released.get();
         if is_whole(&result) && is_kept {
             slot.fill(instance);
             return result;
         }
         if is_whole(&result) {
-            self.discard(instance);
+            self.discard(instance, client);
         } else {
-            self.lose(instance);
+            self.lose(instance, client);
         }
         if is_kept {
             // The next call finds an instance that was made meanwhile.
@@ -147,23 +158,24 @@ impl PluginCaller {
         result
     }
 
-    /// Rejects the host's work for the plugin outside of calls while the share is used up.
-    pub fn admit_work(&self) -> Result<(), PluginFailure> {
-        if self.wait().is_some() { Err(self.share_error()) } else { Ok(()) }
+    /// Rejects the host's work for the plugin outside of calls while the share is used up for the client of an exchange.
+    pub fn admit_work(&self, context: &ExchangeContext) -> Result<(), PluginFailure> {
+        if self.wait(context.holder()).is_some() { Err(self.share_error()) } else { Ok(()) }
     }
 
-    /// Charges the host's work for the plugin outside of calls.
-    pub fn charge_work(&self, work: Duration) {
+    /// Charges the host's work for the plugin in an exchange, outside of calls.
+    pub fn charge_work(&self, context: &ExchangeContext) {
+        let work = context.work.take();
         if !work.is_zero() {
-            self.charge_owed(work);
+            self.charge_owed(work, context.holder());
         }
     }
 
-    /// Charges time together with the short times before it.
-    fn charge_owed(&self, time: Duration) {
+    /// Charges time together with the short times before it, which may have been spent for other clients.
+    fn charge_owed(&self, time: Duration, client: Holder) {
         let owed = self.owed.take() + time;
         if owed >= MIN_CHARGED_WORK {
-            self.share.charge_time(owed, Instant::now());
+            self.share.charge_time(owed, client, Instant::now());
         } else {
             self.owed.set(owed);
         }
@@ -174,11 +186,11 @@ impl PluginCaller {
         self.configured.on_error
     }
 
-    /// Whether the next call of a hook has to wait for its turn: recent calls of the plugin were long, or not brief while
-    /// calls took much of the worker's time, and computations use up the worker's time.
-    pub fn waits_for_turn(&self) -> bool {
+    /// Whether the next call of a hook for a client has to wait for its turn: recent calls of the plugin were long, or not
+    /// brief while calls took much of the worker's time, and computations use up the worker's time.
+    pub fn waits_for_turn(&self, client: Holder) -> bool {
         // A call that the share rejects computes nothing.
-        self.takes_turns() && !self.share.is_spent() && is_contended()
+        self.takes_turns() && is_contended() && self.wait(client).is_none()
     }
 
     /// Waits until the plugin may have one more request of its own under way, by `limits.callouts`.
@@ -186,9 +198,9 @@ impl PluginCaller {
         self.supply().waiting.callout().await
     }
 
-    /// Waits until the next call of a hook may be made, if it has to wait.
-    pub async fn turn(&self) {
-        if self.waits_for_turn() {
+    /// Waits until the next call of a hook may be made for a client, if it has to wait.
+    pub async fn turn(&self, client: Holder) {
+        if self.waits_for_turn(client) {
             boxed(|| next_turn(self.turn_owner())).await;
         }
     }
@@ -215,9 +227,9 @@ impl PluginCaller {
 
     /// Charges the CPU time that the host has received or decoded content in, for a call or a body that is under way. Short
     /// times are charged together.
-    pub fn charge_received(&self, claim: &mut TurnClaim, time: Duration) {
+    pub fn charge_received(&self, claim: &mut TurnClaim, time: Duration, client: Holder) {
         claim.spend(time);
-        self.charge_owed(time / SLOWNESS);
+        self.charge_owed(time / SLOWNESS, client);
     }
 
     /// Keeps one instance at most from now on.
@@ -242,12 +254,12 @@ impl PluginCaller {
         !self.is_retired.get() && !self.is_released.get()
     }
 
-    /// Decides whether a call of a hook is made; the error is the reason if none is.
-    pub(super) fn admit(&self, hook: HookKind) -> Result<CallPermit, PluginFailure> {
+    /// Decides whether a call of a hook is made for a client; the error is the reason if none is.
+    pub(super) fn admit(&self, hook: HookKind, client: Holder) -> Result<CallPermit, PluginFailure> {
         if !self.share.is_spent() && self.supply().breaker.is_closed() {
             return Ok(CallPermit::Usual);
         }
-        self.admit_slowly(hook, Instant::now())
+        self.admit_slowly(hook, client, Instant::now())
     }
 
     /// Decides about the further calls of a body that has begun. Late calls were counted against the plugin, but the
@@ -256,11 +268,12 @@ impl PluginCaller {
         if self.supply().breaker.is_closed() { CallPermit::Usual } else { self.supply().breaker.further() }
     }
 
-    /// Runs a call on an instance, counts and charges it.
+    /// Runs a call for a client on an instance, counts and charges it.
     pub(super) fn run<R>(
         &self,
         instance: &mut Instance,
         permit: CallPermit,
+        client: Holder,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let figures = &self.figures;
@@ -276,33 +289,39 @@ impl PluginCaller {
         if let Some(began) = began {
             figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE_EVERY);
         }
-        self.settle(instance, permit, &start, &result);
+        self.settle(instance, AdmittedCall { permit, client }, &start, &result);
         result
     }
 
     /// Drops an instance, whose memory is given back to the system at the expense of a plugin that is watched.
-    pub(super) fn discard(&self, instance: Box<Instance>) {
+    pub(super) fn discard(&self, instance: Box<Instance>, client: Holder) {
         let start = CallStart::now(self.share.is_watched());
         drop(instance);
         if let Some(time) = start.cpu() {
             spend(time);
-            self.share.charge_time(time / SLOWNESS, Instant::now());
+            self.share.charge_time(time / SLOWNESS, client, Instant::now());
         }
     }
 
     /// Drops an instance after a failed call, at the expense of the plugin.
-    pub(super) fn lose(&self, instance: Box<Instance>) {
-        self.share.charge_time(LOSS, Instant::now());
-        self.discard(instance);
+    pub(super) fn lose(&self, instance: Box<Instance>, client: Holder) {
+        self.share.charge_time(LOSS, client, Instant::now());
+        self.discard(instance, client);
     }
 
     /// Returns a fresh instance for this worker.
-    pub(super) fn fresh(&self, need: InstanceNeed) -> Result<Box<Instance>, PluginFailure> {
+    pub(super) fn fresh(&self, need: InstanceNeed, client: Holder) -> Result<Box<Instance>, PluginFailure> {
         if self.configured.answers.is_some() {
             return Err(PluginFailure::NoInstance("the plugin asks while it is configured, and a worker may not wait"));
         }
         let need = if self.is_released.get() { InstanceNeed::Last } else { need };
-        self.supply().obtain(&self.share, need).map(|instance| self.adopt(instance))
+        self.supply().obtain(need, |took| self.charge_made(took, client)).map(|instance| self.adopt(instance))
+    }
+
+    /// Charges the time in which an instance was made on this worker. For others, it is as if the call were so much longer.
+    fn charge_made(&self, took: Duration, client: Holder) {
+        spend(took);
+        self.share.charge_measured(took / SLOWNESS, client, Instant::now());
     }
 
     /// Prepares an instance that the maker's thread has made for this worker.
@@ -326,10 +345,10 @@ impl PluginCaller {
     }
 
     /// Orders an instance that a call waits for, and waits for it. The plugin is charged as if the worker had made it.
-    pub(super) async fn make_for_call(&self) -> Result<Box<Instance>, PluginFailure> {
+    pub(super) async fn make_for_call(&self, client: Holder) -> Result<Box<Instance>, PluginFailure> {
         let ordered = self.order_wanted(WantedInstance { is_for_call: true, ..WantedInstance::default() });
         let MadeInstance { made, took } = ordered.wait().await;
-        self.share.charge_time(took / SLOWNESS, Instant::now());
+        self.share.charge_time(took / SLOWNESS, client, Instant::now());
         Ok(self.adopt(made?))
     }
 
@@ -340,7 +359,7 @@ impl PluginCaller {
 
     /// Passes endpoints to the balancer in a slot.
     pub fn tell(&self, slot: &InstanceSlot, members: &Arc<EndpointSnapshot>) -> Result<(), PluginFailure> {
-        self.call(slot, HookKind::Balancer, |instance| self.telling(instance, members))
+        self.call(slot, HookKind::Balancer, Holder::UNKNOWN, |instance| self.telling(instance, members))
     }
 
     /// Passes endpoints to an instance of a balancer, on a worker.
@@ -366,9 +385,9 @@ impl PluginCaller {
         &self.configured.supply
     }
 
-    /// Returns the time until the share admits calls again; `None` if it does now.
-    pub(super) fn wait(&self) -> Option<Duration> {
-        if self.share.is_spent() { self.share.wait(Instant::now()) } else { None }
+    /// Returns the time until the share admits calls for a client again; `None` if it does now.
+    pub(super) fn wait(&self, client: Holder) -> Option<Duration> {
+        if self.share.is_spent() { self.share.wait(client, Instant::now()) } else { None }
     }
 
     /// The error of a call that the share does not admit.
@@ -377,8 +396,8 @@ impl PluginCaller {
     }
 
     #[cold]
-    fn admit_slowly(&self, hook: HookKind, now: Instant) -> Result<CallPermit, PluginFailure> {
-        if self.share.is_spent() && self.share.wait(now).is_some() {
+    fn admit_slowly(&self, hook: HookKind, client: Holder, now: Instant) -> Result<CallPermit, PluginFailure> {
+        if self.share.is_spent() && self.share.wait(client, now).is_some() {
             return Err(self.share_error());
         }
         self.supply().breaker.admit(hook, now).ok_or(PluginFailure::Open)
@@ -387,7 +406,7 @@ impl PluginCaller {
     fn settle<R>(
         &self,
         instance: &mut Instance,
-        permit: CallPermit,
+        AdmittedCall { permit, client }: AdmittedCall,
         start: &CallStart,
         result: &Result<R, PluginFailure>,
     ) {
@@ -416,11 +435,11 @@ impl PluginCaller {
         match (measured, since_tick) {
             (Some(time), _) => {
                 spend(time);
-                self.share.charge_measured(time, now);
+                self.share.charge_measured(time, client, now);
             }
-            (None, Some(since_tick)) => self.share.charge_ticks(since_tick, now),
+            (None, Some(since_tick)) => self.share.charge_ticks(since_tick, client, now),
             // A tick that the call didn't notice is as likely as any other.
-            (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, now),
+            (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, client, now),
             (None, None) => {}
         }
         breaker.settle(permit, instance.hook(), outcome, now);

@@ -16,13 +16,20 @@
 //! wait behind calls don't care how many plugins those belong to. For the same reason all calls of a kind on a worker take
 //! from one more bucket. While that is empty, only plugins that have used little of their own make calls, so that the
 //! bursts of many plugins don't add up.
+//!
+//! Clients can make calls expensive, by long requests for instance. So each bucket has a reserve, from which calls take while
+//! the bucket is empty, and which is refilled half as fast. Calls for the clients that have taken most of the bucket lately
+//! get nothing from the reserve. As the calls of a kind have a bucket of their own, a client whose calls are slow is to blame
+//! for an empty one, and others with any number of fast calls are not.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use super::cpu_time::TICK;
+use super::heavy_clients::HeavyClients;
 use super::load_meter::LoadMeter;
+use crate::system::holder_counts::Holder;
 
 /// The share of a configured plugin on one worker.
 pub struct TimeShare {
@@ -33,6 +40,8 @@ pub struct TimeShare {
     percent: u8,
     /// The bucket of all calls.
     all: Bucket,
+    /// The reserve of that bucket.
+    reserve: Reserve,
     /// The buckets of each [`CallKind`].
     of_kinds: [KindBudget; KINDS.len()],
     worker: Rc<Shares>,
@@ -65,10 +74,18 @@ enum CallKind {
 /// The budget of a plugin for the calls of a kind.
 struct KindBudget {
     bucket: Bucket,
+    reserve: Reserve,
     /// The number of calls that were charged since the bucket was full.
     calls: Cell<u32>,
     /// The time at which the bucket is full again, as the plugins of the worker know it.
     full_at: Cell<Instant>,
+}
+
+/// The time that calls may take while a bucket is empty, unless their client has emptied it.
+struct Reserve {
+    bucket: Bucket,
+    /// The clients that have taken most of the bucket that was emptied.
+    heavy: HeavyClients,
 }
 
 /// The cost of calls for the buckets, in microseconds.
@@ -139,6 +156,10 @@ const FAST: Duration = Duration::from_micros(100);
 /// The length beyond which the time of a slow call counts twice. A request without plugins takes a small part of it.
 const VERY_SLOW: Duration = Duration::from_micros(400);
 
+/// The part of a bucket that its reserve holds, and of its refill that the reserve gets, as a divisor. Calls take no more than
+/// one and a half times the share, whatever their clients are.
+const RESERVE_PART: i64 = 2;
+
 /// The factor of the square. With it, calls of 45 ms take at most 0.4 % of a worker's time with the default share, so
 /// that the 99th percentile of other requests does not change.
 const STEEPNESS: i64 = 3;
@@ -158,12 +179,14 @@ impl TimeShare {
         let of_kinds = KINDS.map(|kind| {
             let most = kind.most(percent, limit);
             worker.of_kinds[kind as usize].widen(most);
-            KindBudget { bucket: Bucket::new(most, now), calls: Cell::new(0), full_at: Cell::new(now) }
+            let (bucket, reserve) = (Bucket::new(most, now), Reserve::new(most, now));
+            KindBudget { bucket, reserve, calls: Cell::new(0), full_at: Cell::new(now) }
         });
         TimeShare {
             version,
             percent,
             all: Bucket::new(micros(WINDOW), now),
+            reserve: Reserve::new(micros(WINDOW), now),
             of_kinds,
             worker: worker.clone(),
             is_spent: Cell::new(false),
@@ -177,23 +200,31 @@ impl TimeShare {
         self.version
     }
 
-    /// Whether the share was used up at the last charge.
+    /// Whether the share was used up at the last charge, so that calls take from the reserve or are rejected.
     pub fn is_spent(&self) -> bool {
         self.is_spent.get()
     }
 
-    /// Returns `None` if a call may be made, or the time until one may be made.
-    pub fn wait(&self, now: Instant) -> Option<Duration> {
+    /// Returns `None` if a call may be made for a client, or the time until one may be made.
+    pub fn wait(&self, client: Holder, now: Instant) -> Option<Duration> {
         self.all.refill(now, 1);
-        let of_kinds = KINDS.map(|kind| self.missing(kind, now));
-        let missing = of_kinds.into_iter().fold(-self.all.level.get(), i64::max);
-        self.is_spent.set(missing > 0);
+        let of_all = -self.all.level.get();
+        let mut missing = self.reserve.missing(of_all, client, 0, now);
+        let mut is_spent = of_all > 0;
+        for kind in KINDS {
+            let others = self.others(kind, now);
+            let of_kind = self.missing(kind, others, now);
+            is_spent |= of_kind > 0;
+            missing = missing.max(self.of_kinds[kind as usize].reserve.missing(of_kind, client, others, now));
+        }
+        self.is_spent.set(is_spent);
         (missing > 0).then(|| Duration::from_micros(missing.unsigned_abs()))
     }
 
-    /// Returns the microseconds until calls of a kind may be made; none are missing if it is not positive.
-    fn missing(&self, kind: CallKind, now: Instant) -> i64 {
-        let (others, budget) = (self.others(kind, now), &self.of_kinds[kind as usize]);
+    /// Returns the microseconds until calls of a kind may be made without the reserve, beside those of `others`; none are
+    /// missing if it is not positive.
+    fn missing(&self, kind: CallKind, others: i64, now: Instant) -> i64 {
+        let budget = &self.of_kinds[kind as usize];
         budget.bucket.refill(now, others + 1);
         let missing = (-budget.bucket.level.get()).saturating_mul(others + 1);
         if budget.has_used_little() {
@@ -216,8 +247,8 @@ impl TimeShare {
     }
 
     /// Charges a call that was measured from its beginning to its end.
-    pub fn charge_measured(&self, time: Duration, now: Instant) {
-        self.charge_time(time, now);
+    pub fn charge_measured(&self, time: Duration, client: Holder, now: Instant) {
+        self.charge_time(time, client, now);
         self.count_watched(time, now);
     }
 
@@ -241,7 +272,7 @@ impl TimeShare {
     }
 
     /// Charges a call that a tick has met, and that used more CPU time after the tick.
-    pub fn charge_ticks(&self, since_first_tick: Duration, now: Instant) {
+    pub fn charge_ticks(&self, since_first_tick: Duration, client: Holder, now: Instant) {
         let mut left = since_first_tick;
         let mut cost = tick_cost(left);
         while let Some(later) = left.checked_sub(TICK)
@@ -254,40 +285,43 @@ impl TimeShare {
             cost.of_kinds[CallKind::Long as usize] = 0;
         }
         self.note_load(since_first_tick, since_first_tick.max(TICK), now);
-        self.charge(cost, now);
+        self.charge(cost, client, now);
     }
 
     /// Charges work whose CPU time is known.
-    pub fn charge_time(&self, time: Duration, now: Instant) {
-        self.charge_part(Duration::ZERO, time, now);
+    pub fn charge_time(&self, time: Duration, client: Holder, now: Instant) {
+        self.charge_part(Duration::ZERO, time, client, now);
     }
 
     /// Charges a turn of a call that waits between its turns, of which earlier turns took `before`. The turns of a call are
     /// slow together, and hold others up one by one.
-    pub fn charge_turn(&self, before: Duration, turn: Duration, now: Instant) {
-        self.charge_part(before, turn.max(MIN_TURN), now);
+    pub fn charge_turn(&self, before: Duration, turn: Duration, client: Holder, now: Instant) {
+        self.charge_part(before, turn.max(MIN_TURN), client, now);
         self.count_watched(turn, now);
     }
 
     /// Charges an uninterrupted part of a call, of which earlier parts took `before`.
-    fn charge_part(&self, before: Duration, part: Duration, now: Instant) {
+    fn charge_part(&self, before: Duration, part: Duration, client: Holder, now: Instant) {
         let long = if part > SHORT { cost(part) } else { 0 };
         let slow = slow_cost(before + part) - slow_cost(before);
-        self.charge(Cost { time: micros(part), of_kinds: [long, slow] }, now);
+        self.charge(Cost { time: micros(part), of_kinds: [long, slow] }, client, now);
     }
 
     /// Charges the cost of calls to all buckets.
-    fn charge(&self, cost: Cost, now: Instant) {
+    fn charge(&self, cost: Cost, client: Holder, now: Instant) {
         if self.percent >= WHOLE {
             return;
         }
         self.all.refill(now, 1);
-        self.all.charge(cost.time, self.percent);
+        let is_reserved = self.reserve.covers(-self.all.level.get(), client, 0, now);
+        let bucket = if is_reserved { &self.reserve.bucket } else { &self.all };
+        bucket.charge(cost.time, self.percent);
+        self.reserve.heavy.add(client, cost.time, now);
         let mut is_spent = self.all.level.get() < 0;
         for kind in KINDS {
             let cost = kind.limited(cost.of_kinds[kind as usize]);
             if cost > 0 {
-                self.charge_kind(kind, cost, now);
+                self.charge_kind(kind, cost, client, now);
             }
             is_spent |= self.of_kinds[kind as usize].bucket.level.get() < 0;
         }
@@ -296,9 +330,13 @@ impl TimeShare {
         }
     }
 
-    fn charge_kind(&self, kind: CallKind, cost: i64, now: Instant) {
+    fn charge_kind(&self, kind: CallKind, cost: i64, client: Holder, now: Instant) {
         let (others, budget) = (self.others(kind, now), &self.of_kinds[kind as usize]);
-        budget.bucket.refill(now, others + 1);
+        let is_reserved = budget.reserve.covers(self.missing(kind, others, now), client, others, now);
+        budget.reserve.heavy.add(client, cost, now);
+        if is_reserved {
+            return budget.reserve.bucket.charge(cost, self.percent);
+        }
         let is_first = budget.bucket.is_full();
         budget.calls.set(if is_first { 1 } else { budget.calls.get().saturating_add(1) });
         budget.bucket.charge(cost, self.percent);
@@ -313,6 +351,29 @@ impl TimeShare {
         let is_other =
             |share: &Rc<TimeShare>| share.of_kinds[kind as usize].full_at.get() > now && !std::ptr::eq(&**share, self);
         i64::try_from(shares.iter().filter_map(Weak::upgrade).filter(is_other).count()).unwrap_or(i64::MAX - 1)
+    }
+}
+
+impl Reserve {
+    /// Returns the reserve of a bucket whose highest level is `most`.
+    fn new(most: i64, now: Instant) -> Self {
+        Reserve { bucket: Bucket::new(most / RESERVE_PART, now), heavy: HeavyClients::new(now) }
+    }
+
+    /// Returns the microseconds until calls may be made for a client, of the `missing` ones without the reserve. `others` of
+    /// the plugins share the refill.
+    fn missing(&self, missing: i64, client: Holder, others: i64, now: Instant) -> i64 {
+        if !self.covers(missing, client, others, now) {
+            return missing;
+        }
+        missing.min((-self.bucket.level.get()).saturating_mul((others + 1).saturating_mul(RESERVE_PART)))
+    }
+
+    /// Whether a call for a client takes from the reserve, since `missing` is positive, which is the time until the bucket
+    /// admits calls.
+    fn covers(&self, missing: i64, client: Holder, others: i64, now: Instant) -> bool {
+        self.bucket.refill(now, (others + 1).saturating_mul(RESERVE_PART));
+        missing > 0 && !self.heavy.is_heavy(client)
     }
 }
 
@@ -450,6 +511,7 @@ fn micros(time: Duration) -> i64 {
 mod tests {
     use super::*;
 
+    const CLIENT: Holder = Holder::UNKNOWN;
     const CPU: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_millis(45);
 
@@ -475,10 +537,15 @@ mod tests {
             TimeShare::of(version, percent, CPU, &self.shares, self.now)
         }
 
-        /// Makes a call if the share admits it.
+        /// Makes a call for [`CLIENT`] if the share admits it.
         fn call(&mut self, share: &TimeShare, length: Duration) -> Result<(), Duration> {
+            self.call_for(CLIENT, share, length)
+        }
+
+        /// Makes a call for a client if the share admits it.
+        fn call_for(&mut self, client: Holder, share: &TimeShare, length: Duration) -> Result<(), Duration> {
             if share.is_spent()
-                && let Some(wait) = share.wait(self.now)
+                && let Some(wait) = share.wait(client, self.now)
             {
                 return Err(wait);
             }
@@ -488,7 +555,7 @@ mod tests {
             }
             self.now += length;
             if self.next_tick < self.now {
-                share.charge_ticks(self.now - self.next_tick, self.now);
+                share.charge_ticks(self.now - self.next_tick, client, self.now);
             }
             Ok(())
         }
@@ -506,7 +573,7 @@ mod tests {
             let mut now = begin;
             (0..100_000_u32).find(|number| {
                 now += turn;
-                share.charge_turn(turn * (number % turns_of_a_call), turn, now);
+                share.charge_turn(turn * (number % turns_of_a_call), turn, CLIENT, now);
                 share.is_spent()
             })
         };
@@ -519,11 +586,11 @@ mod tests {
     fn a_long_turn_of_a_call_makes_the_next_calls_queue() {
         let begin = Instant::now();
         let share = TimeShare::of(0, 50, CPU, &Shares::new(begin), begin);
-        share.charge_turn(Duration::ZERO, SHORT / 2, begin);
+        share.charge_turn(Duration::ZERO, SHORT / 2, CLIENT, begin);
         assert!(!share.is_watched());
-        share.charge_turn(Duration::ZERO, SHORT * 5, begin);
+        share.charge_turn(Duration::ZERO, SHORT * 5, CLIENT, begin);
         assert!(share.is_watched());
-        share.charge_turn(Duration::ZERO, SHORT / 2, begin + WATCH);
+        share.charge_turn(Duration::ZERO, SHORT / 2, CLIENT, begin + WATCH);
         assert!(!share.is_watched());
     }
 
@@ -548,7 +615,8 @@ mod tests {
     fn calls_are_measured_for_a_while_after_one_that_missed_ticks() {
         let worker = Worker::new(1);
         let (share, began) = (worker.share(50), worker.now);
-        let measured = |tenths: u64, after| share.charge_measured(Duration::from_micros(tenths * 100), began + after);
+        let time = |tenths| Duration::from_micros(tenths * 100);
+        let measured = |tenths: u64, after| share.charge_measured(time(tenths), CLIENT, began + after);
         assert!(!share.is_watched());
         share.watch();
         (1..WATCHED_CALLS).for_each(|_| measured(1, Duration::ZERO));
@@ -719,13 +787,57 @@ mod tests {
         for cpu in [5, 50, 80, 130] {
             let (now, cpu) = (Instant::now(), Duration::from_millis(cpu));
             let share = TimeShare::of(0, DEFAULT_SHARE, cpu, &Shares::new(now), now);
-            share.charge_ticks(cpu.min(Duration::from_millis(95)), now);
+            share.charge_ticks(cpu.min(Duration::from_millis(95)), CLIENT, now);
             assert!(!share.is_spent(), "{cpu:?}");
-            share.charge_ticks(Duration::from_secs(3600), now);
+            share.charge_ticks(Duration::from_secs(3600), CLIENT, now);
             assert!(share.is_spent());
-            let wait = share.wait(now).unwrap();
+            let wait = share.wait(CLIENT, now).unwrap();
             assert!(wait <= WINDOW, "{wait:?}");
-            assert_eq!(share.wait(now + wait + Duration::from_millis(1)), None);
+            assert_eq!(share.wait(CLIENT, now + wait + Duration::from_millis(1)), None);
+        }
+    }
+
+    #[test]
+    fn a_client_whose_calls_use_up_the_share_leaves_calls_to_others() {
+        for length in [300, 900, 3_000, 45_000] {
+            let mut worker = Worker::new(1);
+            let share = worker.share(50);
+            let (mut rejected, mut calls) = (0, 0);
+            while worker.passed() < Duration::from_secs(60) {
+                for _ in 0..20 {
+                    rejected += u32::from(worker.call(&share, Duration::from_micros(length)).is_err());
+                    calls += 1;
+                }
+                for other in 1..=10 {
+                    let called = worker.call_for(Holder::numbered(other), &share, Duration::from_micros(15));
+                    assert_eq!(called, Ok(()), "{length}: {:?}", worker.passed());
+                }
+                worker.now += Duration::from_micros(500);
+            }
+            assert!(rejected > calls / 10, "{length}: {rejected} of {calls}");
+        }
+    }
+
+    /// An attacker with many addresses gets half of the share more.
+    #[test]
+    fn calls_for_very_many_clients_take_one_and_a_half_times_the_share() {
+        // The share of the time that calls of this length get by their cost: of 1.3 ms, and of 1,103 ms.
+        for (length, share_of_time) in [(900, 0.35), (20_000, 0.0091)] {
+            let mut worker = Worker::new(1);
+            let share = worker.share(50);
+            let (mut taken, length) = (Duration::ZERO, Duration::from_micros(length));
+            for client in 1.. {
+                let called = worker.call_for(Holder::numbered(client), &share, length);
+                if worker.passed() > Duration::from_secs(60) {
+                    taken += if called.is_ok() { length } else { Duration::ZERO };
+                }
+                worker.now += Duration::from_micros(200);
+                if worker.passed() > Duration::from_secs(360) {
+                    break;
+                }
+            }
+            let (times, alone) = (taken.as_secs_f64() / 300.0 / share_of_time, portion(length, 50) / share_of_time);
+            assert!(times < 1.6 && times > alone * 1.2, "{length:?}: {times}, {alone}");
         }
     }
 
@@ -735,7 +847,7 @@ mod tests {
         let shares = Shares::new(now);
         let share = |version| TimeShare::of(version, 50, CPU, &shares, now);
         let first = share(7);
-        first.charge_time(Duration::from_millis(500), now);
+        first.charge_time(Duration::from_millis(500), CLIENT, now);
         assert!(share(7).is_spent() && !share(8).is_spent());
         drop(first);
         assert!(!share(7).is_spent());
@@ -747,7 +859,7 @@ mod tests {
         let now = Instant::now();
         let (shares, second) = (Shares::new(now), Duration::from_secs(1));
         let share = TimeShare::of(0, WHOLE, second, &shares, now);
-        (0..100).for_each(|_| share.charge_time(second, now));
+        (0..100).for_each(|_| share.charge_time(second, CLIENT, now));
         assert!(!share.is_spent());
         // Nor does it take anything from others.
         assert_eq!(TimeShare::of(1, 50, second, &shares, now).others(CallKind::Long, now), 0);

@@ -23,10 +23,8 @@ use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
 use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
-use super::time_share::TimeShare;
 use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
-use crate::net::turn::spend;
-use crate::system::thread_time::thread_time;
+use crate::system::thread_time::timed;
 use crate::telemetry::metrics::CallRejection;
 
 /// The versions that are in use.
@@ -207,18 +205,16 @@ impl PluginVersion {
 
     /// Makes an instance, and notes the CPU time that was used.
     pub(super) fn measure<R, E>(&self, make: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
-        let began = thread_time();
-        let made = make();
-        store_micros(&self.making, thread_time().saturating_sub(began));
+        let (made, time) = timed(make);
+        store_micros(&self.making, time);
         self.is_failing.store(made.is_err(), Ordering::Relaxed);
         made
     }
 
     /// Passes endpoints to a balancer, and notes the CPU time that was used.
     pub(super) fn measure_telling<R>(&self, tell: impl FnOnce() -> R) -> R {
-        let began = thread_time();
-        let outcome = tell();
-        store_micros(&self.telling, thread_time().saturating_sub(began));
+        let (outcome, time) = timed(tell);
+        store_micros(&self.telling, time);
         outcome
     }
 
@@ -264,15 +260,16 @@ impl PluginVersion {
     }
 
     /// Returns an instance at once, for a call on a worker that has none. The instance is a spare one, or a new one if
-    /// making it is cheap, if it fits into the CPU time of a call, or if the need is no loss.
+    /// making it is cheap, if it fits into the CPU time of a call, or if the need is no loss. `charge` gets the time in which
+    /// a new one was made.
     pub(super) fn obtain(
         self: &Arc<Self>,
-        share: &TimeShare,
         need: InstanceNeed,
+        charge: impl FnOnce(Duration),
     ) -> Result<Box<Instance>, PluginFailure> {
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
-            return self.make(share, self.recipe.limits.cpu);
+            return self.make(self.recipe.limits.cpu, charge);
         }
         let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if need != InstanceNeed::Last {
@@ -281,11 +278,11 @@ impl PluginVersion {
         let is_loss = need == InstanceNeed::Loss && self.isolation == Isolation::Worker;
         match spare {
             Some(spare) => Ok(spare),
-            None if self.is_cheap() => self.make(share, self.recipe.limits.cpu.min(MAKING)),
-            None if need == InstanceNeed::Last => self.make(share, self.recipe.limits.cpu),
+            None if self.is_cheap() => self.make(self.recipe.limits.cpu.min(MAKING), charge),
+            None if need == InstanceNeed::Last => self.make(self.recipe.limits.cpu, charge),
             // More exchanges at a time than ever before are no fault of the plugin's; and a loss is to harm no other request
             // as long as the share pays for a new instance that takes no longer than a call.
-            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => self.make(share, self.recipe.limits.cpu),
+            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => self.make(self.recipe.limits.cpu, charge),
             None if self.is_failing() => {
                 Err(PluginFailure::NoInstance("the last one could not be made, it is tried again later"))
             }
@@ -305,14 +302,10 @@ impl PluginVersion {
         self.orders.order(self, wanted)
     }
 
-    /// Makes an instance on a worker, at the expense of the plugin's share.
-    fn make(self: &Arc<Self>, share: &TimeShare, time: Duration) -> Result<Box<Instance>, PluginFailure> {
-        let began = thread_time();
-        let made = Instance::new(&self.recipe, None, time);
-        let took = thread_time().saturating_sub(began);
-        // For others, it is as if the call were so much longer.
-        spend(took);
-        share.charge_measured(took / SLOWNESS, Instant::now());
+    /// Makes an instance on a worker.
+    fn make(self: &Arc<Self>, time: Duration, charge: impl FnOnce(Duration)) -> Result<Box<Instance>, PluginFailure> {
+        let (made, took) = timed(|| Instance::new(&self.recipe, None, time));
+        charge(took);
         if let Err(failure) = &made {
             // The maker finds out if it is only that this took longer than usual.
             self.is_failing.store(!matches!(failure, PluginFailure::NoPlace), Ordering::Relaxed);

@@ -25,6 +25,7 @@ use crate::net::deadline::{Clock, TICK};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin};
 use crate::plugin::outgoing_http::CalloutSender;
 use crate::plugin::time_share::Shares;
+use crate::system::holder_counts::Holder;
 use crate::system::supervise::{Task, spawn_turns};
 use crate::telemetry::metrics::{Registry, WorkerMetrics};
 use crate::upstream::endpoint_set::EndpointSet;
@@ -101,7 +102,7 @@ async fn ask_all(generation: &Arc<Generation>, asking: &[AskingPlugin]) -> Vec<A
 /// Lets a plugin ask while it is configured.
 async fn ask(worker: &WorkerState, plugin_id: PluginId, clock: &Rc<Clock>) -> Asked {
     let cause = Some(CalloutCause::without_exchange("configure"));
-    let origin = CalloutOrigin { worker, plugin_id, cause, clock: clock.clone() };
+    let origin = CalloutOrigin { worker, plugin_id, cause, client: Holder::UNKNOWN, clock: clock.clone() };
     let (sender, callouts) = CalloutSender::channel();
     let configured = origin.drive(worker.generation.bindings[plugin_id].ask(sender), callouts).await;
     Asked { plugin_id, configured }

@@ -123,7 +123,7 @@ impl Fetch<'_> {
         } else if !is_ours {
             self.pass_through(context, body, Some(Refusal::Other(OTHER_UPSTREAM.into())))
         } else {
-            self.worker.guards[self.miss.stage.binding].turn().await;
+            self.worker.guards[self.miss.stage.binding].turn(context.holder()).await;
             match self.decide_storage(context, &body, times)? {
                 StoreDecision::Store(storage) => {
                     let fetched = StorableResponse { body, storage, epoch, times };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::PluginCaller;
+use crate::system::holder_counts::Holder;
 
 /// The wait of work that is under way for its plugin's share of the worker's time.
 #[derive(Default)]
@@ -24,9 +25,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 const MIN_STEP: Duration = Duration::from_millis(1);
 
 impl SharePause {
-    /// Waits until the plugin may use the worker's time again.
-    pub fn poll(&mut self, guard: &PluginCaller, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_until_none(|| guard.wait(), cx)
+    /// Waits until the plugin may use the worker's time for a client again.
+    pub fn poll(&mut self, guard: &PluginCaller, client: Holder, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_until_none(|| guard.wait(client), cx)
     }
 
     /// Waits, in steps, as long as `wait` returns a time.

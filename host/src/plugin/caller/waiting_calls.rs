@@ -21,9 +21,10 @@ use super::super::settings::Isolation;
 use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use super::super::waiting_limit::RESERVED_CALLS;
 use super::share_pause::SharePause;
-use super::{PluginCaller, is_whole};
+use super::{AdmittedCall, PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::system::holder_counts::Holder;
 use crate::system::supervise::{Task, caught};
 
 /// The instances of a worker that no call has at the moment.
@@ -171,20 +172,21 @@ impl WaitingInstances {
 }
 
 impl PluginCaller {
-    /// Calls a hook that may wait, on an instance of its own. `step` limits each thing that is waited for.
+    /// Calls a hook that may wait for a client, on an instance of its own. `step` limits each thing that is waited for.
     ///
     /// If the future is dropped, the call ends where it waits, and its instance is dropped.
     pub async fn call_waiting<R>(
         &self,
         step: &Deadline,
         hook: HookKind,
+        client: Holder,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let (taken, result) = self.begin_waiting(step, hook, call).await?;
+        let (taken, result) = self.begin_waiting(step, hook, client, call).await?;
         if is_whole(&result) {
-            self.return_waiting(taken);
+            self.return_waiting(taken, client);
         } else {
-            self.lose(taken.instance);
+            self.lose(taken.instance, client);
         }
         result
     }
@@ -195,22 +197,23 @@ impl PluginCaller {
         &self,
         step: &Deadline,
         hook: HookKind,
+        client: Holder,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<(WaitingInstance, Result<R, PluginFailure>), PluginFailure> {
         // Nothing is queued for a plugin that is not called.
-        if self.share.is_spent() && self.wait().is_some() {
+        if self.wait(client).is_some() {
             return Err(self.share_error());
         }
         let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, step).await?;
-        let permit = self.admit(hook)?;
+        let permit = self.admit(hook, client)?;
         let idle = self.waiting.take();
         let taken = match idle {
             Some(idle) => Ok(idle),
-            None => self.fresh_waiting(step).await,
+            None => self.fresh_waiting(step, client).await,
         };
         let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
         taken.permit = permit;
-        let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
+        let result = self.run_waiting(step, AdmittedCall { permit, client }, &mut taken.instance, call).await;
         Ok((taken, result))
     }
 
@@ -218,23 +221,23 @@ impl PluginCaller {
     pub(in crate::plugin) async fn run_waiting<R>(
         &self,
         step: &Deadline,
-        permit: CallPermit,
+        admitted: AdmittedCall,
         instance: &mut Instance,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (call_time, is_queued) = (self.configured.limits.waiting.call_time, Cell::new(false));
-        let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
+        let result = step.limit(call_time, self.run_turns(instance, admitted, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
             // The plugin is not to blame for computations of others.
-            if permit.is_trial() || !is_queued.get() {
-                self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
+            if admitted.permit.is_trial() || !is_queued.get() {
+                self.settle_waiting(admitted.permit, instance.hook(), CallOutcome::Failed);
             }
             Err(PluginFailure::CallTime(call_time))
         })
     }
 
     /// Keeps an instance whose last call has returned, if other calls may have it.
-    pub(in crate::plugin) fn return_waiting(&self, mut taken: WaitingInstance) {
+    pub(in crate::plugin) fn return_waiting(&self, mut taken: WaitingInstance, client: Holder) {
         let is_wanted = self.keeps_spares() || !self.is_released() && self.waiting.is_empty();
         let may_serve = self.configured.isolation == Isolation::Worker && is_wanted;
         let left = if may_serve && !taken.instance.holds_much() {
@@ -243,7 +246,7 @@ impl PluginCaller {
             Some(taken)
         };
         if let Some(left) = left {
-            self.discard(left.instance);
+            self.discard(left.instance, client);
         }
     }
 
@@ -257,14 +260,14 @@ impl PluginCaller {
         self.waiting.sweep(now);
     }
 
-    async fn fresh_waiting(&self, step: &Deadline) -> Result<WaitingInstance, PluginFailure> {
+    async fn fresh_waiting(&self, step: &Deadline, client: Holder) -> Result<WaitingInstance, PluginFailure> {
         let place = WaitingPlace::further(self.supply())?;
         let instance = if self.configured.answers.is_some() {
             let limit = self.configured.limits.waiting.call_time;
-            let made = step.limit(limit, boxed(|| self.make_for_call())).await;
+            let made = step.limit(limit, boxed(|| self.make_for_call(client))).await;
             made.unwrap_or_else(|_| Err(PluginFailure::CallTime(limit)))?
         } else {
-            self.fresh(InstanceNeed::Body)?
+            self.fresh(InstanceNeed::Body, client)?
         };
         Ok(WaitingInstance::new(instance, place))
     }
@@ -273,7 +276,7 @@ impl PluginCaller {
     async fn run_turns<R>(
         &self,
         instance: &mut Instance,
-        permit: CallPermit,
+        AdmittedCall { permit, client }: AdmittedCall,
         is_queued: &Cell<bool>,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
@@ -289,7 +292,7 @@ impl PluginCaller {
             poll_fn(|cx| {
                 // A call that is under way goes no faster than its plugin's share.
                 if !total.is_zero() {
-                    ready!(pause.poll(self, cx));
+                    ready!(pause.poll(self, client, cx));
                 }
                 is_queued.set(true);
                 ready!(claim.poll(cx));
@@ -300,7 +303,7 @@ impl PluginCaller {
                 let turn = turns.end_turn();
                 claim.spend(turn);
                 self.figures.nanoseconds.add(turn.as_nanos() as u64);
-                self.share.charge_turn(total / SLOWNESS, turn / SLOWNESS, Instant::now());
+                self.share.charge_turn(total / SLOWNESS, turn / SLOWNESS, client, Instant::now());
                 (longest, total) = (longest.max(turn), total + turn);
                 polled
             })
