@@ -46,6 +46,8 @@ pub struct BlockReader {
     at: u64,
     /// The rest of the block that was read last; empty if there is none in memory.
     rest: Bytes,
+    /// The index of the block whose checksum was right, of which further parts are read alone; `None` if there is none.
+    checked: Option<u64>,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     /// The bytes that wait for the client; `None` if there is no client.
     client: Option<Arc<WaitingBytes>>,
@@ -116,6 +118,7 @@ impl BlockReader {
             opened: opened.clone(),
             at,
             rest: Bytes::new(),
+            checked: None,
             reading: None,
             client: None,
             claim: TurnClaim::new(TurnOwner::default(), true),
@@ -150,6 +153,12 @@ impl BlockReader {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let block_index = self.at / BLOCK as u64;
+        if self.checked == Some(block_index)
+            && self.reading.is_none()
+            && let Some(part) = self.part_of_checked(max)
+        {
+            return Poll::Ready(Some(Ok(Frame::data(part))));
+        }
         let read = match &mut self.reading {
             Some(reading) => ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read),
             None => {
@@ -168,7 +177,20 @@ impl BlockReader {
             }
         };
         self.reading = None;
+        self.checked = read.is_ok().then_some(block_index);
         Poll::Ready(Some(read.map(|block| Frame::data(self.part_of(block, max))).map_err(Into::into)))
+    }
+
+    /// Returns the next part of a block that was read before, and was right then; `None` if the system doesn't have it in
+    /// memory.
+    fn part_of_checked(&mut self, max: usize) -> Option<Bytes> {
+        let left_of_block = BLOCK as u64 - self.at % BLOCK as u64;
+        let mut part = BytesMut::zeroed(self.remaining().min(left_of_block).min(max as u64) as usize);
+        if !files::read_cached(&self.opened.file, &mut part, self.at) {
+            return None;
+        }
+        self.at += part.len() as u64;
+        Some(part.freeze())
     }
 
     /// Returns the next part of a block that was read. The rest is kept if it may wait for the client, and is read again
