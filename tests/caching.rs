@@ -524,6 +524,29 @@ fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
     assert_eq!(proxy.get("/other", "").status(), 504, "there is nothing to stand for that");
 }
 
+/// Clients that waited for the fetch of another one got 504, whatever was stored.
+#[test]
+fn stale_stands_for_those_that_wait_for_the_fetch_of_another_too() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let state = hangs.clone();
+    let origin = Origin::new(move |_, number| {
+        if state.load(Ordering::Relaxed) {
+            std::thread::park_timeout(PATIENCE);
+        }
+        response("Cache-Control: max-age=1, stale-if-error=60", &number.to_string())
+    });
+    let text = manifest(&origin.address, CACHE, "").replace("[[route]]\n", "[[route]]\ntimeout = \"500ms\"\n");
+    let proxy = Proxy::start(&text);
+    assert_eq!(proxy.get("/", "").text(), "1");
+    hangs.store(true, Ordering::Relaxed);
+    until_says(&proxy, "/", "detail=stale-if-error");
+    let clients: Vec<TcpStream> = (0..8).map(|_| begin(&proxy)).collect();
+    for client in clients {
+        let covered = read_message(&mut BufReader::new(client)).unwrap();
+        assert_eq!((covered.status(), covered.text().as_str()), (200, "1"), "{covered:?}");
+    }
+}
+
 #[test]
 fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
     let origin = Origin::always("Cache-Control: max-age=60\r\nSet-Cookie: a=1");

@@ -17,11 +17,11 @@ use tokio::sync::watch;
 
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::Error;
-use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
 use crate::exchange::error_response::status_page;
 use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
+use crate::exchange::{Destination, late};
 use crate::generation::Route;
 use crate::generation::ids::{PluginId, RouteId};
 use crate::generation::revalidation_places::MAX_REVALIDATIONS;
@@ -253,9 +253,16 @@ impl CacheMiss {
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
             return Ok(self.cache_response(self.gateway_timeout(worker, context, report)));
         }
-        let lead = match self.join(worker, destination, context, total.clock()).await? {
-            Joined::Fetch(lead) => lead,
-            Joined::Response(response) => return Ok(response),
+        let lead = match total.until_met(self.join(worker, destination, context, total.clock())).await {
+            Ok(joined) => match joined? {
+                Joined::Fetch(lead) => lead,
+                Joined::Response(response) => return Ok(response),
+            },
+            // What is stored may stand for a response that another request waits for too long.
+            Err(_) => {
+                let failed = ChainFailure::new(late(total), self.depth());
+                return self.stale_or_failure(worker, context, None, failed);
+            }
         };
         let outcome = match self.why {
             ForwardReason::Stale | ForwardReason::Request => CacheOutcome::Validated,
