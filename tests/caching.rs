@@ -599,6 +599,34 @@ fn a_stampede_is_one_fetch() {
 }
 
 /// Requests that waited for a response that is private to one client continue together, not in sequence.
+/// The clients whose fields were others than those of the first fetched for themselves, each of them.
+#[test]
+fn a_stampede_is_one_fetch_for_each_variant() {
+    const KINDS: usize = 4;
+    let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, opened) = (asked.clone(), gate.clone());
+    let origin = origin(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        until("the test lets it answer", || opened.load(Ordering::Relaxed) == 1);
+        let kind = request.field("accept-language").unwrap_or_default().to_string();
+        response("Cache-Control: max-age=60\r\nVary: Accept-Language", &kind).into_bytes()
+    });
+    let proxy = Proxy::start(&manifest(&origin, CACHE, "").replace("workers = 2", "workers = 1"));
+    let begin = |number: usize| {
+        let (mut client, kind) = (proxy.connect(), number % KINDS);
+        write!(client, "GET / HTTP/1.1\r\nHost: a\r\nAccept-Language: l{kind}\r\n\r\n").unwrap();
+        client
+    };
+    let clients: Vec<TcpStream> = (0..40).map(begin).collect();
+    until("the first has asked", || asked.load(Ordering::Relaxed) == 1);
+    gate.store(1, Ordering::Relaxed);
+    for (number, client) in clients.into_iter().enumerate() {
+        let got = read_message(&mut BufReader::new(client)).unwrap();
+        assert_eq!((got.status(), got.text()), (200, format!("l{}", number % KINDS)));
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), KINDS);
+}
+
 #[test]
 fn a_response_that_is_one_clients_alone_makes_no_queue() {
     const CLIENTS: usize = 20;

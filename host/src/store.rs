@@ -17,6 +17,7 @@ use super::store::memory_content::HeldBytes;
 use super::store::purge_log::{Purge, PurgeEpoch, PurgeLog};
 use super::store::stored_response::{Content, StoredResponse};
 use super::store::variant::VariantInfo;
+use crate::store::vary::VaryValue;
 use crate::system::descriptor_shares::DescriptorUse;
 
 /// The stored responses, the fetches in progress, and the log of purges.
@@ -133,8 +134,12 @@ impl Store {
     /// name.
     pub fn fetch_id(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
         let on_disk = || self.disk.as_ref()?.selectors(id, scope, request);
-        let selectors = self.memory.selectors(id, scope, request).or_else(on_disk);
-        let mut name = selectors.map_or_else(Vec::new, |selectors| selectors.bytes());
+        self.fetch_id_of(id, scope, self.memory.selectors(id, scope, request).or_else(on_disk).as_ref())
+    }
+
+    /// Returns the name of the fetch of a request with these values of the fields that responses depend on.
+    pub fn fetch_id_of(&self, id: u128, scope: u64, selectors: Option<&VaryValue>) -> u128 {
+        let mut name = selectors.map_or_else(Vec::new, VaryValue::bytes);
         name.extend(id.to_ne_bytes());
         name.extend(scope.to_ne_bytes());
         xxh3_128_with_seed(&name, self.seed)

@@ -37,9 +37,9 @@ use crate::store::DiskCandidate;
 use crate::store::collapse::{FetchLeader, FetchOutcome, FetchRole, wait_for_outcome};
 use crate::store::index::Found;
 use crate::store::purge_log::PurgeEpoch;
-use crate::store::stored_response::{Content, StoredResponse};
+use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
-use crate::store::vary::VaryRequest;
+use crate::store::vary::{VaryRequest, VaryValue};
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::failure_log::{self, Topic};
 use crate::telemetry::metrics::CacheMetrics;
@@ -85,6 +85,8 @@ pub struct CacheMiss {
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
     passes: bool,
+    /// The request's values of the fields that a response to another request depends on; `None` before one has arrived.
+    selectors: Option<VaryValue>,
 }
 
 /// The result of joining the other requests for the same response.
@@ -171,6 +173,7 @@ pub fn look_up(
         why,
         reached,
         passes: false,
+        selectors: None,
     };
     let (key, fields) = (&miss.cache_key.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
@@ -445,7 +448,11 @@ impl CacheMiss {
     /// Returns the name of the fetch that answers the request. Requests that need a connection of their own have another
     /// one, since others don't have to wait for such a connection.
     fn fetch_id(&self, worker: &WorkerState, destination: Destination, context: &ExchangeContext) -> u128 {
-        let id = worker.generation.store.fetch_id(self.id, self.scope, &context.request.headers);
+        let store = &worker.generation.store;
+        let id = match &self.selectors {
+            Some(selectors) => store.fetch_id_of(self.id, self.scope, Some(selectors)),
+            None => store.fetch_id(self.id, self.scope, &context.request.headers),
+        };
         id ^ u128::from(needs_own_connection(worker, destination.upstream, &context.request))
     }
 
@@ -473,9 +480,11 @@ impl CacheMiss {
     ) -> Option<Response<ResponseBody>> {
         let mut request = VaryRequest::new(&context.request.headers);
         if object.variant.scope != self.scope || !object.variant.selectors.select(&mut request) {
-            // The stored response shows by now which fields it depends on. If it is still arriving, the request doesn't
-            // wait again.
-            self.passes |= matches!(object.content, Content::Filling(_));
+            // The response shows which fields it depends on: the request waits for one with its own values.
+            let names = object.variant.selectors.names();
+            let selectors = VaryValue::from_request(names, &context.request.headers);
+            self.passes |= object.variant.scope != self.scope || self.selectors.as_ref() == Some(&selectors);
+            self.selectors = Some(selectors);
             return None;
         }
         if !object.is_fresh(now_ms()) {
