@@ -29,8 +29,8 @@ const PLACES: usize = 32;
 const HEAVY_PART: i64 = 16;
 
 /// The part of the heaviest client's cost beyond which a client is heavy too, as a divisor: of a few clients, one that uses
-/// much less than another is not to blame.
-const OF_HEAVIEST: i64 = 4;
+/// much less than another is not to blame. An attacker needs five addresses to keep the reserve of a bucket empty too.
+const OF_HEAVIEST: i64 = 8;
 
 /// The time in which old costs lose half of their weight. After a call of 45 ms, which uses up the share of half a minute,
 /// its client is heavy for most of that time.
@@ -94,7 +94,7 @@ mod tests {
         assert!(clients.is_heavy(CLIENT));
         clients.add(other(1), 100, now);
         assert!(clients.is_heavy(other(1)) && !clients.is_heavy(CLIENT));
-        // A quarter of the heaviest one's cost.
+        // More than an eighth of the heaviest one's cost.
         clients.add(CLIENT, 20, now);
         assert!(clients.is_heavy(CLIENT));
     }

@@ -259,8 +259,9 @@ impl Present {
 
 /// Returns the further fields of a message that `Connection` declares to be hop-by-hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
-    // The usual members name no field.
-    let is_usual = |name: &&[u8]| name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
+    // The usual members name no further field.
+    let usual: [&[u8]; 4] = [b"keep-alive", b"close", b"upgrade", b"te"];
+    let is_usual = |name: &&[u8]| usual.iter().any(|usual| name.eq_ignore_ascii_case(usual));
     let mut members = members(fields, header::CONNECTION).filter(|name| !is_usual(name)).peekable();
     let mut named = SmallVec::new();
     if members.peek().is_none() {
@@ -356,9 +357,9 @@ mod tests {
         let (long, names) = ("a,X-B,".repeat(5000), ["x-b", "host", "content-length", "x-c", "x-b", "a", "x-bb"]);
         assert_eq!(named(&[long.as_bytes()], &names), ["a", "x-b"]);
         assert_eq!(named(&[b"close, Host,x-c ", b",, X_C, content-length,\tX-BB,\"a\""], &names), ["x-bb", "x-c"]);
-        assert_eq!(named(&[b"Keep-Alive,CLOSE"], &["keep-alive", "close"]), [""; 0]);
+        assert_eq!(named(&[b"Keep-Alive,CLOSE, Upgrade,te"], &["keep-alive", "upgrade", "te"]), [""; 0]);
         assert_eq!(named(&[b"\xe9, X-Mine, x-mine y"], &["x-mine"]), ["x-mine"]);
-        assert_eq!(named(&[b"connection, te"], &["te"]), ["connection", "te"]);
+        assert_eq!(named(&[b"connection"], &["te"]), ["connection"]);
     }
 
     #[test]
