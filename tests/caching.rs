@@ -504,9 +504,8 @@ fn rfc_5861_stale_stands_for_a_failing_origin() {
     assert!(proxy.ask_admin("GET /metrics").text().contains("outcome=\"error-covered\"} "));
 }
 
-/// The time of a route ended the exchange before the cache was asked whether what it has may stand for the response.
-#[test]
-fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
+/// Starts a proxy whose route has half a second, and which has stored `1`, in front of an origin that hangs while told to.
+fn behind_an_origin_that_may_hang() -> (Proxy, Arc<AtomicBool>) {
     let hangs = Arc::new(AtomicBool::new(false));
     let state = hangs.clone();
     let origin = Origin::new(move |_, number| {
@@ -518,6 +517,13 @@ fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
     let text = manifest(&origin.address, CACHE, "").replace("[[route]]\n", "[[route]]\ntimeout = \"500ms\"\n");
     let proxy = Proxy::start(&text);
     assert_eq!(proxy.get("/", "").text(), "1");
+    (proxy, hangs)
+}
+
+/// The time of a route ended the exchange before the cache was asked whether what it has may stand for the response.
+#[test]
+fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
+    let (proxy, hangs) = behind_an_origin_that_may_hang();
     hangs.store(true, Ordering::Relaxed);
     let covered = until_says(&proxy, "/", "detail=stale-if-error");
     assert_eq!((covered.status(), covered.text().as_str()), (200, "1"));
@@ -527,17 +533,7 @@ fn stale_stands_for_an_origin_that_takes_longer_than_the_route_has() {
 /// Clients that waited for the fetch of another one got 504, whatever was stored.
 #[test]
 fn stale_stands_for_those_that_wait_for_the_fetch_of_another_too() {
-    let hangs = Arc::new(AtomicBool::new(false));
-    let state = hangs.clone();
-    let origin = Origin::new(move |_, number| {
-        if state.load(Ordering::Relaxed) {
-            std::thread::park_timeout(PATIENCE);
-        }
-        response("Cache-Control: max-age=1, stale-if-error=60", &number.to_string())
-    });
-    let text = manifest(&origin.address, CACHE, "").replace("[[route]]\n", "[[route]]\ntimeout = \"500ms\"\n");
-    let proxy = Proxy::start(&text);
-    assert_eq!(proxy.get("/", "").text(), "1");
+    let (proxy, hangs) = behind_an_origin_that_may_hang();
     hangs.store(true, Ordering::Relaxed);
     until_says(&proxy, "/", "detail=stale-if-error");
     let clients: Vec<TcpStream> = (0..8).map(|_| begin(&proxy)).collect();
