@@ -509,6 +509,9 @@ fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) 
     if let Some(remedy) = connection.protocol_remedy() {
         return Error::new(FailureKind::ProtocolError, remedy);
     }
+    if let Some(cause) = connection.flood() {
+        return Error::new(FailureKind::ConnectionTerminated, cause);
+    }
     let kind = match &error {
         SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => return too_large(limits),
         SendError::Http1(Http1Error::Informational(_)) => {

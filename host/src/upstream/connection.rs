@@ -153,6 +153,12 @@ impl Connection {
         speaks_http1.then_some("the endpoint speaks HTTP/1.1, not HTTP/2; remove `h2c://` before its address")
     }
 
+    /// Returns the cause for which the connection was ended here, because the endpoint has sent too many frames; `None` if it
+    /// was not. The error of a request that was not sent yet doesn't have it.
+    pub fn flood(&self) -> Option<String> {
+        self.as_http2()?.flood()
+    }
+
     /// Whether the connection can serve no request any more.
     pub fn is_closed(&self) -> bool {
         match &self.protocol {

@@ -142,6 +142,12 @@ impl Http2 {
         self.sender.reports.speaks_http1.get()
     }
 
+    /// Returns the cause for which the connection was ended here, because the endpoint has sent too many frames; `None` if it
+    /// was not.
+    pub fn flood(&self) -> Option<String> {
+        self.sender.reports.flood.get().map(endpoint_frames::too_many)
+    }
+
     /// Sends a request; the future ends with the head of its response.
     pub fn send(
         &mut self,

@@ -66,6 +66,8 @@ pub struct FrameReports {
     pub is_overloaded: Cell<bool>,
     /// Whether the endpoint has begun with a response of HTTP/1.
     pub speaks_http1: Cell<bool>,
+    /// The kind of frames of which the endpoint has sent too many; `None` if it has not.
+    pub flood: Cell<Option<&'static str>>,
 }
 
 /// The heads that an endpoint sends.
@@ -135,6 +137,7 @@ impl Default for FrameReports {
             shut_since: Cell::default(),
             is_overloaded: Cell::default(),
             speaks_http1: Cell::default(),
+            flood: Cell::default(),
         }
     }
 }
@@ -209,6 +212,9 @@ impl TransportCounter for EndpointFrames {
                 budget.count_received(head).map_err(kind)
             });
             if let Err(name) = counted {
+                if let Flood::Kind(kind) = name {
+                    reports.flood.set(Some(kind));
+                }
                 flood.get_or_insert(name);
             }
         };
@@ -258,11 +264,16 @@ impl TransportCounter for EndpointFrames {
 
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
         let error = match self.flood? {
-            Flood::Kind(kind) => io::Error::other(format!("the endpoint sends too many frames ({kind})")),
+            Flood::Kind(kind) => io::Error::other(too_many(kind)),
             Flood::Interim => informational::refused(self.heads.limit),
         };
         Some(Poll::Ready(Err(error)))
     }
+}
+
+/// Returns the cause of a connection that has ended for too many frames of a kind.
+pub fn too_many(kind: &str) -> String {
+    format!("the endpoint sends too many frames ({kind})")
 }
 
 /// Whether the head of the first frame is the beginning of a response of HTTP/1, `HTTP/`.
