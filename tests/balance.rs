@@ -1,12 +1,14 @@
 //! Balancers in the running proxy: the stock balancer by its policies, and a custom one.
 
 use std::collections::HashMap;
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
 
 use plugway_test_guests::TENANT;
 
 use crate::support::client::{Seen, ask, load};
 use crate::support::origin::{Backend, Does};
-use crate::support::{Proxy, until};
+use crate::support::{Proxy, read_message, until};
 
 const GET: &str = "GET / HTTP/1.1";
 
@@ -43,6 +45,37 @@ fn round_robin_goes_by_weight() {
     endpoints[0] = format!("{{ address = {:?}, weight = 4 }}", backends[0].address);
     let proxy = start(&endpoints, "{ policy = \"round-robin\" }");
     shares(&ask(&proxy, 600, GET), &[("a", 4.0), ("b", 1.0), ("c", 1.0)], 0.0);
+}
+
+/// A reload dropped the balancer's instance of the generation before, so that each later pick of its exchanges had a new one.
+#[test]
+fn a_generation_that_is_replaced_keeps_its_balancer_for_its_exchanges() {
+    let backends = ["a", "b"].map(Backend::start);
+    let endpoints = plain(&backends).join(", ");
+    let text = format!(
+        "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n\
+         [upstream.app]\nendpoints = [{endpoints}]\n\
+         balancer = {{ use = \"balance\", config = {{ policy = \"round-robin\" }} }}\n"
+    );
+    let proxy = Proxy::start(&text);
+    // The content of a known length is received before an endpoint is chosen.
+    let begun = || {
+        let mut client = proxy.connect();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na").unwrap();
+        client
+    };
+    let clients: Vec<TcpStream> = (0..8).map(|_| begun()).collect();
+    // The worker has read what came before.
+    assert_eq!(proxy.get("/", "").status(), 200);
+    proxy.reload(&text.replace("[[route]]", "[[route]]\nname = \"new\""));
+    proxy.wait_log("reloaded: generation 2");
+    let before = backends.each_ref().map(Backend::requests);
+    for mut client in clients {
+        client.write_all(b"b").unwrap();
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+    }
+    let picked: Vec<u64> = backends.iter().zip(before).map(|(backend, before)| backend.requests() - before).collect();
+    assert_eq!(picked, [4, 4]);
 }
 
 #[test]

@@ -472,9 +472,13 @@ impl WorkerState {
         if !self.is_retired.get() {
             return;
         }
-        let unused = self.in_use.with_ids().filter(|(_, users)| users.get() == 0);
+        let is_over = self.in_chains.get() == 0;
+        // An exchange that has yet to choose an endpoint may use the balancer of any upstream.
+        let is_balancer = |plugin_id| self.generation.upstreams.iter().any(|it| it.balancer == Some(plugin_id));
+        let may_go = |plugin_id| is_over || !is_balancer(plugin_id);
+        let unused = self.in_use.with_ids().filter(|(plugin_id, users)| users.get() == 0 && may_go(*plugin_id));
         unused.for_each(|(plugin_id, _)| self.release(plugin_id));
-        if self.in_chains.get() > 0 {
+        if !is_over {
             return;
         }
         let was_released = self.is_released.replace(true);
