@@ -499,7 +499,8 @@ impl WorkerState {
         self.filters[plugin_id].clear();
         self.bodies[plugin_id].clear();
         if !guard.is_released() {
-            let stacks = u32::from(self.generation.bindings[plugin_id].waits());
+            // A body may have the instance of a plugin that waits, and its stack.
+            let stacks = u32::from(guard.has_own_stack());
             self.generation.tenancy.release(OwnInstances { places: 1, stacks });
         }
         guard.release();

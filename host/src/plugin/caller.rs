@@ -238,6 +238,11 @@ impl PluginCaller {
         self.waiting.clear_spare();
     }
 
+    /// Whether the worker's own instance of a plugin whose hooks may wait is idle.
+    pub fn has_own_stack(&self) -> bool {
+        self.waiting.has_own()
+    }
+
     /// Keeps no instances from now on.
     pub fn release(&self) {
         self.is_released.set(true);

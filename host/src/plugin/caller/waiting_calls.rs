@@ -131,6 +131,12 @@ impl WaitingInstances {
         self.idle.borrow_mut().truncate(1);
     }
 
+    /// Whether the instance is idle that has the place of the generation.
+    pub fn has_own(&self) -> bool {
+        let is_own = |idle: &IdleInstance| matches!(idle.waiting._place, WaitingPlace::OfGeneration);
+        self.idle.borrow().iter().any(is_own)
+    }
+
     fn is_empty(&self) -> bool {
         self.idle.borrow().is_empty()
     }
