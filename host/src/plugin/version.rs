@@ -172,6 +172,9 @@ impl PluginVersion {
             let calls = self.waiting.instances.load(Ordering::SeqCst).min(RESERVED_CALLS);
             (bodies + calls, calls)
         });
+        if self.cover.has_ended() {
+            self.spares.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
     }
 
     /// Whether an instance could not be made the last time.
@@ -239,6 +242,8 @@ impl PluginVersion {
 
     fn wanted(&self) -> usize {
         match self.isolation {
+            // Their places are those of the generations.
+            _ if self.cover.has_ended() => 0,
             Isolation::Request if !self.is_cheap() => SPARES_PER_CALL,
             _ => SPARES,
         }
