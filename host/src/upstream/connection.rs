@@ -33,7 +33,7 @@ pub struct Connection {
     protocol: Protocol,
     head: ResponseHeadLimits,
     limit_handle: LimitHandle,
-    /// The part of the descriptors that the connection counts for; `None` while it is idle or shared.
+    /// The part of the descriptors that a connection with HTTP/2 counts for; `None` while it is idle or shared.
     held: Option<DescriptorUse>,
 }
 
@@ -105,17 +105,19 @@ impl Connection {
 
     /// Counts the connection for a client, unless it is counted or shared.
     pub fn hold(&mut self, count: impl FnOnce() -> DescriptorUse) {
-        let is_shared = self.as_http2().is_some_and(|http2| !http2.is_unshared());
-        if is_shared {
-            self.held = None;
-        } else {
-            self.held.get_or_insert_with(count);
+        match &self.protocol {
+            Protocol::Http1 { http1, .. } => http1.hold(count),
+            Protocol::Http2(http2) if http2.is_unshared() => drop(self.held.get_or_insert_with(count)),
+            Protocol::Http2(_) => self.held = None,
         }
     }
 
-    /// Counts the connection for no client any more.
+    /// Counts the connection for no client any more, unless the rest of a request is still sent.
     pub fn release(&mut self) {
         self.held = None;
+        if let Protocol::Http1 { http1, .. } = &self.protocol {
+            http1.release();
+        }
     }
 
     /// Returns the sender that other requests can use too, if the version of HTTP allows that.
@@ -309,7 +311,7 @@ impl Connection {
     /// The bytes of a connection whose endpoint has switched protocols.
     pub fn into_stream(self) -> Option<Stream> {
         let Protocol::Http1 { http1, .. } = self.protocol else { return None };
-        http1.into_stream(self.held)
+        http1.into_stream()
     }
 }
 

@@ -100,6 +100,8 @@ struct Wire {
     transport: Box<dyn EndpointTransport>,
     /// The permit of the connection.
     permit: ConnectionPermit,
+    /// The part of the descriptors that the connection counts for; `None` while it is idle.
+    held: Option<DescriptorUse>,
     /// The bytes that were read and are not parsed yet.
     read: BytesMut,
     /// The room that is made for the next reads, in bytes.
@@ -160,6 +162,7 @@ impl Http1 {
         let wire = Wire {
             transport: Box::new(transport),
             permit,
+            held: None,
             read: BytesMut::new(),
             room: FIRST_PIECE,
             upload: Upload::default(),
@@ -232,6 +235,19 @@ impl Http1 {
         !self.wire.borrow().upload.is_over()
     }
 
+    /// Counts the connection for a client, unless it is counted.
+    pub fn hold(&self, count: impl FnOnce() -> DescriptorUse) {
+        self.wire.borrow_mut().held.get_or_insert_with(count);
+    }
+
+    /// Counts the connection for no client any more, unless a task sends the rest of a request.
+    pub fn release(&self) {
+        let mut wire = self.wire.borrow_mut();
+        if wire.upload.is_over() {
+            wire.held = None;
+        }
+    }
+
     /// Makes a task send the rest of the request. Once the response is over, the task ends when it has sent nothing for
     /// `pause`.
     pub fn detach_upload(&mut self, pause: Duration) {
@@ -275,10 +291,10 @@ impl Http1 {
 
     /// Returns the bytes of a connection whose endpoint has switched protocols; `None` while a task sends the rest of a
     /// request.
-    pub fn into_stream(self, held: Option<DescriptorUse>) -> Option<Stream> {
+    pub fn into_stream(self) -> Option<Stream> {
         let Http1 { wire, sending, .. } = self;
         drop(sending);
-        let Wire { transport, permit, read, .. } = Rc::into_inner(wire)?.into_inner();
+        let Wire { transport, permit, held, read, .. } = Rc::into_inner(wire)?.into_inner();
         Some(Stream { permit, held, transport, ahead: read.freeze() })
     }
 
