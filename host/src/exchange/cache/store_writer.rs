@@ -107,7 +107,8 @@ impl StoreWriter {
             let (fill, place) = (&self.fill, &mut self.place);
             let frame = poll_fn(|cx| {
                 // Clients that leave as soon as they have the head would leave any number of fetches behind.
-                if fill.is_unread() && place.is_none() {
+                let has_all = fill.length() == Some(bytes);
+                if fill.is_unread() && place.is_none() && !has_all {
                     *place = self.places.take(self.route);
                     if place.is_none() {
                         return Poll::Ready(Err(Abandoned));
