@@ -196,6 +196,9 @@ impl ReferrerPolicies {
             ReferrerPolicies::Text(text) => text.split(',').map(str::trim).collect(),
             ReferrerPolicies::List(words) => words.iter().map(|word| word.trim()).collect(),
         };
+        if words.is_empty() {
+            return Err(String::new());
+        }
         match words.iter().find(|word| !ReferrerPolicy::ALL.iter().any(|known| known.word() == Some(word))) {
             Some(unknown) => Err((*unknown).into()),
             None => Ok(Some(words.join(", "))),

@@ -242,6 +242,7 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
         (csp("sandbox allow-script"), "/content-security-policy", "did you mean `allow-scripts`?"),
         (json!({ "referrer-policy": "no-referrer, off" }), "/referrer-policy", "\"off\" is none of \"no-referrer\", "),
         (json!({ "referrer-policy": ["origin", "never"] }), "/referrer-policy", "\"never\" is none of"),
+        (json!({ "referrer-policy": [] }), "/referrer-policy", "\"\" is none of"),
         (csp("script-src {nonce}"), "/content-security-policy", "write `'nonce-{nonce}'`"),
         (csp("script-src 'nonce-abc'"), "/content-security-policy", "is the same for all responses"),
         (csp("script-src 'none' https://a.example"), "/content-security-policy", "beside other sources"),
