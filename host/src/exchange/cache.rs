@@ -264,6 +264,7 @@ impl CacheMiss {
             // What is stored may stand for a response that another request waits for too long.
             Err(_) => {
                 let failed = ChainFailure::new(late(total), self.depth());
+                self.stage.count(worker, context, CacheOutcome::Collapsed);
                 return self.stale_or_failure(worker, context, None, failed);
             }
         };
