@@ -129,7 +129,7 @@ struct Following<'a> {
 }
 
 impl<'a> Following<'a> {
-    /// Goes to the location of the redirect; `None` if the location belongs to another site, or to none of the listeners.
+    /// Returns the request for the location of the redirect; `None` if the location belongs to another site, or to none of the listeners.
     fn follow(mut self, route: &RouteTable, redirect: &Redirect, all: &'a [SampleListener<'a>]) -> Option<Self> {
         let scheme = self.at.first()?.scheme;
         let target = SampleTarget { scheme, host: &self.host, path: self.request.uri.path() };

@@ -105,7 +105,7 @@ impl UriTemplate {
         self.build(|name, uri| put(name, context, uri))
     }
 
-    /// Returns the URI for a request with a target without a query; `None` if it is none. Of other values, examples are taken.
+    /// Returns the URI for a request with a target without a query; `None` if it is none. Other values are replaced by examples.
     pub fn fill_sample(&self, target: &SampleTarget<'_>) -> Option<HeaderValue> {
         let put = |name: &ValueName, uri: &mut Vec<u8>| match name {
             ValueName::Path | ValueName::Uri => uri.extend_from_slice(target.path.as_bytes()),

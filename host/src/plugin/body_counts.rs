@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
+/// The number of bodies for which each plugin has reserved places. Further bodies use free places.
 pub const RESERVED_BODIES: u32 = 32;
 
 /// The bodies of a plugin version that pass, and those that wait.

@@ -18,7 +18,7 @@ pub struct BodyPermit {
 
 /// The place of a body's instance.
 enum BodyPlace {
-    /// One of those that a generation has reserved.
+    /// The place is one that a generation has reserved.
     OfGeneration,
     /// The place of a body beyond [`RESERVED_BODIES`], or of one that begins after its generation was replaced.
     Own { _reserved: ReservedInstances },

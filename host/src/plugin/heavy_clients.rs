@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::system::holder_counts::Holder;
 
-/// The clients whose calls have cost most lately. The cost of a client is never counted too low, and too high by no more than
-/// a [`PLACES`]th of all: a client without a place gets that of the client with the lowest cost, and its count.
+/// The clients whose calls have cost most lately. The cost of a client that has a place is never counted too low, and too high
+/// by no more than a [`PLACES`]th of all: a client without a place gets that of the client with the lowest cost, and its count.
 pub(super) struct HeavyClients {
     places: RefCell<[ClientCost; PLACES]>,
     /// The cost of all clients.

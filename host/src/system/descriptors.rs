@@ -20,8 +20,7 @@ pub struct ConnectionDemand {
     pub endpoints: usize,
 }
 
-/// The number of descriptors that are reserved for other uses: the admin listener, DNS, health checks, logs, plugins
-/// and stored responses that are read.
+/// The number of descriptors that are reserved for other uses: the admin listener, DNS, health checks, logs and plugins.
 const SPARE: usize = 32;
 /// The fraction of descriptors that is reserved too, one in `SPARE_SHARE`, as other uses grow with the number of
 /// clients.
