@@ -2,12 +2,12 @@
 
 pub mod connection_counts;
 pub mod error_pages;
+pub mod fetch_places;
 pub mod ids;
 pub mod listener;
 pub mod listener_rules;
 pub mod maintenance;
 mod query_conditions;
-pub mod revalidation_places;
 pub mod router;
 pub mod target;
 pub mod uri_rules;

@@ -23,8 +23,8 @@ use crate::exchange::record::{self, ClientState};
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::{Destination, late};
 use crate::generation::Route;
+use crate::generation::fetch_places::MAX_FETCHES;
 use crate::generation::ids::{PluginId, RouteId};
-use crate::generation::revalidation_places::MAX_REVALIDATIONS;
 use crate::generation::worker_state::WorkerState;
 use crate::net::deadline::{Clock, Deadline};
 use crate::plugin::breaker::HookKind;
@@ -441,7 +441,7 @@ impl CacheMiss {
             return;
         }
         let (request_id, route, upstream) = (context.request_id(), &*context.route, &*context.upstream);
-        let (places, age) = (MAX_REVALIDATIONS, age_ms / 1000);
+        let (places, age) = (MAX_FETCHES, age_ms / 1000);
         let cause = "as many background revalidations of the route are in progress as the upstream has places for";
         tracing::warn!(request_id, route, upstream, age, cause, places, "stored response not validated");
     }

@@ -6,8 +6,8 @@
 
 use crate::body::buffer_space::BufferSpace;
 use crate::context::{CalloutCause, ExchangeContext};
+use crate::generation::fetch_places::FetchPlaces;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
-use crate::generation::revalidation_places::RevalidationPlaces;
 use crate::generation::target::Target;
 use crate::generation::{Generation, Route, UNROUTED, Upstream};
 use crate::plugin::body_filter::IdleBodyInstances;
@@ -167,8 +167,8 @@ pub struct LastingState {
 /// The places for fetches in the background at an upstream.
 #[derive(Default)]
 struct BackgroundPlaces {
-    revalidations: RevalidationPlaces,
-    left: RevalidationPlaces,
+    revalidations: FetchPlaces,
+    left: FetchPlaces,
 }
 
 /// A worker's view of an upstream.
@@ -319,13 +319,13 @@ impl WorkerState {
     }
 
     /// Returns the places for background revalidations at an upstream; of responses of no upstream if `None`.
-    pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &RevalidationPlaces {
+    pub fn revalidations(&self, upstream: Option<UpstreamId>) -> &FetchPlaces {
         &self.background(upstream).revalidations
     }
 
     /// Returns the places for fetches at an upstream that their clients have left. They are others than those of
     /// revalidations, which a client could keep from the stored responses of all.
-    pub fn left_fetches(&self, upstream: Option<UpstreamId>) -> &RevalidationPlaces {
+    pub fn left_fetches(&self, upstream: Option<UpstreamId>) -> &FetchPlaces {
         &self.background(upstream).left
     }
 

@@ -24,8 +24,8 @@ use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
 use crate::exchange::{Destination, ROUTE_TIMEOUT, late, waiting};
+use crate::generation::fetch_places::FetchPlace;
 use crate::generation::ids::UpstreamId;
-use crate::generation::revalidation_places::RevalidationPlace;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
@@ -53,7 +53,7 @@ pub struct Fetch<'a> {
     pub total: &'a Deadline,
     pub client: FetchClient,
     /// The place of a fetch in the background, until the task that stores the response takes it; `None` for others.
-    pub place: Cell<Option<RevalidationPlace>>,
+    pub place: Cell<Option<FetchPlace>>,
 }
 
 /// Whether the client of the request has its response already.

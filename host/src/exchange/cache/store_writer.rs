@@ -13,8 +13,8 @@ use crate::body::BodyError;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::fetch_places::{FetchPlace, FetchPlaces};
 use crate::generation::ids::RouteId;
-use crate::generation::revalidation_places::{RevalidationPlace, RevalidationPlaces};
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
 use crate::store::disk::{UnfinishedFile, Unwritten, WrittenResponse};
@@ -48,10 +48,10 @@ pub struct StoreWriter {
     pub backlog: ReaderBacklog,
     pub exchange: FetchName,
     /// The places of fetches that their clients have left, at the upstream.
-    pub places: RevalidationPlaces,
+    pub places: FetchPlaces,
     pub route: RouteId,
     /// The place of this fetch; `None` while it needs none.
-    pub place: Option<RevalidationPlace>,
+    pub place: Option<FetchPlace>,
     pub figures: Arc<CacheMetrics>,
 }
 
