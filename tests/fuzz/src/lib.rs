@@ -25,6 +25,7 @@ pub mod context;
 
 pub mod generation {
     pub mod ids;
+    pub mod query_conditions;
     pub mod router;
 }
 
@@ -35,6 +36,7 @@ pub mod net {
 pub mod protocol {
     pub mod authority;
     pub mod client_address;
+    pub mod client_net;
     pub mod content_length;
     pub mod field_alias;
     pub mod framing;
@@ -47,6 +49,7 @@ pub mod protocol {
 
 pub mod system {
     pub mod files;
+    pub mod holder_counts;
     pub mod printable;
     pub mod random;
 }
