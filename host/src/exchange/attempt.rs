@@ -19,12 +19,10 @@ use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::net::happy_eyeballs;
-use crate::protocol::client_net::ClientNet;
 use crate::protocol::content_length;
 use crate::protocol::conversation;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
-use crate::system::holder_counts::Holder;
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 use crate::upstream::connect::ConnectStage;
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
@@ -89,7 +87,7 @@ impl Attempt<'_> {
                 Some(connection) => (connection, ConnectionOrigin::Kept),
                 None => self.connect_or_share(&in_flight_guard, wanted).await?,
             };
-            in_flight_guard.endpoint_view().pool.lend(&mut connection, self.client());
+            in_flight_guard.endpoint_view().pool.lend(&mut connection, self.context.holder());
             let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {
                 if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
                     in_flight_guard.endpoint_view().pool.note_unanswered(&connection);
@@ -146,11 +144,6 @@ impl Attempt<'_> {
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
 
-    /// Returns the client whose part of the descriptors a connection counts for.
-    fn client(&self) -> Holder {
-        ClientNet::holder(self.context.client_ip())
-    }
-
     fn head_size(&self) -> RequestHeadSize {
         let head = &self.context.request;
         let target = self.context.forwarded_target().map_or("/", uri::PathAndQuery::as_str);
@@ -192,7 +185,7 @@ impl Attempt<'_> {
         let request = ConnectionRequest {
             limit: self.connection_limit.clone(),
             wanted,
-            client: self.client(),
+            client: self.context.holder(),
             addresses: self.context.addresses(),
             settings: rules.clone(),
             stage: Rc::default(),

@@ -32,7 +32,6 @@ use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, Po
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::settings::CacheInputs;
-use crate::protocol::client_net::ClientNet;
 use crate::store::DiskCandidate;
 use crate::store::collapse::{FetchLeader, FetchOutcome, FetchRole, wait_for_outcome};
 use crate::store::index::Found;
@@ -345,7 +344,7 @@ impl CacheMiss {
         loop {
             match store.fetches.join(candidate.entry.fetch_id()) {
                 FetchRole::Lead(lead) => {
-                    let descriptor = worker.descriptors().take(ClientNet::holder(context.client_ip()))?;
+                    let descriptor = worker.descriptors().take(context.holder())?;
                     let recalled = store.load(self.id, &self.cache_key.key, candidate, most, descriptor).await;
                     let loaded = |object| FetchOutcome::Object(object, candidate.epoch);
                     let outcome = recalled.clone().map_or(FetchOutcome::Pass, loaded);

@@ -28,7 +28,6 @@ use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::FilterVerdict;
-use crate::protocol::client_net::ClientNet;
 use crate::protocol::hop_by_hop;
 
 /// A request that its connection rejects before it is routed.
@@ -175,7 +174,7 @@ fn count_made(
     if length == 0 {
         return;
     }
-    let client = ClientNet::holder(context.client_ip());
+    let client = context.holder();
     let Some(share) = worker.buffers.count_made(length, &worker.generation.routes[route_id].made, client) else {
         let cause = "made responses fill the part of the memory for bodies that the route, or the client, may have";
         let error = Error::new(FailureKind::LimitReached, cause).with_limit("buffers.memory");

@@ -66,8 +66,7 @@ pub async fn serve_files(
     }
     let codings = content_coding::preferred(&request.headers, &site.site.precompressed);
     let mut query = FileQuery { path, codings };
-    let client = context.client_ip();
-    let holder = ClientNet::holder(client);
+    let holder = context.holder();
     let mut found = find(site, &query, holder, step).await?;
     // A plugin has removed the slash that the client sent: a redirect to it would come back without it again.
     if matches!(found, PathAnswer::Folder) && names_folder(context) {
@@ -82,7 +81,7 @@ pub async fn serve_files(
         PathAnswer::Folder => redirect_into_folder(context),
         PathAnswer::Unindexed => {
             let memory = worker.buffers.memory_for_made(&worker.generation.routes[route_id].made, holder);
-            match site.list(query.path, ClientNet::new(client), memory, step).await? {
+            match site.list(query.path, ClientNet::new(context.client_ip()), memory, step).await? {
                 Some(page) => listing_response(page, &request.method),
                 None => page(StatusCode::NOT_FOUND),
             }
