@@ -31,28 +31,34 @@ impl Pool {
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
-        let all = self.all.upgrade();
-        let terms = |wanted| self.terms_for(request, wanted, all.as_deref());
         let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
         if self.exclusive.get() || needs_http1 {
-            let held = self.descriptor_for(request.client)?;
-            let mut connection = connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await?;
-            connection.hold(|| held);
-            return Ok(Box::new(connection));
+            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
         }
         if request.wanted == RequiredProtocol::Unshared {
-            let held = self.descriptor_for(request.client)?;
-            let connection = connect::connect(&self.address, &terms(request.wanted), permit).await?;
-            let mut connection = connection.unshared(&self.own);
-            connection.hold(|| held);
+            let connection = self.open_alone(permit, request, RequiredProtocol::Unshared).await?;
             self.learn_protocol(&connection);
             // An endpoint that accepts no further connection may leave one without settings.
             if let Some(sender) = connection.unshared_sender() {
                 sender.settled().await;
             }
-            return Ok(Box::new(connection));
+            return Ok(connection);
         }
         self.open_shareable(permit, request, clock).await
+    }
+
+    /// Opens a connection that serves one exchange at a time, and counts it for the client.
+    async fn open_alone(
+        &self,
+        permit: ConnectionPermit,
+        request: &ConnectionRequest,
+        wanted: RequiredProtocol,
+    ) -> Result<Box<Connection>, Error> {
+        let (held, all) = (self.descriptor_for(request.client)?, self.all.upgrade());
+        let terms = self.terms_for(request, wanted, all.as_deref());
+        let mut connection = connect::connect(&self.address, &terms, permit).await?.unshared(&self.own);
+        connection.hold(|| held);
+        Ok(Box::new(connection))
     }
 
     /// Opens a connection that others may share, one request at a time, as the first one may have room for all.
@@ -82,11 +88,7 @@ impl Pool {
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
-            let held = self.descriptor_for(request.client)?;
-            let terms = self.terms_for(request, RequiredProtocol::Http1, all.as_deref());
-            let mut connection = connect::connect(&self.address, &terms, permit).await?;
-            connection.hold(|| held);
-            return Ok(Box::new(connection));
+            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
         }
         let terms = self.terms_for(request, *wanted, all.as_deref());
         let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
