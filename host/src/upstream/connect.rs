@@ -152,21 +152,22 @@ async fn resolve(host_and_port: &Arc<str>, shared: Option<&Rc<NameLookup>>) -> i
 
 /// A name that the system can't look up.
 fn unknown(error: io::Error) -> Error {
-    if lacks_descriptor(&error) {
-        return Error::no_descriptor(error);
-    }
-    Error::new(if is_of_this_machine(&error) { FailureKind::InternalError } else { FailureKind::DnsError }, error)
+    let is_own = is_of_this_machine(&error);
+    not_opened(error, is_own, FailureKind::DnsError)
 }
 
 fn refused(error: io::Error) -> Error {
-    if lacks_descriptor(&error) {
-        return Error::no_descriptor(error);
+    let is_own = happy_eyeballs::is_own(&error);
+    not_opened(error, is_own, FailureKind::ConnectionRefused)
+}
+
+/// Returns the error of a connection that was not opened. What this machine lacks is not the endpoint's fault.
+fn not_opened(error: io::Error, is_own: bool, otherwise: FailureKind) -> Error {
+    match is_own {
+        true if lacks_descriptor(&error) => Error::no_descriptor(error),
+        true => Error::new(FailureKind::InternalError, error),
+        false => Error::new(otherwise, error),
     }
-    // What this machine lacks is not the endpoint's fault.
-    Error::new(
-        if happy_eyeballs::is_own(&error) { FailureKind::InternalError } else { FailureKind::ConnectionRefused },
-        error,
-    )
 }
 
 async fn negotiate(
