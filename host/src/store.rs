@@ -205,10 +205,8 @@ impl Store {
     /// Puts a response into the index, unless it was purged meanwhile. Returns whether it was inserted.
     fn keep(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) -> bool {
         self.make_room();
-        if let Content::Pieces(pieces) = &object.content {
-            pieces.enter(&self.held);
-        }
         let pieces = if let Content::Pieces(pieces) = &object.content { Some(pieces.clone()) } else { None };
+        pieces.iter().for_each(|pieces| pieces.enter(&self.held));
         let is_inserted = self.memory.insert_unless_purged(id, key, object, &self.purges, epoch);
         // Readers may have the content all the same.
         pieces.filter(|_| !is_inserted).into_iter().for_each(|pieces| pieces.leave());

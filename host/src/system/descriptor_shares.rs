@@ -121,15 +121,19 @@ impl DescriptorShares {
         self.limit.get().map(|limit| limit.exchanges(self.clients()) as u64)
     }
 
+    /// Returns the number of descriptors that exchanges use, over all workers.
+    fn used(&self) -> u64 {
+        self.workers.iter().map(|counts| counts.all.load(Ordering::Relaxed)).sum()
+    }
+
     /// Whether a holder, which `own` has just counted, keeps within its part.
     fn is_within(&self, own: &WorkerCounts, holder: Holder) -> bool {
         let Some(room) = self.room() else { return true };
         if own.all.load(Ordering::Relaxed) * self.workers.len() as u64 <= room / UNCHECKED {
             return true;
         }
-        let sum = |of: &dyn Fn(&WorkerCounts) -> u64| self.workers.iter().map(|counts| of(counts)).sum::<u64>();
-        let all = sum(&|counts| counts.all.load(Ordering::Relaxed));
-        let of_holder = sum(&|counts| counts.by_holder.of(holder));
+        let all = self.used();
+        let of_holder: u64 = self.workers.iter().map(|counts| counts.by_holder.of(holder)).sum();
         let left = (room - room / RESERVE).saturating_sub(all.saturating_sub(of_holder));
         of_holder <= (left * PART.0).div_ceil(PART.1) || of_holder <= FEW && all <= room
     }
@@ -156,18 +160,12 @@ impl WorkerDescriptors {
 
     /// Whether exchanges use less than half of the descriptors, so that a request may have one that it could do without.
     pub fn has_plenty(&self) -> bool {
-        let used = || self.shares.workers.iter().map(|counts| counts.all.load(Ordering::Relaxed)).sum::<u64>();
-        self.shares.room().is_none_or(|room| used() < room / 2)
+        self.shares.room().is_none_or(|room| self.shares.used() < room / 2)
     }
 
     /// Records that a descriptor was missing.
     pub fn record_shortage(&self) {
         self.shares.shortages.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Returns how often a descriptor was missing, on any worker.
-    pub fn shortages(&self) -> usize {
-        self.shares.shortages()
     }
 }
 

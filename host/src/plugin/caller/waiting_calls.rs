@@ -51,12 +51,12 @@ pub(in crate::plugin) struct WaitingInstance {
     pub(in crate::plugin) instance: Box<Instance>,
     /// The permission for the last call that was begun.
     pub(in crate::plugin) permit: CallPermit,
-    _place: WaitingPlace,
+    place: WaitingPlace,
 }
 
 impl WaitingInstance {
     fn new(instance: Box<Instance>, place: WaitingPlace) -> Self {
-        WaitingInstance { instance, permit: CallPermit::Usual, _place: place }
+        WaitingInstance { instance, permit: CallPermit::Usual, place }
     }
 }
 
@@ -133,7 +133,7 @@ impl WaitingInstances {
 
     /// Whether the instance is idle that has the place of the generation.
     pub fn has_own(&self) -> bool {
-        let is_own = |idle: &IdleInstance| matches!(idle.waiting._place, WaitingPlace::OfGeneration);
+        let is_own = |idle: &IdleInstance| matches!(idle.waiting.place, WaitingPlace::OfGeneration);
         self.idle.borrow().iter().any(is_own)
     }
 
