@@ -77,6 +77,26 @@ fn pipelined_requests_are_answered_in_order_on_one_connection() {
     }
 }
 
+/// The last chunk of content is read only when its end is asked for, so that the connection takes it for unread: it was
+/// closed while the content of the next request was on its way.
+#[test]
+fn an_upload_behind_one_in_chunks_is_answered_on_the_same_connection() {
+    let proxy = Proxy::start(&manifest(&origin(|request| ok(&request.text().len().to_string())), "", ""));
+    let chunked =
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n4\r\nabcd\r\n0\r\n\r\n";
+    for length in [1_000, 8_000, 20_000, 200_000] {
+        let mut stream = proxy.connect();
+        let next = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}", "z".repeat(length));
+        stream.write_all(format!("{chunked}{next}{chunked}").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        for wanted in [9, length, 9] {
+            let response =
+                read_message(&mut reader).unwrap_or_else(|| panic!("no response before {wanted} of {length}"));
+            assert_eq!((response.field("connection"), response.text()), (None, wanted.to_string()));
+        }
+    }
+}
+
 #[test]
 fn bodies_pass_both_ways_in_either_framing() {
     let proxy = Proxy::start(&manifest(&origin(|request| ok(&request.text())), "", ""));

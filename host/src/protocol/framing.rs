@@ -23,6 +23,8 @@ pub struct Scanner {
     context: ScannedHead,
     /// The number of bytes of the last read up to the end of the last whole message in it.
     complete_bytes: usize,
+    /// The number of whole messages so far.
+    messages: usize,
 }
 
 /// The reason why a message is rejected.
@@ -109,6 +111,7 @@ impl Scanner {
             line: Vec::new(),
             context: ScannedHead::default(),
             complete_bytes: 0,
+            messages: 0,
         }
     }
 
@@ -143,6 +146,11 @@ impl Scanner {
         self.complete_bytes
     }
 
+    /// Returns the number of messages that were scanned to their end.
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
     /// Whether the next byte begins a message.
     pub fn is_between(&self) -> bool {
         self.state == ScanState::Between && self.line.is_empty()
@@ -154,6 +162,7 @@ impl Scanner {
     }
 
     fn next_message(&mut self) -> ScanState {
+        self.messages += 1;
         self.context = ScannedHead::default();
         ScanState::Between
     }

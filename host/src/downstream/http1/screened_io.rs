@@ -31,7 +31,9 @@ impl<T> ScreenedIo<T> {
     /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
     fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
         let (was_between, was_in_head) = (self.scanner.is_between(), self.scanner.is_in_head());
-        if let Err(refusal) = self.scanner.take(bytes) {
+        let scanned = self.scanner.take(bytes);
+        self.session.received.set(self.scanner.messages());
+        if let Err(refusal) = scanned {
             let complete_bytes = self.scanner.complete_bytes();
             if was_between || complete_bytes > 0 {
                 self.session.rejected_line.replace(first_line(&bytes[complete_bytes..]));
@@ -43,12 +45,10 @@ impl<T> ScreenedIo<T> {
                 return None;
             }
             self.refusal = Some(refusal);
-            self.session.has_whole.set(true);
             self.session.in_head.set(false);
             return Some(complete_bytes);
         }
         let in_head = self.scanner.is_in_head();
-        self.session.has_whole.set(in_head || self.scanner.is_between());
         if in_head && !self.session.in_head.get() && !self.session.busy.get() {
             self.session.head.set(self.session.client.arrival.listener.limits.head_timeout);
         }

@@ -49,8 +49,8 @@ pub struct Session {
     pub busy: Cell<bool>,
     /// Whether a head has begun and isn't complete yet.
     pub in_head: Cell<bool>,
-    /// Whether all of the last request has been read from the socket.
-    pub has_whole: Cell<bool>,
+    /// The number of requests that have been read from the socket to their end.
+    pub received: Cell<usize>,
     /// Whether the client has closed its sending side.
     pub heard_all: Cell<bool>,
     /// Whether the bytes that hyper writes belong to an exchange, and not to hyper's own error response.
@@ -146,7 +146,7 @@ impl Session {
             send,
             busy: Cell::new(false),
             in_head: Cell::new(false),
-            has_whole: Cell::new(false),
+            received: Cell::new(0),
             heard_all: Cell::new(false),
             speaking: Cell::new(false),
             flushed: Cell::new(true),
@@ -212,7 +212,7 @@ impl Session {
             matches!(kind, FailureKind::RequestError | FailureKind::RequestTimeout | FailureKind::RequestBodySize)
         };
         // The rest of the request body is discarded, and a request behind it would be discarded too.
-        let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
+        let is_cut_short = self.upload.borrow().is_unread() && self.received.get() < self.served.get();
         if is_cut_short {
             // The content of a closed connection is read and discarded without hyper.
             drop(self.upload.borrow().take_rest());

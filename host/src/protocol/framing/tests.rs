@@ -49,6 +49,19 @@ fn messages_end_where_they_say() {
     }
 }
 
+#[test]
+fn whole_messages_are_counted() {
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
+    let plain = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let bytes = format!("{chunked}{plain}{chunked}GET");
+    let ends = [chunked.len(), chunked.len() + plain.len(), 2 * chunked.len() + plain.len()];
+    for cut in 0..=bytes.len() {
+        let mut scanner = Scanner::new(LIMITS);
+        scanner.take(&bytes.as_bytes()[..cut]).unwrap();
+        assert_eq!(scanner.messages(), ends.iter().filter(|end| cut >= **end).count(), "{cut}");
+    }
+}
+
 /// Fields of a request that are refused, without the rest of its head.
 const REFUSED_FIELDS: [(&str, FramingError); 20] = [
     ("Content-Length: 1\r\nContent-Length: 1", FramingError::Length),
