@@ -324,8 +324,15 @@ fn exchange_cut_off_at_the_stop_is_a_warning() {
         }
         proxy.signal("TERM");
         for _ in 0..2 {
-            let parts =
-                ["limit=\"drain-timeout\"", "request_id=\"", "route=\"front\"", "upstream=\"app\"", "endpoint=\""];
+            let kind = if is_begun { "kind=\"connection_terminated\"" } else { "kind=\"http_response_timeout\"" };
+            let parts = [
+                kind,
+                "limit=\"drain-timeout\"",
+                "request_id=\"",
+                "route=\"front\"",
+                "upstream=\"app\"",
+                "endpoint=\"",
+            ];
             warned(&proxy, "exchange cut off", &parts);
         }
         assert_eq!(proxy.wait_exit(), Some(0));

@@ -232,8 +232,8 @@ impl Drop for ExchangeRecord {
 impl ExchangeRecord {
     fn end(&mut self) {
         if let (None, Some(limit)) = (self.error, self.worker.worker_metrics.registry.cut_off.get()) {
-            let error = Error::new(FailureKind::ResponseTimeout, "the proxy stops, and the exchange was not over");
-            let error = Error { limit: *limit, ..error };
+            let kind = if self.status == 0 { FailureKind::ResponseTimeout } else { FailureKind::ConnectionTerminated };
+            let error = Error { limit: *limit, ..Error::new(kind, "the proxy stops, and the exchange was not over") };
             self.log(&error, "exchange cut off");
             (self.error, self.has_left) = (Some(error.kind), false);
         }
