@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::descriptors::Descriptors;
 use super::holder_counts::{Holder, HolderCounts};
+use super::holder_waits::HolderWaits;
 
 /// The descriptors of the process that clients and exchanges use.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct CountedFile {
 struct WorkerCounts {
     all: AtomicU64,
     by_holder: HolderCounts,
+    /// The requests of all workers that wait for a descriptor.
+    waits: Arc<HolderWaits>,
 }
 
 /// The key of the limit in errors.
@@ -73,10 +76,11 @@ const UNCHECKED: u64 = 32;
 impl DescriptorShares {
     /// Returns the descriptors of a process with this number of workers, of which none is used yet.
     pub fn new(workers: usize) -> Arc<Self> {
+        let waits = Arc::default();
         Arc::new(DescriptorShares {
             limit: OnceLock::new(),
             clients: AtomicUsize::new(0),
-            workers: (0..workers).map(|_| Arc::default()).collect(),
+            workers: (0..workers).map(|_| Arc::new(WorkerCounts::new(&waits))).collect(),
             shortages: AtomicUsize::new(0),
         })
     }
@@ -147,14 +151,28 @@ impl WorkerDescriptors {
 
     /// Takes a descriptor for a holder; `None` if the holder has its part of them.
     pub fn take(&self, holder: Holder) -> Option<DescriptorUse> {
-        let taken = self.count(holder);
-        self.shares.is_within(&self.own, holder).then_some(taken)
+        self.own.add(holder);
+        if !self.shares.is_within(&self.own, holder) {
+            self.own.remove(holder);
+            return None;
+        }
+        Some(DescriptorUse { counts: self.own.clone(), holder })
+    }
+
+    /// Takes a descriptor for a holder, or waits until the holder has given one back. May be dropped at any time.
+    pub async fn take_in_turn(&self, holder: Holder) -> DescriptorUse {
+        let wait = self.own.waits.enter(holder);
+        loop {
+            if let Some(taken) = self.take(holder) {
+                return taken;
+            }
+            wait.returned().await;
+        }
     }
 
     /// Counts a descriptor that is open already.
     pub fn count(&self, holder: Holder) -> DescriptorUse {
-        self.own.all.fetch_add(1, Ordering::Relaxed);
-        self.own.by_holder.add(holder, 1);
+        self.own.add(holder);
         DescriptorUse { counts: self.own.clone(), holder }
     }
 
@@ -166,6 +184,22 @@ impl WorkerDescriptors {
     /// Records that a descriptor was missing.
     pub fn record_shortage(&self) {
         self.shares.shortages.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl WorkerCounts {
+    fn new(waits: &Arc<HolderWaits>) -> Self {
+        WorkerCounts { waits: waits.clone(), ..WorkerCounts::default() }
+    }
+
+    fn add(&self, holder: Holder) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        self.by_holder.add(holder, 1);
+    }
+
+    fn remove(&self, holder: Holder) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+        self.by_holder.remove(holder, 1);
     }
 }
 
@@ -185,13 +219,16 @@ impl Deref for CountedFile {
 
 impl Drop for DescriptorUse {
     fn drop(&mut self) {
-        self.counts.all.fetch_sub(1, Ordering::Relaxed);
-        self.counts.by_holder.remove(self.holder, 1);
+        self.counts.remove(self.holder);
+        self.counts.waits.wake_one(self.holder);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use super::*;
 
     fn take_all(worker: &WorkerDescriptors, holder: Holder) -> Vec<DescriptorUse> {
@@ -240,6 +277,22 @@ mod tests {
         assert!(beside_clients < before - 200, "{before}, {beside_clients}");
         (0..400).for_each(|_| shares.leave_client());
         assert_eq!(take_all(&worker, Holder::UNKNOWN).len(), before);
+    }
+
+    #[test]
+    fn a_request_waits_for_a_descriptor_that_its_client_gives_back() {
+        let shares = DescriptorShares::new(2);
+        shares.limit(Descriptors { limit: 256, own: 24 });
+        let (one, other) = (shares.worker(0), shares.worker(1));
+        let holder = Holder::numbered(1);
+        let mut held = take_all(&one, holder);
+        let mut waiting = pin!(one.take_in_turn(holder));
+        let mut poll = || waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(!poll());
+        drop(other.count(Holder::numbered(2)));
+        assert!(!poll(), "another client's descriptor");
+        held.pop();
+        assert!(poll());
     }
 
     #[test]
