@@ -3,8 +3,12 @@
 
 use std::fs::File;
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::descriptors::Descriptors;
 use super::holder_counts::{Holder, HolderCounts};
@@ -20,6 +24,8 @@ pub struct DescriptorShares {
     workers: Vec<Arc<WorkerCounts>>,
     /// How often a descriptor was missing.
     shortages: AtomicUsize,
+    /// Notified when a worker has closed idle connections.
+    relieved: Notify,
 }
 
 /// The descriptors of the exchanges of one worker.
@@ -73,6 +79,9 @@ const FEW: u64 = 4;
 /// reserved for other uses.
 const UNCHECKED: u64 = 32;
 
+/// The time in which each worker closes its idle connections after a descriptor was missing: a few of its ticks.
+const RELIEF: Duration = Duration::from_millis(500);
+
 impl DescriptorShares {
     /// Returns the descriptors of a process with this number of workers, of which none is used yet.
     pub fn new(workers: usize) -> Arc<Self> {
@@ -82,6 +91,7 @@ impl DescriptorShares {
             clients: AtomicUsize::new(0),
             workers: (0..workers).map(|_| Arc::new(WorkerCounts::new(&waits))).collect(),
             shortages: AtomicUsize::new(0),
+            relieved: Notify::new(),
         })
     }
 
@@ -162,11 +172,17 @@ impl WorkerDescriptors {
     /// Takes a descriptor for a holder, or waits until the holder has given one back. May be dropped at any time.
     pub async fn take_in_turn(&self, holder: Holder) -> DescriptorUse {
         let wait = self.own.waits.enter(holder);
+        let mut has_waited = false;
         loop {
             if let Some(taken) = self.take(holder) {
+                if has_waited {
+                    // Two requests that look at the same time may both find none: what they leave is for the next one.
+                    self.own.waits.wake_one(holder);
+                }
                 return taken;
             }
             wait.returned().await;
+            has_waited = true;
         }
     }
 
@@ -181,9 +197,17 @@ impl WorkerDescriptors {
         self.shares.room().is_none_or(|room| self.shares.used() < room / 2)
     }
 
-    /// Records that a descriptor was missing.
-    pub fn record_shortage(&self) {
+    /// Records that a descriptor is missing, and waits until a worker closes idle connections. Returns `false` if none does.
+    pub async fn relief(&self) -> bool {
+        let mut relieved = pin!(self.shares.relieved.notified());
+        relieved.as_mut().enable();
         self.shares.shortages.fetch_add(1, Ordering::Relaxed);
+        tokio::time::timeout(RELIEF, relieved).await.is_ok()
+    }
+
+    /// Wakes the requests that wait until idle connections are closed.
+    pub fn relieve(&self) {
+        self.shares.relieved.notify_waiters();
     }
 }
 
@@ -226,7 +250,6 @@ impl Drop for DescriptorUse {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
     use std::task::{Context, Waker};
 
     use super::*;
@@ -293,6 +316,21 @@ mod tests {
         assert!(!poll(), "another client's descriptor");
         held.pop();
         assert!(poll());
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_until_another_worker_closes_idle_connections() {
+        let shares = DescriptorShares::new(2);
+        let (one, other) = (shares.worker(0), shares.worker(1));
+        let relief = pin!(one.relief());
+        let relieve = async {
+            while shares.shortages() == 0 {
+                tokio::task::yield_now().await;
+            }
+            other.relieve();
+        };
+        assert!(tokio::join!(relief, relieve).0);
+        assert!(!one.relief().await, "none is closed");
     }
 
     #[test]

@@ -152,7 +152,10 @@ impl Pools {
 
     /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
     pub fn close_idle(&self) {
-        self.pools.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
+        let close = |pool: &Rc<Pool>| std::mem::take(&mut *pool.idle.borrow_mut()).len();
+        if self.pools.borrow().values().map(close).sum::<usize>() > 0 {
+            self.descriptors.relieve();
+        }
     }
 
     /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
@@ -175,8 +178,7 @@ impl IdleConnections for Pools {
         Box::pin(async {
             let Some(pool) = oldest else {
                 // Other workers may have idle connections.
-                self.descriptors.record_shortage();
-                return false;
+                return self.descriptors.relief().await;
             };
             pool.close_oldest().await;
             true
