@@ -6,12 +6,14 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE};
-use crate::http2_endpoint::{REFUSED_STREAM, endpoint};
+use crate::http2::{
+    ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE,
+};
+use crate::http2_endpoint::{REFUSED_STREAM, endpoint, head};
 use crate::slow_clients::narrow;
 use crate::support::origin::raw_origin;
 use crate::support::{PATIENCE, Proxy, manifest, read_message, until, vanish};
-use crate::unread::start;
+use crate::unread::{start, sum};
 
 /// The error code of a frame on a stream that has ended (RFC 9113 §7).
 const STREAM_CLOSED: u32 = 5;
@@ -319,11 +321,64 @@ fn post_at_once(proxy: &Proxy, clients: usize) -> Vec<u16> {
 #[test]
 fn a_connection_that_an_endpoint_has_no_memory_for_gets_no_more_requests() {
     let endpoint = numbered(|raw, stream, connection, number| match connection == 0 && number > 0 {
-        true => raw.reset(stream, crate::http2::ENHANCE_YOUR_CALM),
+        true => raw.reset(stream, ENHANCE_YOUR_CALM),
         false => raw.respond(stream, &[], b"whole"),
     });
     let proxy = start(&[&endpoint], "");
     (0..20).for_each(|number| assert_eq!(proxy.get("/", "").status(), 200, "{number}"));
+}
+
+/// Serves a first request with `length` bytes of content, which don't end it, and then asks for calm at each request of the
+/// connection, as node does for responses of more than 10 MB.
+fn serve_download(raw: &mut Raw, fields: &[(&str, &str)], length: usize) {
+    let Some(download) = raw.next_request() else { return };
+    raw.send(HEADERS, END_HEADERS, download.stream, &head(&[0x88], fields));
+    let piece = [b'x'; 16 << 10];
+    let (mut sent, mut window) = (0, 60_000);
+    loop {
+        while sent < length && window >= piece.len() {
+            raw.send(DATA, 0, download.stream, &piece);
+            (sent, window) = (sent + piece.len(), window - piece.len());
+        }
+        let Some(frame) = raw.frame() else { return };
+        match frame.kind {
+            WINDOW_UPDATE if frame.stream == download.stream => {
+                window += u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
+            }
+            HEADERS => drop(raw.reset(frame.stream, ENHANCE_YOUR_CALM)),
+            _ => {}
+        }
+    }
+}
+
+/// Nothing proves that an endpoint which asks for calm has not acted on a POST.
+#[test]
+fn a_request_that_can_not_be_repeated_does_not_share_a_connection_with_a_long_response() {
+    for (fields, length) in [(&[("content-length", "5000000")][..], 16 << 10), (&[], 3 << 19)] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let endpoint = endpoint(move |raw| {
+            if connections.fetch_add(1, Ordering::SeqCst) == 0 {
+                return serve_download(raw, fields, length);
+            }
+            while let Some(request) = raw.next_request() {
+                raw.respond(request.stream, &[], b"posted");
+            }
+        });
+        let proxy = start(&[&endpoint], "");
+        let mut client = proxy.connect();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        client.read_exact(&mut vec![0; length]).unwrap();
+        assert_eq!(post_at_once(&proxy, 8), [200; 8], "{fields:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_asks_for_calm_is_not_blamed() {
+    let endpoint = numbered(|raw, stream, _, _| drop(raw.reset(stream, ENHANCE_YOUR_CALM)));
+    let proxy = start(&[&endpoint], "");
+    assert_eq!(post_at_once(&proxy, 12), [502; 12]);
+    assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+    assert_eq!(sum(&proxy, "plugway_endpoint_ejections_total"), 0.0);
 }
 
 /// Begins a request whose response doesn't end, with fields; returns the client.

@@ -28,7 +28,7 @@ fn send(proxy: &Proxy, method: &str, content: &str) -> Message {
 }
 
 /// Returns a sum over the endpoints.
-fn sum(proxy: &Proxy, name: &str) -> f64 {
+pub fn sum(proxy: &Proxy, name: &str) -> f64 {
     let text = proxy.ask_admin("GET /metrics").text();
     let lines = text.lines().filter(|line| line.starts_with(name));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()

@@ -130,8 +130,9 @@ impl Attempt<'_> {
 
     /// Returns the requirement of a request without an upgrade. A long head keeps it from shared connections, and so do
     /// trailers that are announced: there are endpoints that end the connection for either. So does long content, which
-    /// would shut the window of all if the endpoint left it unread, but for calls of gRPC. Trailers and content are no reason
-    /// to wait, nor to take the last connections: over a shared one trailers are dropped (RFC 9110 §6.5.1).
+    /// would shut the window of all if the endpoint left it unread, but for calls of gRPC, and a long response on the connection
+    /// if the request can't be repeated. These are no reason to wait, nor to take the last connections: over a shared one
+    /// trailers are dropped (RFC 9110 §6.5.1).
     fn shareable_protocol(&self, pool: &Pool) -> RequiredProtocol {
         if pool.is_exclusive() {
             return RequiredProtocol::Any;
@@ -140,7 +141,9 @@ impl Attempt<'_> {
         let content = self.content.borrow();
         let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
-        let should_share = !(has_trailers || is_long) || !pool.may_spare_one(self.connection_limit);
+        // The endpoint may refuse another request of the connection, and this one can't be repeated.
+        let is_risky = || !head.method.is_idempotent() && pool.has_long_response(self.connection_limit);
+        let should_share = !(has_trailers || is_long || is_risky()) || !pool.may_spare_one(self.connection_limit);
         let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
     }
@@ -393,7 +396,11 @@ impl Attempt<'_> {
             }
             None if is_untouched => not_sent(named(error, self.rules.head, connection)),
             None => {
-                let reached = if is_unread(&error, connection) { Delivery::Unread } else { Delivery::MaybeProcessed };
+                let reached = match &error {
+                    error if is_unread(error, connection) => Delivery::Unread,
+                    SendError::Http2(error) if was_reset_for(error, h2::Reason::ENHANCE_YOUR_CALM) => Delivery::Crowded,
+                    _ => Delivery::MaybeProcessed,
+                };
                 AttemptFailure { error: named(error, self.rules.head, connection), reached }
             }
         }
@@ -462,10 +469,16 @@ fn is_unread(error: &SendError, connection: &Connection) -> bool {
     if connection.has_sent_nothing() {
         return true;
     }
-    let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    });
-    is_refused || error.is_user() && connection.version() == Version::HTTP_2
+    let has_gone_away = cause::<h2::Error>(error).is_some_and(|error| error.is_remote() && error.is_go_away());
+    has_gone_away
+        || was_reset_for(error, h2::Reason::REFUSED_STREAM)
+        || error.is_user() && connection.version() == Version::HTTP_2
+}
+
+/// Whether an endpoint has reset the stream for a reason.
+fn was_reset_for(error: &hyper::Error, reason: h2::Reason) -> bool {
+    cause::<h2::Error>(error)
+        .is_some_and(|error| error.is_remote() && !error.is_go_away() && error.reason() == Some(reason))
 }
 
 fn is_reset(error: &hyper::Error) -> bool {

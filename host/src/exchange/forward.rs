@@ -319,9 +319,9 @@ impl<'a> AttemptLoop<'a> {
                     endpoint_view.record_bad_answer(status, took, now);
                 }
             }
-            // An endpoint may shut down a connection: that is no failure. The outcome of a connection that is still
-            // being made is noted when it is known.
-            Err(AttemptFailure { reached: Delivery::Unread | Delivery::Waiting, .. }) => {}
+            // An endpoint may shut down a connection, or have no room for more requests on it: that is no failure. The
+            // outcome of a connection that is still being made is noted when it is known.
+            Err(AttemptFailure { reached: Delivery::Unread | Delivery::Crowded | Delivery::Waiting, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => {
                 let failed = if failure.reached == Delivery::NotSent {
                     EndpointFailure::Connect
@@ -400,7 +400,7 @@ impl<'a> AttemptLoop<'a> {
                 let cost = match failure.reached {
                     Delivery::NotSent => RetryCost::Free,
                     Delivery::Waiting => RetryCost::FreeAnywhere,
-                    Delivery::Unread | Delivery::MaybeProcessed => RetryCost::Counted,
+                    Delivery::Unread | Delivery::Crowded | Delivery::MaybeProcessed => RetryCost::Counted,
                 };
                 (retry.covers(failure.error.kind, failure.reached, method), cost)
             }

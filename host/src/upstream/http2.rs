@@ -339,6 +339,11 @@ impl SharedSender {
         self.exchanges() < self.reports.max_streams() && !self.is_worn()
     }
 
+    /// Whether a long response arrives on the connection.
+    pub fn has_long_response(&self) -> bool {
+        self.reports.short_pieces.have_long_body()
+    }
+
     /// Whether the endpoint accepts content on the connection at this moment.
     pub fn has_window(&self) -> bool {
         self.reports.has_window()

@@ -353,6 +353,12 @@ impl Pool {
         self.own.get() < MAX_SPARED && connection_limit.has_plenty() && self.descriptors.has_plenty()
     }
 
+    /// Whether a long response arrives on a shared connection: some endpoints, such as node, refuse further requests of a
+    /// connection whose responses take more than some megabytes.
+    pub fn has_long_response(&self, connection_limit: &ConnectionLimit) -> bool {
+        self.shared.borrow().have_long_response(connection_limit)
+    }
+
     /// Counts a connection that serves one exchange for a client, unless it was opened for the client and is counted.
     pub fn lend(&self, connection: &mut Connection, client: Holder) {
         connection.hold(|| self.descriptors.count(client));

@@ -55,6 +55,9 @@ pub enum Delivery {
     Unread,
     /// The endpoint may have acted on the request.
     MaybeProcessed,
+    /// The endpoint has asked for calm, because the requests of the connection take too much of its resources (RFC 9113 §7). It
+    /// may have acted on the request.
+    Crowded,
 }
 
 /// The bytes of a request's content that are kept to be sent again, if the manifest doesn't say.
@@ -96,7 +99,7 @@ impl RetryPolicy {
         kind.blames_endpoint()
             && match reached {
                 Delivery::NotSent | Delivery::Waiting | Delivery::Unread => self.on.connect,
-                Delivery::MaybeProcessed => self.may_repeat(method) && self.on.covers(kind),
+                Delivery::MaybeProcessed | Delivery::Crowded => self.may_repeat(method) && self.on.covers(kind),
             }
     }
 
@@ -183,6 +186,8 @@ mod tests {
             (FailureKind::LimitReached, Delivery::NotSent, Method::GET, false),
             (FailureKind::InternalError, Delivery::NotSent, Method::GET, false),
             (FailureKind::ConnectionTerminated, Delivery::MaybeProcessed, Method::POST, false),
+            (FailureKind::ConnectionTerminated, Delivery::Crowded, Method::POST, false),
+            (FailureKind::ConnectionTerminated, Delivery::Crowded, Method::GET, true),
             (FailureKind::ConnectionTerminated, Delivery::MaybeProcessed, Method::PUT, true),
             (FailureKind::ResponseTimeout, Delivery::MaybeProcessed, Method::GET, false),
             (FailureKind::ProtocolError, Delivery::MaybeProcessed, Method::GET, false),

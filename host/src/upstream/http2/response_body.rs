@@ -47,7 +47,13 @@ struct Reading {
     next: Option<Result<Frame<Bytes>, BodyError>>,
     /// The waker of the exchange, while it waits for content.
     reader: Option<Waker>,
+    /// The bytes that were read from h2.
+    received: u64,
 }
+
+/// The length from which content is long, in bytes: a tenth of what the responses of a connection may take of the memory of an
+/// endpoint with node.
+const LONG: u64 = 1 << 20;
 
 /// The number of waiting short pieces beyond which all that wait on the connection are joined.
 const MAX_WAITING: usize = 1 << 10;
@@ -68,6 +74,11 @@ impl ShortPieces {
         if piece.len() < SHORT_DATA {
             self.waiting.set(self.waiting.get().saturating_sub(1));
         }
+    }
+
+    /// Whether the content of one of the connection's responses is long.
+    pub fn have_long_body(&self) -> bool {
+        self.bodies.borrow().iter().filter_map(Weak::upgrade).any(|reading| reading.borrow().is_long())
     }
 
     /// Joins the pieces that wait, if there are too many. Must not be called while h2 polls its connection.
@@ -116,7 +127,8 @@ impl Http2ResponseBody {
     /// Returns the content of a response on the connection whose short pieces are counted there.
     pub fn new(incoming: Incoming, pieces: Rc<ShortPieces>) -> Self {
         let has_content = !incoming.is_end_stream();
-        let reading = Reading { incoming: Some(incoming), joined: BytesMut::new(), next: None, reader: None };
+        let reading =
+            Reading { incoming: Some(incoming), joined: BytesMut::new(), next: None, reader: None, received: 0 };
         let reading = Rc::new(RefCell::new(reading));
         if has_content {
             let mut bodies = pieces.bodies.borrow_mut();
@@ -171,8 +183,15 @@ impl Reading {
             && let Some(piece) = frame.data_ref()
         {
             pieces.count_read(piece);
+            self.received += piece.len() as u64;
         }
         polled.map_err(Into::into)
+    }
+
+    /// Whether content of this length was received or is still announced.
+    fn is_long(&self) -> bool {
+        let left = |incoming: &Incoming| incoming.size_hint().lower();
+        self.incoming.as_ref().is_some_and(|incoming| self.received.max(left(incoming)) >= LONG)
     }
 
     fn await_by(&mut self, waker: &Waker) {

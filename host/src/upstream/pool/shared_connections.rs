@@ -67,6 +67,11 @@ impl SharedConnections {
         self.open.iter().any(|connection| connection.suits(limit, head) && !connection.is_stuck(now))
     }
 
+    /// Whether a long response arrives on one of the connections.
+    pub fn have_long_response(&self, limit: &ConnectionLimit) -> bool {
+        self.open.iter().any(|connection| connection.is_of(limit) && connection.sender.has_long_response())
+    }
+
     fn take(&mut self, at: usize, now: Instant) -> Option<SharedSender> {
         let connection = self.open.get_mut(at)?;
         connection.used = now;
