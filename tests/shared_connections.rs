@@ -372,6 +372,25 @@ fn a_request_that_can_not_be_repeated_does_not_share_a_connection_with_a_long_re
     }
 }
 
+/// An endpoint that has not begun its long responses yet refuses requests too.
+#[test]
+fn requests_that_can_not_be_repeated_share_no_connection_after_an_endpoint_has_asked_for_calm() {
+    let (asking, asked) = mpsc::channel();
+    let endpoint = numbered(move |raw, stream, connection, number| match (connection, number) {
+        (0, 0) => raw.reset(stream, ENHANCE_YOUR_CALM),
+        // It never ends, so that another request would share the connection.
+        (1, 0) => asking.send(()).unwrap(),
+        (1, _) => raw.reset(stream, ENHANCE_YOUR_CALM),
+        _ => raw.respond(stream, &[], b"posted"),
+    });
+    let proxy = start(&[&endpoint], "");
+    assert_eq!(post_at_once(&proxy, 1), [502]);
+    let mut client = proxy.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    asked.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(post_at_once(&proxy, 8), [200; 8]);
+}
+
 #[test]
 fn an_endpoint_that_asks_for_calm_is_not_blamed() {
     let endpoint = numbered(|raw, stream, _, _| drop(raw.reset(stream, ENHANCE_YOUR_CALM)));

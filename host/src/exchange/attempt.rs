@@ -99,7 +99,13 @@ impl Attempt<'_> {
                 SendOutcome::Unsent(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
                     drop(self.recover_body(*unsent))
                 }
-                SendOutcome::Unsent(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
+                SendOutcome::Unsent(unsent) => {
+                    let failure = self.recover_unsent(*unsent, &connection);
+                    if failure.reached == Delivery::Crowded {
+                        in_flight_guard.endpoint_view().pool.note_crowd(self.step.clock().now());
+                    }
+                    return Err(failure);
+                }
             }
         }
         Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
@@ -142,7 +148,8 @@ impl Attempt<'_> {
         let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
         // The endpoint may refuse another request of the connection, and this one can't be repeated.
-        let is_risky = || !head.method.is_idempotent() && pool.has_long_response(self.connection_limit);
+        let now = self.step.clock().now();
+        let is_risky = || !head.method.is_idempotent() && pool.may_be_crowded(self.connection_limit, now);
         let should_share = !(has_trailers || is_long || is_risky()) || !pool.may_spare_one(self.connection_limit);
         let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }

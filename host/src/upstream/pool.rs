@@ -62,6 +62,8 @@ pub struct Pool {
     patience: Cell<Duration>,
     /// The number of connections that were returned while a request waited for one.
     contended: Cell<u32>,
+    /// The time until which the endpoint is taken for one that refuses further requests of a shared connection.
+    calm_until: Cell<Option<Instant>>,
     /// The address that was connected to last, where the endpoint's name has several.
     last: Cell<Option<SocketAddr>>,
     /// The lookups of the endpoint's name.
@@ -119,6 +121,9 @@ const MAX_SPARED: usize = 64;
 
 /// The patience of a pool in which no request has waited yet.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The time for which requests that can't be repeated don't share a connection after the endpoint has asked for calm.
+const CALM: Duration = Duration::from_secs(300);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
 /// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
@@ -200,6 +205,7 @@ impl Pool {
             waiting: Cell::new(0),
             patience: Cell::new(DEFAULT_PATIENCE),
             contended: Cell::new(0),
+            calm_until: Cell::new(None),
             last: Cell::new(None),
             lookup: Rc::default(),
             stuck: Cell::new(0),
@@ -353,10 +359,16 @@ impl Pool {
         self.own.get() < MAX_SPARED && connection_limit.has_plenty() && self.descriptors.has_plenty()
     }
 
-    /// Whether a long response arrives on a shared connection: some endpoints, such as node, refuse further requests of a
-    /// connection whose responses take more than some megabytes.
-    pub fn has_long_response(&self, connection_limit: &ConnectionLimit) -> bool {
-        self.shared.borrow().have_long_response(connection_limit)
+    /// Whether the endpoint may refuse further requests of a shared connection: a long response arrives on it, or the endpoint
+    /// has asked for calm lately. Node does so once the responses of a connection take more than some megabytes.
+    pub fn may_be_crowded(&self, connection_limit: &ConnectionLimit, now: Instant) -> bool {
+        self.calm_until.get().is_some_and(|until| now < until)
+            || self.shared.borrow().have_long_response(connection_limit)
+    }
+
+    /// Notes that the endpoint has asked for calm.
+    pub fn note_crowd(&self, now: Instant) {
+        self.calm_until.set(Some(now + CALM));
     }
 
     /// Counts a connection that serves one exchange for a client, unless it was opened for the client and is counted.
