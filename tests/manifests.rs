@@ -318,6 +318,29 @@ fn fields_that_listeners_remove_are_warned_of_wherever_plugins_read_them() {
     ] {
         assert_eq!(said, "");
     }
+    let below = |plugin: &str, field: &str| {
+        let reader = format!("config.request.set = {{ X-A = \"{{request.header.{field}}}\" }}");
+        route(&format!("{plugin}, {{ use = \"headers\", {reader} }}"))
+    };
+    let forwarded = |fields: &str| format!("{{ use = \"headers\", config.forwarded.fields = {fields:?} }}");
+    for field in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"] {
+        assert_eq!(below(&forwarded("x-forwarded"), field), "");
+        assert_eq!(below(&forwarded("both"), field), "");
+        assert!(below(&forwarded("rfc7239"), field).contains("warning: requests never have the field"), "{field}");
+    }
+    assert_eq!(below(&forwarded("rfc7239"), "forwarded"), "");
+    assert!(below(&forwarded("x-forwarded"), "forwarded").contains("warning: requests never have the field"));
+    let both = "forwarded = {}, request.set = { X-A = \"{request.header.x-forwarded-host}\" }";
+    assert_eq!(route(&format!("{{ use = \"headers\", config = {{ {both} }} }}")), "");
+    let policy = "content-security-policy = \"script-src 'nonce-{nonce}'\"";
+    let with_nonce = format!("{{ use = \"security-headers\", config = {{ nonce-field = \"X_Nonce\", {policy} }} }}");
+    for (plugin, field) in [
+        ("{ use = \"request-id\", config = { field = \"X_Request_ID\", format = \"uuid\" } }", "x_request_id"),
+        ("{ use = \"request-id\", config.traceparent = \"create\" }", "traceparent"),
+        (&with_nonce, "x_nonce"),
+    ] {
+        assert_eq!(below(plugin, field), "", "{plugin}");
+    }
     let trusted = "[[listener]]\naddress = \"127.0.0.2:0\"\ntrusted-proxies = [\"10.0.0.0/8\"]\n";
     let plugin = "{ use = \"headers\", config = { request.set = { X-A = \"{request.header.x-forwarded-host}\" } } }";
     assert_eq!(said_of(&format!("{trusted}[[route]]\nupstream = \"app\"\nplugins = [{plugin}]")), "");

@@ -2,7 +2,7 @@
 //! `trusted-proxies`, which client address and which received fields are trusted; it has removed the other fields.
 
 use plugway_sdk::token::is_token;
-use plugway_sdk::{Input, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{EditPlan, Input, Part, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Forwarded, ForwardedFields};
 
@@ -28,6 +28,9 @@ struct Received {
 impl Forwarding {
     /// Declares the values that the fields need.
     pub fn new(config: &Forwarded, setup: &mut Setup) -> Self {
+        // From plans alone the host knows which fields are set, and `check` warns of plugins that read others.
+        let empty = || vec![Part::Text(Vec::new())];
+        setup.plan(names(config.fields).fold(EditPlan::default(), |plan, name| plan.set_field(name, empty())));
         let needs = &mut setup.request;
         Forwarding {
             fields: config.fields,
@@ -102,6 +105,13 @@ impl Forwarding {
         }
         elements.join(", ")
     }
+}
+
+/// Returns the names of the fields that are set.
+fn names(fields: ForwardedFields) -> impl Iterator<Item = &'static str> {
+    let [x_forwarded, rfc7239] = [ForwardedFields::Rfc7239, ForwardedFields::XForwarded].map(|others| fields != others);
+    let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"].into_iter();
+    names.filter(move |_| x_forwarded).chain(rfc7239.then_some("forwarded"))
 }
 
 /// Returns the element of one hop (RFC 7239 §4), with a host and a scheme.
