@@ -174,6 +174,34 @@ fn a_cookie_leads_back_and_a_forged_one_nowhere() {
 }
 
 #[test]
+fn a_cookie_of_the_backup_is_void_once_the_first_tier_is_back() {
+    for overflow in ["140", "\"when-all-down\""] {
+        let [mut first, backup] = ["first", "backup"].map(Backend::start);
+        let proxy = Proxy::start(&format!(
+            "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n\
+             [upstream.app]\nendpoints = [{:?}, {{ address = {:?}, tier = 1 }}]\n\
+             balancer = {{ use = \"balance\", config = {{ overflow = {overflow}, sticky.secret = \"0123456789abcdef\" }} }}\n\
+             outliers = false\nhealth = {{ path = \"/healthz\", interval = \"50ms\", healthy = 1, unhealthy = 1 }}\n",
+            first.address, backup.address
+        ));
+        let asked = |cookie: &str| {
+            let response = proxy.get("/", &format!("\r\nCookie: {cookie}"));
+            let set = response.field("set-cookie").and_then(|line| line.split(';').next());
+            (response.text(), set.map(String::from))
+        };
+        first.kill();
+        // A retry that no endpoint of the first tier is left for gets no cookie.
+        until("the backup has the requests", || asked("").1.is_some() && asked("").0 == "backup");
+        let cookie = asked("").1.unwrap();
+        assert_eq!(asked(&cookie), ("backup".into(), None));
+        first.revive();
+        until("the first tier is back", || asked("").0 == "first");
+        let (name, own) = asked(&cookie);
+        assert!(name == "first" && own.is_some_and(|own| own != cookie), "{overflow}: {name}");
+    }
+}
+
+#[test]
 fn tiers_overflow_and_zones_are_preferred() {
     let mut backends = three();
     let placed = |place: usize, more: &str| format!("{{ address = {:?}, {more} }}", backends[place].address);

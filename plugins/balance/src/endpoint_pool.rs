@@ -53,6 +53,11 @@ impl EndpointPool {
         }
     }
 
+    /// Returns whether a tier gets requests that have not been tried.
+    pub fn gets_requests(&self, tier: u32) -> bool {
+        self.open.iter().any(|open| open.level.tier == tier)
+    }
+
     /// Chooses an endpoint by the key, or at random if the policy needs a key and there is none. A tried endpoint is
     /// chosen only if no other one is left in any level.
     pub fn pick(&mut self, key: Option<u64>, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {

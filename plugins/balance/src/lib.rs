@@ -42,7 +42,7 @@ impl Balancer for Balance {
     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponseEdits) {
         self.pool.endpoints_changed(&endpoints);
         if let Some(sticky) = &mut self.sticky {
-            sticky.endpoints_changed(&endpoints, plans);
+            sticky.endpoints_changed(&endpoints, |tier| self.pool.gets_requests(tier), plans);
         }
     }
 

@@ -41,8 +41,14 @@ impl Sticky {
         }
     }
 
-    /// Computes the token of each endpoint from its address, so that all workers and proxies compute the same token.
-    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint], plans: &mut ResponseEdits) {
+    /// Computes the token of each endpoint from its address, so that all workers and proxies compute the same token. A tier
+    /// that gets no requests at present, such as one of backups, gets none by a cookie, and sets none after a retry.
+    pub fn endpoints_changed(
+        &mut self,
+        endpoints: &[Endpoint],
+        gets_requests: impl Fn(u32) -> bool,
+        plans: &mut ResponseEdits,
+    ) {
         let token = |endpoint: &Endpoint| {
             let mac = blake3::keyed_hash(&self.key, endpoint.address.as_bytes());
             mac.to_hex()[..TOKEN_DIGITS].to_owned()
@@ -51,10 +57,15 @@ impl Sticky {
         // The configuration was checked: a cookie with an error is never set.
         let line = |token: &String| self.cookie.clone().value(token).build().ok();
         let edit = |line: String| Edit::AppendField(("set-cookie".into(), line.into_bytes()));
-        self.plans = tokens.iter().map(|token| plans.plan(line(token).map(edit).into_iter().collect())).collect();
-        let tokens = endpoints.iter().zip(&tokens).zip(0..);
-        let up = tokens.filter(|((endpoint, _), _)| endpoint.state == EndpointState::Up);
-        self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
+        let tokens = || endpoints.iter().zip(&tokens);
+        let edits = |(endpoint, token): (&Endpoint, &String)| {
+            let line = line(token).filter(|_| gets_requests(endpoint.tier));
+            line.map(edit).into_iter().collect()
+        };
+        self.plans = tokens().map(|named| plans.plan(edits(named))).collect();
+        let may_be_chosen = |endpoint: &Endpoint| endpoint.state == EndpointState::Up && gets_requests(endpoint.tier);
+        let named = tokens().zip(0..).filter(|((endpoint, _), _)| may_be_chosen(endpoint));
+        self.indices = named.map(|((_, token), index)| (token.clone(), index)).collect();
     }
 
     /// Returns the endpoint that a cookie of a request names; `None` if there is none that can be chosen. A browser may send

@@ -313,6 +313,56 @@ fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
     assert_eq!(pick(&mut balance, Some(&cookie), &[]), None);
 }
 
+/// Two endpoints of the first tier in these states, and one of the next.
+fn with_backup(states: [EndpointState; 2]) -> Vec<Endpoint> {
+    let mut endpoints = endpoints(&[states[0], states[1], Up]);
+    endpoints[2].tier = 1;
+    endpoints
+}
+
+#[test]
+fn a_cookie_leads_to_no_tier_that_other_requests_do_not_get() {
+    for overflow in [json!(140), json!("when-all-down")] {
+        let mut balance = balance(json!({ "overflow": overflow, "sticky": { "secret": "correct horse battery" } }));
+        balance.told(with_backup([Down, Down]));
+        let backup = pick(&mut balance, None, &[]).unwrap();
+        let cookie = token(&backup);
+        let again = pick(&mut balance, Some(&cookie), &[]).unwrap();
+        assert_eq!([(2, true), (2, false)], [&backup, &again].map(|picked| (picked.endpoint, picked.cookie.is_some())));
+
+        balance.told(with_backup([Up, Up]));
+        let back = pick(&mut balance, Some(&cookie), &[]).unwrap();
+        assert!(back.endpoint < 2 && token(&back) != cookie, "{back:?}");
+        let own = token(&back);
+        let retried = pick(&mut balance, Some(&own), &[0, 1]).unwrap();
+        assert_eq!((retried.endpoint, retried.cookie), (2, None), "the client keeps its cookie");
+    }
+}
+
+#[test]
+fn a_cookie_leads_to_a_tier_that_gets_the_overflow() {
+    let mut balance = sticky(json!({}));
+    balance.told(with_backup([Up, Down]));
+    let overflow = (0..1000).find_map(|_| pick(&mut balance, None, &[]).filter(|picked| picked.endpoint == 2)).unwrap();
+    let cookie = token(&overflow);
+    for _ in 0..20 {
+        assert_eq!(pick(&mut balance, Some(&cookie), &[]), Some(Picked { endpoint: 2, cookie: None }));
+    }
+}
+
+#[test]
+fn a_cookie_leads_to_another_zone_of_its_tier() {
+    let zoned = |zone: &str| {
+        let mut balance = balance(json!({ "zone": zone, "sticky": { "secret": "correct horse battery" } }));
+        let mut endpoints = endpoints(&[Up, Up]);
+        endpoints.iter_mut().zip(["a", "b"]).for_each(|(endpoint, zone)| endpoint.zone = zone.into());
+        balance.told(endpoints);
+        balance
+    };
+    let cookie = token(&pick(&mut zoned("b"), None, &[]).unwrap());
+    assert_eq!(pick(&mut zoned("a"), Some(&cookie), &[]), Some(Picked { endpoint: 1, cookie: None }));
+}
+
 #[test]
 fn the_cookie_has_the_attributes_that_are_wanted() {
     let table = [

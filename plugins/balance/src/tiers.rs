@@ -22,6 +22,8 @@ pub struct Member {
 /// A group of endpoints with the same preference.
 #[derive(Debug, PartialEq)]
 pub struct Level {
+    /// The tier that the endpoints are in.
+    pub tier: u32,
     /// The endpoints that are up: at least one.
     pub members: Vec<Member>,
     /// The share of all requests that this level gets, from 0 to 1.
@@ -30,9 +32,12 @@ pub struct Level {
 
 /// Groups the endpoints that are up into levels, in order of preference.
 pub fn levels(endpoints: &[Endpoint], zone: Option<&str>, overflow: Overflow) -> Vec<Level> {
-    let groups: Vec<Group> = groups(endpoints, zone).into_values().filter(|group| !group.members.is_empty()).collect();
-    let shares = shares(groups.iter().map(|group| group.health() * overflow.factor()).collect());
-    groups.into_iter().zip(shares).map(|(group, share)| Level { members: group.members, share }).collect()
+    let mut groups = groups(endpoints, zone);
+    groups.retain(|_, group| !group.members.is_empty());
+    let shares = shares(groups.values().map(|group| group.health() * overflow.factor()).collect());
+    let level =
+        |(((tier, _), group), share): (((u32, bool), Group), f64)| Level { tier, members: group.members, share };
+    groups.into_iter().zip(shares).map(level).collect()
 }
 
 /// A level under construction.
