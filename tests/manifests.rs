@@ -218,6 +218,9 @@ fn a_redirect_to_itself_is_warned_of() {
         "path = \"/loop\"\nredirect = \"/loop/deeper?{query}\"",
         "path = { exact = \"/loop\" }\nredirect = \"{uri}\"",
         "hosts = [\"*.example.org\"]\nredirect = \"/new{uri}\"",
+        "methods = [\"POST\"]\nredirect = \"{path}\"\nstatus = 307",
+        "methods = [\"PUT\"]\nredirect = \"{path}\"\nstatus = 302",
+        "methods = [\"POST\", \"GET\"]\nredirect = \"{path}\"\nstatus = 303",
     ] {
         let said = check(&format!("[[route]]\n{route}"));
         assert!(said.contains("warning: redirect to itself") && said.contains("| redirect = "), "{route}: {said}");
@@ -227,6 +230,8 @@ fn a_redirect_to_itself_is_warned_of() {
         "[[route]]\nredirect = \"https://{host}{uri}\"",
         "[[route]]\npath = \"/a\"\nredirect = \"/a\"\n[[route]]\npath = { exact = \"/a\" }\nrespond = {}",
         "[[route]]\nredirect = \"/login\"\n[[route]]\npath = \"/login\"\nrespond = {}",
+        "[[route]]\nmethods = [\"PUT\"]\nredirect = \"{path}\"\nstatus = 303\n[[route]]\nrespond = {}",
+        "[[route]]\nmethods = [\"POST\"]\nredirect = \"{path}\"\nstatus = 302\n[[route]]\nrespond = {}",
     ] {
         assert_eq!(check(routes), "", "{routes}");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 
 use super::Assembly;
 use crate::config::diagnostic::{Doubt, Source};
@@ -147,7 +147,18 @@ impl<'a> Following<'a> {
             self.request.headers.insert(HOST, HeaderValue::from_str(&self.host).ok()?);
         }
         self.request.uri = uri.path().parse().ok()?;
+        self.request.method = followed_by(self.request.method, redirect.status);
         (!self.at.is_empty()).then_some(self)
+    }
+}
+
+/// Returns the method of the request by which clients follow a redirect (RFC 9110 §15.4): 303 asks for GET, and browsers send
+/// GET after 301 and 302 of a POST.
+fn followed_by(method: Method, status: StatusCode) -> Method {
+    match status {
+        StatusCode::SEE_OTHER if method != Method::HEAD => Method::GET,
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND if method == Method::POST => Method::GET,
+        _ => method,
     }
 }
 
