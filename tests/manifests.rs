@@ -442,6 +442,28 @@ fn keys_that_change_no_path_of_their_route_are_warned_of() {
 }
 
 #[test]
+fn values_in_the_paths_of_rewrites_are_warned_of() {
+    let route = |keys: &str| said_of(&format!("[[route]]\nupstream = \"app\"\n{keys}"));
+    let plugin = |config: &str| route(&format!("plugins = [{{ use = \"rewrite\", config = {{ {config} }} }}]"));
+    let warning = |value: &str| format!("warning: value in the target of a rewrite: `{value}` stands for itself");
+    for (said, value) in [
+        (route("rewrite = { regex = \"^/a$\", to = \"/b?x={query.x}\" }"), "{query.x}"),
+        (plugin("rules = [{ regex = \"^/a$\", to = \"/b\" }, { regex = \"^/c$\", to = \"/c/{host}\" }]"), "{host}"),
+        (plugin("map = \"/a /b/{client.ip}\\n/c /d/{host}\""), "{client.ip}"),
+    ] {
+        assert!(said.contains(&warning(value)) && said.matches("warning: ").count() == 1, "{value}: {said}");
+    }
+    for said in [
+        route("rewrite = { regex = \"^/(?<host>a)$\", to = \"/b/${host}\" }"),
+        route("rewrite = { regex = \"^/a$\", to = \"/b/{id}\" }"),
+        plugin("rules = [{ regex = \"^/(?<path>a)$\", to = \"/b/${path}\" }]"),
+        plugin("map = \"/a /b/{id}\""),
+    ] {
+        assert_eq!(said, "");
+    }
+}
+
+#[test]
 fn a_cors_plugin_without_preflights_is_warned_of() {
     let cors = "upstream = \"app\"\nplugins = [{ use = \"cors\", config.origins = [\"*\"] }]\n";
     let lost = |keys: &str| said_of(&format!("[[route]]\n{cors}{keys}")).contains("`methods` without OPTIONS");

@@ -13,6 +13,7 @@ use crate::config::load::ManifestFile;
 use crate::config::manifest::{EndpointEntry, OtherPath, Path, PluginRef, PluginTable, RouteTable};
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
+use crate::context::template;
 use crate::generation::target::Target;
 use crate::plugin::settings::OnError;
 
@@ -125,9 +126,12 @@ fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
             PluginRef::Inline(plugin) => Some(&**plugin),
             PluginRef::Name(_) => None,
         });
-        let plugins = manifest.plugin.values().chain(inline);
-        for plugin in plugins.filter(|plugin| plugin.r#use.get_ref() == "headers") {
-            warn_of_template(problems, source, plugin);
+        for plugin in manifest.plugin.values().chain(inline) {
+            match plugin.r#use.get_ref().as_str() {
+                "headers" => warn_of_template(problems, source, plugin),
+                "rewrite" => warn_of_targets(problems, source, plugin),
+                _ => {}
+            }
         }
     }
 }
@@ -153,6 +157,41 @@ fn warn_of_template(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &P
             warn(problems, source, &span, &why);
         }
     }
+}
+
+/// Warns of values in braces in the targets of the plugin `rewrite`, which are no templates.
+fn warn_of_targets(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &PluginTable) {
+    let Some(config) = &plugin.config else { return };
+    let rules = config.get("rules").and_then(|rules| rules.as_array()).into_iter().flatten().enumerate();
+    let targets = rules.filter_map(|(at, rule)| Some((format!("/rules/{at}/to"), rule.get("to")?.as_str()?)));
+    let lines = config.get("map").and_then(|map| map.as_str()).into_iter().flat_map(str::lines);
+    let lines = lines.filter(|line| !line.trim_start().starts_with('#'));
+    let lines = lines.filter_map(|line| Some(("/map".to_string(), line.split_whitespace().nth(1)?)));
+    let suspected = targets.chain(lines).filter(|(_, target)| first_value_of(target).is_some());
+    let mut suspected: Vec<(String, &str)> = suspected.collect();
+    // Each line of a map has the same place.
+    suspected.dedup_by(|(pointer, _), (before, _)| pointer == before);
+    let places = (!suspected.is_empty()).then(|| ValueSpans::new(&source.text, &plugin.r#use.span()));
+    for (places, (pointer, target)) in places.iter().flat_map(|places| suspected.iter().map(move |one| (places, one))) {
+        let span = places.value(pointer);
+        if let Some(why) = value_in_target(target, source, &span) {
+            warn(problems, source, &span, &why);
+        }
+    }
+}
+
+/// Returns the warning about a value in braces in the target of a rewrite; `None` if the manifest has none at this place, where
+/// a reference may stand.
+pub(super) fn value_in_target(target: &str, source: &Source, span: &Range<usize>) -> Option<String> {
+    let value = first_value_of(target)?;
+    source.text.get(span.clone())?.contains(&value).then(|| {
+        format!("value in the target of a rewrite: `{value}` stands for itself, as targets are no templates; remove it")
+    })
+}
+
+/// Returns the first value in braces of a target, in which `${name}` is a group.
+fn first_value_of(target: &str) -> Option<String> {
+    template::first_value(&target.replace("${", "$"))
 }
 
 fn warn_of_route(problems: &mut Diagnostics, source: &Arc<Source>, route: &RouteTable) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::spanned::Spanned;
 
 use super::path_regex::RoutePaths;
-use super::{Assembly, route_conditions};
+use super::{Assembly, doubtful, route_conditions};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{self, OtherPath, RewriteTable, RouteTable, StripPrefix};
 use crate::generation::uri_rules::{Replacement, Rewrite, UriRules};
@@ -145,7 +145,12 @@ impl Assembly<'_> {
             self.check_path_regex(source, span, text);
         }
         match Replacement::parse(table.to.get_ref(), &regex) {
-            Ok(to) => Some(Rewrite { regex, to }),
+            Ok(to) => {
+                if let Some(value) = doubtful::value_in_target(table.to.get_ref(), source, &table.to.span()) {
+                    self.problems.warn(Doubt::Meaning, source, table.to.span(), &value);
+                }
+                Some(Rewrite { regex, to })
+            }
             Err(reason) => {
                 let message = format!("invalid target `{}` of a rewrite: {reason}", table.to.get_ref());
                 self.problems.at(source, table.to.span(), message);
