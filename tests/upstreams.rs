@@ -600,17 +600,40 @@ fn of_backends_that_are_ill_in_every_way_clients_see_little_under_load() {
     only_200(&again);
 }
 
-#[test]
-fn http1_in_place_of_http2_is_named_with_the_remedy() {
-    let address = raw_origin(|mut stream| {
+/// Returns the address of an endpoint that answers the preface of HTTP/2 with these bytes.
+fn answering_preface(answer: &'static [u8]) -> String {
+    raw_origin(move |mut stream| {
         let mut preface = [0; 24];
         if stream.read_exact(&mut preface).is_ok() {
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(answer);
             let _ = stream.shutdown(std::net::Shutdown::Write);
             // A connection that is closed before all was read is reset, and the response with it.
             let _ = stream.read_to_end(&mut Vec::new());
         }
-    });
+    })
+}
+
+#[test]
+fn another_protocol_in_place_of_http2_is_named_with_the_remedy() {
+    let remedy =
+        "the endpoint doesn't speak HTTP/2 without TLS; remove `h2c://` before its address, or write `https://`";
+    for answer in
+        [&b"<!DOCTYPE HTML>\n<p>Bad request</p>\n"[..], b"-ERR unknown command\r\n", b"\x15\x03\x01\0\x02\x02\x46"]
+    {
+        let endpoints = format!("[\"h2c://{}\"]", answering_preface(answer));
+        let proxy = start(&with_endpoints(&endpoints, ""));
+        assert_eq!(proxy.get("/", "").status(), 502);
+        let line = proxy.wait_log("exchange failed");
+        assert!(line.contains(remedy) && line.contains("kind=\"http_protocol_error\""), "{line}");
+        let checked = with_endpoints(&endpoints, "health = { path = \"/\", interval = \"1s\" }\n");
+        let line = Proxy::start(&checked).wait_log("health checks fail");
+        assert!(line.contains(remedy), "{line}");
+    }
+}
+
+#[test]
+fn http1_in_place_of_http2_is_named_with_the_remedy() {
+    let address = answering_preface(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let endpoints = format!("[\"h2c://{address}\"]");
     let remedy = "the endpoint speaks HTTP/1.1, not HTTP/2; remove `h2c://` before its address";
     let proxy = start(&with_endpoints(&endpoints, ""));

@@ -18,6 +18,7 @@ use pin_project_lite::pin_project;
 use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
+use super::http2::endpoint_frames::Beginning;
 use super::http2::response_body::Http2ResponseBody;
 use super::http2::{Http2, Http2Content, OwnPlace, SharedSender};
 use super::request_head::RequestHead;
@@ -148,11 +149,16 @@ impl Connection {
         self.as_http2()?.alert()
     }
 
-    /// Returns the remedy for an endpoint that speaks HTTP/1 where HTTP/2 is expected without a negotiation. `None` if the
-    /// endpoint doesn't, as far as is known.
+    /// Returns the remedy for an endpoint that speaks another protocol where HTTP/2 is expected without a negotiation. `None`
+    /// if the endpoint doesn't, as far as is known.
     pub fn protocol_remedy(&self) -> Option<&'static str> {
-        let speaks_http1 = self.as_http2().is_some_and(Http2::speaks_http1);
-        speaks_http1.then_some("the endpoint speaks HTTP/1.1, not HTTP/2; remove `h2c://` before its address")
+        match self.as_http2()?.beginning() {
+            Beginning::Http2 => None,
+            Beginning::Http1 => Some("the endpoint speaks HTTP/1.1, not HTTP/2; remove `h2c://` before its address"),
+            Beginning::Other => Some(
+                "the endpoint doesn't speak HTTP/2 without TLS; remove `h2c://` before its address, or write `https://`",
+            ),
+        }
     }
 
     /// Returns the cause for which the connection was ended here, because the endpoint has sent too many frames; `None` if it

@@ -35,7 +35,7 @@ use crate::protocol::http2_frames::SHORT_DATA;
 use crate::system::supervise::{Panicked, Task, spawn};
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 use deferred_end::DeferredEnd;
-use endpoint_frames::{EndpointFrames, FrameReports};
+use endpoint_frames::{Beginning, EndpointFrames, FrameReports};
 use response_body::{Http2ResponseBody, JoiningExecutor};
 
 /// The handle of an exchange.
@@ -137,9 +137,9 @@ impl Http2 {
         self.sender.alert.get().map(String::as_str)
     }
 
-    /// Whether the endpoint has begun with a response of HTTP/1.
-    pub fn speaks_http1(&self) -> bool {
-        self.sender.reports.speaks_http1.get()
+    /// Returns the protocol in which the endpoint has begun.
+    pub fn beginning(&self) -> Beginning {
+        self.sender.reports.beginning.get()
     }
 
     /// Returns the cause for which the connection was ended here, because the endpoint has sent too many frames; `None` if it

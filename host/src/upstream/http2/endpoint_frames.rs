@@ -32,6 +32,8 @@ pub struct EndpointFrames {
     turn: FrameTurn,
     heads: Heads,
     reports: Rc<FrameReports>,
+    /// Whether the endpoint has sent something.
+    has_begun: bool,
     /// The number of settings that are left in the endpoint's first frame of them; `None` before that frame.
     settings_left: Cell<Option<usize>>,
     flood: Option<Flood>,
@@ -64,10 +66,22 @@ pub struct FrameReports {
     shut_since: Cell<Option<Instant>>,
     /// Whether the endpoint has reset a stream because the connection takes too much of its resources.
     pub is_overloaded: Cell<bool>,
-    /// Whether the endpoint has begun with a response of HTTP/1.
-    pub speaks_http1: Cell<bool>,
+    /// The protocol in which the endpoint has begun.
+    pub beginning: Cell<Beginning>,
     /// The kind of frames of which the endpoint has sent too many; `None` if it has not.
     pub flood: Cell<Option<&'static str>>,
+}
+
+/// The protocol of the first bytes that an endpoint sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// The bytes may be frames, or there are none yet.
+    #[default]
+    Http2,
+    /// The bytes are a response of HTTP/1.
+    Http1,
+    /// The bytes are of another protocol.
+    Other,
 }
 
 /// The heads that an endpoint sends.
@@ -114,6 +128,7 @@ impl EndpointFrames {
             turn: FrameTurn::default(),
             heads,
             reports,
+            has_begun: false,
             settings_left: Cell::default(),
             flood: None,
         }
@@ -136,7 +151,7 @@ impl Default for FrameReports {
             window: Cell::new(FIRST_WINDOW.into()),
             shut_since: Cell::default(),
             is_overloaded: Cell::default(),
-            speaks_http1: Cell::default(),
+            beginning: Cell::default(),
             flood: Cell::default(),
         }
     }
@@ -191,12 +206,18 @@ impl FrameReports {
 impl TransportCounter for EndpointFrames {
     fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
+        // The first byte alone shows it, as an alert of TLS is shorter than the head of a frame. The first frame is one of
+        // SETTINGS (RFC 9113 §3.4), whose length has a zero in front.
+        if !self.has_begun && bytes.first().is_some_and(|first| *first != 0) {
+            self.reports.beginning.set(Beginning::Other);
+        }
+        self.has_begun |= !bytes.is_empty();
         let EndpointFrames { incoming, budget, turn, heads, reports, settings_left, flood, .. } = self;
         turn.begin_read();
         let each = |head: FrameHead| {
             turn.count_received(head);
             if reports.received.get() == 0 && begins_http1(head) {
-                reports.speaks_http1.set(true);
+                reports.beginning.set(Beginning::Http1);
             }
             reports.received.set(reports.received.get().wrapping_add(1));
             if head.kind == DATA && (1..SHORT_DATA).contains(&head.length) {
