@@ -199,10 +199,12 @@ impl ReferrerPolicies {
         if words.is_empty() {
             return Err(String::new());
         }
-        match words.iter().find(|word| !ReferrerPolicy::ALL.iter().any(|known| known.word() == Some(word))) {
-            Some(unknown) => Err((*unknown).into()),
-            None => Ok(Some(words.join(", "))),
-        }
+        // Browsers compare the words in any letter case.
+        let known = |word: &str| {
+            let mut known = ReferrerPolicy::ALL.iter().filter_map(|policy| policy.word());
+            known.find(|known| known.eq_ignore_ascii_case(word)).ok_or_else(|| word.to_string())
+        };
+        words.into_iter().map(known).collect::<Result<Vec<_>, _>>().map(|words| Some(words.join(", ")))
     }
 }
 

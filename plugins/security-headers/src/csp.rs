@@ -231,7 +231,8 @@ fn check_word(name: &str, word: &str, count: usize) -> Result<(), String> {
     if let Some(wrong) = word.chars().find(|letter| !letter.is_ascii_graphic() || ",;".contains(*letter)) {
         return Err(format!("`{word}` in `{name}`: {wrong:?} can't stand in a policy; write it as `%XX`"));
     }
-    if KEYWORDS.contains(&word) {
+    // The names of groups, and addresses, are no sources.
+    if KEYWORDS.contains(&word) && !["report-to", "report-uri"].contains(&name) {
         return Err(format!("`{word}` in `{name}` is a host name to browsers; write `'{word}'`"));
     }
     if word.contains(NONCE) && word != "'nonce-{nonce}'" {

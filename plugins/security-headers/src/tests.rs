@@ -187,6 +187,7 @@ fn policies_in_the_syntax_of_browsers_are_accepted() {
         json!({ "content-security-policy-report-only": { "worker-src": ["'self'", "blob:"], "new-directive": true } }),
         json!({ "content-security-policy": "sandbox allow-scripts Allow-Popups allow-new-things" }),
         json!({ "referrer-policy": "no-referrer, strict-origin-when-cross-origin" }),
+        json!({ "content-security-policy": "default-src 'self'; report-to none" }),
         json!({ "hsts": { "max-age": "0s" } }),
     ] {
         let found = errors(config.clone());
@@ -209,8 +210,10 @@ fn referrer_policies_for_older_browsers_come_first() {
         let all = sent(json!({ "referrer-policy": policies }), Response::new(200));
         assert_eq!(field(&all, "referrer-policy"), [wanted]);
     }
-    let one = sent(json!({ "referrer-policy": "same-origin" }), Response::new(200));
-    assert_eq!(field(&one, "referrer-policy"), ["same-origin"]);
+    for policy in ["same-origin", "Same-Origin"] {
+        let one = sent(json!({ "referrer-policy": policy }), Response::new(200));
+        assert_eq!(field(&one, "referrer-policy"), ["same-origin"]);
+    }
 }
 
 #[test]
