@@ -57,6 +57,15 @@ fn a_known_user_passes_and_is_named() {
 }
 
 #[test]
+fn a_comment_may_follow_a_hash_in_a_line() {
+    let lines = format!("bob:{}:left in 2020\ncarol:{}:", hash("b"), hash("c"));
+    let mut filter = filter(json!({ "users": lines }));
+    for (name, letter) in [("bob", "b"), ("carol", "c")] {
+        assert_eq!(status(filter.request(with(name, &password(letter)))), 200, "{name}");
+    }
+}
+
+#[test]
 fn all_others_are_asked_for_a_password() {
     let mut filter = filter(json!({ "realm": "the shop" }));
     let right = password("a");

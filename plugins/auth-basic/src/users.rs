@@ -99,7 +99,9 @@ impl Parser {
 
     fn lines(&mut self, text: &str, pointer: &str) {
         for line in lines::of(text) {
-            let (name, hash) = line.text.split_once(':').unwrap_or((line.text, ""));
+            let (name, rest) = line.text.split_once(':').unwrap_or((line.text, ""));
+            // A comment may follow, as in the files of nginx and Apache; no hash has a colon.
+            let hash = rest.split(':').next().unwrap_or_default();
             if let Err(Wrong { message, .. }) = self.add(name.trim(), hash.trim()) {
                 self.errors.push(line.error(pointer, message));
             }
