@@ -29,6 +29,7 @@ pub fn response_plan(edits: &Edits, setup: &mut Setup) -> EditPlan {
 
 /// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
 fn plan(edits: &Edits, at: &str, setup: &mut Setup, parse: impl Fn(&str) -> Result<Vec<Part>, String>) -> EditPlan {
+    report_names(edits, at, setup);
     for (kind, fields) in [("set", &edits.set), ("default", &edits.default)] {
         report_repeated(fields.keys(), &format!("{at}/{kind}"), setup);
     }
@@ -55,6 +56,27 @@ fn plan(edits: &Edits, at: &str, setup: &mut Setup, parse: impl Fn(&str) -> Resu
         plan = plan.default_field(name, parsed("default", name, &text.0));
     }
     plan
+}
+
+/// Reports names that no field can have. The host would find them in the plan, which has no places in the configuration.
+fn report_names(edits: &Edits, at: &str, setup: &mut Setup) {
+    let mut check = |name: &str, pointer: String| {
+        if !is_token(name) {
+            let message = format!("invalid name of a field: `{name}`; expected one such as `X-Request-ID`");
+            setup.report(ConfigError::at(pointer, message));
+        }
+    };
+    for (from, to) in &edits.rename {
+        let pointer = pointer::member(&format!("{at}/rename"), from);
+        check(from, pointer.clone());
+        check(to, pointer);
+    }
+    for (place, name) in edits.remove.iter().enumerate() {
+        check(name, format!("{at}/remove/{place}"));
+    }
+    for (kind, fields) in [("set", &edits.set), ("append", &edits.append), ("default", &edits.default)] {
+        fields.keys().for_each(|name| check(name, pointer::member(&format!("{at}/{kind}"), name)));
+    }
 }
 
 /// Reports fields whose name differs from another by its case alone: the value of one of the two would be lost.

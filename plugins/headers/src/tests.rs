@@ -120,7 +120,7 @@ fn mistakes_are_named_with_their_place() {
         assert_eq!(path, pointer);
         assert!(message.contains(part), "{message}");
     };
-    at(error(json!({ "request": { "set": { "a/b": "{hots}" } } })), "/request/set/a~1b", "no value `{hots}`");
+    at(error(json!({ "request": { "set": { "a~b": "{hots}" } } })), "/request/set/a~0b", "no value `{hots}`");
     at(error(json!({ "response": { "append": { "a": "{" } } })), "/response/append/a", "not closed");
     at(error(json!({ "response": { "default": { "a": "}" } } })), "/response/default/a", "closes nothing");
     at(
@@ -140,6 +140,24 @@ fn all_mistakes_of_templates_are_named() {
     }));
     let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
     assert_eq!(paths, ["/request/set/a", "/request/set/c", "/request/append/d", "/response/default/e"]);
+}
+
+#[test]
+fn names_that_no_field_has_are_errors_at_their_places() {
+    let edits = json!({
+        "rename": { "a b": "c", "d": "" },
+        "remove": ["e", "f:"],
+        "set": { "g/h": "1" },
+        "append": { "\u{fc}": "1" },
+        "default": { " i": "1" },
+    });
+    for message in ["request", "response"] {
+        let errors = Harness::<Headers>::errors(json!({ message: edits.clone() }));
+        let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+        let wanted = ["rename/a b", "rename/d", "remove/1", "set/g~1h", "append/\u{fc}", "default/ i"];
+        assert_eq!(paths, wanted.map(|wanted| format!("/{message}/{wanted}")));
+        assert_eq!(errors[0].message, "invalid name of a field: `a b`; expected one such as `X-Request-ID`");
+    }
 }
 
 #[test]
