@@ -464,6 +464,19 @@ fn values_in_the_paths_of_rewrites_are_warned_of() {
 }
 
 #[test]
+fn methods_that_no_page_can_use_are_warned_of() {
+    let cors = |methods: &str| {
+        let config = format!("{{ origins = [\"https://a.example\"], methods = {methods} }}");
+        said_of(&format!("[[route]]\nupstream = \"app\"\nplugins = [{{ use = \"cors\", config = {config} }}]"))
+    };
+    let said = cors("[\"GET\", \"CONNECT\", \"TRACE\"]");
+    for method in ["CONNECT", "TRACE"] {
+        assert!(said.contains(&format!("warning: method that no page can use: `{method}`")), "{said}");
+    }
+    assert_eq!(cors("[\"GET\", \"PURGE\"]"), "");
+}
+
+#[test]
 fn a_cors_plugin_without_preflights_is_warned_of() {
     let cors = "upstream = \"app\"\nplugins = [{ use = \"cors\", config.origins = [\"*\"] }]\n";
     let lost = |keys: &str| said_of(&format!("[[route]]\n{cors}{keys}")).contains("`methods` without OPTIONS");

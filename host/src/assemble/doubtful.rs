@@ -130,6 +130,7 @@ fn warn_of_templates(problems: &mut Diagnostics, files: &[ManifestFile]) {
             match plugin.r#use.get_ref().as_str() {
                 "headers" => warn_of_template(problems, source, plugin),
                 "rewrite" => warn_of_targets(problems, source, plugin),
+                "cors" => warn_of_forbidden_methods(problems, source, plugin),
                 _ => {}
             }
         }
@@ -177,6 +178,17 @@ fn warn_of_targets(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &Pl
         if let Some(why) = value_in_target(target, source, &span) {
             warn(problems, source, &span, &why);
         }
+    }
+}
+
+/// Warns of methods in the plugin `cors` that browsers let no page use (Fetch standard, "forbidden method").
+fn warn_of_forbidden_methods(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &PluginTable) {
+    let methods = plugin.config.as_ref().and_then(|config| config.get("methods")?.as_array());
+    for (at, method) in methods.into_iter().flatten().enumerate() {
+        let Some(method @ ("CONNECT" | "TRACE" | "TRACK")) = method.as_str() else { continue };
+        let span = ValueSpans::new(&source.text, &plugin.r#use.span()).value(&format!("/methods/{at}"));
+        let why = format!("method that no page can use: `{method}`; browsers send no such requests, so remove it");
+        problems.warn(Doubt::NoEffect, source, span, &why);
     }
 }
 
