@@ -477,6 +477,23 @@ fn methods_that_no_page_can_use_are_warned_of() {
 }
 
 #[test]
+fn a_request_buffer_above_the_longest_body_is_warned_of() {
+    let route = |keys: &str| said_of(&format!("[[route]]\nupstream = \"app\"\n{keys}"));
+    for (keys, limit) in [
+        ("max-body = \"1 MiB\"\nrequest-buffer = \"2 MiB\"", "1 MiB"),
+        ("request-buffer = \"2 GiB\"", "1 GiB by default"),
+    ] {
+        let said = route(keys);
+        assert!(said.contains(&format!("warning: `request-buffer` above `max-body`, {limit}")), "{keys}: {said}");
+    }
+    for keys in
+        ["max-body = \"1 MiB\"\nrequest-buffer = \"1 MiB\"", "max-body = \"1 KiB\"", "request-buffer = \"1 GiB\""]
+    {
+        assert_eq!(route(keys), "", "{keys}");
+    }
+}
+
+#[test]
 fn a_cors_plugin_without_preflights_is_warned_of() {
     let cors = "upstream = \"app\"\nplugins = [{ use = \"cors\", config.origins = [\"*\"] }]\n";
     let lost = |keys: &str| said_of(&format!("[[route]]\n{cors}{keys}")).contains("`methods` without OPTIONS");

@@ -8,7 +8,7 @@ use crate::config::spanned::Spanned;
 
 use super::{Assembly, beside, units};
 use crate::body::buffer_space::BufferLimits;
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{RouteTable, SizeOrOff};
 use crate::generation::{BufferedContent, RequestBuffer};
 use crate::system::files;
@@ -51,12 +51,25 @@ impl Assembly<'_> {
         route.response_buffer.as_ref().map_or(RESPONSE, |size| self.size_or_off(source, size))
     }
 
-    /// Returns the requests of a route that are received before an endpoint is asked; `None` for none.
-    pub(super) fn request_buffer(&mut self, source: &Arc<Source>, route: &RouteTable) -> Option<RequestBuffer> {
+    /// Returns the requests of a route that are received before an endpoint is asked; `None` for none. No body of the route is
+    /// longer than `max_body` bytes.
+    pub(super) fn request_buffer(
+        &mut self,
+        source: &Arc<Source>,
+        route: &RouteTable,
+        max_body: u64,
+    ) -> Option<RequestBuffer> {
         let Some(size) = &route.request_buffer else {
             return Some(RequestBuffer { max: REQUEST, which: BufferedContent::KnownLength });
         };
         let max = self.size_or_off(source, size);
+        if max > max_body {
+            let limit = route.max_body.as_ref().map_or("1 GiB by default", |limit| limit.get_ref());
+            let why = format!(
+                "`request-buffer` above `max-body`, {limit}: a longer body gets 413; raise `max-body`, or write the same size"
+            );
+            self.problems.warn(Doubt::NoEffect, source, size.span(), &why);
+        }
         (max > 0).then_some(RequestBuffer { max, which: BufferedContent::AnyLength })
     }
 

@@ -135,16 +135,17 @@ impl Assembly<'_> {
             chain.push(binding);
         }
         let name: Arc<str> = route.name.clone().unwrap_or_else(|| derived_name(route)).into();
+        let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         Route {
             uri,
             cache_scope: cache_scope(&name, route, &target),
-            max_body: self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64,
+            max_body,
             timeout: route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX)),
             error_pages: self.route_pages(source, route),
             intercept: self.intercepted(source, route),
             maintenance: route.maintenance.as_ref().and_then(|wanted| self.maintenance(source, wanted)),
             response_buffer: self.response_buffer(source, route),
-            request_buffer: self.request_buffer(source, route),
+            request_buffer: self.request_buffer(source, route, max_body),
             name,
             target,
             chain,
