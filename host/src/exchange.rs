@@ -440,7 +440,7 @@ fn report_removal(name: &HeaderName, reason: FieldRemoval, listener: &Listener, 
     );
     // A proxy of the operator's own that isn't trusted looks like a client that lies: redirects to HTTPS never end then, and
     // all clients have one address.
-    let is_of_proxies = matches!(field, "x-forwarded-for" | "x-forwarded-proto");
+    let is_of_proxies = matches!(field, "x-forwarded-for" | "x-forwarded-proto" | "forwarded");
     if reason == FieldRemoval::Untrusted && is_of_proxies && listener.census.may_log_untrusted(failure_log::hour()) {
         let remedy = "if the peer is a proxy of yours, name it in `trusted-proxies` of the listener";
         let peer = peer.map(tracing::field::display);
