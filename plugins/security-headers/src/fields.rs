@@ -186,8 +186,13 @@ fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut
 fn ancestors(origins: &[String], written: Rule, csp: Option<&mut Policy>, fields: &mut Vec<Field>, setup: &mut Setup) {
     for (place, origin) in origins.iter().enumerate() {
         let is_source = origin.bytes().all(|byte| byte.is_ascii_graphic() && !b",;'\"".contains(&byte));
-        if !is_source || !origin.contains("://") {
-            let message = format!("invalid origin: `{origin}`; expected one such as `https://portal.example.org`");
+        let (_, authority) = origin.split_once("://").unwrap_or_default();
+        let path = authority.find('/').map(|at| &authority[at..]);
+        // The URL of a page's origin has the path `/`, which no other matches (CSP Level 3, "frame-ancestors").
+        let hint = if path.is_some_and(|path| path != "/") { "an origin has no path; " } else { "" };
+        if !is_source || authority.is_empty() || !hint.is_empty() {
+            let message =
+                format!("invalid origin: `{origin}`; {hint}expected one such as `https://portal.example.org`");
             setup.report(ConfigError::at(format!("/frames/{place}"), message));
         }
     }

@@ -266,6 +266,7 @@ fn configurations_that_protect_less_than_they_seem_to_are_errors() {
         (json!({ "permissions-policy": { "a/b": "*" } }), "/permissions-policy/a~1b", "invalid feature"),
         (json!({ "nonce-field": "X-N" }), "/nonce-field", "no policy has a nonce"),
         (json!({ "frames": ["portal.example.org"] }), "/frames/0", "invalid origin"),
+        (json!({ "frames": ["https://a.example/x"] }), "/frames/0", "an origin has no path"),
         (
             json!({ "frames": ["https://a.example"], "content-security-policy": "frame-ancestors 'none'" }),
             "/frames",
