@@ -79,7 +79,11 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     let gauges = [
         ("plugway_cache_bytes", "What stored responses take of the memory.", store.bytes()),
         ("plugway_cache_memory_bytes", "What they may take.", store.capacity()),
-        ("plugway_cache_keys", "Keys under which something is stored.", store.keys() as u64),
+        (
+            "plugway_cache_keys",
+            "Keys with stored responses, or with marks of responses that were not stored.",
+            store.keys() as u64,
+        ),
     ];
     for (name, help, value) in gauges {
         family(out, name, "gauge", help);
