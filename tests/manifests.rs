@@ -282,6 +282,26 @@ fn a_redirect_to_its_own_scheme_and_host_is_warned_of() {
     }
 }
 
+#[test]
+fn a_redirect_of_any_host_to_a_host_of_the_manifest_is_warned_of_where_it_comes_back() {
+    let redirect = |to: &str, rest: &str| {
+        let routes = format!("[[route]]\nredirect = \"{to}\"\n[[route]]\n{rest}\nupstream = \"app\"");
+        said_of(&routes).contains("warning: redirect to itself")
+    };
+    let of_paths = "hosts = [\"www.a.example\"]\npath = \"/app\"";
+    assert!(redirect("http://www.a.example{uri}", of_paths));
+    assert!(redirect("http://b.a.example/", "hosts = [\"*.a.example\"]\npath = \"/app\""));
+    for (to, rest) in [
+        ("http://www.a.example{uri}", "hosts = [\"www.a.example\"]"),
+        ("http://www.a.example/app", of_paths),
+        ("https://www.a.example{uri}", of_paths),
+        ("http://b.example{uri}", of_paths),
+        ("http://a.example{uri}", "hosts = [\"*.a.example\"]\npath = \"/app\""),
+    ] {
+        assert!(!redirect(to, rest), "{to}: {rest}");
+    }
+}
+
 /// Returns what a check says of a good manifest with one listener, an upstream and these tables.
 fn said_of(tables: &str) -> String {
     let folder = tempfile::tempdir().unwrap();

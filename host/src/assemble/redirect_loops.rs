@@ -83,8 +83,31 @@ struct SampleListener<'a> {
     redirects: bool,
 }
 
+/// The listeners of a manifest, and the hosts that its routes name.
+struct SampleSite<'a> {
+    listeners: Vec<SampleListener<'a>>,
+    hosts: Vec<&'a str>,
+}
+
+impl<'a> SampleSite<'a> {
+    fn of(files: &'a [ManifestFile]) -> Self {
+        let routes = files.iter().flat_map(|file| &file.manifest.route);
+        let hosts = routes.flat_map(|route| route.get_ref().hosts.iter().flat_map(|hosts| hosts.get_ref()));
+        SampleSite { listeners: SampleListener::of(files), hosts: hosts.map(|host| host.get_ref().as_str()).collect() }
+    }
+
+    /// Whether a route names a host, so that requests for the host arrive here.
+    fn names(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        self.hosts.iter().any(|named| match named.to_ascii_lowercase().strip_prefix('*') {
+            Some(domain) => host.ends_with(domain),
+            None => host.eq_ignore_ascii_case(named),
+        })
+    }
+}
+
 /// The host of the requests of a route that names none. No location names it, so that a location with a host of its own is
-/// taken for another site.
+/// taken for another site, unless another route names that host.
 const ANY_HOST: &str = "any.invalid";
 
 impl<'a> SampleListener<'a> {
@@ -130,7 +153,7 @@ struct Following<'a> {
 
 impl<'a> Following<'a> {
     /// Returns the request for the location of the redirect; `None` if the location belongs to another site, or to none of the listeners.
-    fn follow(mut self, route: &RouteTable, redirect: &Redirect, all: &'a [SampleListener<'a>]) -> Option<Self> {
+    fn follow(mut self, route: &RouteTable, redirect: &Redirect, site: &'a SampleSite<'a>) -> Option<Self> {
         let scheme = self.at.first()?.scheme;
         let target = SampleTarget { scheme, host: &self.host, path: self.request.uri.path() };
         let location = redirect.location.fill_sample(&target)?;
@@ -139,9 +162,10 @@ impl<'a> Following<'a> {
         let uri: Uri = text.split(['?', '#']).next()?.parse().ok()?;
         if let Some(host) = uri.host() {
             let names_hosts = route.hosts.as_ref().is_some_and(|hosts| !hosts.get_ref().is_empty());
-            if !names_hosts && !host.eq_ignore_ascii_case(&self.host) {
+            if !names_hosts && !host.eq_ignore_ascii_case(&self.host) && !site.names(host) {
                 return None;
             }
+            let all = &site.listeners;
             self.at = all.iter().filter(|listener| listener.may_get(&uri, all)).collect();
             self.host = host.to_ascii_lowercase();
             self.request.headers.insert(HOST, HeaderValue::from_str(&self.host).ok()?);
@@ -171,7 +195,8 @@ impl Assembly<'_> {
         routes: &[Route],
         sampled: &[SampledRoute<'_>],
     ) {
-        let listeners = SampleListener::of(files);
+        let site = SampleSite::of(files);
+        let listeners = &site.listeners;
         for (index, SampledRoute { sample, source, table }) in sampled.iter().enumerate() {
             let (Some(sample), Target::Redirect(redirect)) = (sample, &routes[index].target) else { continue };
             // A plugin may change the request, or answer it.
@@ -182,7 +207,7 @@ impl Assembly<'_> {
             let mut looping = listeners.iter().filter_map(|start| {
                 let mut following = sample.following(route, start)?;
                 for _ in 0..MAX_REDIRECTS {
-                    following = following.follow(route, redirect, &listeners)?;
+                    following = following.follow(route, redirect, &site)?;
                     let comes_back = |at: &&SampleListener| at.route(router, &following.request) == Some(route_id);
                     following.at.iter().all(comes_back).then_some(())?;
                 }
