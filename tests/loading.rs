@@ -517,6 +517,30 @@ fn bombs_put_in_the_place_of_a_plugin_leave_the_old_one_serving() {
     until("the children are gone", || children(proxy.id()).is_empty());
 }
 
+/// The proxy itself looked up what the schema says about the values of references: each reference in the schema to the
+/// schema itself was followed again, which took gigabytes.
+#[test]
+fn a_schema_that_refers_to_itself_thousands_of_times_takes_no_memory_of_the_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("secret"), "a{b}c").unwrap();
+    std::fs::write(folder.path().join("plugin.wasm"), with_schema("{}")).unwrap();
+    let plugin = "{ use = \"./plugin.wasm\", config = { do = \"${file:secret}\" } }";
+    let text = manifest(&sized(), plugin, &format!("{ADMIN}[load]\ntime = \"1h\"\n"));
+    let mut proxy = Proxy::start_in(folder.path(), &text);
+    proxy.folder = folder;
+    let before = proxy.peak_kib();
+    let references = ["{\"$ref\":\"#\"}"; 15_000].join(",");
+    for (rule, wanted) in
+        [("", "reloaded: generation"), ("\"required\":[\"none\"],", "\"none\" is a required property")]
+    {
+        swap_in(&proxy, &with_schema(&format!("{{{rule}\"anyOf\":[true,{references}]}}")));
+        proxy.wait_log(wanted);
+        assert_eq!(proxy.get("/10", "").status(), 200);
+    }
+    eprintln!("memory: {before} KiB before, {} KiB at most", proxy.peak_kib());
+    assert!(proxy.peak_kib() < before + GROWTH, "{} and {before}", proxy.peak_kib());
+}
+
 /// Starts the program on a manifest whose plugin burns time; returns it with the child that loads the plugin.
 fn starting(folder: &Path) -> (Ended, u32) {
     std::fs::write(folder.join("bomb.wasm"), burns_time()).unwrap();

@@ -62,6 +62,7 @@ fn descriptions_beyond_a_bound_are_errors_of_the_manifest() {
         ("describe:summary", "2000 bytes of its summary; at most 1024 are allowed"),
         ("describe:schema!", "bytes of a configuration schema; at most 1048576 are allowed"),
         ("describe:nested!", "10000 levels of a configuration schema; at most 64 are allowed"),
+        ("describe:values!", "40003 values of a configuration schema; at most 32768 are allowed"),
     ] {
         let modest = b"describe:modest!";
         let at = component.windows(16).position(|bytes| bytes == modest).expect("the mark is in the component");

@@ -146,6 +146,8 @@ struct LoadedPlugin {
     waiting: Option<Arc<Plugin>>,
     /// The schema of the component's configuration.
     schema: Option<Arc<str>>,
+    /// Whether the component says that it decides which clients get the responses behind it.
+    is_guard: bool,
     /// The digests of the configurations that the component accepts, with their limits.
     accepted: HashSet<[u8; 32]>,
     /// Whether `accepted` has digests that are not on disk yet.

@@ -223,8 +223,17 @@ impl Proxy {
 
     /// Returns the resident memory of the process, in KiB.
     pub fn memory_kib(&self) -> u64 {
+        self.status_kib("VmRSS")
+    }
+
+    /// Returns the most resident memory that the process has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 

@@ -1,6 +1,7 @@
 //! Values of references in the configuration of a plugin: templates take them literally, and no message about them shows
 //! a part of them.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub(super) struct MessageOrigin<'a> {
     pub stock: Option<&'static [u8]>,
     /// The schema of the configuration, or an empty text.
     pub schema: &'a str,
+    /// The parsed schema, once a message needs it: one schema for all messages.
+    pub parsed_schema: OnceCell<Value>,
     /// The variables that the plugin can read.
     pub env: &'a [(String, String)],
 }
@@ -80,6 +83,9 @@ pub(super) fn complaint_message(
     let value = origin.config.pointer(pointer).filter(|_| key.is_none());
     let Some(value) = value else { return (message.clone(), HashSet::new()) };
     let strings = strings_in(problems, origin.source, value);
+    if strings.is_empty() && origin.env.is_empty() {
+        return (message.clone(), HashSet::new());
+    }
     if strings.iter().all(|string| is_of_files(string)) && origin.is_public(pointer) {
         let public = strings.iter().flat_map(|string| string.values()).map(|value| value.reference.into());
         return (message.clone(), public.collect());
@@ -113,7 +119,8 @@ pub(super) fn failure_message(problems: &Diagnostics, origin: &MessageOrigin<'_>
 impl MessageOrigin<'_> {
     /// Whether the plugin says that the value at a JSON pointer is no secret.
     fn is_public(&self, pointer: &str) -> bool {
-        serde_json::from_str(self.schema).is_ok_and(|schema| schema_at::is_public(&schema, pointer))
+        let schema = self.parsed_schema.get_or_init(|| serde_json::from_str(self.schema).unwrap_or_default());
+        schema_at::is_public(schema, pointer)
     }
 
     /// Returns a message without any word of the variables that the plugin can read.

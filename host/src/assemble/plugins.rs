@@ -1,6 +1,8 @@
 //! The assembly of configured plugins: load the component, check the configuration, configure the plugin. Steps that
 //! could harm the process are tried in a child process first ([`crate::loading`]).
 
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -84,6 +86,15 @@ impl From<LoadFailure> for PluginRejection {
     }
 }
 
+impl LoadedPlugin {
+    /// Returns a component with its description, and the digests of configurations that it accepts.
+    fn new(plugin: Plugin, about: &[u8], accepted: HashSet<[u8; 32]>) -> Self {
+        let schema: Option<Arc<str>> = loading::config_schema(about).map(Arc::from);
+        let is_guard = schema.as_deref().is_some_and(schema_at::is_guard);
+        LoadedPlugin { plugin: Arc::new(plugin), waiting: None, schema, is_guard, accepted, has_new: false }
+    }
+}
+
 impl Assembler {
     /// Notes on disk what was found accepted, for the next start.
     pub(super) fn keep_accepted(&mut self) {
@@ -100,8 +111,7 @@ impl Assembler {
             let (about, plugin) = self.runtime.load_compiled(&seal)?;
             loading::version(&about).iter().for_each(|version| plugin.note_version(version));
             let accepted = self.runtime.artifacts().accepted_configs(&seal);
-            let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
-            self.plugins.insert(*digest, LoadedPlugin { plugin, waiting: None, schema, accepted, has_new: false });
+            self.plugins.insert(*digest, LoadedPlugin::new(plugin, &about, accepted));
         }
         self.plugins.get_mut(digest)
     }
@@ -115,9 +125,7 @@ impl Assembler {
             unsealed.map_err(|error| LoadFailure::Refused(format!("its compiled code can't be used here: {error}")))?;
         loading::version(&about).iter().for_each(|version| plugin.note_version(version));
         self.runtime.artifacts().store(&seal, &sealed);
-        let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
-        let loaded = LoadedPlugin { plugin, waiting: None, schema, accepted: Default::default(), has_new: false };
-        self.plugins.insert(examination.digest, loaded);
+        self.plugins.insert(examination.digest, LoadedPlugin::new(plugin, &about, HashSet::new()));
         Ok(())
     }
 }
@@ -271,8 +279,8 @@ impl Assembly<'_> {
         self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
         let (config, digest) = (config.to_string(), component.digest);
         let plugin = self.examine(component, &config, limits, about.env)?;
-        let schema = self.assembly.plugins.get(&digest).and_then(|loaded| loaded.schema.as_deref());
-        Ok(AcceptedPlugin { plugin, config, is_guard: schema.is_some_and(schema_at::is_guard) })
+        let is_guard = self.assembly.plugins.get(&digest).is_some_and(|loaded| loaded.is_guard);
+        Ok(AcceptedPlugin { plugin, config, is_guard })
     }
 
     /// A component that is good, and accepts a configuration.
@@ -391,7 +399,8 @@ impl Assembly<'_> {
         let Concerned { source, use_span, config, .. } = *about;
         let schema = self.schema_for_messages(about);
         let stock = plugway_plugins::STOCK.iter().find(|(name, _)| *name == about.name).map(|(_, bytes)| *bytes);
-        let origin = MessageOrigin { source, config, stock, schema: &schema, env: about.env };
+        let origin =
+            MessageOrigin { source, config, stock, schema: &schema, parsed_schema: OnceCell::new(), env: about.env };
         let (complaints, more) = match rejection {
             PluginRejection::Component(message) | PluginRejection::Broken(message) => {
                 let message = failure_message(&self.problems, &origin, &message);

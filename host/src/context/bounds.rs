@@ -111,6 +111,10 @@ pub const SCHEMA: usize = 1 << 20;
 /// The maximum number of nested objects and arrays in the schema of a configuration, because parsers recurse.
 pub const SCHEMA_DEPTH: usize = 64;
 
+/// The maximum number of values in the schema of a configuration: texts, numbers, arrays, objects and so on. Each takes up to
+/// 650 bytes once it is parsed. The schema of the manifest, with 130 KB, has 2,500.
+pub const SCHEMA_VALUES: usize = 32 << 10;
+
 /// The maximum number of errors that a plugin reports of a configuration.
 pub const CONFIG_ERRORS: usize = 100;
 

@@ -282,7 +282,7 @@ fn name(engine: &Engine, component: &blake3::Hash) -> String {
     let mut settings = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut settings);
     // The form of the file, and the checks that a component has passed before it was compiled.
-    3_u8.hash(&mut settings);
+    4_u8.hash(&mut settings);
     format!("{}-{:016x}", component.to_hex(), settings.finish())
 }
 

@@ -255,7 +255,7 @@ fn trace(name: &HeaderName) -> u64 {
     1 << ((name.len() * 7 + usize::from(name.last().copied().unwrap_or(0))) % 64)
 }
 
-/// Returns the description of a plugin; an error if a text is too long or the schema is nested too deeply.
+/// Returns the description of a plugin; an error if a text is too long, or the schema has too many levels or values.
 pub fn description(description: Description) -> Result<Description, EditError> {
     let texts = [
         (&description.name, "bytes of its name"),
@@ -265,26 +265,49 @@ pub fn description(description: Description) -> Result<Description, EditError> {
     texts.into_iter().try_for_each(|(text, what)| check_count(bounds::NAME, text.len(), what))?;
     if let Some(schema) = &description.config_schema {
         check_count(bounds::SCHEMA, schema.len(), "bytes of a configuration schema")?;
-        check_count(bounds::SCHEMA_DEPTH, depth(schema), "levels of a configuration schema")?;
+        let JsonShape { levels, values } = JsonShape::of(schema);
+        check_count(bounds::SCHEMA_DEPTH, levels, "levels of a configuration schema")?;
+        check_count(bounds::SCHEMA_VALUES, values, "values of a configuration schema")?;
     }
     Ok(description)
 }
 
-/// Returns the number of nested arrays and objects in a JSON text, before it is parsed.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
-    for byte in json.bytes() {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' => is_escaped = is_text,
-            b'"' => is_text = !is_text,
-            b'{' | b'[' if !is_text => depth += 1,
-            b'}' | b']' if !is_text => depth = depth.saturating_sub(1),
-            _ => {}
+/// What parsing a JSON text takes: known before the text is parsed.
+#[derive(Debug, PartialEq, Eq)]
+struct JsonShape {
+    /// The number of arrays and objects in each other.
+    levels: usize,
+    /// The number of values, of which an array or object is one.
+    values: usize,
+}
+
+impl JsonShape {
+    fn of(json: &str) -> Self {
+        let (mut depth, mut levels, mut values) = (0_usize, 0, 1);
+        let (mut is_text, mut is_escaped, mut is_opened) = (false, false, false);
+        for byte in json.bytes() {
+            let is_end = matches!(byte, b'}' | b']');
+            // The first item of an array or object; a comma stands before each other one.
+            if is_opened && !byte.is_ascii_whitespace() {
+                values += usize::from(!is_end);
+                is_opened = false;
+            }
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = is_text,
+                b'"' => is_text = !is_text,
+                b',' if !is_text => values += 1,
+                b'{' | b'[' if !is_text => {
+                    depth += 1;
+                    is_opened = true;
+                }
+                _ if is_end && !is_text => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            levels = levels.max(depth);
         }
-        deepest = deepest.max(depth);
+        JsonShape { levels, values }
     }
-    deepest
 }
 
 /// The errors that a plugin reports of its configuration, truncated for a message.
@@ -466,11 +489,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_is_known_before_a_text_is_parsed() {
-        for (json, wanted) in [("{}", 1), ("[[1],[{}]]", 3), (r#"{"[[[":"]{\"{{"}"#, 1), ("1", 0), ("]]]", 0)] {
-            assert_eq!(depth(json), wanted, "{json}");
+    fn the_shape_of_a_text_is_known_before_it_is_parsed() {
+        for (json, levels, values) in [
+            ("{}", 1, 1),
+            ("[ ]", 1, 1),
+            ("[[1],[{}]]", 3, 5),
+            (r#"{"[[,[":"]{\"{{"}"#, 1, 2),
+            (r#"{ "a": [ true, "b" ], "c": {} }"#, 2, 5),
+            ("1", 0, 1),
+            ("]]]", 0, 1),
+        ] {
+            assert_eq!(JsonShape::of(json), JsonShape { levels, values }, "{json}");
         }
-        assert_eq!(depth(&"[".repeat(100_000)), 100_000);
+        assert_eq!(JsonShape::of(&"[".repeat(100_000)).levels, 100_000);
     }
 
     #[test]

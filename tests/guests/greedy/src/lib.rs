@@ -41,6 +41,7 @@ impl lifecycle::Guest for Glue {
             b"describe:summary" => ("x".repeat(2_000), None),
             b"describe:schema!" => (String::new(), Some(format!("{{\"title\":\"{}\"}}", "x".repeat(1_100_000)))),
             b"describe:nested!" => (String::new(), Some(format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)))),
+            b"describe:values!" => (String::new(), Some(format!("{{\"enum\":[{}0]}}", "0,".repeat(40_000)))),
             _ => ("greedy".into(), None),
         };
         Description { name: "greedy".into(), version: "1".into(), summary, config_schema }
