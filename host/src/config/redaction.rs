@@ -198,13 +198,16 @@ struct Parts<'a> {
     words: HashSet<&'a str>,
     /// The value in its plain form.
     value: String,
+    /// The words of the value in its plain form.
+    plain_words: HashSet<String>,
 }
 
 impl<'a> Parts<'a> {
     fn of_all(strings: &'a [Arc<Replaced>]) -> Vec<Self> {
         let of = |value: ReferencedValue<'a>| {
-            let words = value.text.split(is_between_words).filter(|word| !word.is_empty()).collect();
-            Parts { reference: value.reference, words, value: plain(value.text) }
+            let (words, plain) = (words_of(value.text).collect(), plain(value.text));
+            let plain_words = words_of(&plain).map(Into::into).collect();
+            Parts { reference: value.reference, words, value: plain, plain_words }
         };
         // A string may repeat a reference hundreds of times.
         let mut seen = HashSet::new();
@@ -219,13 +222,14 @@ impl<'a> Parts<'a> {
         let is_telling = |word: &str| is_remedy || word.len() >= MIN_WORD_BYTES || word.len() * 2 >= self.value.len();
         [quoted, &unescaped].into_iter().map(plain).any(|text| {
             let text = text.trim_end_matches(['…', ' ']);
-            let mut words = text.split(is_between_words).filter(|word| !word.is_empty());
-            !text.is_empty() && (self.value.contains(text) || words.any(|word| self.has_word(word) && is_telling(word)))
+            let has_word = || words_of(text).any(|word| self.plain_words.contains(word) && is_telling(word));
+            !text.is_empty() && (self.contains(text) || has_word())
         })
     }
 
-    fn has_word(&self, word: &str) -> bool {
-        self.value.split(is_between_words).any(|known| known == word)
+    /// Whether the value has a text in its plain form.
+    fn contains(&self, text: &str) -> bool {
+        memchr::memmem::find(self.value.as_bytes(), text.as_bytes()).is_some()
     }
 }
 
@@ -251,14 +255,27 @@ fn plain(text: &str) -> String {
 /// Returns the end of the quoted text that a message begins with, and the reference whose value has it; the value may
 /// have the quote too.
 fn quoted_part<'a>(message: &str, quote: &str, parts: &[Parts<'a>], is_remedy: bool) -> Option<(usize, &'a str)> {
-    let nearest = message.find(quote);
-    let is_whole =
-        |end: &usize, part: &Parts<'_>| Some(*end) == nearest || part.value.contains(&plain(&message[..*end]));
-    let ends: Vec<usize> = message.match_indices(quote).map(|(end, _)| end).collect();
-    ends.iter().rev().find_map(|end| {
-        let part = parts.iter().find(|part| is_whole(end, part) && part.has(&message[..*end], is_remedy))?;
-        Some((*end, part.reference))
-    })
+    let (mut candidates, mut found): (Vec<&Parts<'a>>, _) = (parts.iter().collect(), None);
+    for (index, (end, _)) in message.match_indices(quote).enumerate() {
+        let quoted = &message[..end];
+        if index > 0 {
+            // A value without the text up to one quote doesn't have the text up to a later quote either.
+            let text = plain(quoted);
+            candidates.retain(|part| part.contains(&text));
+        }
+        if candidates.is_empty() {
+            break;
+        }
+        if let Some(part) = candidates.iter().find(|part| part.has(quoted, is_remedy)) {
+            found = Some((end, part.reference));
+        }
+    }
+    found
+}
+
+/// Returns the words of a value or of a message.
+fn words_of(text: &str) -> impl Iterator<Item = &str> {
+    text.split(is_between_words).filter(|word| !word.is_empty())
 }
 
 /// Whether a character separates the words of a value and of a message.
@@ -306,7 +323,10 @@ fn without(message: String, value: &str, shown: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::system::thread_time::timed;
 
     fn redacted(values: &[&str], message: &str) -> String {
         let mut redaction = Redaction::default();
@@ -356,6 +376,18 @@ mod tests {
         }
         assert_eq!(without_words("begins with ab.", &string("ab/cd")), "begins with ${env:V}");
         assert_eq!(without_words("ends with ab. or", &string("cd/ab.")), "ends with ${env:V} or");
+    }
+
+    /// Texts in quotes were looked for in the values up to each later quote: a message of a plugin took an hour.
+    #[test]
+    fn a_message_of_quotes_and_words_takes_little_time() {
+        let mut string = Replaced::default();
+        string.push_value("${file:list}", &"one\"two\"".repeat(10_000));
+        for message in ["`".repeat(4 << 10), "`a`".repeat(1 << 10), format!("`{}`", "a ".repeat(2 << 10))] {
+            let (shown, time) = timed(|| without_words(&message, &[Arc::new(string.clone())]));
+            assert_eq!(shown, message);
+            assert!(time < Duration::from_secs(5), "{time:?}: {}", &message[..4]);
+        }
     }
 
     #[test]
