@@ -439,6 +439,22 @@ fn a_streamed_body_waits_at_each_chunk_and_at_its_end() {
     assert_eq!(passed.text(), "[200 2]one[200 3]two[end 200 4]");
 }
 
+/// Such a request was neither sent nor refused: each body waited for `limits.call-time`.
+#[test]
+fn a_request_that_is_made_as_the_state_of_a_body_is_dropped_is_sent() {
+    let (told, asked) = mpsc::channel();
+    let auth = origin(move |request| {
+        if request.start.contains("farewell") {
+            let _ = told.send(());
+        }
+        ok("")
+    });
+    let proxy = start(&with_bodies(&auth, "stream", "config.farewell = \"http://auth/farewell\""));
+    assert_eq!(post(&proxy, "http://auth/", "some").status(), 200);
+    // The body of the request, and that of the response.
+    assert_eq!(asked.try_iter().count(), 2);
+}
+
 #[test]
 fn a_long_body_passes_a_hook_that_may_wait_unchanged() {
     let proxy = start(&with_bodies(&judge(), "stream", "limits.share = 100"));

@@ -79,7 +79,11 @@ impl WaitingBodies {
                 None => None,
             };
             if stage.waits() {
-                stage.close_waiting(&CalloutSender::channel().0).await;
+                let close = async |stage: &mut BodyFilter, sender: &CalloutSender| {
+                    stage.close_waiting(sender).await;
+                    Ok(())
+                };
+                self.call(stage, *plugin_id, close).await?;
             }
         }
         *state = trailers.map_or(FilterState::Over, FilterState::Trailers);

@@ -37,6 +37,8 @@ pub struct Config {
     bodies: Option<String>,
     /// The longest time of a request of a body hook, in milliseconds; 500 if `None`.
     body_timeout: Option<u64>,
+    /// The URL that gets a request as the state of a body is dropped.
+    farewell: Option<String>,
 }
 
 pub struct Caller {
@@ -51,11 +53,15 @@ pub struct Caller {
     timer: Option<String>,
     observe: Option<String>,
     body_timeout: Duration,
+    farewell: Option<String>,
     ticks: Counter,
 }
 
-/// A body whose chunks have outcomes of requests between them.
-pub struct Asking(Option<http::Request>);
+/// A body whose chunks have outcomes of requests between them, and whose end is told to a service.
+pub struct Asking {
+    call: Option<http::Request>,
+    farewell: Option<http::Request>,
+}
 
 /// Computes for some time.
 #[expect(clippy::disallowed_methods, reason = "a guest has no clock of a worker")]
@@ -107,7 +113,7 @@ impl Plugin for Caller {
         let request_body = setup.request_body.field("x-body-call");
         let response_body = setup.response_body.response_field("x-body-call");
         let path = setup.observer.value(ValueName::Path);
-        let Config { timer, observe, body_timeout, .. } = config;
+        let Config { timer, observe, body_timeout, farewell, .. } = config;
         Ok(Caller {
             urls,
             method,
@@ -120,6 +126,7 @@ impl Plugin for Caller {
             timer,
             observe,
             body_timeout: Duration::from_millis(body_timeout.unwrap_or(500)),
+            farewell,
             ticks,
         })
     }
@@ -159,7 +166,8 @@ impl Caller {
     }
 
     fn asking(&self, url: Option<&str>) -> Asking {
-        Asking(url.map(|url| http::get(url).timeout(self.body_timeout)))
+        let get = |url: &str| http::get(url).timeout(self.body_timeout);
+        Asking { call: url.map(get), farewell: self.farewell.as_deref().map(get) }
     }
 }
 
@@ -193,14 +201,22 @@ impl ResponseBody for Caller {
 
 impl BodyFilter for Asking {
     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
-        let Some(call) = &self.0 else { return Ok(chunk) };
+        let Some(call) = &self.call else { return Ok(chunk) };
         let told = format!("[{}]", outcome(call.clone()));
         Ok([told.as_bytes(), &chunk].concat())
     }
 
     fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
-        let end = self.0.as_ref().map(|call| format!("[end {}]", outcome(call.clone())));
+        let end = self.call.as_ref().map(|call| format!("[end {}]", outcome(call.clone())));
         Ok(end.unwrap_or_default().into_bytes())
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(call) = self.farewell.take() {
+            let _ = call.send();
+        }
     }
 }
 
