@@ -339,7 +339,18 @@ fn a_manifest_may_be_any_text() {
         text
     });
     let regex = |text: &str| format!("{good}[[route]]\nupstream = \"app\"\npath = {{ regex = '{text}' }}\n");
+    // The position of each value was copied, with the key.
+    let plugin = |config: &str| {
+        let plugin = format!("{{ use = \"headers\", config = {config} }}");
+        format!("[[route]]\nupstream = \"app\"\nplugins = [{plugin}]\n")
+    };
+    let long_key = format!("{{ request.set.{} = [{}] }}", repeated("k", 1 << 20), repeated("1,", 1 << 20));
+    // The plugin was looked for in the manifest for each value.
+    let templates = (0..50_000).map(|at| format!("h{at} = \"$host\",")).collect::<String>();
+    let templates = format!("{{ request.set = {{ {templates} }}, wrong = 1 }}");
     let bombs = [
+        ("values below a long key", format!("{good}{}", plugin(&long_key))),
+        ("variables of another program", format!("{good}{routes}{}", plugin(&templates))),
         ("dotted keys", format!("{}a = 1", repeated("a.", 3 << 20))),
         ("nested lists", format!("a = {}", repeated("[", 3 << 20))),
         ("nested tables", format!("a = {}", repeated("{a=", 3 << 20))),

@@ -36,15 +36,15 @@ impl Assembly<'_> {
     ) {
         // Each once, in the same order at each check.
         let (mut reasons, mut names) = (BTreeSet::new(), BTreeSet::new());
-        let mut written = Vec::new();
-        note_strings(config, "", &mut |_, text| written.push(text.to_ascii_lowercase()));
+        let mut written = HashSet::new();
+        note_strings(config, &mut String::new(), &mut |_, text| note_names(&text.to_ascii_lowercase(), &mut written));
         for name in read_fields(configured) {
             match name {
                 ValueName::RequestField(name) | ValueName::ResponseField(name) if is_pattern(name.as_str()) => {
                     reasons.insert(stands_for_itself(name.as_str(), "reads"));
                 }
                 // Plugins such as `cache` read some fields in case they are there.
-                ValueName::RequestField(name) if is_ambiguous(name.as_str()) || is_written(name.as_str(), &written) => {
+                ValueName::RequestField(name) if is_ambiguous(name.as_str()) || written.contains(name.as_str()) => {
                     names.insert(name.as_str().to_owned());
                 }
                 _ => {}
@@ -87,14 +87,15 @@ impl Assembly<'_> {
     }
 }
 
-/// Whether a text of a configuration, in lower case, is the name of a field, or has it as a value or in a template.
-fn is_written(name: &str, texts: &[String]) -> bool {
+/// Notes the unambiguous names of fields that a text of a configuration, in lower case, may be, or may have as a value or in
+/// a template.
+fn note_names(text: &str, names: &mut HashSet<String>) {
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    let is_value = |text: &str| {
-        let mut after = text.split("header.").skip(1).filter_map(|rest| rest.strip_prefix(name));
-        after.any(|rest| !rest.bytes().next().is_some_and(is_of_name))
-    };
-    texts.iter().any(|text| text == name || is_value(text))
+    for rest in text.split("header.").skip(1) {
+        let end = rest.bytes().position(|byte| !is_of_name(byte)).unwrap_or(rest.len());
+        names.insert(rest[..end].into());
+    }
+    names.insert(text.into());
 }
 
 /// Returns the values that all hooks of a plugin get, and those in its edit plans.

@@ -31,7 +31,7 @@ impl Assembly<'_> {
         }
         let texts: HashSet<&str> = braced.iter().map(|string| string.text.as_str()).collect();
         let mut pointers = Vec::new();
-        note_strings(config, "", &mut |pointer, text| {
+        note_strings(config, &mut String::new(), &mut |pointer, text| {
             if texts.contains(text) {
                 pointers.push(pointer.to_string());
             }
@@ -147,26 +147,36 @@ fn strings_in(problems: &Diagnostics, source: &Arc<Source>, config: &Value) -> V
         return Vec::new();
     }
     let mut texts = HashSet::new();
-    note_strings(config, "", &mut |_, text| {
+    note_strings(config, &mut String::new(), &mut |_, text| {
         texts.insert(text.to_string());
     });
     problems.replaced(source).filter(|string| texts.contains(&string.text)).cloned().collect()
 }
 
 /// Passes each string of a configuration, with its JSON pointer, to a function.
-pub(super) fn note_strings(value: &Value, pointer: &str, note: &mut impl FnMut(&str, &str)) {
+pub(super) fn note_strings(value: &Value, pointer: &mut String, note: &mut impl FnMut(&str, &str)) {
     match value {
         Value::String(text) => note(pointer, text),
         Value::Array(list) => {
             for (at, item) in list.iter().enumerate() {
-                note_strings(item, &format!("{pointer}/{at}"), note);
+                with_step(pointer, &at.to_string(), |pointer| note_strings(item, pointer, note));
             }
         }
         Value::Object(table) => {
             for (key, item) in table {
-                note_strings(item, &format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")), note);
+                with_step(pointer, key, |pointer| note_strings(item, pointer, note));
             }
         }
         _ => {}
     }
+}
+
+/// Does work with a JSON pointer that has one more step. The pointer is not copied for each value: a key may be long.
+pub(super) fn with_step<R>(pointer: &mut String, step: &str, work: impl FnOnce(&mut String) -> R) -> R {
+    let length = pointer.len();
+    pointer.push('/');
+    pointer.push_str(&step.replace('~', "~0").replace('/', "~1"));
+    let result = work(pointer);
+    pointer.truncate(length);
+    result
 }

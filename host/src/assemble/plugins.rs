@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::addresses::ManifestPlace;
 use super::credentials::CredentialUse;
-use super::plugin_values::{MessageOrigin, complaint_message, failure_message};
+use super::plugin_values::{MessageOrigin, complaint_message, failure_message, with_step};
 use super::units::bytes;
 use super::{AskingPlugin, Assembler, Assembly, LoadedPlugin, beside, instances, named_table, some_of};
 use crate::config::diagnostic::{Doubt, Source};
@@ -263,7 +263,7 @@ impl Assembly<'_> {
         config: Option<&toml::Table>,
     ) -> serde_json::Value {
         let mut bad = Vec::new();
-        let table = config.map(|table| object(table, "", &mut bad));
+        let table = config.map(|table| object(table, &mut String::new(), &mut bad));
         let places = (!bad.is_empty()).then(|| ValueSpans::new(&source.text, use_span));
         for UnfitValue { pointer, message } in bad {
             let span = places.as_ref().map_or(use_span.clone(), |places| places.value(&pointer));
@@ -613,25 +613,22 @@ struct UnfitValue {
 }
 
 /// Converts a table to JSON, and notes the values that JSON doesn't have.
-fn object(table: &toml::Table, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
-    let step = |key: &str| format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
-    table
-        .iter()
-        .map(|(key, value)| (key.clone(), json(value, &step(key), bad)))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+fn object(table: &toml::Table, pointer: &mut String, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
+    let value =
+        |(key, value): (&String, _)| (key.clone(), with_step(pointer, key, |pointer| json(value, pointer, bad)));
+    table.iter().map(value).collect::<serde_json::Map<_, _>>().into()
 }
 
-fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
+fn json(value: &toml::Value, pointer: &mut String, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
     let mut unfit = |message: String| {
-        bad.push(UnfitValue { pointer: pointer.into(), message });
+        bad.push(UnfitValue { pointer: pointer.clone(), message });
         serde_json::Value::Null
     };
     match value {
         toml::Value::Table(table) => object(table, pointer, bad),
         toml::Value::Array(list) => {
-            let items = list.iter().enumerate().map(|(at, item)| json(item, &format!("{pointer}/{at}"), bad));
-            items.collect::<Vec<_>>().into()
+            let item = |(at, item): (usize, _)| with_step(pointer, &at.to_string(), |pointer| json(item, pointer, bad));
+            list.iter().enumerate().map(item).collect::<Vec<_>>().into()
         }
         toml::Value::Datetime(date) => unfit(format!(
             "date without quotes: found {date}; plugins get no dates, so write a string, such as \"{date}\""

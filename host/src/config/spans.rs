@@ -8,14 +8,17 @@ use toml::de::{DeTable, DeValue};
 /// The positions of a plugin's configuration, which is in the table with the `use` at a given position of a text. The
 /// text is parsed once for all values.
 pub struct ValueSpans<'a> {
-    document: Option<Spanned<DeTable<'a>>>,
+    /// The table of the plugin; `None` if it wasn't found.
+    plugin: Option<DeTable<'a>>,
     plugin_span: Range<usize>,
 }
 
 impl<'a> ValueSpans<'a> {
     /// Parses the text of a manifest.
     pub fn new(text: &'a str, plugin_span: &Range<usize>) -> Self {
-        ValueSpans { document: DeTable::parse(text).ok(), plugin_span: plugin_span.clone() }
+        let document = DeTable::parse(text).ok();
+        let plugin = document.and_then(|document| beside(document.into_inner(), plugin_span));
+        ValueSpans { plugin, plugin_span: plugin_span.clone() }
     }
 
     /// Returns the place of the value at a JSON pointer (RFC 6901), or of the nearest around it that there is.
@@ -29,8 +32,7 @@ impl<'a> ValueSpans<'a> {
     }
 
     fn find(&self, pointer: &str, key: Option<&str>) -> Option<Range<usize>> {
-        let plugin = beside(self.document.as_ref()?.get_ref(), &self.plugin_span)?;
-        let (name, config) = plugin.get_key_value("config")?;
+        let (name, config) = self.plugin.as_ref()?.get_key_value("config")?;
         // A table that is written in pieces has no good place of its own; the key in front of it has.
         let (mut at, mut value) = (name.span(), config);
         for step in pointer.split('/').skip(1) {
@@ -59,18 +61,18 @@ pub fn key(text: &str, name: &str) -> Option<Range<usize>> {
 }
 
 /// Returns the table whose `use` is at a position.
-fn beside<'a, 'i>(table: &'a DeTable<'i>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
-    fn below<'a, 'i>(node: &'a Spanned<DeValue<'i>>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
-        match node.get_ref() {
+fn beside<'i>(table: DeTable<'i>, plugin_span: &Range<usize>) -> Option<DeTable<'i>> {
+    fn below<'i>(node: Spanned<DeValue<'i>>, plugin_span: &Range<usize>) -> Option<DeTable<'i>> {
+        match node.into_inner() {
             DeValue::Table(table) => beside(table, plugin_span),
-            DeValue::Array(array) => array.iter().find_map(|node| below(node, plugin_span)),
+            DeValue::Array(array) => array.into_iter().find_map(|node| below(node, plugin_span)),
             _ => None,
         }
     }
     if table.get("use").is_some_and(|name| name.span() == *plugin_span) {
         return Some(table);
     }
-    table.values().find_map(|node| below(node, plugin_span))
+    table.into_iter().find_map(|(_, node)| below(node, plugin_span))
 }
 
 #[cfg(test)]
