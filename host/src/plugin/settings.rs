@@ -272,7 +272,7 @@ pub fn description(description: Description) -> Result<Description, EditError> {
     Ok(description)
 }
 
-/// What parsing a JSON text takes: known before the text is parsed.
+/// The size of a JSON text once it is parsed, which is known before.
 #[derive(Debug, PartialEq, Eq)]
 struct JsonShape {
     /// The number of arrays and objects in each other.
