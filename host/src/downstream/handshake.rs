@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use pin_project_lite::pin_project;
 use tokio::io::AsyncReadExt;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::context::{ClientCertificate, ClientInfo, ClientTls};
@@ -24,10 +25,12 @@ use crate::exchange::ConnectionInfo;
 use crate::generation::worker_state::WorkerState;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
-use crate::net::turn::{TurnOwner, in_turns};
+use crate::net::turn::{ComputationKind, TurnOwner, in_turns};
 use crate::net::waiting_bytes::WaitingBytes;
+use crate::protocol::client_net::ClientNet;
 use crate::protocol::http2_frames::PREFACE;
 use crate::protocol::proxy_protocol::{self, ConnectionAddresses, Malformed, Parsed};
+use crate::system::holder_counts::Holder;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::tls::handshake_error::{self, TlsPeer};
 use crate::tls::handshake_info::{self, HandshakeInfo};
@@ -102,10 +105,6 @@ enum MaybeTls<T: Transport> {
     Misplaced(T),
 }
 
-/// The owner of the computations of handshakes, which take turns with those of plugins: one takes as long as dozens of
-/// requests.
-const HANDSHAKES: TurnOwner = TurnOwner(usize::MAX);
-
 async fn arrive<T: Transport>(
     clock: Rc<Clock>,
     mut stream: T,
@@ -136,8 +135,8 @@ async fn arrive<T: Transport>(
             (MaybeTls::Misplaced(stream), Bytes::new(), false)
         }
         Some(acceptor) => {
-            let accepting = in_turns(HANDSHAKES, acceptor.accept(stream));
-            let mut stream = limit.limit(timeout, accepting).await.map_err(late("TLS handshake"))??;
+            let securing = secure(acceptor, stream, ClientNet::holder(client(addresses)));
+            let mut stream = limit.limit(timeout, securing).await.map_err(late("TLS handshake"))??;
             stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
             let facts = handshake_info::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
@@ -234,6 +233,11 @@ async fn read_proxy_header(stream: &mut impl Transport) -> io::Result<Option<Con
 async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
     let first = poll_fn(|cx| stream.poll_peek(cx)).await?;
     Ok(first.ok_or(io::ErrorKind::UnexpectedEof)?.is_ascii_uppercase())
+}
+
+/// Makes a TLS handshake in the turns of a client: one takes the worker as long as dozens of requests.
+async fn secure<T: Transport>(acceptor: &TlsAcceptor, stream: T, client: Holder) -> io::Result<TlsStream<T>> {
+    in_turns(TurnOwner { kind: ComputationKind::Handshakes, client }, acceptor.accept(stream)).await
 }
 
 /// Reads the first bytes, until they distinguish the HTTP versions.

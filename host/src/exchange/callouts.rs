@@ -77,7 +77,7 @@ impl CalloutOrigin<'_> {
     /// are dropped.
     pub async fn drive<R>(&self, call: impl Future<Output = R>, mut callouts: CalloutReceiver) -> R {
         let mut call = pin!(call);
-        let claim = self.worker.guards[self.plugin_id].claim();
+        let claim = self.worker.guards[self.plugin_id].claim(self.client);
         let mut under_way = UnderWay { sent: Vec::new(), pause: SharePause::default(), claim };
         poll_fn(|cx| {
             let polled = call.as_mut().poll(cx);

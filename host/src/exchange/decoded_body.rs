@@ -84,7 +84,7 @@ impl<B> DecodedBody<B> {
     /// Returns content of a client's exchange that a decoder decodes at the expense of the plugin that wants it plain.
     pub fn new(source: B, decoder: ContentDecoder, guard: Rc<PluginCaller>, client: Holder) -> Self {
         let (decoder, memory) = (Some(Box::new(decoder)), DecoderMemory::new(guard.supply()));
-        let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), guard.claim());
+        let (on_error, pause, claim) = (guard.on_error(), SharePause::default(), guard.claim(client));
         DecodedBody { source, decoder, memory, trailers: None, on_error, status: None, guard, client, pause, claim }
     }
 

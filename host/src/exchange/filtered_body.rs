@@ -38,7 +38,8 @@ pub struct FilteredBody<B> {
     in_turn: usize,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: SharePause,
-    claim: TurnClaim,
+    /// The claim to the time of the worker; `None` without plugins.
+    claim: Option<TurnClaim>,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
     /// The way through the plugins if one of them may wait; `None` if none may.
@@ -81,7 +82,7 @@ pub enum FilterState {
 impl<B> FilteredBody<B> {
     /// Returns the body behind plugins. `pass` takes frames through them if one of them may wait.
     pub fn new(source: B, stages: Vec<BodyFilter>, pass: Option<WaitingPass>) -> Self {
-        let claim = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::claim).unwrap_or_default();
+        let claim = stages.iter().max_by_key(|stage| stage.takes_turns()).map(BodyFilter::claim);
         let (state, pause, status) = (FilterState::Passing, SharePause::default(), None);
         let waiting = pass.map(|pass| Waiting { pass, under_way: None });
         let (output, permits) = (Bytes::new(), SmallVec::new());
@@ -112,7 +113,7 @@ impl<B> FilteredBody<B> {
     fn poll_pass(&mut self, frame: Option<Frame<Bytes>>, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let Some(waiting) = &mut self.waiting else {
             let (passed, time) = timed(|| pass(&mut self.stages, frame, &mut self.state));
-            self.claim.spend(time);
+            self.claim.iter_mut().for_each(|claim| claim.spend(time));
             return Poll::Ready(self.settle(passed));
         };
         waiting.under_way = Some((waiting.pass.0)(std::mem::take(&mut self.stages), frame));
@@ -216,7 +217,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + ReadEarly + Unpin> Body for Filt
                 }
                 FilterState::Passing => {}
             }
-            if this.claim.poll(cx).is_pending() {
+            if this.claim.as_mut().is_some_and(|claim| claim.poll(cx).is_pending()) {
                 this.source.read_early(cx);
                 return Poll::Pending;
             }

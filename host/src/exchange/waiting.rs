@@ -43,12 +43,12 @@ impl WaitingHook<'_> {
             Hook::Call(needs) => needs,
             // A cache has its call behind the verdict.
             _ => {
-                next_turn(worker.guards[plugin_id].turn_owner()).await;
+                next_turn(worker.guards[plugin_id].turn_owner(context.holder())).await;
                 return Ok(FilterVerdict::Proceed(SmallVec::new()));
             }
         };
         if !configured.waits() {
-            next_turn(worker.guards[plugin_id].turn_owner()).await;
+            next_turn(worker.guards[plugin_id].turn_owner(context.holder())).await;
             return chain::call(worker, plugin_id, side, needs, context);
         }
         let cause = worker.callout_cause(plugin_id, context);
@@ -64,7 +64,7 @@ pub async fn call_timer(timer: WaitingTimer, clock: Rc<Clock>) {
     let ([step], plugin_id) = (clock.deadlines(), timer.plugin());
     let guard = &worker.guards[plugin_id];
     // The timers of many plugins may be due in one turn of the worker.
-    next_turn(guard.turn_owner()).await;
+    next_turn(guard.turn_owner(Holder::UNKNOWN)).await;
     let before = guard.time_in_calls();
     let cause = Some(CalloutCause::without_exchange("timer"));
     let origin = CalloutOrigin { worker: &worker, plugin_id, cause, client: Holder::UNKNOWN, clock: clock.clone() };

@@ -1,5 +1,6 @@
 //! Turns of a worker's event loop: in each turn, all long computations together have [`BUDGET`]. A computation that finds no
-//! time left waits in the queue of its owner, while the worker serves other tasks. Owners are served in turn.
+//! time left waits in the queue of its owner, while the worker serves other tasks. The kinds of computations are served in
+//! turn, and of each kind the clients.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::system::fair_queue::FairQueue;
+use crate::system::fair_queue::GroupedFairQueue;
+use crate::system::holder_counts::Holder;
 use crate::system::thread_time::timed;
 
 /// The time of all computations in one turn of a worker's event loop. Each step of another task waits for this time at
@@ -25,12 +27,27 @@ const FREE: Duration = Duration::from_micros(100);
 /// The number of computations that are woken when a turn begins. A computation that leaves time wakes another one.
 const WOKEN: usize = 4;
 
-/// The owner of computations, such as a version of a plugin: however many they are, they wait in one queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TurnOwner(pub usize);
+/// The owner of computations: however many they are, they wait in one queue.
+#[derive(Clone, Copy, Debug)]
+pub struct TurnOwner {
+    pub kind: ComputationKind,
+    /// The client for which the worker computes.
+    pub client: Holder,
+}
+
+/// A kind of computations. However many clients they are for, all of a kind have one turn of the kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ComputationKind {
+    /// Blocks of files of the cache are read.
+    StoredBlocks,
+    /// TLS handshakes with clients are made.
+    Handshakes,
+    /// A plugin's version runs, or the host works for it.
+    Plugin(usize),
+}
 
 /// The claim of one computation to the time of its worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TurnClaim {
     owner: TurnOwner,
     /// The place in the queue; `None` if the computation does not wait.
@@ -55,7 +72,7 @@ struct Turns {
     spent: Duration,
     /// The computations that were woken and found no time left. They precede those in `waiting`.
     overdue: VecDeque<Rc<QueuePlace>>,
-    waiting: FairQueue<TurnOwner, Rc<QueuePlace>>,
+    waiting: GroupedFairQueue<ComputationKind, Holder, Rc<QueuePlace>>,
     /// The tasks that were woken in this turn. All their claims are granted, because one computation may run inside another.
     granted: SmallVec<[Waker; WOKEN]>,
     /// Whether [`pace`] runs on this thread.
@@ -107,7 +124,7 @@ impl TurnClaim {
 
     /// Returns a claim, which may wait `from_the_beginning` or has some time without waiting.
     pub fn new(owner: TurnOwner, from_the_beginning: bool) -> Self {
-        TurnClaim { owner, used: if from_the_beginning { FREE } else { Duration::ZERO }, ..TurnClaim::default() }
+        TurnClaim { owner, place: None, used: if from_the_beginning { FREE } else { Duration::ZERO } }
     }
 }
 
@@ -137,7 +154,7 @@ impl Turns {
         let place = Rc::new(QueuePlace { is_due: Cell::new(false), waker });
         match was_due {
             true => self.overdue.push_back(place.clone()),
-            false => self.waiting.push(owner, place.clone()),
+            false => self.waiting.push(owner.kind, owner.client, place.clone()),
         }
         Some(place)
     }
@@ -231,9 +248,14 @@ mod tests {
 
     use super::*;
 
+    /// Returns the owner of a plugin's computations for a client.
+    fn owner(version: usize, client: u64) -> TurnOwner {
+        TurnOwner { kind: ComputationKind::Plugin(version), client: Holder::numbered(client) }
+    }
+
     /// Returns a claim that has no time without waiting.
     fn claim_that_waits() -> TurnClaim {
-        TurnClaim::new(TurnOwner::default(), true)
+        TurnClaim::new(owner(0, 0), true)
     }
 
     /// Runs computations of a number of steps each on one worker, and returns the order of their steps.
@@ -267,7 +289,7 @@ mod tests {
     async fn a_future_whose_polls_take_long_waits_for_its_turn() {
         spend(BUDGET);
         let polls = Cell::new(0);
-        let mut future = pin!(in_turns(TurnOwner::default(), async { polls.set(polls.get() + 1) }));
+        let mut future = pin!(in_turns(owner(0, 0), async { polls.set(polls.get() + 1) }));
         assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(polls.get(), 0);
         future.await;
@@ -300,7 +322,7 @@ mod tests {
     fn a_short_computation_does_not_wait() {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
-        let mut claim = TurnClaim::default();
+        let mut claim = TurnClaim::new(owner(0, 0), false);
         assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_ready());
         claim.spend(FREE / 2);
         assert!(claim.poll(&mut Context::from_waker(Waker::noop())).is_ready());
@@ -360,18 +382,20 @@ mod tests {
     fn one_of_an_owner_waits_for_one_of_each_other_owner() {
         TURNS.with_borrow_mut(|turns| turns.is_paced = true);
         spend(BUDGET);
-        let (many, one) = (Waker::from(Arc::new(Wakes::default())), Arc::new(Wakes::default()));
-        let claims: Vec<TurnClaim> = (0..100)
-            .map(|_| {
-                let mut claim = TurnClaim::new(TurnOwner(1), true);
-                assert!(claim.poll(&mut Context::from_waker(&many)).is_pending());
-                claim
-            })
-            .collect();
-        let mut claim = TurnClaim::new(TurnOwner(2), true);
-        assert!(claim.poll(&mut Context::from_waker(&Waker::from(one.clone()))).is_pending());
+        let queued = |owner, waker: &Waker| {
+            let mut claim = TurnClaim::new(owner, true);
+            assert!(claim.poll(&mut Context::from_waker(waker)).is_pending());
+            claim
+        };
+        let many = Waker::from(Arc::new(Wakes::default()));
+        let mut claims: Vec<TurnClaim> = (0..100).map(|_| queued(owner(1, 1), &many)).collect();
+        let others = [owner(1, 2), owner(2, 1)].map(|owner| {
+            let task = Arc::new(Wakes::default());
+            claims.push(queued(owner, &Waker::from(task.clone())));
+            task
+        });
         TURNS.with_borrow_mut(Turns::begin).into_iter().for_each(Waker::wake);
-        assert_eq!(one.0.load(Ordering::Relaxed), 1);
+        assert_eq!(others.map(|task| task.0.load(Ordering::Relaxed)), [1, 1]);
         drop(claims);
     }
 

@@ -304,7 +304,7 @@ impl BodyFilter {
 
     /// Returns the claim of the body to the worker's time.
     pub fn claim(&self) -> TurnClaim {
-        self.guard.claim()
+        self.guard.claim(self.client)
     }
 
     /// Whether the body waits for its turn from the beginning, because calls of the plugin are measured.

@@ -27,7 +27,7 @@ use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::context::ExchangeContext;
 use crate::net::boxed::boxed;
-use crate::net::turn::{TurnClaim, TurnOwner, is_contended, next_turn, spend};
+use crate::net::turn::{ComputationKind, TurnClaim, TurnOwner, is_contended, next_turn, spend};
 use crate::system::holder_counts::Holder;
 use crate::system::local_limit::LocalLimit;
 use crate::system::supervise::{Task, caught};
@@ -201,7 +201,7 @@ impl PluginCaller {
     /// Waits until the next call of a hook may be made for a client, if it has to wait.
     pub async fn turn(&self, client: Holder) {
         if self.waits_for_turn(client) {
-            boxed(|| next_turn(self.turn_owner())).await;
+            boxed(|| next_turn(self.turn_owner(client))).await;
         }
     }
 
@@ -211,13 +211,13 @@ impl PluginCaller {
     }
 
     /// Returns the claim of a call or a body of the plugin to the worker's time.
-    pub fn claim(&self) -> TurnClaim {
-        TurnClaim::new(self.turn_owner(), self.takes_turns())
+    pub fn claim(&self, client: Holder) -> TurnClaim {
+        TurnClaim::new(self.turn_owner(client), self.takes_turns())
     }
 
-    /// Returns the owner of the plugin's computations: all bindings of a version wait in one queue.
-    pub fn turn_owner(&self) -> TurnOwner {
-        TurnOwner(self.share.version())
+    /// Returns the owner of the plugin's computations for a client, in whichever binding of a version.
+    pub fn turn_owner(&self, client: Holder) -> TurnOwner {
+        TurnOwner { kind: ComputationKind::Plugin(self.share.version()), client }
     }
 
     /// Whether calls and bodies of the plugin wait for their turn from the beginning.

@@ -14,6 +14,7 @@ use super::shared_body::SharedBodyReader;
 use super::stored_response::Content;
 use crate::body::BodyError;
 use crate::net::waiting_bytes::WaitingBytes;
+use crate::system::holder_counts::Holder;
 
 /// The body of a response from the store: the whole content or a part of it.
 #[derive(Debug)]
@@ -69,10 +70,11 @@ impl StoredBody {
         self.max_read.set(bytes.max(1));
     }
 
-    /// Counts the memory of content that is read from a file among the bytes that wait for a client.
-    pub fn for_client(mut self, client: &Arc<WaitingBytes>) -> Self {
+    /// Reads content of a file in the turns of a client, and counts its memory among the bytes that wait for the client's
+    /// connection.
+    pub fn for_client(mut self, client: Holder, waiting: &Arc<WaitingBytes>) -> Self {
         if let BodySource::File(blocks) = &mut self.source {
-            blocks.count_for(client.clone());
+            blocks.read_for(client, waiting.clone());
         }
         self
     }

@@ -1,53 +1,101 @@
-//! A queue whose owners are served in turn, however many items each of them has in it.
+//! Queues whose owners are served in turn, however many items each of them has in it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 
-/// The items of owners.
+/// The items of owners. There may be thousands of owners: no operation searches for one among the others.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     /// The owners that have items, in the order in which they are served.
-    owners: VecDeque<OwnerItems<K, T>>,
+    turns: VecDeque<K>,
+    /// The items of each owner in `turns`, the first one first.
+    items: HashMap<K, VecDeque<T>>,
 }
 
-/// The items of one owner, the first one first.
+/// The items of the owners of each group. Groups are served in turn, and so are the owners of a group.
 #[derive(Debug)]
-struct OwnerItems<K, T> {
-    owner: K,
-    items: VecDeque<T>,
+pub struct GroupedFairQueue<G, K, T> {
+    /// The groups that have items, in the order in which they are served.
+    turns: VecDeque<G>,
+    /// The items of each group in `turns`.
+    groups: HashMap<G, FairQueue<K, T>>,
 }
+
+// === FairQueue ===
 
 impl<K, T> Default for FairQueue<K, T> {
     fn default() -> Self {
-        FairQueue { owners: VecDeque::new() }
+        FairQueue { turns: VecDeque::new(), items: HashMap::new() }
     }
 }
 
-impl<K: PartialEq, T> FairQueue<K, T> {
+impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
     /// Puts an item behind the others of its owner.
     pub fn push(&mut self, owner: K, item: T) {
-        match self.owners.iter_mut().find(|known| known.owner == owner) {
-            Some(known) => known.items.push_back(item),
-            None => self.owners.push_back(OwnerItems { owner, items: [item].into() }),
+        match self.items.get_mut(&owner) {
+            Some(items) => items.push_back(item),
+            None => {
+                self.turns.push_back(owner.clone());
+                self.items.insert(owner, [item].into());
+            }
         }
     }
 
     /// Removes the first item of the owner whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let mut next = self.owners.pop_front()?;
-        let item = next.items.pop_front();
-        if !next.items.is_empty() {
-            self.owners.push_back(next);
+        let owner = self.turns.pop_front()?;
+        let items = self.items.get_mut(&owner)?;
+        let item = items.pop_front();
+        if items.is_empty() {
+            self.items.remove(&owner);
+        } else {
+            self.turns.push_back(owner);
         }
         item
     }
 
     /// Returns the number of an owner's items.
     pub fn count(&self, owner: &K) -> usize {
-        self.owners.iter().find(|known| known.owner == *owner).map_or(0, |known| known.items.len())
+        self.items.get(owner).map_or(0, VecDeque::len)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.owners.is_empty()
+        self.turns.is_empty()
+    }
+}
+
+// === GroupedFairQueue ===
+
+impl<G, K, T> Default for GroupedFairQueue<G, K, T> {
+    fn default() -> Self {
+        GroupedFairQueue { turns: VecDeque::new(), groups: HashMap::new() }
+    }
+}
+
+impl<G: Clone + Eq + Hash, K: Clone + Eq + Hash, T> GroupedFairQueue<G, K, T> {
+    /// Puts an item behind the others of its owner in a group.
+    pub fn push(&mut self, group: G, owner: K, item: T) {
+        if !self.groups.contains_key(&group) {
+            self.turns.push_back(group.clone());
+        }
+        self.groups.entry(group).or_default().push(owner, item);
+    }
+
+    /// Removes the first item of the owner whose turn it is in the group whose turn it is.
+    pub fn pop(&mut self) -> Option<T> {
+        let group = self.turns.pop_front()?;
+        let owners = self.groups.get_mut(&group)?;
+        let item = owners.pop();
+        if owners.is_empty() {
+            self.groups.remove(&group);
+        } else {
+            self.turns.push_back(group);
+        }
+        item
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
     }
 }
 
@@ -63,6 +111,18 @@ mod tests {
         assert_eq!([queue.count(&"a"), queue.count(&"b"), queue.count(&"c")], [4, 2, 0]);
         let items: Vec<i32> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(items, [0, 10, 1, 11, 2, 3]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn groups_are_served_in_turn_however_many_owners_they_have() {
+        let mut queue = GroupedFairQueue::default();
+        (0..3).for_each(|item| queue.push("many", "a", item));
+        queue.push("many", "b", 10);
+        queue.push("many", "c", 20);
+        (30..33).for_each(|item| queue.push("one", "a", item));
+        let items: Vec<i32> = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(items, [0, 30, 10, 31, 20, 32, 1, 2]);
         assert!(queue.is_empty());
     }
 }

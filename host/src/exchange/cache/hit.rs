@@ -1,14 +1,11 @@
 //! Responses from the store: complete, partial, or 304 if the client has the response already (RFC 9110 §13, §14).
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request, response};
 
 use crate::context::ExchangeContext;
 use crate::exchange::response_body::ResponseBody;
-use crate::net::waiting_bytes::WaitingBytes;
 use crate::protocol::conditions::{client_has_it, to_not_modified};
 use crate::protocol::ranges::{self, ByteRange, PartOrder, RangeRequest};
 use crate::store::stored_body::StoredBody;
@@ -47,7 +44,7 @@ pub fn hit_response(
     is_fetched: bool,
     now_ms: u64,
 ) -> Option<Response<ResponseBody>> {
-    let (request, client) = (&context.request, &context.peer.waiting);
+    let request = &context.request;
     let mut head = object.head();
     let age = object.age_ms(now_ms) / 1000;
     // An age says that the response was not made for this request (RFC 9111 §5.1).
@@ -72,12 +69,14 @@ pub fn hit_response(
                 ranges::to_unsatisfiable(&mut head, length);
                 return Some(Response::from_parts(head, ResponseBody::Full(Bytes::new())));
             }
-            RangeRequest::Parts(parts, length) => return partial(object, head, &parts, length, client),
+            RangeRequest::Parts(parts, length) => return partial(object, head, &parts, length, context),
         }
     }
     let body = match request.method {
         Method::HEAD => ResponseBody::Full(Bytes::new()),
-        _ => ResponseBody::Stored(StoredBody::all(&object.content)?.for_client(client)),
+        _ => {
+            ResponseBody::Stored(StoredBody::all(&object.content)?.for_client(context.holder(), &context.peer.waiting))
+        }
     };
     Some(Response::from_parts(head, body))
 }
@@ -108,11 +107,13 @@ fn partial(
     mut head: response::Parts,
     parts: &[ByteRange],
     length: u64,
-    client: &Arc<WaitingBytes>,
+    context: &ExchangeContext,
 ) -> Option<Response<ResponseBody>> {
     let texts = ranges::to_partial_content(&mut head, parts, length);
-    let body =
-        |part: &ByteRange| Some(StoredBody::part(&object.content, part.first, part.length())?.for_client(client));
+    let (client, waiting) = (context.holder(), &context.peer.waiting);
+    let body = |part: &ByteRange| {
+        Some(StoredBody::part(&object.content, part.first, part.length())?.for_client(client, waiting))
+    };
     if let [part] = parts {
         return Some(Response::from_parts(head, ResponseBody::Stored(body(part)?)));
     }

@@ -292,7 +292,7 @@ impl PluginCaller {
         }
         let turns = instance.begin_turns();
         let (mut longest, mut total) = (Duration::ZERO, Duration::ZERO);
-        let (mut pause, mut claim) = (SharePause::default(), self.claim());
+        let (mut pause, mut claim) = (SharePause::default(), self.claim(client));
         let result = {
             let mut call = pin!(call(&mut *instance));
             poll_fn(|cx| {

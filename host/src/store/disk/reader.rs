@@ -21,11 +21,12 @@ use super::blocks::{BLOCK, Sums, broken};
 use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
-use crate::net::turn::{TurnClaim, TurnOwner};
+use crate::net::turn::{ComputationKind, TurnClaim, TurnOwner};
 use crate::net::waiting_bytes::WaitingBytes;
 use crate::store::memory_content::{MemoryContent, Pieces, WHOLE};
 use crate::system::descriptor_shares::CountedFile;
 use crate::system::files;
+use crate::system::holder_counts::Holder;
 
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
@@ -121,14 +122,16 @@ impl BlockReader {
             checked: None,
             reading: None,
             client: None,
-            claim: TurnClaim::new(TurnOwner::default(), true),
+            claim: claim(Holder::UNKNOWN),
             had_trailers: false,
         }
     }
 
-    /// Counts blocks of which a part waits among the bytes that wait for a client.
-    pub fn count_for(&mut self, client: Arc<WaitingBytes>) {
-        self.client = Some(client);
+    /// Reads for a client: in its turn, and blocks of which a part waits count among the bytes that wait for the client's
+    /// connection.
+    pub fn read_for(&mut self, client: Holder, waiting: Arc<WaitingBytes>) {
+        self.client = Some(waiting);
+        self.claim = claim(client);
     }
 
     /// Returns the number of bytes that are left.
@@ -211,6 +214,11 @@ impl BlockReader {
         self.at += block.len() as u64;
         block
     }
+}
+
+/// Returns the claim of a reader for a client to the time of the worker.
+fn claim(client: Holder) -> TurnClaim {
+    TurnClaim::new(TurnOwner { kind: ComputationKind::StoredBlocks, client }, true)
 }
 
 impl AsRef<[u8]> for CountedBlock {
