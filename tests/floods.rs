@@ -1,7 +1,7 @@
 //! Floods of connections and of frames: each is bounded, and other clients are still served.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex};
@@ -543,6 +543,22 @@ fn handshakes_of_one_client_leave_turns_to_others() {
         before += 1;
     }
     assert!(before < 100, "{before} handshakes of another client came first");
+}
+
+#[test]
+fn a_client_that_has_left_gets_no_handshake() {
+    let secure = Secure::start("");
+    let hello = client_hello(&secure.config);
+    secure.proxy.signal("STOP");
+    let mut client = secure.proxy.connect();
+    client.write_all(&hello).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    secure.proxy.signal("CONT");
+    match client.read(&mut [0; 100]) {
+        Ok(read) => assert_eq!(read, 0),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    secure.client();
 }
 
 #[test]

@@ -73,6 +73,10 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 
     /// Whether the client has reset the connection, as far as no read and no write has failed yet. Costs a system call.
     fn is_reset(&self) -> bool;
+
+    /// Whether the client has closed its sending side or reset the connection, even if bytes from before were not read.
+    /// Costs a system call.
+    fn has_ended(&self) -> bool;
 }
 
 /// A client connection, as its exchanges see it.
@@ -193,6 +197,10 @@ impl Transport for ByteCounter<Tcp> {
     fn is_reset(&self) -> bool {
         tcp::is_reset(&self.socket.0)
     }
+
+    fn has_ended(&self) -> bool {
+        tcp::has_ended(&self.socket.0)
+    }
 }
 
 impl Transport for ByteCounter<UnixStream> {
@@ -232,6 +240,10 @@ impl Transport for ByteCounter<UnixStream> {
     fn is_reset(&self) -> bool {
         tcp::is_reset(&self.socket)
     }
+
+    fn has_ended(&self) -> bool {
+        tcp::has_ended(&self.socket)
+    }
 }
 
 /// A TLS connection. By the time that it is idle, all bytes that rustls has deciphered are read.
@@ -267,6 +279,10 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
     fn is_reset(&self) -> bool {
         self.get_ref().0.is_reset()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.get_ref().0.has_ended()
     }
 }
 

@@ -237,7 +237,16 @@ async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
 
 /// Makes a TLS handshake in the turns of a client: one takes the worker as long as dozens of requests.
 async fn secure<T: Transport>(acceptor: &TlsAcceptor, stream: T, client: Holder) -> io::Result<TlsStream<T>> {
-    in_turns(TurnOwner { kind: ComputationKind::Handshakes, client }, acceptor.accept(stream)).await
+    let mut accepting = acceptor.accept(stream);
+    let step = poll_fn(|cx| {
+        // A client can't finish a handshake without sending something after the answer to its ClientHello.
+        let has_left = |stream: &T| stream.bytes_sent() == 0 && stream.has_ended();
+        if accepting.get_ref().is_some_and(has_left) {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Pin::new(&mut accepting).poll(cx)
+    });
+    in_turns(TurnOwner { kind: ComputationKind::Handshakes, client }, step).await
 }
 
 /// Reads the first bytes, until they distinguish the HTTP versions.

@@ -223,6 +223,10 @@ mod tests {
         fn is_reset(&self) -> bool {
             false
         }
+
+        fn has_ended(&self) -> bool {
+            false
+        }
     }
 
     #[test]

@@ -141,9 +141,20 @@ pub fn is_reset(socket: &impl AsFd) -> bool {
     reports(socket, PollFlags::ERR)
 }
 
-/// Whether the system reports one of these conditions of a socket. The system reports all of them without a request.
+/// Whether the peer has closed its sending side or reset the connection, even if bytes from before were not read.
+#[cfg(target_os = "linux")]
+pub fn has_ended(socket: &impl AsFd) -> bool {
+    reports(socket, PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn has_ended(socket: &impl AsFd) -> bool {
+    peek(socket).is_ok_and(|next| next.is_none()) || is_reset(socket)
+}
+
+/// Whether the system reports one of these conditions of a socket.
 fn reports(socket: &impl AsFd, conditions: PollFlags) -> bool {
-    let mut sockets = [PollFd::new(socket, PollFlags::empty())];
+    let mut sockets = [PollFd::new(socket, conditions)];
     let polled = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     polled.is_ok() && sockets[0].revents().intersects(conditions)
 }
