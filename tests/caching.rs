@@ -962,6 +962,34 @@ fn a_policy_invalidates_its_own_keys_alone() {
 }
 
 #[test]
+fn invalidations_of_other_keys_let_a_slow_response_be_stored() {
+    let (gate, asked) = (Arc::default(), Arc::<AtomicUsize>::default());
+    let changed = Origin::always("");
+    let more = format!(
+        "path = \"/change\"\n[upstream.slow]\nendpoints = [{:?}]\n[[route]]\nupstream = \"slow\"\nplugins = [\"evil\"]\n\
+         [plugin.evil]\nuse = {POLICY:?}\n",
+        halves(CHUNKED, &gate, &asked)
+    );
+    let proxy = Proxy::start(&manifest(&changed.address, r#""evil""#, &more));
+    let mut first = begin(&proxy);
+    read_until(&mut first, "first\r\n");
+    // Beyond 65,536 keys, the invalidation of each key had been forgotten, and each response counted as invalidated.
+    for number in 0..300 {
+        let head =
+            format!("POST /change HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0\r\nX-Misbehave: keys {number}");
+        assert_eq!(proxy.exchange(&head).status(), 200);
+    }
+    let mut follower = begin(&proxy);
+    read_until(&mut follower, "first\r\n");
+    gate.store(1, Ordering::Relaxed);
+    for client in [&mut first, &mut follower] {
+        read_until(client, "\r\n0\r\n");
+    }
+    until_says(&proxy, "/", "hit");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn hidden_tags_outlast_a_304_that_has_none() {
     let origin = Origin::new(|request, number| match request.field("if-none-match") {
         Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\n\r\n".into(),

@@ -78,7 +78,7 @@ const TYPICAL: u64 = 16 << 10;
 #[derive(Clone)]
 pub struct DiskCandidate {
     pub entry: Arc<DiskEntry>,
-    /// The position of the lookup in the purge log.
+    /// The moment of the lookup.
     pub epoch: PurgeEpoch,
 }
 
@@ -157,8 +157,11 @@ impl Store {
 
     /// Looks up a stored response on disk; returns `None` if there is none.
     pub fn find_on_disk(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<DiskCandidate> {
-        let (disk, now) = (self.disk.as_ref()?, self.purge_epoch());
-        Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, epoch: now })
+        let disk = self.disk.as_ref()?;
+        // Most keys are not on disk, and are not worth a moment.
+        disk.find(id, key, scope, request)?;
+        let epoch = self.purge_epoch(id);
+        Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, epoch })
     }
 
     /// Reads a response from disk with a descriptor, and keeps it in memory if its content has at max `max` bytes.
@@ -177,7 +180,7 @@ impl Store {
         let max = if room.take(filed.size().min(max), self.room()) { max } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max, descriptor)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.keep(id, key, recalled.object.clone(), candidate.epoch);
+            self.keep(id, key, recalled.object.clone(), &candidate.epoch);
         }
         Some(recalled.object)
     }
@@ -194,7 +197,7 @@ impl Store {
 
     /// Stores a response that was requested at `epoch`, and replaces the older response for the same requests. Returns
     /// whether it may be served: it was not purged meanwhile, and no newer one is stored.
-    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) -> bool {
+    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: &PurgeEpoch) -> bool {
         if let Some(disk) = &self.disk {
             disk.keep(id, key, &object, epoch);
         }
@@ -203,7 +206,7 @@ impl Store {
     }
 
     /// Puts a response into the index, unless it was purged meanwhile. Returns whether it was inserted.
-    fn keep(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) -> bool {
+    fn keep(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: &PurgeEpoch) -> bool {
         self.make_room();
         let pieces = if let Content::Pieces(pieces) = &object.content { Some(pieces.clone()) } else { None };
         pieces.iter().for_each(|pieces| pieces.enter(&self.held));
@@ -250,9 +253,9 @@ impl Store {
 
 /// Methods for purges and invalidations.
 impl Store {
-    /// Returns the current position in the log of purges.
-    pub fn purge_epoch(&self) -> PurgeEpoch {
-        self.purges.moment()
+    /// Returns the current moment for a response under a key, after which purges are found.
+    pub fn purge_epoch(&self, id: u128) -> PurgeEpoch {
+        self.purges.moment(id)
     }
 
     /// Purges responses and returns how many.
@@ -271,8 +274,8 @@ impl Store {
     }
 
     /// Invalidates all responses under a cache key.
-    pub fn invalidate(&self, id: u128, key: &[u8]) {
-        self.purges.change(id, key);
+    pub fn invalidate(&self, id: u128) {
+        self.purges.change(id);
         // Memory last, as with a purge.
         let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
         let changed = on_disk + self.memory.remove_all(id);
@@ -280,8 +283,8 @@ impl Store {
     }
 
     /// Returns whether a response was purged after `epoch`, by a soft or a hard purge.
-    pub fn was_purged(&self, epoch: PurgeEpoch, id: u128, key: &[u8], variant_info: &VariantInfo) -> bool {
-        self.purges.since(epoch, id, key, variant_info).is_some()
+    pub fn was_purged(&self, epoch: &PurgeEpoch, key: &[u8], variant_info: &VariantInfo) -> bool {
+        self.purges.since(epoch, key, variant_info).is_some()
     }
 }
 

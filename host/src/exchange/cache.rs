@@ -310,7 +310,7 @@ impl CacheMiss {
                     FetchOutcome::Asked => return Ok(Joined::Fetch(None)),
                     // A plugin keeps the other request waiting: one of those that wait leads in its place.
                     FetchOutcome::Pending => worker.generation.store.fetches.detach(name, &outcome),
-                    FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, epoch) => {
+                    FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, &epoch) => {
                         worker.generation.store.fetches.detach(name, &outcome);
                     }
                     FetchOutcome::Object(object, _) => {
@@ -346,7 +346,7 @@ impl CacheMiss {
                 FetchRole::Lead(lead) => {
                     let descriptor = worker.descriptors().take(context.holder())?;
                     let recalled = store.load(self.id, &self.cache_key.key, candidate, most, descriptor).await;
-                    let loaded = |object| FetchOutcome::Object(object, candidate.epoch);
+                    let loaded = |object| FetchOutcome::Object(object, candidate.epoch.clone());
                     let outcome = recalled.clone().map_or(FetchOutcome::Pass, loaded);
                     lead.end(outcome);
                     return recalled;
@@ -457,9 +457,9 @@ impl CacheMiss {
     }
 
     /// Returns whether another request's response was purged after that request had begun its fetch.
-    fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, epoch: PurgeEpoch) -> bool {
+    fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, epoch: &PurgeEpoch) -> bool {
         let store = &worker.generation.store;
-        store.was_purged(epoch, self.id, &self.cache_key.key, &object.variant)
+        store.was_purged(epoch, &self.cache_key.key, &object.variant)
     }
 
     /// Returns a fresh response that was stored after the lookup; `None` if there is none.
@@ -649,7 +649,7 @@ impl CacheStage {
         for mut key in keys {
             context.work.add_invalidation(key.len());
             needs.own(&mut key);
-            store.invalidate(store.id(&key), &key);
+            store.invalidate(store.id(&key));
         }
         worker.guards[self.binding].charge_work(context);
     }

@@ -146,11 +146,13 @@ impl Disk {
             scanned: Condvar::new(),
             figures: DiskCounters::default(),
         });
+        // Before the first request, which may invalidate a response that is not found yet.
+        let scan = purges.begin_scan();
         // Both threads end by themselves when the last reference to the disk is dropped.
         let (writer, scanner, directory) = (Arc::downgrade(&disk), Arc::downgrade(&disk), disk.claim.folder.clone());
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let spawned = thread("cache-writer").spawn(move || writer::run(&writer, &directory, queue));
-        let spawned = spawned.and_then(|_| thread("cache-scan").spawn(move || scan::run(&scanner)));
+        let spawned = spawned.and_then(|_| thread("cache-scan").spawn(move || scan::run(&scanner, scan)));
         spawned.map_err(|error| format!("`{}` can't be served: {error}", folder.display()))?;
         Ok(disk)
     }
@@ -179,7 +181,7 @@ impl Disk {
     }
 
     /// Queues a response for writing in the background. The response replaces an older one for the same requests.
-    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<StoredResponse>, epoch: PurgeEpoch) {
+    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<StoredResponse>, epoch: &PurgeEpoch) {
         // The old response is removed now, because the write may fail: no response on disk is better than an outdated
         // one.
         self.index
@@ -191,7 +193,7 @@ impl Disk {
             return;
         }
         self.queued.fetch_add(weight, Ordering::Relaxed);
-        let _ = self.jobs.send(Job::Keep { id, key: key.into(), object: object.clone(), epoch });
+        let _ = self.jobs.send(Job::Keep { id, key: key.into(), object: object.clone(), epoch: epoch.clone() });
     }
 
     /// Removes the stored response that has the same scope and `Vary` values as `variant_info`.
@@ -310,7 +312,7 @@ impl Disk {
         key: &[u8],
         object: &StoredResponse,
         size: io::Result<u64>,
-        epoch: PurgeEpoch,
+        epoch: &PurgeEpoch,
     ) -> bool {
         match size {
             Ok(size) => {
@@ -327,7 +329,7 @@ impl Disk {
 
     /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile. Returns
     /// whether it was added.
-    fn enter(&self, file: FinishedFile<'_>, epoch: PurgeEpoch) -> bool {
+    fn enter(&self, file: FinishedFile<'_>, epoch: &PurgeEpoch) -> bool {
         let FinishedFile { id, key, variant_info, number, size } = file;
         let filed = Arc::new(DiskEntry {
             variant_info: variant_info.clone(),

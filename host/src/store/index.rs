@@ -162,10 +162,10 @@ impl<V: IndexedVariant> Index<V> {
         key: &[u8],
         variant: Arc<V>,
         purges: &PurgeLog,
-        epoch: PurgeEpoch,
+        epoch: &PurgeEpoch,
     ) -> bool {
         let is_gone = || {
-            let purged = purges.since(epoch, id, key, variant.variant_info());
+            let purged = purges.since(epoch, key, variant.variant_info());
             if purged == Some(PurgeKind::Soft) {
                 variant.variant_info().purge(PurgeKind::Soft);
                 variant.on_purged();

@@ -1,7 +1,9 @@
-//! The log of recent purges and invalidations, for responses that were requested before a purge and arrive after it.
+//! The log of recent purges, and the invalidations of the keys of responses on their way: for responses that were requested
+//! before and arrive after.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::variant::{PurgeKind, VariantInfo};
 
@@ -22,47 +24,83 @@ pub enum PurgeTarget {
     Tag(String),
 }
 
-/// A position in the log of purges and invalidations.
-#[derive(Clone, Copy, Debug)]
-pub struct PurgeEpoch(u64);
+/// The moment at which the response of a cache key was requested. Invalidations of the key are recorded as long as such a
+/// moment exists, and those of no other key: requests that invalidate ever other keys take no memory, and no invalidation
+/// is forgotten.
+#[derive(Clone, Debug)]
+pub struct PurgeEpoch {
+    /// The number of purges before.
+    purges: u64,
+    /// The number of recorded invalidations of the key before; `None` if the key was invalidated after the moment.
+    invalidations: Option<u64>,
+    key: Arc<WatchedKey>,
+}
 
-/// The log of recent purges and invalidations.
+/// The log of recent purges, with the keys that are watched for invalidations.
 #[derive(Debug, Default)]
-pub struct PurgeLog(Mutex<RecentPurges>);
+pub struct PurgeLog {
+    purges: Mutex<RecentPurges>,
+    watched: Arc<WatchedKeys>,
+    /// The invalidations since the scan of the disk has begun; `None` while no scan is under way.
+    scanned: Mutex<Option<KeyFilter>>,
+}
 
 #[derive(Debug, Default)]
 struct RecentPurges {
     so_far: u64,
     purges: VecDeque<(u64, Purge)>,
     /// The number of the last purge that was dropped from the log.
-    purges_forgotten: u64,
-    /// The invalidations by plugin: by the last line of the keys. There are as many as manifests have had caches.
-    changes: HashMap<Box<[u8]>, Invalidations>,
-}
-
-/// The recent invalidations of one plugin's keys, by the hash of the key, because there may be many per second. When the
-/// newer half is full, the older one is forgotten.
-#[derive(Debug, Default)]
-struct Invalidations {
-    newer: HashMap<u128, u64>,
-    older: HashMap<u128, u64>,
-    /// The position of the log at which the newer half began.
-    newer_since: u64,
-    /// The position of the log up to which invalidations are forgotten.
     forgotten: u64,
 }
+
+/// The keys whose invalidations are recorded, by their hash.
+#[derive(Debug, Default)]
+struct WatchedKeys([Mutex<HashMap<u128, Weak<WatchedKey>>>; SHARDS]);
+
+/// A key whose invalidations are recorded.
+#[derive(Debug)]
+struct WatchedKey {
+    id: u128,
+    invalidations: AtomicU64,
+    watched: Arc<WatchedKeys>,
+}
+
+/// A scan for stored responses of earlier processes. Their keys are not known before, so that all invalidations meanwhile
+/// are recorded.
+#[derive(Debug)]
+pub struct PurgeScan {
+    log: Arc<PurgeLog>,
+    /// The number of purges before.
+    purges: u64,
+}
+
+/// A set of keys by their hash that may have some keys which were not added (a Bloom filter).
+#[derive(Debug)]
+struct KeyFilter(Vec<u64>);
 
 /// The maximum number of purges in the log. A response that was requested before the oldest of them isn't stored.
 const MAX_PURGES: usize = 1024;
 
-/// The maximum number of invalidations of a plugin in half of the log. A plugin's response that was requested before the
-/// oldest one isn't stored.
-const MAX_INVALIDATIONS: usize = 32 << 10;
+/// The number of locks of [`WatchedKeys`], as of the fetches in progress.
+const SHARDS: usize = 16;
+
+/// The binary logarithm of the bits of a [`KeyFilter`], which takes 4 MiB: two million invalidations during a scan cost one
+/// stored response in a hundred.
+const FILTER_BITS_LOG2: u32 = 25;
+
+// === PurgeLog ===
 
 impl PurgeLog {
-    /// Returns the current position in the log.
-    pub fn moment(&self) -> PurgeEpoch {
-        PurgeEpoch(self.late().so_far)
+    /// Returns the current moment for a response under a key.
+    pub fn moment(&self, id: u128) -> PurgeEpoch {
+        let key = self.watched.watch(id);
+        PurgeEpoch { purges: self.late().so_far, invalidations: Some(key.invalidations.load(Ordering::SeqCst)), key }
+    }
+
+    /// Begins a scan for stored responses, which ends once the result is dropped.
+    pub fn begin_scan(self: &Arc<Self>) -> PurgeScan {
+        *self.scanned() = Some(KeyFilter::default());
+        PurgeScan { log: self.clone(), purges: self.late().so_far }
     }
 
     /// Records a purge.
@@ -74,60 +112,126 @@ impl PurgeLog {
         if late.purges.len() > MAX_PURGES
             && let Some((first, _)) = late.purges.pop_front()
         {
-            late.purges_forgotten = first;
+            late.forgotten = first;
         }
     }
 
     /// Records the invalidation of a cache key.
-    pub fn change(&self, id: u128, key: &[u8]) {
-        let mut late = self.late();
-        late.so_far += 1;
-        let (number, owner) = (late.so_far, owner(key));
-        match late.changes.get_mut(owner) {
-            Some(changes) => changes.add(id, number),
-            None => late.changes.entry(owner.into()).or_default().add(id, number),
+    pub fn change(&self, id: u128) {
+        // First: a scan watches a key before it looks here.
+        if let Some(filter) = &mut *self.scanned() {
+            filter.add(id);
+        }
+        if let Some(key) = self.watched.find(id) {
+            key.invalidations.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// Returns the strongest purge that hit a response after `epoch`; an invalidation counts as a hard purge. `None` if
-    /// there was none.
-    pub fn since(&self, epoch: PurgeEpoch, id: u128, key: &[u8], variant_info: &VariantInfo) -> Option<PurgeKind> {
-        let late = self.late();
-        let PurgeEpoch(epoch) = epoch;
-        let is_changed = || late.changes.get(owner(key)).is_some_and(|changes| changes.may_have(id, epoch));
-        if epoch < late.purges_forgotten || is_changed() {
+    /// Returns the strongest purge that hit a response under the key of `epoch` since then; an invalidation counts as a hard
+    /// purge. `None` if there was none.
+    pub fn since(&self, epoch: &PurgeEpoch, key: &[u8], variant_info: &VariantInfo) -> Option<PurgeKind> {
+        if epoch.invalidations != Some(epoch.key.invalidations.load(Ordering::SeqCst)) {
             return Some(PurgeKind::Hard);
         }
-        let since = late.purges.iter().rev().take_while(|(number, _)| *number > epoch);
+        let late = self.late();
+        if epoch.purges < late.forgotten {
+            return Some(PurgeKind::Hard);
+        }
+        let since = late.purges.iter().rev().take_while(|(number, _)| *number > epoch.purges);
         since.filter(|(_, purge)| purge.what.is(key, variant_info)).map(|(_, purge)| purge.strength).max()
     }
 
     fn late(&self) -> MutexGuard<'_, RecentPurges> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.purges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scanned(&self) -> MutexGuard<'_, Option<KeyFilter>> {
+        self.scanned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Invalidations {
-    fn add(&mut self, id: u128, number: u64) {
-        if self.newer.len() == MAX_INVALIDATIONS {
-            self.older = std::mem::take(&mut self.newer);
-            self.forgotten = self.newer_since;
-            self.newer_since = number - 1;
+// === WatchedKeys ===
+
+impl WatchedKeys {
+    fn watch(self: &Arc<Self>, id: u128) -> Arc<WatchedKey> {
+        let mut shard = self.shard(id);
+        if let Some(key) = shard.get(&id).and_then(Weak::upgrade) {
+            return key;
         }
-        self.newer.insert(id, number);
+        let key = Arc::new(WatchedKey { id, invalidations: AtomicU64::new(0), watched: self.clone() });
+        shard.insert(id, Arc::downgrade(&key));
+        key
     }
 
-    /// Whether a key was invalidated after `epoch`, or may have been, because so much is forgotten.
-    fn may_have(&self, id: u128, epoch: u64) -> bool {
-        let last = self.newer.get(&id).or_else(|| self.older.get(&id));
-        epoch < self.forgotten || last.is_some_and(|number| *number > epoch)
+    /// Returns a key that is watched. The lock is free by then: the result may be the last owner of the key, whose drop
+    /// takes the lock.
+    fn find(&self, id: u128) -> Option<Arc<WatchedKey>> {
+        self.shard(id).get(&id).and_then(Weak::upgrade)
+    }
+
+    fn shard(&self, id: u128) -> MutexGuard<'_, HashMap<u128, Weak<WatchedKey>>> {
+        self.0[id as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns the part of a cache key that says whose it is: the last line.
-fn owner(key: &[u8]) -> &[u8] {
-    key.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()
+impl Drop for WatchedKey {
+    fn drop(&mut self) {
+        let mut shard = self.watched.shard(self.id);
+        // The key may be watched anew.
+        if shard.get(&self.id).is_some_and(|known| std::ptr::eq(known.as_ptr(), self)) {
+            shard.remove(&self.id);
+        }
+    }
 }
+
+// === PurgeScan ===
+
+impl PurgeScan {
+    /// Returns the moment at which the scan has begun, for a stored response that it has found.
+    pub fn moment(&self, id: u128) -> PurgeEpoch {
+        let now = self.log.moment(id);
+        let is_invalidated = self.log.scanned().as_ref().is_some_and(|filter| filter.may_have(id));
+        let invalidations = now.invalidations.filter(|_| !is_invalidated);
+        PurgeEpoch { purges: self.purges, invalidations, ..now }
+    }
+}
+
+impl Drop for PurgeScan {
+    fn drop(&mut self) {
+        *self.log.scanned() = None;
+    }
+}
+
+// === KeyFilter ===
+
+impl Default for KeyFilter {
+    fn default() -> Self {
+        KeyFilter(vec![0; 1 << (FILTER_BITS_LOG2 - u64::BITS.ilog2())])
+    }
+}
+
+impl KeyFilter {
+    fn add(&mut self, id: u128) {
+        for (word, bit) in KeyFilter::bits(id) {
+            self.0[word] |= bit;
+        }
+    }
+
+    fn may_have(&self, id: u128) -> bool {
+        KeyFilter::bits(id).into_iter().all(|(word, bit)| self.0[word] & bit != 0)
+    }
+
+    /// Returns the bits of a key, each by the index of its word. The hash of a key has a secret seed, so that no client can
+    /// choose keys that share bits.
+    fn bits(id: u128) -> [(usize, u64); 2] {
+        [id as u64, (id >> 64) as u64].map(|half| {
+            let bit = half % (1 << FILTER_BITS_LOG2);
+            ((bit / u64::from(u64::BITS)) as usize, 1 << (bit % u64::from(u64::BITS)))
+        })
+    }
+}
+
+// === PurgeTarget ===
 
 impl PurgeTarget {
     /// Returns whether a response is a target of the purge. The first line of a cache key is also a URI: that of all
@@ -150,8 +254,14 @@ impl PurgeTarget {
 mod tests {
     use super::*;
 
+    const KEY: &[u8] = b"http://a/x\nplugin:cache";
+
     fn tagged(tag: &str) -> VariantInfo {
         VariantInfo::new(1, Default::default(), Some("http://a/x?utm=1&b=2".into()), [tag.into()].into())
+    }
+
+    fn watched(purges: &PurgeLog) -> usize {
+        purges.watched.0.iter().map(|shard| shard.lock().unwrap().len()).sum()
     }
 
     #[test]
@@ -168,53 +278,60 @@ mod tests {
     #[test]
     fn later_purges_are_known_and_forgotten_ones_count_as_purges() {
         let (purges, variant_info) = (PurgeLog::default(), tagged("red"));
-        let key = b"http://a/x\nplugin:cache";
-        let since = |epoch| purges.since(epoch, 7, key, &variant_info);
-        let before = purges.moment();
-        assert_eq!(since(before), None);
+        let since = |epoch: &PurgeEpoch| purges.since(epoch, KEY, &variant_info);
+        let before = purges.moment(7);
+        assert_eq!(since(&before), None);
         purges.purge(&Purge { what: PurgeTarget::Tag("red".into()), strength: PurgeKind::Soft });
-        assert_eq!((since(before), since(purges.moment())), (Some(PurgeKind::Soft), None));
-        let between = purges.moment();
-        purges.change(7, key);
-        assert_eq!(
-            (since(before), since(between), since(purges.moment())),
-            (Some(PurgeKind::Hard), Some(PurgeKind::Hard), None)
-        );
-        let after = purges.moment();
-        for id in 0..MAX_PURGES as u128 * 2 {
-            purges.change(id + 100, key);
-        }
-        assert_eq!(since(after), None, "changes of others push out nothing");
-        for _ in 0..=MAX_PURGES {
+        assert_eq!((since(&before), since(&purges.moment(7))), (Some(PurgeKind::Soft), None));
+        let between = purges.moment(7);
+        purges.change(7);
+        let hard = Some(PurgeKind::Hard);
+        assert_eq!((since(&before), since(&between), since(&purges.moment(7))), (hard, hard, None));
+        let after = purges.moment(7);
+        for _ in 0..MAX_PURGES {
             purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
         }
-        assert_eq!(since(after), Some(PurgeKind::Hard));
+        assert_eq!(since(&after), None);
+        purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
+        purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
+        assert_eq!(since(&after), hard);
     }
 
     #[test]
-    fn invalidations_are_forgotten_by_halves_and_for_their_plugin_alone() {
+    fn invalidations_of_other_keys_are_neither_recorded_nor_a_reason_to_forget() {
         let (purges, variant_info) = (PurgeLog::default(), VariantInfo::default());
-        let since = |epoch, id, key: &[u8]| purges.since(epoch, id, key, &variant_info);
-        let (key, others): (&[u8], &[u8]) = (b"http://a/x\nplugin:cache", b"http://a/x\nplugin:evil");
-        purges.change(7, key);
-        let begun = purges.moment();
-        for id in 0..4 * MAX_INVALIDATIONS as u128 {
-            purges.change(id + 100, others);
-        }
-        assert_eq!(since(begun, 8, key), None, "invalidations of another plugin are no reason to forget");
-        assert_eq!(since(begun, 8, others), Some(PurgeKind::Hard));
-        // The first one fills the newer half with those of the loop; the last one begins another half.
-        for id in 1..MAX_INVALIDATIONS as u128 {
-            purges.change(id + 100, key);
-        }
-        let (middle, last) = (purges.moment(), 100 + MAX_INVALIDATIONS as u128);
-        purges.change(last, key);
-        assert_eq!((since(begun, 8, key), since(middle, 8, key)), (None, None), "all are known");
-        assert_eq!((since(middle, last, key), since(begun, 101, key)), (Some(PurgeKind::Hard), Some(PurgeKind::Hard)));
-        for id in 1..=MAX_INVALIDATIONS as u128 {
-            purges.change(id + last, key);
-        }
-        assert_eq!(since(begun, 8, key), Some(PurgeKind::Hard), "the older half is forgotten");
-        assert_eq!((since(middle, 8, key), since(middle, last, key)), (None, Some(PurgeKind::Hard)));
+        let since = |epoch: &PurgeEpoch| purges.since(epoch, KEY, &variant_info);
+        let (changed, untouched) = (purges.moment(7), purges.moment(8));
+        purges.change(7);
+        (100..200_000).for_each(|id| purges.change(id));
+        assert_eq!((since(&changed), since(&untouched)), (Some(PurgeKind::Hard), None));
+        assert_eq!(watched(&purges), 2);
+        let again = purges.moment(7);
+        drop(changed);
+        assert_eq!(since(&again), None, "the key is watched as long as one of its moments exists");
+        purges.change(7);
+        assert_eq!(since(&again.clone()), Some(PurgeKind::Hard));
+        drop((again, untouched));
+        assert_eq!(watched(&purges), 0);
+    }
+
+    #[test]
+    fn a_scan_finds_what_was_invalidated_or_purged_since_it_began() {
+        let (purges, variant_info) = (Arc::new(PurgeLog::default()), tagged("red"));
+        let since = |epoch: &PurgeEpoch| purges.since(epoch, KEY, &variant_info);
+        // As even as the hashes of keys.
+        let id = |number: u128| number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        purges.change(id(1));
+        let scan = purges.begin_scan();
+        purges.change(id(2));
+        (100..100_000).for_each(|number| purges.change(id(number)));
+        assert_eq!([1, 2].map(|number| since(&scan.moment(id(number)))), [None, Some(PurgeKind::Hard)]);
+        let found = scan.moment(id(3));
+        purges.change(id(3));
+        assert_eq!(since(&found), Some(PurgeKind::Hard));
+        purges.purge(&Purge { what: PurgeTarget::Tag("red".into()), strength: PurgeKind::Soft });
+        assert_eq!(since(&scan.moment(id(4))), Some(PurgeKind::Soft));
+        drop(scan);
+        assert!(purges.scanned().is_none());
     }
 }

@@ -23,7 +23,8 @@ fn plain(uri: &str) -> Arc<StoredResponse> {
 
 fn put(store: &Store, object: Arc<StoredResponse>) {
     let key = object.variant.uri.clone().unwrap().into_string();
-    store.insert(store.id(key.as_bytes()), key.as_bytes(), object, store.purge_epoch());
+    let id = store.id(key.as_bytes());
+    store.insert(id, key.as_bytes(), object, &store.purge_epoch(id));
 }
 
 fn has(store: &Store, key: &str, request: &HeaderMap) -> bool {
@@ -212,11 +213,11 @@ fn a_soft_purge_makes_stale() {
 #[test]
 fn response_purged_while_it_arrives_is_not_stored() {
     let store = Store::new(1 << 20);
-    let epoch = store.purge_epoch();
+    let epochs = ["/a", "/b", "/c"].map(|uri| store.purge_epoch(store.id(uri.as_bytes())));
     store.purge(&Purge { what: PurgeTarget::Prefix("/a".into()), strength: PurgeKind::Hard });
     store.purge(&Purge { what: PurgeTarget::Prefix("/b".into()), strength: PurgeKind::Soft });
-    let stored =
-        ["/a", "/b", "/c"].map(|uri| store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), epoch));
+    let insert = |uri: &'static str, epoch| store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), epoch);
+    let stored = [insert("/a", &epochs[0]), insert("/b", &epochs[1]), insert("/c", &epochs[2])];
     assert_eq!(stored, [false, true, true]);
     assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
     assert!(has(&store, "/c", &HeaderMap::new()));

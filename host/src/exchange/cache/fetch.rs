@@ -77,7 +77,7 @@ struct FetchedResponse {
 struct StorableResponse {
     body: ResponseBody,
     storage: Storage,
-    /// The purge-log position of the request.
+    /// The moment of the request.
     epoch: PurgeEpoch,
     times: FetchTimes,
 }
@@ -90,7 +90,7 @@ impl Fetch<'_> {
         mut lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
         let (miss, worker) = (self.miss, self.worker);
-        let epoch = worker.generation.store.purge_epoch();
+        let epoch = worker.generation.store.purge_epoch(miss.id);
         // If the response is not expected to be cacheable, the client's own conditions and ranges are forwarded.
         let is_own =
             miss.passes && (hit::is_conditional(&context.request.headers) || context.request.method == Method::HEAD);
@@ -378,7 +378,7 @@ impl Fetch<'_> {
                 let object = Arc::new(object.with_sequence(stale.sequence));
                 // A response that is still arriving is inserted by its `Filling`.
                 if !matches!(object.content, Content::Filling(_)) {
-                    store.insert(miss.id, key, object.clone(), epoch);
+                    store.insert(miss.id, key, object.clone(), &epoch);
                 }
                 miss.stage.figures(worker).stored.add(1);
                 (object.clone(), report.stored(), FetchOutcome::Object(object, epoch))
@@ -420,7 +420,7 @@ impl Fetch<'_> {
         // The client's reader has to exist before the response may turn out to be too long.
         let response = miss.serve(worker, context, &object, report);
         if let Some(lead) = &lead {
-            lead.bring(object.clone(), epoch);
+            lead.bring(object.clone(), epoch.clone());
         }
         let route = &worker.generation.routes[self.destination.route];
         let filling = StoreWriter {

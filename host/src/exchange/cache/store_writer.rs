@@ -150,13 +150,13 @@ impl StoreWriter {
         match std::mem::replace(&mut self.into, WriteTarget::Nowhere) {
             WriteTarget::Memory => {
                 let object = Arc::new(self.object.with_content(self.fill.content(trailers).into()));
-                if self.store.insert(self.id, &self.key, object, self.epoch) {
+                if self.store.insert(self.id, &self.key, object, &self.epoch) {
                     self.figures.stored.add(1);
                 }
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());
-                let (id, epoch, length) = (self.id, self.epoch, bytes);
+                let (id, epoch, length) = (self.id, self.epoch.clone(), bytes);
                 if spill.finish(WrittenResponse { id, key, epoch, object, length, trailers }).await {
                     self.figures.stored.add(1);
                 }

@@ -11,24 +11,23 @@ use tracing::{debug, info, warn};
 use super::directory::remove;
 use super::{Disk, FinishedFile, blocks, record};
 use crate::store::index::hash_key;
-use crate::store::purge_log::PurgeEpoch;
+use crate::store::purge_log::PurgeScan;
 use crate::system::files;
 use crate::system::supervise::{Task, guard};
 
 /// Scans the directory as long as the disk is in use. A panic ends the scan, and the remaining files are not found.
-pub fn run(disk: &Weak<Disk>) {
-    let _ = guard(Task::CacheScan, || find_all(disk));
+pub fn run(disk: &Weak<Disk>, scan: PurgeScan) {
+    let _ = guard(Task::CacheScan, || find_all(disk, &scan));
+    drop(scan);
     // Purges wait for the end of the scan.
     let Some(disk) = disk.upgrade() else { return };
     *disk.is_found.lock().unwrap_or_else(PoisonError::into_inner) = true;
     disk.scanned.notify_all();
 }
 
-fn find_all(disk: &Weak<Disk>) {
+fn find_all(disk: &Weak<Disk>, scan: &PurgeScan) {
     let began = Instant::now();
-    let Some((folder, epoch)) = disk.upgrade().map(|disk| (disk.claim.folder.clone(), disk.purges.moment())) else {
-        return;
-    };
+    let Some(folder) = disk.upgrade().map(|disk| disk.claim.folder.clone()) else { return };
     let mut numbers = folder.numbers();
     // In ascending order, so that the newest file is inserted last, as when it was written.
     numbers.sort_unstable();
@@ -39,7 +38,7 @@ fn find_all(disk: &Weak<Disk>) {
     let (mut found, mut broken, mut unreadable) = (0, 0, 0);
     for number in numbers {
         let Some(disk) = disk.upgrade() else { return };
-        match find(&disk, number, epoch) {
+        match find(&disk, number, scan) {
             Ok(()) => found += 1,
             Err(error) if blocks::is_broken(&error) => {
                 debug!(path = %folder.file(number).display(), %error, "not whole");
@@ -61,7 +60,7 @@ fn find_all(disk: &Weak<Disk>) {
     }
 }
 
-fn find(disk: &Disk, number: u64, epoch: PurgeEpoch) -> io::Result<()> {
+fn find(disk: &Disk, number: u64, scan: &PurgeScan) -> io::Result<()> {
     let read = record::read(&files::open(&disk.claim.folder.file(number), files::STORED)?, disk.claim.seed)?;
     let id = hash_key(&read.key, disk.claim.seed);
     // Files that this process has written are in the index already.
@@ -69,6 +68,6 @@ fn find(disk: &Disk, number: u64, epoch: PurgeEpoch) -> io::Result<()> {
         return Ok(());
     }
     let variant_info = &read.object.variant;
-    disk.enter(FinishedFile { id, key: &read.key, variant_info, number, size: read.size }, epoch);
+    disk.enter(FinishedFile { id, key: &read.key, variant_info, number, size: read.size }, &scan.moment(id));
     Ok(())
 }

@@ -35,12 +35,17 @@ fn close(disk: Arc<Disk>) {
     }
 }
 
-/// Writes a response that was requested just now; returns the number of its file.
-fn put(disk: &Disk, content: &'static str) -> u64 {
-    put_at(disk, content, disk.purges.moment())
+/// Returns the current moment for the response under [`KEY`].
+fn moment(disk: &Disk) -> PurgeEpoch {
+    disk.purges.moment(hash_key(KEY, disk.seed()))
 }
 
-fn put_at(disk: &Disk, content: &'static str, epoch: PurgeEpoch) -> u64 {
+/// Writes a response that was requested just now; returns the number of its file.
+fn put(disk: &Disk, content: &'static str) -> u64 {
+    put_at(disk, content, &moment(disk))
+}
+
+fn put_at(disk: &Disk, content: &'static str, epoch: &PurgeEpoch) -> u64 {
     let (head, ()) = Response::new(()).into_parts();
     let variant_info = VariantInfo::new(1, VaryValue::default(), None, ["t".into()].into());
     let object = StoredResponse::new(variant_info, &head, Content::Whole(content.into()), Freshness::default(), 0);
@@ -152,7 +157,7 @@ fn an_append_to_a_file_that_is_gone_is_no_failure_of_the_disk() {
     let filed = disk.find(id, KEY, 1, &HeaderMap::new()).unwrap();
     let object = disk.recall(&filed, KEY, 0, descriptor()).unwrap().object;
     std::fs::remove_file(path_of(folder.path(), number)).unwrap();
-    disk.keep(id, KEY, &object, disk.purges.moment());
+    disk.keep(id, KEY, &object, &disk.purges.moment(id));
     disk.flush(Duration::from_secs(60));
     assert!(!disk.rests());
     assert!(disk.find(id, KEY, 1, &HeaderMap::new()).is_none());
@@ -172,7 +177,7 @@ fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
         let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0, descriptor()).unwrap().object).unwrap();
         assert_eq!(object.since_ms, since_ms - 1, "the newest record counts");
         object.since_ms = since_ms;
-        disk.keep(id, KEY, &Arc::new(object), disk.purges.moment());
+        disk.keep(id, KEY, &Arc::new(object), &disk.purges.moment(id));
         disk.flush(Duration::from_secs(60));
     }
     panic!("its file grows and grows");
@@ -206,9 +211,9 @@ fn another_format_begins_anew() {
 fn response_purged_while_written_is_absent() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let epoch = disk.purges.moment();
+    let epoch = moment(&disk);
     disk.purges.purge(&Purge { what: PurgeTarget::Tag("t".into()), strength: PurgeKind::Hard });
-    let number = put_at(&disk, "content", epoch);
+    let number = put_at(&disk, "content", &epoch);
     assert!(read(&disk).is_none() && !path_of(folder.path(), number).exists());
     put(&disk, "newer");
     assert!(read(&disk).is_some(), "it was asked for after the purge");
@@ -222,9 +227,9 @@ fn response_soft_purged_while_written_stays_stale() {
         let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
         filed.is_some_and(|filed| filed.variant_info.is_purged())
     };
-    let epoch = disk.purges.moment();
+    let epoch = moment(&disk);
     disk.purges.purge(&Purge { what: PurgeTarget::All, strength: PurgeKind::Soft });
-    put_at(&disk, "content", epoch);
+    put_at(&disk, "content", &epoch);
     assert!(is_purged(&disk));
     close(disk);
     assert!(is_purged(&open(folder.path())));
@@ -286,7 +291,8 @@ fn entries_with_long_names_and_tags_count_for_the_memory_that_they_take() {
     let object = StoredResponse::new(label, &head, Content::Whole("long".into()), Freshness::default(), 0);
     let object = Arc::new(object.with_sequence(disk.number()));
     let key = b"http://a/long";
-    disk.keep(hash_key(key, disk.seed()), key, &object, disk.purges.moment());
+    let id = hash_key(key, disk.seed());
+    disk.keep(id, key, &object, &disk.purges.moment(id));
     disk.flush(Duration::from_secs(60));
     assert!(disk.bytes() > 8 * 256_000, "{} bytes", disk.bytes());
 }

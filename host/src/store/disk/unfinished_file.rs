@@ -114,7 +114,7 @@ impl UnfinishedFile {
                 Ok(length + tail.len() as u64)
             });
             self.is_finished = size.is_ok();
-            self.disk.finish_write(id, &key, &object, size, epoch)
+            self.disk.finish_write(id, &key, &object, size, &epoch)
         });
         // The task doesn't panic, and at the end of the process its result isn't needed.
         finished.await.unwrap_or(false)

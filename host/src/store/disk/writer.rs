@@ -56,7 +56,7 @@ fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
     match job {
         Job::Keep { id, key, object, epoch } => {
             let Some(disk) = disk.upgrade() else { return };
-            keep(&disk, id, &key, &object, epoch);
+            keep(&disk, id, &key, &object, &epoch);
         }
         Job::Remove { id, number } => {
             // A newer entry may have the file meanwhile.
@@ -83,7 +83,7 @@ fn mark(path: &Path) -> io::Result<()> {
     }
 }
 
-fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, epoch: PurgeEpoch) {
+fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, epoch: &PurgeEpoch) {
     if disk.rests() {
         return;
     }

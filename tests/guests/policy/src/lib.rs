@@ -1,5 +1,5 @@
 //! A cache policy that misbehaves if a request asks for it in `x-misbehave`, and follows RFC 9111 otherwise. After `key`, a
-//! request says which key it invalidates.
+//! request says which key it invalidates, and `keys` with a number invalidates 256 keys that nothing is stored under.
 
 use plugway_sdk::cache::{Options, Standard};
 use plugway_sdk::{
@@ -77,6 +77,9 @@ impl CachePolicy for Policy {
         match response.text(self.answered) {
             Some("many-keys") => vec![Vec::new(); 300],
             Some("long-keys") => vec![vec![b'k'; 9 << 10]],
+            Some(named) if named.starts_with("keys ") => {
+                (0..256).map(|number| format!("{named} {number}").into_bytes()).collect()
+            }
             Some(named) if named.starts_with("key ") => vec![named["key ".len()..].into()],
             _ => self.standard.invalidated_keys(response),
         }
