@@ -180,6 +180,29 @@ fn auth_basic_verifies_a_password_once_for_all_requests_at_a_time() {
 }
 
 #[test]
+fn auth_basic_verifies_the_passwords_of_clients_in_turn() {
+    // Each password takes a quarter of a second.
+    let hash = "$6$rounds=300000$saltsalt$e/5XKibXPLqVcfjpD.ouauaJrAOL5V0uo80Lt7n7EbRdRiCx3HbQ90yjOHr.G0T.mx79PEMRy8nmtr0qSYhQp1";
+    let config = format!("[plugin.staff]\nuse = \"auth-basic\"\nconfig.users = [\"alice:{hash}\"]\n");
+    let proxy = Proxy::start(&manifest(&echo(), "\"staff\"", &config));
+    let ask = |from: &str, guess: usize| {
+        let mut stream = proxy.connect_from(from);
+        write!(stream, "GET / HTTP/1.1\r\nHost: a{}\r\n\r\n", basic(&format!("alice:{guess}"))).unwrap();
+        stream
+    };
+    let status = |stream| read_message(&mut BufReader::new(stream)).unwrap().status();
+    let guesses: Vec<_> = (0..40).map(|guess| ask("127.0.0.2", guess)).collect();
+    until("too many of one client wait", || {
+        guesses.iter().any(|stream| {
+            let mut start = [0; 12];
+            stream.set_nonblocking(true).unwrap();
+            stream.peek(&mut start).is_ok() && start.ends_with(b"503")
+        })
+    });
+    assert_eq!(status(ask("127.0.0.3", 100_000)), 401);
+}
+
+#[test]
 fn auth_basic_follows_its_file() {
     let hash = |password: &str| {
         let mut command = crate::support::plugway();

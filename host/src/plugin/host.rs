@@ -21,6 +21,7 @@ use super::outgoing_http::HttpState;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError};
 use crate::context::{ExchangeContext, ValueName};
+use crate::system::holder_counts::Holder;
 use crate::telemetry::metrics::{PluginMetricDefinition, PluginMetricKind};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::endpoint_set::EndpointSnapshot;
@@ -38,6 +39,8 @@ pub struct HostState {
     pub(super) context: Option<Box<ExchangeContext>>,
     /// The exchange at hand of a call that may wait: its owner takes the exchange back even if the call is dropped.
     pub(super) lent: Option<LentContext>,
+    /// The client for which the call under way is made, if the call may wait.
+    pub(super) client: Holder,
     /// The endpoints of the upstream at hand.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// The endpoints at which the current request has failed.
@@ -125,6 +128,7 @@ impl HostState {
             lines,
             context,
             lent,
+            client: Holder::UNKNOWN,
             members,
             tried,
             now,

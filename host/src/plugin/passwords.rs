@@ -21,17 +21,25 @@ use super::bindings::passwords::{Host, VerifyError};
 use super::early_answers::{EarlyAnswer, password_digest};
 use super::host::HostState;
 use super::wasi::waits;
-use crate::system::fair_queue::FairQueue;
+use crate::system::fair_queue::GroupedFairQueue;
+use crate::system::holder_counts::Holder;
 use crate::system::supervise::{Task, guard};
 
 /// The MAC of a hash and a password under a random key.
 type Mac = [u8; 32];
 
 /// A password to be verified.
-struct Verification {
-    mac: Mac,
+struct UnverifiedPassword {
+    /// The client that has sent the password.
+    client: Holder,
     hash: String,
     password: Vec<u8>,
+}
+
+/// A password that waits for a thread.
+struct Verification {
+    mac: Mac,
+    asked: UnverifiedPassword,
 }
 
 /// The passwords that all workers know, and the threads that verify them.
@@ -48,8 +56,9 @@ struct KnownPasswords {
     remembered: RememberedPasswords,
     /// The requests that wait for each verification.
     waiting: HashMap<Mac, Vec<oneshot::Sender<Verified>>>,
-    /// The passwords that wait for a thread, by plugin. The threads serve the plugins in turn.
-    queue: FairQueue<Arc<str>, Verification>,
+    /// The passwords that wait for a thread, by plugin and client. The threads serve the plugins in turn, and the clients of
+    /// each plugin.
+    queue: GroupedFairQueue<Arc<str>, Holder, Verification>,
 }
 
 /// The passwords that were right lately, by plugin, with the ends of their memory.
@@ -68,6 +77,9 @@ enum PasswordLookup {
 
 /// Different passwords of a plugin that may wait for a thread. At 50 ms each, the last one waits for a second and a half.
 const QUEUE: usize = 32;
+
+/// Places of [`QUEUE`] for clients that have no other: a client that tries many passwords leaves them to others.
+const RESERVED: usize = QUEUE / 4;
 
 /// Passwords of a plugin that are remembered: one for each user of a large list, in less than a MiB.
 const MAX_REMEMBERED: usize = 10_000;
@@ -127,19 +139,21 @@ impl Host for HostState {
             }
             let question = password_digest(&hash, &password);
             let answers = answers.clone();
-            let verified = verify(self.lines.plugin(), hash, password, Duration::ZERO).await;
+            let asked = UnverifiedPassword { client: self.client, hash, password };
+            let verified = verify(self.lines.plugin(), asked, Duration::ZERO).await;
             answers.keep(question, EarlyAnswer::Password(verified));
             return Ok(verified);
         }
         let time = Duration::from_millis(remember_ms).min(MAX_MEMORY_TIME);
-        Ok(verify(self.lines.plugin(), hash, password, time).await)
+        let asked = UnverifiedPassword { client: self.client, hash, password };
+        Ok(verify(self.lines.plugin(), asked, time).await)
     }
 }
 
 /// Verifies a password on another thread, unless it was right within its time of memory.
-async fn verify(plugin: &Arc<str>, hash: String, password: Vec<u8>, time: Duration) -> Verified {
+async fn verify(plugin: &Arc<str>, asked: UnverifiedPassword, time: Duration) -> Verified {
     match Verifier::get() {
-        Some(verifier) => verifier.verify(plugin, hash, password, time).await,
+        Some(verifier) => verifier.verify(plugin, asked, time).await,
         None => Err(VerifyError::Busy),
     }
 }
@@ -175,16 +189,18 @@ impl RememberedPasswords {
 }
 
 impl KnownPasswords {
-    /// Puts a password behind the others of its plugin; `false` if that has too many.
+    /// Puts a password behind the others of its client at a plugin; `false` if there are too many.
     fn enqueue(&mut self, plugin: &Arc<str>, job: Verification) -> bool {
-        let has_room = self.queue.count(plugin) < QUEUE;
+        let client = job.asked.client;
+        let places = if self.queue.count_of(plugin, &client) == 0 { QUEUE } else { QUEUE - RESERVED };
+        let has_room = self.queue.count(plugin) < places;
         if has_room {
-            self.queue.push(plugin.clone(), job);
+            self.queue.push(plugin.clone(), client, job);
         }
         has_room
     }
 
-    /// Returns the next password of the plugin whose turn it is. Those whose clients have left are forgotten.
+    /// Returns the next password of the client whose turn it is at the plugin whose turn it is. Those whose clients have left are forgotten.
     fn dequeue(&mut self) -> Option<Verification> {
         loop {
             let job = self.queue.pop()?;
@@ -219,12 +235,12 @@ impl Verifier {
     }
 
     /// Verifies a password, unless it was right lately. Requests with the same password wait for one verification.
-    async fn verify(&self, plugin: &Arc<str>, hash: String, password: Vec<u8>, time: Duration) -> Verified {
-        let mac = self.mac(&hash, &password);
+    async fn verify(&self, plugin: &Arc<str>, asked: UnverifiedPassword, time: Duration) -> Verified {
+        let mac = self.mac(&asked.hash, &asked.password);
         if REMEMBERED.with_borrow(|remembered| remembered.end_of(plugin, &mac)).is_some() {
             return Ok(true);
         }
-        let verified = match self.admit(plugin, Verification { mac, hash, password }) {
+        let verified = match self.admit(plugin, Verification { mac, asked }) {
             PasswordLookup::Remembered(until) => {
                 REMEMBERED.with_borrow_mut(|remembered| remembered.remember(plugin, mac, until));
                 return Ok(true);
@@ -278,7 +294,7 @@ impl Verifier {
             tracing::debug!(%error, "a thread that verifies passwords has the priority of workers");
         }
         loop {
-            let Verification { mac, hash, password } = self.next();
+            let Verification { mac, asked: UnverifiedPassword { hash, password, .. } } = self.next();
             let verified = guard(Task::Other, || verified(&hash, &password));
             self.answer(&mac, verified.unwrap_or(Err(VerifyError::BadHash)));
         }
@@ -468,7 +484,11 @@ mod tests {
     async fn requests_with_one_password_wait_for_one_verification() {
         let verifier = Verifier::get().unwrap();
         let plugin: Arc<str> = "staff".into();
-        let verify = |password: &str| verifier.verify(&plugin, HASHES[0].into(), password.into(), Duration::ZERO);
+        let verify = |password: &str| {
+            let asked =
+                UnverifiedPassword { client: Holder::UNKNOWN, hash: HASHES[0].into(), password: password.into() };
+            verifier.verify(&plugin, asked, Duration::ZERO)
+        };
         let right: Vec<_> = (0..10 * QUEUE).map(|_| Box::pin(verify("password"))).collect();
         let wrong: Vec<_> = (0..10 * QUEUE).map(|_| Box::pin(verify("Password"))).collect();
         for (verifications, wanted) in [(right, true), (wrong, false)] {
@@ -480,23 +500,25 @@ mod tests {
     }
 
     #[test]
-    fn plugins_are_served_in_turn() {
+    fn plugins_and_their_clients_are_served_in_turn() {
         let mut known = KnownPasswords::default();
         let mut receivers = Vec::new();
-        let mut enqueue = |plugin: &str, number: usize| {
+        let mut enqueue = |plugin: &str, client: u64, number: usize| {
             let mut mac = [0; 32];
-            (mac[0], mac[1]) = (plugin.as_bytes()[0], number as u8);
-            let is_queued =
-                known.enqueue(&plugin.into(), Verification { mac, hash: plugin.into(), password: Vec::new() });
+            (mac[0], mac[1], mac[2]) = (plugin.as_bytes()[0], client as u8, number as u8);
+            let hash = format!("{plugin}{client}");
+            let asked = UnverifiedPassword { client: Holder::numbered(client), hash, password: Vec::new() };
+            let is_queued = known.enqueue(&plugin.into(), Verification { mac, asked });
             let (sender, receiver) = oneshot::channel();
             receivers.push(receiver);
             known.waiting.insert(mac, vec![sender]);
             is_queued
         };
-        assert_eq!((0..2 * QUEUE).filter(|number| enqueue("a", *number)).count(), QUEUE);
-        assert!(enqueue("b", 0) && enqueue("b", 1));
-        let next: Vec<String> = std::iter::from_fn(|| known.dequeue()).map(|job| job.hash).collect();
-        assert_eq!((next[..5].join(""), next.len()), ("ababa".into(), QUEUE + 2));
+        assert_eq!((0..2 * QUEUE).filter(|number| enqueue("a", 1, *number)).count(), QUEUE - RESERVED);
+        assert!(enqueue("b", 1, 0) && enqueue("b", 1, 1));
+        assert!(enqueue("a", 2, 0) && !enqueue("a", 2, 1), "the last places are for clients that have none");
+        let next: Vec<String> = std::iter::from_fn(|| known.dequeue()).map(|job| job.asked.hash).collect();
+        assert_eq!((next[..5].join(" "), next.len()), ("a1 b1 a2 b1 a1".into(), QUEUE - RESERVED + 3));
         assert!(known.queue.is_empty());
     }
 

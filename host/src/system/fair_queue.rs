@@ -10,6 +10,8 @@ pub struct FairQueue<K, T> {
     turns: VecDeque<K>,
     /// The items of each owner in `turns`, the first one first.
     items: HashMap<K, VecDeque<T>>,
+    /// The number of all items.
+    len: usize,
 }
 
 /// The items of the owners of each group. Groups are served in turn, and so are the owners of a group.
@@ -25,13 +27,14 @@ pub struct GroupedFairQueue<G, K, T> {
 
 impl<K, T> Default for FairQueue<K, T> {
     fn default() -> Self {
-        FairQueue { turns: VecDeque::new(), items: HashMap::new() }
+        FairQueue { turns: VecDeque::new(), items: HashMap::new(), len: 0 }
     }
 }
 
 impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
     /// Puts an item behind the others of its owner.
     pub fn push(&mut self, owner: K, item: T) {
+        self.len += 1;
         match self.items.get_mut(&owner) {
             Some(items) => items.push_back(item),
             None => {
@@ -46,6 +49,7 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         let owner = self.turns.pop_front()?;
         let items = self.items.get_mut(&owner)?;
         let item = items.pop_front();
+        self.len -= usize::from(item.is_some());
         if items.is_empty() {
             self.items.remove(&owner);
         } else {
@@ -55,11 +59,11 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
     }
 
     /// Returns the number of an owner's items.
-    pub fn count(&self, owner: &K) -> usize {
+    fn count(&self, owner: &K) -> usize {
         self.items.get(owner).map_or(0, VecDeque::len)
     }
 
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
 }
@@ -79,6 +83,16 @@ impl<G: Clone + Eq + Hash, K: Clone + Eq + Hash, T> GroupedFairQueue<G, K, T> {
             self.turns.push_back(group.clone());
         }
         self.groups.entry(group).or_default().push(owner, item);
+    }
+
+    /// Returns the number of a group's items.
+    pub fn count(&self, group: &G) -> usize {
+        self.groups.get(group).map_or(0, |owners| owners.len)
+    }
+
+    /// Returns the number of an owner's items in a group.
+    pub fn count_of(&self, group: &G, owner: &K) -> usize {
+        self.groups.get(group).map_or(0, |owners| owners.count(owner))
     }
 
     /// Removes the first item of the owner whose turn it is in the group whose turn it is.
@@ -121,6 +135,7 @@ mod tests {
         queue.push("many", "b", 10);
         queue.push("many", "c", 20);
         (30..33).for_each(|item| queue.push("one", "a", item));
+        assert_eq!([queue.count(&"many"), queue.count_of(&"many", &"a"), queue.count(&"none")], [5, 3, 0]);
         let items: Vec<i32> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(items, [0, 30, 10, 31, 20, 32, 1, 2]);
         assert!(queue.is_empty());

@@ -290,7 +290,7 @@ impl PluginCaller {
         if let Some(time) = permit.budget() {
             instance.set_budget(time);
         }
-        let turns = instance.begin_turns();
+        let turns = instance.begin_turns(client);
         let (mut longest, mut total) = (Duration::ZERO, Duration::ZERO);
         let (mut pause, mut claim) = (SharePause::default(), self.claim(client));
         let result = {

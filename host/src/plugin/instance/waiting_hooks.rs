@@ -26,6 +26,7 @@ use super::{
 use crate::context::bounds;
 use crate::context::edit_check::MessageSide;
 use crate::context::{ExchangeContext, ValueName};
+use crate::system::holder_counts::Holder;
 
 /// The turns that tasks of a call have to wake it, if it has all that it needs. They take some microseconds.
 const IDLE_TURNS: u32 = 16;
@@ -174,9 +175,10 @@ impl Exports<'_> {
 }
 
 impl Instance {
-    /// Begins the measurement of a call that may wait; the caller measures its turns.
-    pub(in crate::plugin) fn begin_turns(&mut self) -> Arc<TurnTime> {
+    /// Begins the measurement of a call that may wait, for a client; the caller measures its turns.
+    pub(in crate::plugin) fn begin_turns(&mut self, client: Holder) -> Arc<TurnTime> {
         self.begin_call(self.hook);
+        self.store.data_mut().client = client;
         let budget = self.budget();
         self.store.data_mut().cpu.begin_turns(budget)
     }
