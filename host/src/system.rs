@@ -9,7 +9,6 @@ pub mod descriptors;
 pub(crate) mod fair_queue;
 pub(crate) mod files;
 pub(crate) mod holder_counts;
-pub(crate) mod holder_waits;
 pub(crate) mod local_limit;
 pub mod printable;
 pub mod random;

@@ -23,7 +23,6 @@ use crate::protocol::content_length;
 use crate::protocol::conversation;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
-use crate::system::descriptor_shares;
 use crate::tls::handshake_error::{self, TlsErrorClass, TlsPeer};
 use crate::upstream::connect::ConnectStage;
 use crate::upstream::connection::{Connection, EndpointBody, SendError, Unsent};
@@ -207,13 +206,17 @@ impl Attempt<'_> {
                 return Ok((connection, ConnectionOrigin::Kept));
             }
         }
-        let full = |_| not_sent(self.no_connection(within));
-        let leave = self.step.limit(within, pool.acquire(&request, clock));
-        let leave = match leave.await.map_err(full)?.map_err(not_sent)? {
-            Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
-            Acquired::Connect(leave) => leave,
+        let full = |_| {
+            // Without a limit there is no wait. The time is a limit too, but a longer one makes no connection free.
+            let why = format!("no connection became free in {within:?} (`connect-timeout`)");
+            not_sent(Error::new(FailureKind::LimitReached, why).with_limit("limits.connections"))
         };
-        let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), leave, request, clock);
+        let leave = self.step.limit(within, pool.acquire(self.connection_limit, wanted, rules, clock));
+        let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
+            Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
+            Acquired::Connect(permit) => permit,
+        };
+        let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), permit, request, clock);
         let mut left = within;
         if within > happy_eyeballs::DELAY && (self.elsewhere)() {
             match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {
@@ -231,16 +234,6 @@ impl Attempt<'_> {
         let connected = self.step.limit(left, connecting.attempt()).await;
         let connected = connected.map_err(|_| late(within, connecting.stage()))?;
         connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent)
-    }
-
-    /// Returns the error of a request for which no connection became free in time. The time is a limit too, but a longer one
-    /// makes no connection free.
-    fn no_connection(&self, within: Duration) -> Error {
-        if self.connection_limit.has_room() {
-            return Error::no_descriptor(descriptor_shares::PART_IN_USE);
-        }
-        let why = format!("no connection became free in {within:?} (`connect-timeout`)");
-        Error::new(FailureKind::LimitReached, why).with_limit("limits.connections")
     }
 
     /// Sends the request, and waits for the head of the response, while the connection is driven.

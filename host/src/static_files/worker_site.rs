@@ -19,7 +19,7 @@ use crate::body::buffer_space::MadeMemory;
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
 use crate::protocol::client_net::ClientNet;
-use crate::system::descriptor_shares::{self, WorkerDescriptors};
+use crate::system::descriptor_shares::{self, DescriptorUse, WorkerDescriptors};
 use crate::system::descriptors::lacks_descriptor;
 use crate::system::holder_counts::Holder;
 
@@ -38,9 +38,6 @@ pub struct WorkerSite {
 /// The time for which an open folder is taken for the one at its path: deployments replace it by another.
 const ROOT_CHECK: Duration = Duration::from_secs(1);
 
-/// The time for which a request waits until another of its client has released a descriptor.
-const DESCRIPTOR_WAIT: Duration = Duration::from_secs(5);
-
 /// The time for finding a file, which only a network or a broken disk exceeds.
 const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -54,7 +51,10 @@ impl WorkerSite {
     pub fn find_now(&self, query: &FileQuery, client: Holder, now: Instant) -> Option<Result<PathAnswer, Error>> {
         let root = self.root.borrow();
         let (root, _) = root.as_ref().filter(|(_, seen)| now.saturating_duration_since(*seen) < ROOT_CHECK)?;
-        let descriptor = self.descriptors.take(client)?;
+        let descriptor = match self.descriptor(client) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return Some(Err(error)),
+        };
         match self.site.find(root, query, descriptor, Wait::Never) {
             Ok(found) => Some(Ok(found)),
             Err(FindFailure::WouldWait) => None,
@@ -64,10 +64,9 @@ impl WorkerSite {
 
     /// Finds what answers for a query of a client, on a thread for blocking work.
     pub async fn find(&self, query: FileQuery, client: Holder, step: &Deadline) -> Result<PathAnswer, Error> {
-        let taken = step.limit(DESCRIPTOR_WAIT, self.descriptors.take_in_turn(client)).await;
-        let descriptor = taken.map_err(|_| Error::no_descriptor(descriptor_shares::PART_IN_USE))?;
         let finding = async {
             let turn = self.turns.begin().await;
+            let descriptor = self.descriptor(client)?;
             let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
             let found = spawn_blocking(move || {
                 let _turn = turn;
@@ -114,6 +113,11 @@ impl WorkerSite {
                 }
             },
         }
+    }
+
+    /// Takes the descriptor of a file that is served to a client.
+    fn descriptor(&self, client: Holder) -> Result<DescriptorUse, Error> {
+        self.descriptors.take(client).ok_or_else(|| Error::no_descriptor(descriptor_shares::PART_IN_USE))
     }
 }
 

@@ -3,16 +3,11 @@
 
 use std::fs::File;
 use std::ops::Deref;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-
-use tokio::sync::Notify;
 
 use super::descriptors::Descriptors;
 use super::holder_counts::{Holder, HolderCounts};
-use super::holder_waits::HolderWaits;
 
 /// The descriptors of the process that clients and exchanges use.
 #[derive(Debug)]
@@ -24,8 +19,6 @@ pub struct DescriptorShares {
     workers: Vec<Arc<WorkerCounts>>,
     /// How often a descriptor was missing.
     shortages: AtomicUsize,
-    /// Notified when a worker has closed idle connections.
-    relieved: Notify,
 }
 
 /// The descriptors of the exchanges of one worker.
@@ -55,8 +48,6 @@ pub struct CountedFile {
 struct WorkerCounts {
     all: AtomicU64,
     by_holder: HolderCounts,
-    /// The requests of all workers that wait for a descriptor.
-    waits: Arc<HolderWaits>,
 }
 
 /// The key of the limit in errors.
@@ -79,19 +70,14 @@ const FEW: u64 = 4;
 /// reserved for other uses.
 const UNCHECKED: u64 = 32;
 
-/// The time in which each worker closes its idle connections after a descriptor was missing: a few of its ticks.
-const RELIEF: Duration = Duration::from_millis(500);
-
 impl DescriptorShares {
     /// Returns the descriptors of a process with this number of workers, of which none is used yet.
     pub fn new(workers: usize) -> Arc<Self> {
-        let waits = Arc::default();
         Arc::new(DescriptorShares {
             limit: OnceLock::new(),
             clients: AtomicUsize::new(0),
-            workers: (0..workers).map(|_| Arc::new(WorkerCounts::new(&waits))).collect(),
+            workers: (0..workers).map(|_| Arc::default()).collect(),
             shortages: AtomicUsize::new(0),
-            relieved: Notify::new(),
         })
     }
 
@@ -161,34 +147,14 @@ impl WorkerDescriptors {
 
     /// Takes a descriptor for a holder; `None` if the holder has its part of them.
     pub fn take(&self, holder: Holder) -> Option<DescriptorUse> {
-        self.own.add(holder);
-        if !self.shares.is_within(&self.own, holder) {
-            self.own.remove(holder);
-            return None;
-        }
-        Some(DescriptorUse { counts: self.own.clone(), holder })
-    }
-
-    /// Takes a descriptor for a holder, or waits until the holder has given one back. May be dropped at any time.
-    pub async fn take_in_turn(&self, holder: Holder) -> DescriptorUse {
-        let wait = self.own.waits.enter(holder);
-        let mut has_waited = false;
-        loop {
-            if let Some(taken) = self.take(holder) {
-                if has_waited {
-                    // Two requests that look at the same time may both find none: what they leave is for the next one.
-                    self.own.waits.wake_one(holder);
-                }
-                return taken;
-            }
-            wait.returned().await;
-            has_waited = true;
-        }
+        let taken = self.count(holder);
+        self.shares.is_within(&self.own, holder).then_some(taken)
     }
 
     /// Counts a descriptor that is open already.
     pub fn count(&self, holder: Holder) -> DescriptorUse {
-        self.own.add(holder);
+        self.own.all.fetch_add(1, Ordering::Relaxed);
+        self.own.by_holder.add(holder, 1);
         DescriptorUse { counts: self.own.clone(), holder }
     }
 
@@ -197,33 +163,9 @@ impl WorkerDescriptors {
         self.shares.room().is_none_or(|room| self.shares.used() < room / 2)
     }
 
-    /// Records that a descriptor is missing, and waits until a worker closes idle connections. Returns `false` if none does.
-    pub async fn relief(&self) -> bool {
-        let mut relieved = pin!(self.shares.relieved.notified());
-        relieved.as_mut().enable();
+    /// Records that a descriptor was missing.
+    pub fn record_shortage(&self) {
         self.shares.shortages.fetch_add(1, Ordering::Relaxed);
-        tokio::time::timeout(RELIEF, relieved).await.is_ok()
-    }
-
-    /// Wakes the requests that wait until idle connections are closed.
-    pub fn relieve(&self) {
-        self.shares.relieved.notify_waiters();
-    }
-}
-
-impl WorkerCounts {
-    fn new(waits: &Arc<HolderWaits>) -> Self {
-        WorkerCounts { waits: waits.clone(), ..WorkerCounts::default() }
-    }
-
-    fn add(&self, holder: Holder) {
-        self.all.fetch_add(1, Ordering::Relaxed);
-        self.by_holder.add(holder, 1);
-    }
-
-    fn remove(&self, holder: Holder) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
-        self.by_holder.remove(holder, 1);
     }
 }
 
@@ -243,15 +185,13 @@ impl Deref for CountedFile {
 
 impl Drop for DescriptorUse {
     fn drop(&mut self) {
-        self.counts.remove(self.holder);
-        self.counts.waits.wake_one(self.holder);
+        self.counts.all.fetch_sub(1, Ordering::Relaxed);
+        self.counts.by_holder.remove(self.holder, 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
-
     use super::*;
 
     fn take_all(worker: &WorkerDescriptors, holder: Holder) -> Vec<DescriptorUse> {
@@ -300,37 +240,6 @@ mod tests {
         assert!(beside_clients < before - 200, "{before}, {beside_clients}");
         (0..400).for_each(|_| shares.leave_client());
         assert_eq!(take_all(&worker, Holder::UNKNOWN).len(), before);
-    }
-
-    #[test]
-    fn a_request_waits_for_a_descriptor_that_its_client_gives_back() {
-        let shares = DescriptorShares::new(2);
-        shares.limit(Descriptors { limit: 256, own: 24 });
-        let (one, other) = (shares.worker(0), shares.worker(1));
-        let holder = Holder::numbered(1);
-        let mut held = take_all(&one, holder);
-        let mut waiting = pin!(one.take_in_turn(holder));
-        let mut poll = || waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-        assert!(!poll());
-        drop(other.count(Holder::numbered(2)));
-        assert!(!poll(), "another client's descriptor");
-        held.pop();
-        assert!(poll());
-    }
-
-    #[tokio::test]
-    async fn a_request_waits_until_another_worker_closes_idle_connections() {
-        let shares = DescriptorShares::new(2);
-        let (one, other) = (shares.worker(0), shares.worker(1));
-        let relief = pin!(one.relief());
-        let relieve = async {
-            while shares.shortages() == 0 {
-                tokio::task::yield_now().await;
-            }
-            other.relieve();
-        };
-        assert!(tokio::join!(relief, relieve).0);
-        assert!(!one.relief().await, "none is closed");
     }
 
     #[test]

@@ -65,8 +65,7 @@ const KEEPALIVE: TcpKeepalive =
 
 /// Connections that no exchange uses.
 pub trait IdleConnections {
-    /// Closes the connection that has been idle for the longest time, to whichever endpoint, or waits until other workers close
-    /// theirs. Returns `false` if there is none.
+    /// Closes the connection that has been idle for the longest time, to whichever endpoint. Returns `false` if there is none.
     fn close_one(&self) -> Pin<Box<dyn Future<Output = bool> + '_>>;
 }
 
@@ -98,14 +97,11 @@ impl ConnectTerms<'_> {
         }
     }
 
-    /// Runs `open`, and again after an idle connection was closed, if a descriptor is missing. The caller limits the time.
+    /// Runs `open`, and once more after an idle connection was closed, if a descriptor is missing.
     async fn open<T, F: Future<Output = io::Result<T>>>(&self, open: impl Fn() -> F) -> io::Result<T> {
-        loop {
-            match (open().await, self.idle) {
-                // Another request may take its descriptor.
-                (Err(error), Some(idle)) if lacks_descriptor(&error) && idle.close_one().await => {}
-                (opened, _) => return opened,
-            }
+        match (open().await, self.idle) {
+            (Err(error), Some(idle)) if lacks_descriptor(&error) && idle.close_one().await => open().await,
+            (opened, _) => opened,
         }
     }
 }

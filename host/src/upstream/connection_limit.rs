@@ -112,6 +112,11 @@ impl ConnectionPermit {
 }
 
 impl LimitHandle {
+    /// Whether the connection counts against a limit.
+    pub fn is_limited(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether a request that can share a connection waits for a permit, on any worker.
     pub fn is_wanted_to_share(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.shareable.load(Ordering::Relaxed) > 0)
@@ -159,7 +164,7 @@ mod tests {
         let connection_limit = ConnectionLimit::limited(1, 1);
         let first = connection_limit.take(RequiredProtocol::Any).await.unwrap();
         let counted = first.limit_handle();
-        assert!(!counted.is_wanted());
+        assert!(counted.is_limited() && !counted.is_wanted());
         let mut second = Box::pin(connection_limit.take(RequiredProtocol::Any));
         assert!(poll(second.as_mut()).is_none() && counted.is_wanted());
         assert_eq!(connection_limit.take(RequiredProtocol::Any).await.unwrap_err().kind, FailureKind::LimitReached);

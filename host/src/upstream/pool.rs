@@ -54,9 +54,8 @@ pub struct Pool {
     further: FurtherConnection,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
     exclusive: Cell<bool>,
-    /// Notified when a connection becomes idle or shared, so that a request that waits for leave to connect can use it.
+    /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
     returned: Notify,
-    /// The number of requests that wait for leave to connect.
     waiting: Cell<u32>,
     /// The time for which a request waits for a permit before it shares a connection that was given up for others.
     patience: Cell<Duration>,
@@ -79,17 +78,10 @@ pub struct Pool {
 
 /// The result of waiting for a permit to connect.
 pub enum Acquired {
-    /// The request has leave to open a connection.
-    Connect(ConnectLeave),
+    /// The request has a permit to open a connection.
+    Connect(ConnectionPermit),
     /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
-}
-
-/// The leave of a request to open a connection.
-pub struct ConnectLeave {
-    permit: ConnectionPermit,
-    /// The descriptor of the client's part; `None` for a connection that requests of all clients may share.
-    held: Option<DescriptorUse>,
 }
 
 /// A request's demands on the connection that is opened for it.
@@ -157,10 +149,7 @@ impl Pools {
 
     /// Closes all idle connections that serve one exchange at a time, as descriptors are missing.
     pub fn close_idle(&self) {
-        let close = |pool: &Rc<Pool>| std::mem::take(&mut *pool.idle.borrow_mut()).len();
-        if self.pools.borrow().values().map(close).sum::<usize>() > 0 {
-            self.descriptors.relieve();
-        }
+        self.pools.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
     /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
@@ -183,7 +172,8 @@ impl IdleConnections for Pools {
         Box::pin(async {
             let Some(pool) = oldest else {
                 // Other workers may have idle connections.
-                return self.descriptors.relief().await;
+                self.descriptors.record_shortage();
+                return false;
             };
             pool.close_oldest().await;
             true
@@ -287,61 +277,30 @@ impl Pool {
     }
 
     /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
-    pub async fn acquire(&self, request: &ConnectionRequest, clock: &Clock) -> Result<Acquired, Error> {
-        let ConnectionRequest { limit, wanted, client, settings, .. } = request;
+    pub async fn acquire(
+        &self,
+        connection_limit: &ConnectionLimit,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        clock: &Clock,
+    ) -> Result<Acquired, Error> {
         // A request whose shared connection was given up for others gets it back without a permit.
         let is_served = self.shared.borrow().has_yielded();
-        let wanted = if is_served { RequiredProtocol::Unshared } else { *wanted };
-        self.patience.set(settings.patience());
+        let mut permit = pin!(connection_limit.take(if is_served { RequiredProtocol::Unshared } else { wanted }));
+        self.patience.set(rules.patience());
         self.waiting.set(self.waiting.get() + 1);
-        let _waiting = ConnectionWait(&self.waiting);
-        let mut held = None;
-        loop {
-            let permit = match self.unless_returned(limit.take(wanted), request, clock).await {
-                Awaited::Before(permit) => permit?,
-                Awaited::Returned(connection) => return Ok(Acquired::Use(connection)),
-            };
-            if !self.opens_alone(request) {
-                return Ok(Acquired::Connect(ConnectLeave { permit, held: None }));
-            }
-            held = held.or_else(|| self.descriptors.take(*client));
-            if held.is_some() {
-                return Ok(Acquired::Connect(ConnectLeave { permit, held }));
-            }
-            // Requests of clients that have descriptors left can use it.
-            drop(permit);
-            held = match self.unless_returned(self.descriptors.take_in_turn(*client), request, clock).await {
-                Awaited::Before(held) => Some(held),
-                Awaited::Returned(connection) => return Ok(Acquired::Use(connection)),
-            };
-        }
-    }
-
-    /// Waits for a future, unless a connection that suits the request becomes free before.
-    async fn unless_returned<T>(
-        &self,
-        future: impl Future<Output = T>,
-        request: &ConnectionRequest,
-        clock: &Clock,
-    ) -> Awaited<T> {
-        let mut future = pin!(future);
+        let _waiting = PermitWait(&self.waiting);
         loop {
             tokio::select! {
                 biased;
+                permit = &mut permit => return permit.map(Acquired::Connect),
                 () = self.returned.notified() => {
-                    let ConnectionRequest { limit, wanted, settings, .. } = request;
-                    if let Some(connection) = self.idle(*wanted, settings, limit, clock.now()) {
-                        return Awaited::Returned(connection);
+                    if let Some(connection) = self.idle(wanted, rules, connection_limit, clock.now()) {
+                        return Ok(Acquired::Use(connection));
                     }
                 }
-                output = &mut future => return Awaited::Before(output),
             }
         }
-    }
-
-    /// Whether the connection of a request serves one exchange at a time, as far as is known.
-    fn opens_alone(&self, request: &ConnectionRequest) -> bool {
-        self.exclusive.get() || request.wanted != RequiredProtocol::Any || request.settings.proxy_protocol.is_some()
     }
 
     /// Whether a request may go over a shared connection. It may not if the endpoint may end the connection for the head of
@@ -399,8 +358,9 @@ impl Pool {
         }
         let mut idle = self.idle.borrow_mut();
         if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.is_idle() {
+            let is_limited = connection.limit_handle().is_limited();
             idle.push((connection, now));
-            if self.waiting.get() > 0 {
+            if is_limited {
                 self.returned.notify_one();
             }
         }
@@ -449,17 +409,9 @@ impl Pool {
 }
 
 /// Counts a waiting request until dropped.
-struct ConnectionWait<'a>(&'a Cell<u32>);
+struct PermitWait<'a>(&'a Cell<u32>);
 
-/// The end of a wait.
-enum Awaited<T> {
-    /// The output of the future that was waited for.
-    Before(T),
-    /// A connection has become free first.
-    Returned(Box<Connection>),
-}
-
-impl Drop for ConnectionWait<'_> {
+impl Drop for PermitWait<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Acquired, ConnectLeave, ConnectionRequest, Pool, Pools};
+use super::{Acquired, ConnectionRequest, Pool, Pools};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::net::happy_eyeballs;
@@ -14,6 +14,7 @@ use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
 use crate::upstream::connect::{self, ConnectTerms, IdleConnections};
 use crate::upstream::connection::Connection;
+use crate::upstream::connection_limit::ConnectionPermit;
 use crate::upstream::http2::SharedSender;
 use crate::upstream::required_protocol::RequiredProtocol;
 
@@ -22,20 +23,20 @@ use crate::upstream::required_protocol::RequiredProtocol;
 const SETTLING: Duration = Duration::from_secs(1);
 
 impl Pool {
-    /// Opens a new connection, or returns a shared one that another request has just opened. `leave` is for a new
+    /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
     /// connection.
     pub async fn open(
         self: &Rc<Self>,
-        leave: ConnectLeave,
+        permit: ConnectionPermit,
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
         let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
         if self.exclusive.get() || needs_http1 {
-            return self.open_alone(leave, request, RequiredProtocol::Http1).await;
+            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
         }
         if request.wanted == RequiredProtocol::Unshared {
-            let connection = self.open_alone(leave, request, RequiredProtocol::Unshared).await?;
+            let connection = self.open_alone(permit, request, RequiredProtocol::Unshared).await?;
             self.learn_protocol(&connection);
             // An endpoint that accepts no further connection may leave one without settings.
             if let Some(sender) = connection.unshared_sender() {
@@ -43,23 +44,19 @@ impl Pool {
             }
             return Ok(connection);
         }
-        self.open_shareable(leave, request, clock).await
+        self.open_shareable(permit, request, clock).await
     }
 
     /// Opens a connection that serves one exchange at a time, and counts it for the client.
     async fn open_alone(
         &self,
-        leave: ConnectLeave,
+        permit: ConnectionPermit,
         request: &ConnectionRequest,
         wanted: RequiredProtocol,
     ) -> Result<Box<Connection>, Error> {
-        let held = match leave.held {
-            Some(held) => held,
-            None => self.descriptor_for(request.client)?,
-        };
-        let all = self.all.upgrade();
+        let (held, all) = (self.descriptor_for(request.client)?, self.all.upgrade());
         let terms = self.terms_for(request, wanted, all.as_deref());
-        let mut connection = connect::connect(&self.address, &terms, leave.permit).await?.unshared(&self.own);
+        let mut connection = connect::connect(&self.address, &terms, permit).await?.unshared(&self.own);
         connection.hold(|| held);
         Ok(Box::new(connection))
     }
@@ -67,7 +64,7 @@ impl Pool {
     /// Opens a connection that others may share, one request at a time, as the first one may have room for all.
     async fn open_shareable(
         self: &Rc<Self>,
-        mut leave: ConnectLeave,
+        mut permit: ConnectionPermit,
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
@@ -78,12 +75,12 @@ impl Pool {
             return Ok(connection);
         }
         if self.shared.borrow().serve(limit, rules.head, clock.now()) {
-            drop((first, leave));
+            drop((first, permit));
             if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
                 return Ok(connection);
             }
-            leave = match self.acquire(request, clock).await? {
-                Acquired::Connect(leave) => leave,
+            permit = match self.acquire(limit, *wanted, rules, clock).await? {
+                Acquired::Connect(permit) => permit,
                 Acquired::Use(connection) => return Ok(connection),
             };
             first = self.first.clone().lock_owned().await;
@@ -91,10 +88,10 @@ impl Pool {
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
-            return self.open_alone(leave, request, RequiredProtocol::Http1).await;
+            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
         }
         let terms = self.terms_for(request, *wanted, all.as_deref());
-        let mut connecting = pin!(connect::connect(&self.address, &terms, leave.permit));
+        let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
         let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {
             Ok(connected) => (connected, Some(first)),
             // It may never open: the next request tries one of its own.

@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{ConnectLeave, ConnectionRequest, Pool};
+use super::{ConnectionRequest, Pool};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
 use crate::upstream::connect::ConnectStage;
 use crate::upstream::connection::Connection;
+use crate::upstream::connection_limit::ConnectionPermit;
 use crate::upstream::endpoint_view::EndpointView;
 use crate::upstream::health::EndpointFailure;
 
@@ -34,13 +35,13 @@ impl PendingConnection {
     /// Prepares a connection for a client's request.
     pub fn new(
         endpoint_view: &Rc<EndpointView>,
-        leave: ConnectLeave,
+        permit: ConnectionPermit,
         request: ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Self {
         let (stage, rules) = (request.stage.clone(), request.settings.clone());
         let (pool, clock) = (endpoint_view.pool.clone(), clock.clone());
-        let attempt = Box::pin(async move { pool.open(leave, &request, &clock).await });
+        let attempt = Box::pin(async move { pool.open(permit, &request, &clock).await });
         PendingConnection { attempt, stage, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 
