@@ -146,9 +146,14 @@ impl Attempt<'_> {
         let content = self.content.borrow();
         let has_trailers = head.headers.contains_key(header::TRAILER) && !content.is_empty();
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
-        // The endpoint may refuse another request of the connection, and this one can't be repeated.
+        // The endpoint may refuse another request of the connection.
         let now = self.step.clock().now();
-        let is_risky = || !head.method.is_idempotent() && pool.may_be_crowded(self.connection_limit, now);
+        // Every call of gRPC is a POST, and its servers bound the streams of a connection.
+        let is_risky = || {
+            !conversation::is_grpc(&head.headers)
+                && (pool.is_calm_wanted(now)
+                    || !head.method.is_idempotent() && pool.has_long_response(self.connection_limit))
+        };
         let should_share = !(has_trailers || is_long || is_risky()) || !pool.may_spare_one(self.connection_limit);
         let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
@@ -398,7 +403,12 @@ impl Attempt<'_> {
             None => {
                 let reached = match &error {
                     error if is_unread(error, connection) => Delivery::Unread,
-                    SendError::Http2(error) if was_reset_for(error, h2::Reason::ENHANCE_YOUR_CALM) => Delivery::Crowded,
+                    // An endpoint that has no room for the only exchange of a connection is overloaded itself.
+                    SendError::Http2(error)
+                        if was_reset_for(error, h2::Reason::ENHANCE_YOUR_CALM) && connection.is_shared_now() =>
+                    {
+                        Delivery::Crowded
+                    }
                     _ => Delivery::MaybeProcessed,
                 };
                 AttemptFailure { error: named(error, self.rules.head, connection), reached }

@@ -1,9 +1,7 @@
 //! A connection to an endpoint. One of HTTP/1 is polled by the exchange that uses it: no task of its own to wake and
 //! switch to. One of HTTP/2 serves many exchanges, and has a task.
 
-use std::cell::Cell;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -96,12 +94,11 @@ impl Connection {
         Connection { protocol: Protocol::Http2(Http2::new(sender)), head, limit_handle, held: None }
     }
 
-    /// Makes a connection with HTTP/2 serve one exchange at a time, counted among those that do.
-    pub fn unshared(mut self, count: &Rc<Cell<usize>>) -> Self {
+    /// Makes a connection with HTTP/2 serve one exchange at a time, in a place among those that do.
+    pub fn make_unshared(&mut self, place: OwnPlace) {
         if let Protocol::Http2(http2) = &mut self.protocol {
-            http2.make_unshared(OwnPlace::new(count));
+            http2.make_unshared(place);
         }
-        self
     }
 
     /// Counts the connection for a client, unless it is counted or shared.
@@ -207,6 +204,11 @@ impl Connection {
     /// Returns the sender of a connection with HTTP/2 whose endpoint has sent no frame since the last request began.
     pub fn silent_sender(&self) -> Option<&SharedSender> {
         self.as_http2().filter(|http2| http2.is_silent()).map(Http2::sender)
+    }
+
+    /// Whether other exchanges are under way on the connection.
+    pub fn is_shared_now(&self) -> bool {
+        self.as_http2().is_some_and(|http2| !http2.is_unshared() && http2.sender().exchanges() > 1)
     }
 
     /// Waits for the head of the response to a request that was begun.

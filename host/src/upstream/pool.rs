@@ -114,7 +114,8 @@ const MAX_SPARED: usize = 64;
 /// The patience of a pool in which no request has waited yet.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The time for which requests that can't be repeated don't share a connection after the endpoint has asked for calm.
+/// The time for which requests don't share a connection after the endpoint has asked for calm: long, as the first request after
+/// it may be refused again.
 const CALM: Duration = Duration::from_secs(300);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
@@ -318,14 +319,18 @@ impl Pool {
         self.own.get() < MAX_SPARED && connection_limit.has_plenty() && self.descriptors.has_plenty()
     }
 
-    /// Whether the endpoint may refuse further requests of a shared connection: a long response arrives on it, or the endpoint
-    /// has asked for calm lately. Node does so once the responses of a connection take more than some megabytes.
-    pub fn may_be_crowded(&self, connection_limit: &ConnectionLimit, now: Instant) -> bool {
-        self.calm_until.get().is_some_and(|until| now < until)
-            || self.shared.borrow().have_long_response(connection_limit)
+    /// Whether a long response arrives on a shared connection: some endpoints, such as node, refuse further requests of a
+    /// connection whose responses take more than some megabytes.
+    pub fn has_long_response(&self, connection_limit: &ConnectionLimit) -> bool {
+        self.shared.borrow().have_long_response(connection_limit)
     }
 
-    /// Notes that the endpoint has asked for calm.
+    /// Whether the endpoint has lately refused requests of a shared connection.
+    pub fn is_calm_wanted(&self, now: Instant) -> bool {
+        self.calm_until.get().is_some_and(|until| now < until)
+    }
+
+    /// Notes that the endpoint has asked for calm on a shared connection.
     pub fn note_crowd(&self, now: Instant) {
         self.calm_until.set(Some(now + CALM));
     }

@@ -55,8 +55,8 @@ pub enum Delivery {
     Unread,
     /// The endpoint may have acted on the request.
     MaybeProcessed,
-    /// The endpoint has asked for calm, because the requests of the connection take too much of its resources (RFC 9113 §7). It
-    /// may have acted on the request.
+    /// The endpoint has asked for calm, because the exchanges of a shared connection take too much of its resources (RFC 9113
+    /// §7). It may have acted on the request.
     Crowded,
 }
 

@@ -47,8 +47,6 @@ struct Reading {
     next: Option<Result<Frame<Bytes>, BodyError>>,
     /// The waker of the exchange, while it waits for content.
     reader: Option<Waker>,
-    /// The bytes that were read from h2.
-    received: u64,
 }
 
 /// The length from which content is long, in bytes: a tenth of what the responses of a connection may take of the memory of an
@@ -127,8 +125,7 @@ impl Http2ResponseBody {
     /// Returns the content of a response on the connection whose short pieces are counted there.
     pub fn new(incoming: Incoming, pieces: Rc<ShortPieces>) -> Self {
         let has_content = !incoming.is_end_stream();
-        let reading =
-            Reading { incoming: Some(incoming), joined: BytesMut::new(), next: None, reader: None, received: 0 };
+        let reading = Reading { incoming: Some(incoming), joined: BytesMut::new(), next: None, reader: None };
         let reading = Rc::new(RefCell::new(reading));
         if has_content {
             let mut bodies = pieces.bodies.borrow_mut();
@@ -183,15 +180,13 @@ impl Reading {
             && let Some(piece) = frame.data_ref()
         {
             pieces.count_read(piece);
-            self.received += piece.len() as u64;
         }
         polled.map_err(Into::into)
     }
 
-    /// Whether content of this length was received or is still announced.
+    /// Whether long content is announced that has not arrived yet.
     fn is_long(&self) -> bool {
-        let left = |incoming: &Incoming| incoming.size_hint().lower();
-        self.incoming.as_ref().is_some_and(|incoming| self.received.max(left(incoming)) >= LONG)
+        self.incoming.as_ref().is_some_and(|incoming| incoming.size_hint().lower() >= LONG)
     }
 
     fn await_by(&mut self, waker: &Waker) {

@@ -15,7 +15,7 @@ use crate::upstream::ConnectionSettings;
 use crate::upstream::connect::{self, ConnectTerms, IdleConnections};
 use crate::upstream::connection::Connection;
 use crate::upstream::connection_limit::ConnectionPermit;
-use crate::upstream::http2::SharedSender;
+use crate::upstream::http2::{OwnPlace, SharedSender};
 use crate::upstream::required_protocol::RequiredProtocol;
 
 /// The longest time for which requests wait for the settings of a new connection with HTTP/2. They come with the handshake
@@ -55,8 +55,11 @@ impl Pool {
         wanted: RequiredProtocol,
     ) -> Result<Box<Connection>, Error> {
         let (held, all) = (self.descriptor_for(request.client)?, self.all.upgrade());
+        // Counted from now on, so that no more are begun at a time than may be open.
+        let own = (wanted == RequiredProtocol::Unshared).then(|| OwnPlace::new(&self.own));
         let terms = self.terms_for(request, wanted, all.as_deref());
-        let mut connection = connect::connect(&self.address, &terms, permit).await?.unshared(&self.own);
+        let mut connection = connect::connect(&self.address, &terms, permit).await?;
+        own.into_iter().for_each(|own| connection.make_unshared(own));
         connection.hold(|| held);
         Ok(Box::new(connection))
     }
