@@ -477,6 +477,20 @@ impl Secure {
     }
 }
 
+/// New connections were evicted as those of one client until they were counted: the oldest first, of whichever client.
+#[test]
+fn connections_that_are_accepted_at_once_with_those_of_a_crowd_stay() {
+    let text = with_admin(&echo(), "connections = 40, head-timeout = \"1h\"").replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start(&text);
+    proxy.signal("STOP");
+    let mut honest = proxy.connect_from("127.0.0.3");
+    assert!(ask(&mut honest, "/"));
+    let crowd = silent(&proxy, "127.0.0.2", 60);
+    proxy.signal("CONT");
+    assert_eq!(status(&honest), 200);
+    drop(crowd);
+}
+
 #[test]
 fn handshakes_that_never_end_keep_no_other_out() {
     let secure = Secure::start("connections = 40, head-timeout = \"1h\"");

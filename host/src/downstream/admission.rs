@@ -68,6 +68,8 @@ struct AdmissionEntry {
     state: AtomicU64,
     /// The [`ClientNet`] while the connection is counted for its client, otherwise [`UNCOUNTED`].
     client: AtomicU64,
+    /// The [`ClientNet`] of the socket's peer, for which the connection stands before it is counted.
+    peer: u64,
     task: OnceLock<AbortHandle>,
 }
 
@@ -235,6 +237,7 @@ impl Admission {
             census: census.clone(),
             state: AtomicU64::new(WAITING + self.millis(now) + HEAD_START),
             client: AtomicU64::new(UNCOUNTED),
+            peer: ClientNet::new(client).map_or(UNCOUNTED, ClientNet::to_bits),
             task: OnceLock::new(),
         });
         self.entries(worker).insert(key(&entry), entry.clone());
@@ -289,8 +292,7 @@ impl Admission {
         let mut crowds: HashMap<u64, Crowd> = HashMap::new();
         for worker in 0..self.workers.len() {
             for entry in self.entries(worker).values().filter(|entry| fits(entry)) {
-                let client = entry.client.load(Ordering::Relaxed);
-                let crowd = crowds.entry(client).or_insert(Crowd { held: 0, waiting: Vec::new() });
+                let crowd = crowds.entry(entry.holder()).or_insert(Crowd { held: 0, waiting: Vec::new() });
                 crowd.held += 1;
                 let since = entry.waits_since().filter(|since| *since <= now && entry.task.get().is_some());
                 crowd.waiting.extend(since.map(|since| (since, entry.clone())));
@@ -515,6 +517,15 @@ impl AdmissionEntry {
     /// Returns the time from which the connection can be evicted; `None` if it has a request, or is about to end.
     fn waits_since(&self) -> Option<u64> {
         self.state.load(Ordering::Relaxed).checked_sub(WAITING)
+    }
+
+    /// Returns the [`ClientNet`] that the connection stands for, [`UNCOUNTED`] if it has none. New connections of many
+    /// clients may be accepted before one of them is counted.
+    fn holder(&self) -> u64 {
+        match self.client.load(Ordering::Relaxed) {
+            UNCOUNTED => self.peer,
+            client => client,
+        }
     }
 
     fn count_client_out(&self) {
