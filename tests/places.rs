@@ -65,16 +65,19 @@ fn calls_of_one_plugin_that_wait_leave_the_stacks_of_others() {
     let folder = tempfile::tempdir().unwrap();
     let mut proxy = Proxy::start_by(plugway_after(FEW), folder.path(), &manifest(&echo(), "\"other\"", &more));
     proxy.note("admin at ");
-    let call = |path: &str| {
-        let mut stream = proxy.connect();
+    let call_from = |client: &str, path: &str| {
+        let mut stream = proxy.connect_from(client);
         write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nX-Wait: nap\r\n\r\n").unwrap();
         stream
     };
+    let call = |path: &str| call_from("127.0.0.1", path);
     let calls = |name: &str| proxy.metric(&format!("plugway_plugin_calls_total{{plugin=\"{name}\"}}"));
     let is_full = || proxy.has_logged("the places for instances are used up");
     let mut many = Vec::new();
     until("the stacks are used up", || {
-        many.extend((0..50).flat_map(|_| [call("/many"), call("/more")]));
+        // A client has a part of the calls.
+        let both = |client: &str| ["/many", "/more"].map(|path| call_from(client, path));
+        many.extend((0..25).flat_map(|_| ["127.0.0.2", "127.0.0.3"].map(both)).flatten());
         is_full()
     });
     assert!(many.len() > 1000, "{}", many.len());

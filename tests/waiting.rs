@@ -56,7 +56,10 @@ fn rejected(proxy: &Proxy) -> f64 {
 
 /// Sends a request, and returns the connection.
 fn send(proxy: &Proxy, how: &str) -> std::net::TcpStream {
-    let mut stream = proxy.connect();
+    send_over(proxy.connect(), how)
+}
+
+fn send_over(mut stream: std::net::TcpStream, how: &str) -> std::net::TcpStream {
     write!(stream, "GET / HTTP/1.1\r\nHost: example.org\r\nX-Wait: {how}\r\nX-Password: password\r\n\r\n").unwrap();
     stream
 }
@@ -165,6 +168,17 @@ fn calls_beyond_the_queue_fail_at_once_by_the_name_of_the_key() {
 }
 
 #[test]
+fn calls_of_one_client_that_wait_leave_places_to_others() {
+    let limits = "limits = { waiting-calls = 8, queued-calls = 8, queue-time = \"1h\", call-time = \"1h\" }";
+    let proxy = start(&waiting(&echo(), HASH, limits));
+    let _heavy: Vec<_> = (0..20).map(|_| send_over(proxy.connect_from("127.0.0.2"), "forever")).collect();
+    until("calls beyond its part are rejected", || rejected(&proxy) >= 4.0);
+    for _ in 0..4 {
+        assert_eq!(call(&proxy, "verify", "password").status(), 200);
+    }
+}
+
+#[test]
 fn a_call_is_not_queued_for_longer_than_its_time() {
     let limits = "limits = { waiting-calls = 1, queue-time = \"100ms\", call-time = \"1h\" }";
     let proxy = start(&waiting(&echo(), HASH, limits));
@@ -219,8 +233,8 @@ fn the_stack_of_a_deep_call_is_given_back() {
     let calls = || metric(&proxy, "plugway_plugin_calls_total{plugin=\"waiting\"}");
     assert_eq!(call(&proxy, "dive", "").status(), 200);
     let (before, made) = (proxy.memory_kib(), calls());
-    let deep: Vec<_> = (0..200).map(|_| send(&proxy, "dive,nap")).collect();
-    until("the calls wait", || calls() >= made + 200.0);
+    let deep: Vec<_> = (0..150).map(|_| send(&proxy, "dive,nap")).collect();
+    until("the calls wait", || calls() >= made + 150.0);
     let used = proxy.memory_kib();
     deep.into_iter().for_each(vanish);
     until("the calls have ended", || live(&proxy) < 20);

@@ -9,6 +9,7 @@ pub mod body_permit;
 pub mod breaker;
 pub mod cache_policy;
 pub mod call_error;
+mod call_places;
 pub mod caller;
 pub mod compiled_cache;
 pub mod configured;

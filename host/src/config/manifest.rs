@@ -1238,12 +1238,12 @@ pub struct PluginLimitsTable {
     pub decoded_memory: Option<Spanned<String>>,
     /// The most calls under way at a time, over all workers, of a plugin whose hooks may wait, from 1 to 1000. Each of
     /// them has an instance to itself. The plugin has places for 32 of them, whatever others do; more take places that
-    /// are free.
+    /// are free. A client has three quarters of the calls that all others leave, or four.
     ///
     /// Type: number. Default: `256`.
     pub waiting_calls: Option<Spanned<usize>>,
     /// The most calls that are queued beyond `waiting-calls`, over all workers, from 1 to 65536; further calls are not
-    /// made.
+    /// made. A client has a part as of `waiting-calls`, and clients have turns.
     ///
     /// Type: number. Default: `1024`.
     pub queued_calls: Option<Spanned<usize>>,

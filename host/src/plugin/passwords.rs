@@ -200,7 +200,8 @@ impl KnownPasswords {
         has_room
     }
 
-    /// Returns the next password of the client whose turn it is at the plugin whose turn it is. Those whose clients have left are forgotten.
+    /// Returns the next password of the client whose turn it is, at the plugin whose turn it is. The passwords of clients that
+    /// have left are removed.
     fn dequeue(&mut self) -> Option<Verification> {
         loop {
             let job = self.queue.pop()?;

@@ -1,30 +1,27 @@
 //! The limit of the calls that may wait of one version of a plugin, and their queue; the limit of the requests that they
 //! make.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::call_error::PluginFailure;
+use super::call_places::{CallPlace, CallPlaces, Entered};
 use super::settings::WaitingLimits;
 use crate::net::deadline::Deadline;
+use crate::system::holder_counts::Holder;
 
 /// The limit of a version's calls at a time, which all workers share.
 pub struct WaitingLimit {
-    // Its lock is taken when a call ends, for some nanoseconds; a call waits for at least a hundred times as long.
-    calls: Semaphore,
-    // The same holds for requests.
+    calls: Arc<CallPlaces>,
+    // Its lock is taken when a request ends, for some nanoseconds; a request takes at least a hundred times as long.
     callouts: Semaphore,
-    /// The number of calls that are queued.
-    queued: AtomicU32,
     /// The number of instances for such calls, idle or not, beyond the first of each worker.
     pub(super) instances: AtomicU32,
     /// The number of instances that no call has at the moment, beyond the only one of a worker.
     idle: AtomicU32,
 }
-
-/// A place in the queue of calls, until dropped.
-struct QueuedCall<'a>(&'a AtomicU32);
 
 /// Instances for calls that may wait that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_CALLS: u32 = 32;
@@ -32,9 +29,9 @@ pub const RESERVED_CALLS: u32 = 32;
 impl WaitingLimit {
     /// Returns a limit that nothing uses yet.
     pub(super) fn new(limits: WaitingLimits) -> Self {
-        let (calls, callouts) = (Semaphore::new(limits.calls as usize), Semaphore::new(limits.callouts as usize));
-        let (queued, instances, idle) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
-        WaitingLimit { calls, callouts, queued, instances, idle }
+        let calls = CallPlaces::new(limits.calls, limits.queued);
+        let callouts = Semaphore::new(limits.callouts as usize);
+        WaitingLimit { calls, callouts, instances: AtomicU32::new(0), idle: AtomicU32::new(0) }
     }
 
     /// Counts one more idle instance; returns whether there are no more of them than calls at a time.
@@ -48,37 +45,24 @@ impl WaitingLimit {
         self.idle.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits until a call may be made.
+    /// Waits until a call of a client may be made.
     pub(super) async fn admit(
         &self,
         limits: WaitingLimits,
+        client: Holder,
         step: &Deadline,
-    ) -> Result<SemaphorePermit<'_>, PluginFailure> {
-        if let Ok(permit) = self.calls.try_acquire() {
-            return Ok(permit);
-        }
-        let _queued = self.queue(limits)?;
-        match step.limit(limits.queue_time, self.calls.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(PluginFailure::QueueTime { calls: limits.calls, time: limits.queue_time }),
-        }
+    ) -> Result<CallPlace, PluginFailure> {
+        let queued = match self.calls.enter(client) {
+            Entered::Place(place) => return Ok(place),
+            Entered::Queued(queued) => queued,
+            Entered::Full => return Err(PluginFailure::Queue { calls: limits.calls, queued: limits.queued }),
+        };
+        let late = PluginFailure::QueueTime { calls: limits.calls, time: limits.queue_time };
+        step.limit(limits.queue_time, queued.turn()).await.ok().flatten().ok_or(late)
     }
 
     /// Waits until the plugin may have one more request of its own under way; `None` if it never may.
     pub(super) async fn callout(&self) -> Option<SemaphorePermit<'_>> {
         self.callouts.acquire().await.ok()
-    }
-
-    fn queue(&self, limits: WaitingLimits) -> Result<QueuedCall<'_>, PluginFailure> {
-        let add = |count: u32| (count < limits.queued).then_some(count + 1);
-        let queued = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        let full = PluginFailure::Queue { calls: limits.calls, queued: limits.queued };
-        queued.map(|_| QueuedCall(&self.queued)).map_err(|_| full)
-    }
-}
-
-impl Drop for QueuedCall<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -46,16 +46,42 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
 
     /// Removes the first item of the owner whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let owner = self.turns.pop_front()?;
-        let items = self.items.get_mut(&owner)?;
-        let item = items.pop_front();
-        self.len -= usize::from(item.is_some());
-        if items.is_empty() {
-            self.items.remove(&owner);
-        } else {
-            self.turns.push_back(owner);
+        self.pop_if(|_| true).map(|(_, item)| item)
+    }
+
+    /// Removes the first item of the next owner that may be served, and returns it with its owner.
+    pub fn pop_if(&mut self, may_be_served: impl Fn(&K) -> bool) -> Option<(K, T)> {
+        for _ in 0..self.turns.len() {
+            let owner = self.turns.pop_front()?;
+            if !may_be_served(&owner) {
+                self.turns.push_back(owner);
+                continue;
+            }
+            let items = self.items.get_mut(&owner)?;
+            let item = items.pop_front()?;
+            self.len -= 1;
+            if items.is_empty() {
+                self.items.remove(&owner);
+            } else {
+                self.turns.push_back(owner.clone());
+            }
+            return Some((owner, item));
         }
-        item
+        None
+    }
+
+    /// Removes the items that are not to be kept.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.items.values_mut().for_each(|items| items.retain(&keep));
+        self.items.retain(|_, items| !items.is_empty());
+        let FairQueue { turns, items, len } = self;
+        turns.retain(|owner| items.contains_key(owner));
+        *len = items.values().map(VecDeque::len).sum();
+    }
+
+    /// Returns the number of all items.
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Returns the number of an owner's items.
@@ -126,6 +152,16 @@ mod tests {
         let items: Vec<i32> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(items, [0, 10, 1, 11, 2, 3]);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_may_not_be_served_keeps_its_items() {
+        let mut queue = FairQueue::default();
+        (0..4).for_each(|item| queue.push("a", item));
+        (10..12).for_each(|item| queue.push("b", item));
+        assert_eq!([(); 3].map(|()| queue.pop_if(|owner| *owner != "a")), [Some(("b", 10)), Some(("b", 11)), None]);
+        queue.retain(|item| item % 2 == 1);
+        assert_eq!((queue.len(), queue.pop(), queue.pop(), queue.pop()), (2, Some(1), Some(3), None));
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl PluginCaller {
         if self.wait(client).is_some() {
             return Err(self.share_error());
         }
-        let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, step).await?;
+        let _under_way = self.supply().waiting.admit(self.configured.limits.waiting, client, step).await?;
         let permit = self.admit(hook, client)?;
         let idle = self.waiting.take();
         let taken = match idle {
