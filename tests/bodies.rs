@@ -117,7 +117,10 @@ fn crowded(bodies: usize, wait: &str, more: &str) -> Proxy {
 /// Begins a request whose content lacks its last byte; its response is not
 /// transformed.
 fn begin(proxy: &Proxy) -> TcpStream {
-    let mut stream = proxy.connect();
+    begin_over(proxy.connect())
+}
+
+fn begin_over(mut stream: TcpStream) -> TcpStream {
     let fields = "Connection: close\r\nX-Body: stream\r\nContent-Length: 3";
     write!(stream, "POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\nab").unwrap();
     stream
@@ -197,6 +200,19 @@ fn no_more_bodies_wait_than_may_pass() {
         proxy.metric(REJECTED) > 0.0
     });
     proxy.wait_log("and as many bodies wait");
+}
+
+#[test]
+fn slow_bodies_of_one_client_leave_places_to_others() {
+    let proxy = crowded(16, "10ms", "");
+    let mut held = Vec::new();
+    until("one beyond its part is rejected", || {
+        held.push(begin_over(proxy.connect_from("127.0.0.2")));
+        proxy.metric(REJECTED) > 0.0
+    });
+    for _ in 0..4 {
+        assert_eq!(end(begin(&proxy)).status(), 200);
+    }
 }
 
 #[test]

@@ -3,13 +3,12 @@
 pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
-pub mod body_counts;
 pub mod body_filter;
 pub mod body_permit;
+pub mod body_places;
 pub mod breaker;
 pub mod cache_policy;
 pub mod call_error;
-mod call_places;
 pub mod caller;
 pub mod compiled_cache;
 pub mod configured;

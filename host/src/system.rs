@@ -4,6 +4,8 @@
 pub(crate) mod allocator;
 pub(crate) mod background;
 pub(crate) mod bind_error;
+pub(crate) mod client_parts;
+pub(crate) mod client_places;
 pub(crate) mod descriptor_shares;
 pub mod descriptors;
 pub(crate) mod fair_queue;
@@ -15,3 +17,4 @@ pub mod random;
 pub(crate) mod service_manager;
 pub mod supervise;
 pub(crate) mod thread_time;
+pub(crate) mod wait_queue;

@@ -1213,7 +1213,8 @@ pub struct PluginLimitsTable {
     /// Type: number. Default: `50`.
     pub share: Option<Spanned<usize>>,
     /// The most bodies that pass through the plugin at a time, over all workers, from 1 to 4096. The plugin has places
-    /// for 32 of them, whatever others do; more take places that are free.
+    /// for 32 of them, whatever others do; more take places that are free. A client has three quarters of the bodies that
+    /// all others leave, or four.
     ///
     /// Type: number. Default: `256`.
     pub bodies: Option<Spanned<usize>>,

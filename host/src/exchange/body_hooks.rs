@@ -260,7 +260,7 @@ impl<B: PassingContent> BodyPassage<B> {
                 return Ok(PassageEnd::Content(hooks.close(content, context, Some(&calls))));
             };
             let configured = &worker.generation.bindings[hook.plugin_id];
-            let permit = BodyPermit::wait(&configured.supply, hook.resource(configured.waits()));
+            let permit = BodyPermit::wait(&configured.supply, hook.resource(configured.waits()), context.holder());
             let permit = read_while(permit, |cx| content.read_early(cx)).await;
             let Some(max) = hook.gathered else {
                 match configured.waits() {
@@ -356,7 +356,7 @@ impl PassageHooks {
             {
                 return Ok(content);
             }
-            match BodyPermit::take(&configured.supply, hook.resource(false)) {
+            match BodyPermit::take(&configured.supply, hook.resource(false), context.holder()) {
                 Err(PluginFailure::Bodies(_)) => return Ok(content),
                 permit => self.begin_hook(worker, hook, permit, context)?,
             }

@@ -146,9 +146,9 @@ impl CalloutOrigin<'_> {
         let mut context = ExchangeContext::of_callout(cause, parts, upstream);
         let body = if content.is_empty() { RequestBody::Empty } else { RequestBody::Whole(content) };
         let mut sending = OutgoingRequest { body, ..OutgoingRequest::empty() };
-        let place = Cell::new(None);
+        let (place, client) = (Cell::new(None), context.holder());
         let forwarded = total.limit(times.head.unwrap_or(TIME), async {
-            place.set(worker.guards[self.plugin_id].callout_place().await);
+            place.set(worker.guards[self.plugin_id].callout_place(client).await);
             forward(worker, upstream_id, &mut context, &mut sending, &step).await
         });
         let forwarded = forwarded.await;

@@ -41,9 +41,11 @@ pub enum PluginFailure {
     NoInstance(&'static str),
     #[error("the places for instances are used up, by bodies and waiting calls of all plugins")]
     NoPlace,
-    #[error("limits.bodies of {0} is reached, and none of them ended within limits.body-wait")]
+    #[error(
+        "limits.bodies of {0} is reached, or the client's part of it, and none of them ended within limits.body-wait"
+    )]
     Bodies(u32),
-    #[error("limits.bodies of {0} is reached, and as many bodies wait")]
+    #[error("limits.bodies of {0} is reached, or the client's part of it, and as many bodies wait")]
     BodyQueue(u32),
     #[error("limits.waiting-calls of {calls} is reached, and limits.queued-calls of {queued} too")]
     Queue { calls: u32, queued: u32 },

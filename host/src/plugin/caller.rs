@@ -13,8 +13,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::SemaphorePermit;
-
 use super::breaker::{CallOutcome, CallPermit, HookKind};
 use super::call_error::PluginFailure;
 use super::configured::ConfiguredPlugin;
@@ -28,6 +26,7 @@ use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::context::ExchangeContext;
 use crate::net::boxed::boxed;
 use crate::net::turn::{ComputationKind, TurnClaim, TurnOwner, is_contended, next_turn, spend};
+use crate::system::client_places::ClientPlace;
 use crate::system::holder_counts::Holder;
 use crate::system::local_limit::LocalLimit;
 use crate::system::supervise::{Task, caught};
@@ -193,9 +192,9 @@ impl PluginCaller {
         self.takes_turns() && is_contended() && self.wait(client).is_none()
     }
 
-    /// Waits until the plugin may have one more request of its own under way, by `limits.callouts`.
-    pub async fn callout_place(&self) -> Option<SemaphorePermit<'_>> {
-        self.supply().waiting.callout().await
+    /// Waits until the plugin may have one more request of its own under way for a client, by `limits.callouts`.
+    pub async fn callout_place(&self, client: Holder) -> Option<ClientPlace> {
+        self.supply().waiting.callout(client).await
     }
 
     /// Waits until the next call of a hook may be made for a client, if it has to wait.

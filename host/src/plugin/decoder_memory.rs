@@ -24,7 +24,7 @@ impl DecoderMemory {
 
     /// Counts the bytes that the decoders hold now.
     pub fn set(&mut self, bytes: u64) -> Result<(), DecoderMemoryFull> {
-        let held = &self.version.bodies.decoders;
+        let held = &self.version.decoders;
         let before = std::mem::replace(&mut self.bytes, bytes);
         if bytes <= before {
             if bytes < before {
@@ -39,7 +39,7 @@ impl DecoderMemory {
 
     /// Releases the memory of decoders that are no more.
     pub fn release(&mut self) {
-        self.version.bodies.decoders.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        self.version.decoders.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::body_counts::{BodyCounts, RESERVED_BODIES};
+use super::body_places::{RESERVED_BODIES, body_places};
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
 use super::cover::Cover;
@@ -24,6 +24,7 @@ use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
 use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
+use crate::system::client_places::ClientPlaces;
 use crate::system::thread_time::timed;
 use crate::telemetry::metrics::CallRejection;
 
@@ -51,8 +52,10 @@ pub struct PluginVersion {
     making: AtomicU32,
     /// The CPU time that `endpoints-changed` took the last time, in microseconds.
     telling: AtomicU32,
-    /// The bodies that pass through the plugin, and that wait.
-    pub(super) bodies: BodyCounts,
+    /// The places of the bodies that pass through the plugin.
+    pub(super) bodies: Arc<ClientPlaces>,
+    /// The bytes that the decoders of bodies hold.
+    pub(super) decoders: AtomicU64,
     /// The limit of calls that may wait.
     pub(super) waiting: WaitingLimit,
     /// The places for bodies and calls.
@@ -148,6 +151,7 @@ impl PluginVersion {
         PluginVersion {
             breaker: Breaker::new(name.clone(), now),
             waiting: WaitingLimit::new(recipe.limits.waiting),
+            bodies: body_places(recipe.limits.bodies),
             name,
             recipe,
             isolation,
@@ -157,7 +161,7 @@ impl PluginVersion {
             is_failing: AtomicBool::new(false),
             making: AtomicU32::new(0),
             telling: AtomicU32::new(0),
-            bodies: BodyCounts::default(),
+            decoders: AtomicU64::new(0),
             cover: Cover::default(),
             began: now,
             logged: Default::default(),
@@ -168,7 +172,7 @@ impl PluginVersion {
     /// theirs.
     pub(super) fn end_cover(&self, reserved: Option<&mut ReservedInstances>) {
         self.cover.end(reserved, || {
-            let bodies = self.bodies.passing.load(Ordering::SeqCst).min(RESERVED_BODIES);
+            let bodies = self.bodies.taken().min(RESERVED_BODIES);
             let calls = self.waiting.instances.load(Ordering::SeqCst).min(RESERVED_CALLS);
             (bodies + calls, calls)
         });

@@ -4,19 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-
 use super::call_error::PluginFailure;
-use super::call_places::{CallPlace, CallPlaces, Entered};
 use super::settings::WaitingLimits;
 use crate::net::deadline::Deadline;
+use crate::system::client_places::{ClientPlace, ClientPlaces, Entered};
 use crate::system::holder_counts::Holder;
 
 /// The limit of a version's calls at a time, which all workers share.
 pub struct WaitingLimit {
-    calls: Arc<CallPlaces>,
-    // Its lock is taken when a request ends, for some nanoseconds; a request takes at least a hundred times as long.
-    callouts: Semaphore,
+    calls: Arc<ClientPlaces>,
+    callouts: Arc<ClientPlaces>,
     /// The number of instances for such calls, idle or not, beyond the first of each worker.
     pub(super) instances: AtomicU32,
     /// The number of instances that no call has at the moment, beyond the only one of a worker.
@@ -26,11 +23,14 @@ pub struct WaitingLimit {
 /// Instances for calls that may wait that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_CALLS: u32 = 32;
 
+/// The number of calls up to which a client has few: it has them whatever its part is.
+const FEW: u32 = 4;
+
 impl WaitingLimit {
     /// Returns a limit that nothing uses yet.
     pub(super) fn new(limits: WaitingLimits) -> Self {
-        let calls = CallPlaces::new(limits.calls, limits.queued);
-        let callouts = Semaphore::new(limits.callouts as usize);
+        let calls = ClientPlaces::new(limits.calls, limits.queued, FEW);
+        let callouts = ClientPlaces::new(limits.callouts, u32::MAX, FEW);
         WaitingLimit { calls, callouts, instances: AtomicU32::new(0), idle: AtomicU32::new(0) }
     }
 
@@ -51,7 +51,7 @@ impl WaitingLimit {
         limits: WaitingLimits,
         client: Holder,
         step: &Deadline,
-    ) -> Result<CallPlace, PluginFailure> {
+    ) -> Result<ClientPlace, PluginFailure> {
         let queued = match self.calls.enter(client) {
             Entered::Place(place) => return Ok(place),
             Entered::Queued(queued) => queued,
@@ -61,8 +61,13 @@ impl WaitingLimit {
         step.limit(limits.queue_time, queued.turn()).await.ok().flatten().ok_or(late)
     }
 
-    /// Waits until the plugin may have one more request of its own under way; `None` if it never may.
-    pub(super) async fn callout(&self) -> Option<SemaphorePermit<'_>> {
-        self.callouts.acquire().await.ok()
+    /// Waits until the plugin may have one more request of its own under way for a client.
+    pub(super) async fn callout(&self, client: Holder) -> Option<ClientPlace> {
+        match self.callouts.enter(client) {
+            Entered::Place(place) => Some(place),
+            Entered::Queued(queued) => queued.turn().await,
+            // The calls that may wait bound the queue before.
+            Entered::Full => None,
+        }
     }
 }

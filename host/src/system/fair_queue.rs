@@ -46,11 +46,12 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
 
     /// Removes the first item of the owner whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        self.pop_if(|_| true).map(|(_, item)| item)
+        self.pop_if(|_| true, |_| true).map(|(_, item)| item)
     }
 
-    /// Removes the first item of the next owner that may be served, and returns it with its owner.
-    pub fn pop_if(&mut self, may_be_served: impl Fn(&K) -> bool) -> Option<(K, T)> {
+    /// Removes the first item to be kept of the next owner that may be served, and returns it with its owner. The owner's
+    /// items before it are dropped.
+    pub fn pop_if(&mut self, may_be_served: impl Fn(&K) -> bool, is_kept: impl Fn(&T) -> bool) -> Option<(K, T)> {
         for _ in 0..self.turns.len() {
             let owner = self.turns.pop_front()?;
             if !may_be_served(&owner) {
@@ -58,14 +59,17 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
                 continue;
             }
             let items = self.items.get_mut(&owner)?;
-            let item = items.pop_front()?;
-            self.len -= 1;
+            let before = items.len();
+            let item = std::iter::from_fn(|| items.pop_front()).find(|item| is_kept(item));
+            self.len -= before - items.len();
             if items.is_empty() {
                 self.items.remove(&owner);
             } else {
                 self.turns.push_back(owner.clone());
             }
-            return Some((owner, item));
+            if let Some(item) = item {
+                return Some((owner, item));
+            }
         }
         None
     }
@@ -159,9 +163,20 @@ mod tests {
         let mut queue = FairQueue::default();
         (0..4).for_each(|item| queue.push("a", item));
         (10..12).for_each(|item| queue.push("b", item));
-        assert_eq!([(); 3].map(|()| queue.pop_if(|owner| *owner != "a")), [Some(("b", 10)), Some(("b", 11)), None]);
+        let mut pop = || queue.pop_if(|owner| *owner != "a", |_| true);
+        assert_eq!([pop(), pop(), pop()], [Some(("b", 10)), Some(("b", 11)), None]);
         queue.retain(|item| item % 2 == 1);
         assert_eq!((queue.len(), queue.pop(), queue.pop(), queue.pop()), (2, Some(1), Some(3), None));
+    }
+
+    #[test]
+    fn an_item_that_is_not_kept_takes_no_turn() {
+        let mut queue = FairQueue::default();
+        (0..3).for_each(|item| queue.push("a", item));
+        (10..12).for_each(|item| queue.push("b", item));
+        let mut pop = || queue.pop_if(|_| true, |item| !matches!(item, 0 | 1 | 10)).map(|(_, item)| item);
+        assert_eq!([pop(), pop(), pop()], [Some(2), Some(11), None]);
+        assert!(queue.is_empty() && queue.len() == 0);
     }
 
     #[test]
