@@ -9,6 +9,8 @@ use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
 use plugway::generation::ids::{Id, UpstreamId};
 use plugway::generation::worker_state::WorkerState;
+use plugway::system::holder_counts::Holder;
+use plugway::upstream::endpoint::RequestLimit;
 use plugway::upstream::endpoint_view::InFlightGuard;
 
 #[path = "worker.rs"]
@@ -73,8 +75,9 @@ fn measured(assembler: &mut Assembler, endpoints: usize, config: &str) -> Took {
         .iter()
         .enumerate()
         .flat_map(|(at, endpoint_view)| std::iter::repeat_n(endpoint_view, at % 4));
+    let limit = RequestLimit::default();
     let _in_flight_guards: Vec<InFlightGuard> =
-        busy.filter_map(|endpoint_view| InFlightGuard::begin(endpoint_view, u32::MAX)).collect();
+        busy.filter_map(|endpoint_view| InFlightGuard::begin(endpoint_view, &limit, Holder::UNKNOWN, 0)).collect();
     let mut turns: Vec<u128> = (0..TURNS)
         .map(|_| {
             let began = Instant::now();

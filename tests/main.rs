@@ -10,6 +10,7 @@ mod cache_disk;
 mod caching;
 mod callouts;
 mod client_address;
+mod client_parts;
 mod dead_endpoints;
 mod decoded;
 mod discovery;

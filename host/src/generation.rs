@@ -32,6 +32,7 @@ use crate::tls::validity::DatedCertificate;
 use crate::upstream::ConnectionSettings;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
+use crate::upstream::endpoint::RequestLimit;
 use crate::upstream::endpoint_set::EndpointSet;
 use crate::upstream::retry::{self};
 use crate::upstream::status_codes::StatusCodes;
@@ -148,8 +149,8 @@ pub struct Upstream {
     /// Whether some endpoint may speak HTTP/2.
     pub may_speak_http2: bool,
     pub connection_limit: ConnectionLimit,
-    /// Requests at a time, over all workers.
-    pub max_in_flight: u32,
+    /// The limit of requests at a time, over all workers.
+    pub request_limit: RequestLimit,
 }
 
 impl Generation {

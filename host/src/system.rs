@@ -10,7 +10,7 @@ pub(crate) mod descriptor_shares;
 pub mod descriptors;
 pub(crate) mod fair_queue;
 pub(crate) mod files;
-pub(crate) mod holder_counts;
+pub mod holder_counts;
 pub(crate) mod local_limit;
 pub mod printable;
 pub mod random;

@@ -9,6 +9,7 @@ use http::{HeaderValue, Uri};
 
 use crate::protocol::proxy_protocol;
 
+pub mod client_hold;
 pub mod connect;
 pub mod connection;
 pub mod connection_limit;

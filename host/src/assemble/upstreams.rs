@@ -15,6 +15,7 @@ use crate::generation::ids::{ById, PluginId, UpstreamId};
 use crate::protocol::proxy_protocol;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
+use crate::upstream::endpoint::RequestLimit;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::{ConnectionSettings, EndpointProtocol};
 
@@ -93,13 +94,12 @@ impl Assembly<'_> {
         let plan = UpstreamSpec { members: members.list, names: members.names, health, check };
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
         let connection_limit = self.connection_limit(source, &name, &upstream.limits);
-        let max_in_flight = upstream
-            .limits
-            .requests
-            .as_ref()
-            .map_or(u32::MAX, |requests| self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32);
+        let requests = upstream.limits.requests.as_ref();
+        let request_limit = requests.map_or_else(RequestLimit::default, |requests| {
+            RequestLimit::limited(self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32)
+        });
         let live = self.assembly.live(&name);
-        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, connection_limit, max_in_flight }
+        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, connection_limit, request_limit }
     }
 
     fn balancer(

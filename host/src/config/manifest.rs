@@ -731,15 +731,17 @@ pub struct RetryTable {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamLimits {
-    /// The most requests in flight; beyond it 503.
+    /// The most requests in flight; beyond it 503. A client has three quarters of those that all others leave.
     ///
     /// Type: number. Default: no limit. Example: `1000`.
     pub requests: Option<Spanned<usize>>,
-    /// The most connections; requests beyond it wait. With HTTP/2, each worker needs one for each endpoint at least.
+    /// The most connections; requests beyond it wait. A client's requests use three quarters of those that all others leave.
+    /// With HTTP/2, each worker needs one for each endpoint at least.
     ///
     /// Type: number. Default: no limit. Example: `200`.
     pub connections: Option<Spanned<usize>>,
-    /// The most requests that wait for a connection; beyond it 503. It needs `connections`.
+    /// The most requests that wait for a connection; beyond it 503. A client has three quarters of those that all others
+    /// leave, or four. It needs `connections`.
     ///
     /// Type: number. Default: `1024`.
     pub pending: Option<Spanned<usize>>,

@@ -115,7 +115,8 @@ impl Attempt<'_> {
     fn pooled_connection(&self, in_flight_guard: &InFlightGuard, wanted: RequiredProtocol) -> Option<Box<Connection>> {
         let pool = &in_flight_guard.endpoint_view().pool;
         loop {
-            let mut connection = pool.idle(wanted, self.rules, self.connection_limit, self.step.clock().now())?;
+            let (client, now) = (self.context.holder(), self.step.clock().now());
+            let mut connection = pool.idle(wanted, self.rules, self.connection_limit, client, now)?;
             if self.context.request.method.is_idempotent() || connection.is_open_now() {
                 return Some(connection);
             }
@@ -216,12 +217,12 @@ impl Attempt<'_> {
             let why = format!("no connection became free in {within:?} (`connect-timeout`)");
             not_sent(Error::new(FailureKind::LimitReached, why).with_limit("limits.connections"))
         };
-        let leave = self.step.limit(within, pool.acquire(self.connection_limit, wanted, rules, clock));
-        let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
+        let leave = self.step.limit(within, pool.acquire(&request, clock));
+        let grant = match leave.await.map_err(full)?.map_err(not_sent)? {
             Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
-            Acquired::Connect(permit) => permit,
+            Acquired::Connect(grant) => grant,
         };
-        let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), permit, request, clock);
+        let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), grant, request, clock);
         let mut left = within;
         if within > happy_eyeballs::DELAY && (self.elsewhere)() {
             match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {

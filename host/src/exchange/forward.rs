@@ -31,6 +31,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::HopOptions;
 use crate::system::descriptor_shares;
+use crate::system::holder_counts::Holder;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::endpoint_set::Availability;
@@ -134,7 +135,8 @@ pub async fn forward(
     let mut attempts = AttemptLoop::new(worker, upstream_id, step.clock().now());
     let refused = |error| count_overflow(upstream, error);
     balance::turn(worker, upstream_id, context.holder()).await;
-    let mut next = attempts.next(context, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
+    let mut next =
+        attempts.next(context, step).and_then(|choice| attempts.begin(choice, context.holder(), 0)).map_err(refused)?;
     loop {
         let PlannedAttempt { endpoint_view, edits, in_flight_guard } = next;
         context.endpoint = Some(endpoint_view.name.clone());
@@ -210,14 +212,15 @@ impl<'a> AttemptLoop<'a> {
     fn begin(
         &self,
         EndpointChoice { endpoint_view, edits }: EndpointChoice,
+        client: Holder,
         own: u32,
     ) -> Result<PlannedAttempt, Error> {
         let full = || {
-            Error::new(FailureKind::LimitReached, "as many requests are in flight as may be")
+            Error::new(FailureKind::LimitReached, "as many requests are in flight as may be, or as the client's part")
                 .with_limit("limits.requests")
         };
-        let max = self.upstream.max_in_flight.saturating_add(own);
-        let in_flight_guard = InFlightGuard::begin(&endpoint_view, max).ok_or_else(full)?;
+        let limit = &self.upstream.request_limit;
+        let in_flight_guard = InFlightGuard::begin(&endpoint_view, limit, client, own).ok_or_else(full)?;
         Ok(PlannedAttempt { endpoint_view, edits, in_flight_guard })
     }
 
@@ -238,14 +241,14 @@ impl<'a> AttemptLoop<'a> {
             let is_free =
                 |choice: &EndpointChoice| cost == RetryCost::FreeAnywhere || !self.has_tried(&choice.endpoint_view);
             let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(context, step));
-            if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
+            if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, context.holder(), own).ok()) {
                 self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
                 return Some(next);
             }
             // All have been tried: to ask one of them again is a retry as any other.
             return self.another(RetryCost::Counted, context, step, own);
         }
-        let next = self.begin(self.unless_silent(picked?, context, step)?, own).ok()?;
+        let next = self.begin(self.unless_silent(picked?, context, step)?, context.holder(), own).ok()?;
         self.record_retry(now);
         Some(next)
     }

@@ -176,7 +176,7 @@ mod tests {
         (10..12).for_each(|item| queue.push("b", item));
         let mut pop = || queue.pop_if(|_| true, |item| !matches!(item, 0 | 1 | 10)).map(|(_, item)| item);
         assert_eq!([pop(), pop(), pop()], [Some(2), Some(11), None]);
-        assert!(queue.is_empty() && queue.len() == 0);
+        assert_eq!((queue.is_empty(), queue.len()), (true, 0));
     }
 
     #[test]

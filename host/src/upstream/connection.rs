@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use pin_project_lite::pin_project;
 
+use super::client_hold::ClientHold;
 use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
@@ -25,15 +26,14 @@ use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
-use crate::system::descriptor_shares::DescriptorUse;
 
 /// A connection to an endpoint, with HTTP/1 or HTTP/2.
 pub struct Connection {
     protocol: Protocol,
     head: ResponseHeadLimits,
     limit_handle: LimitHandle,
-    /// The part of the descriptors that a connection with HTTP/2 counts for; `None` while it is idle or shared.
-    held: Option<DescriptorUse>,
+    /// The parts of the client that uses a connection with HTTP/2; `None` while it is idle or shared.
+    held: Option<ClientHold>,
 }
 
 enum Protocol {
@@ -102,7 +102,8 @@ impl Connection {
     }
 
     /// Counts the connection for a client, unless it is counted or shared.
-    pub fn hold(&mut self, count: impl FnOnce() -> DescriptorUse) {
+    pub fn hold(&mut self, count: impl FnOnce(&LimitHandle) -> ClientHold) {
+        let count = || count(&self.limit_handle);
         match &self.protocol {
             Protocol::Http1 { http1, .. } => http1.hold(count),
             Protocol::Http2(http2) if http2.is_unshared() => drop(self.held.get_or_insert_with(count)),

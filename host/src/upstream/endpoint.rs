@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
 use super::failure_notice::FailureNotice;
+use crate::system::client_parts::ClientParts;
+use crate::system::holder_counts::Holder;
 use crate::telemetry::metrics::Counter;
 
 /// An endpoint. It outlives generations, and the set that it is in.
@@ -26,6 +28,29 @@ pub struct Endpoint {
 /// Requests in flight, over all workers.
 #[derive(Debug, Default)]
 pub struct InFlight(AtomicU32);
+
+/// The limit of an upstream's requests in flight, of which each client has a part; empty if there is none.
+#[derive(Clone, Debug, Default)]
+pub struct RequestLimit(Option<Arc<LimitState>>);
+
+#[derive(Debug)]
+struct LimitState {
+    max: u32,
+    requests: ClientParts,
+}
+
+/// A client's request that counts against a limit, until dropped; empty if there is none.
+// Boxed, because it is a part of the future of each exchange, and few upstreams have a limit.
+#[derive(Debug, Default)]
+pub struct LimitedRequest {
+    _counted: Option<Box<CountedRequest>>,
+}
+
+#[derive(Debug)]
+struct CountedRequest {
+    limit: Arc<LimitState>,
+    client: Holder,
+}
 
 /// A worker's metrics of an endpoint.
 #[derive(Debug, Default)]
@@ -113,6 +138,32 @@ impl InFlight {
     /// Removes one request, which is no longer in flight.
     pub fn end(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl RequestLimit {
+    /// Returns a limit of so many requests, over all workers.
+    pub fn limited(max: u32) -> Self {
+        RequestLimit(Some(Arc::new(LimitState { max, requests: ClientParts::new(0) })))
+    }
+
+    /// Returns the most requests in flight.
+    pub fn max(&self) -> u32 {
+        self.0.as_ref().map_or(u32::MAX, |limit| limit.max)
+    }
+
+    /// Counts a request of a client; `None` if the client has its part. `own` is the number of times that the request is
+    /// counted already.
+    pub fn begin(&self, client: Holder, own: u32) -> Option<LimitedRequest> {
+        let Some(limit) = &self.0 else { return Some(LimitedRequest::default()) };
+        limit.requests.take(client, limit.max.saturating_add(own))?;
+        Some(LimitedRequest { _counted: Some(Box::new(CountedRequest { limit: limit.clone(), client })) })
+    }
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.limit.requests.give_back(self.client);
     }
 }
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::endpoint::{Endpoint, EndpointFigures};
+use super::endpoint::{Endpoint, EndpointFigures, LimitedRequest, RequestLimit};
 use super::endpoint_set::{Availability, EndpointSet, EndpointSnapshot};
 use super::health::EndpointFailure;
 use super::pool::{Pool, Pools};
+use crate::system::holder_counts::Holder;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// A worker's view of a set of endpoints, as it was at some version.
@@ -32,7 +33,10 @@ pub struct EndpointView {
 }
 
 /// A guard that counts one request as in flight until it is dropped.
-pub struct InFlightGuard(Rc<EndpointView>);
+pub struct InFlightGuard {
+    endpoint_view: Rc<EndpointView>,
+    _limited: LimitedRequest,
+}
 
 impl EndpointViews {
     /// Returns the view of the current set.
@@ -94,24 +98,26 @@ impl EndpointView {
 }
 
 impl InFlightGuard {
-    /// A request in flight at an endpoint; none if the upstream has `max` of them.
-    pub fn begin(endpoint_view: &Rc<EndpointView>, max: u32) -> Option<Self> {
-        if !endpoint_view.live.in_flight.begin(max) {
+    /// Counts a client's request as in flight at an endpoint. Returns `None` if the upstream has as many of them as `limit`
+    /// allows, or the client its part. `own` is the number of times that the request is counted already.
+    pub fn begin(endpoint_view: &Rc<EndpointView>, limit: &RequestLimit, client: Holder, own: u32) -> Option<Self> {
+        let limited = limit.begin(client, own)?;
+        if !endpoint_view.live.in_flight.begin(limit.max().saturating_add(own)) {
             return None;
         }
         endpoint_view.endpoint.in_flight.begin(u32::MAX);
-        Some(InFlightGuard(endpoint_view.clone()))
+        Some(InFlightGuard { endpoint_view: endpoint_view.clone(), _limited: limited })
     }
 
     /// The endpoint that the request is in flight at.
     pub fn endpoint_view(&self) -> &Rc<EndpointView> {
-        &self.0
+        &self.endpoint_view
     }
 }
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.0.endpoint.in_flight.end();
-        self.0.live.in_flight.end();
+        self.endpoint_view.endpoint.in_flight.end();
+        self.endpoint_view.live.in_flight.end();
     }
 }

@@ -25,6 +25,7 @@ use tokio::io::ReadBuf;
 use tokio::task::JoinHandle;
 use tokio_util::io::poll_read_buf;
 
+use super::client_hold::ClientHold;
 use super::connection_limit::ConnectionPermit;
 use super::request_head::RequestHead;
 use super::response_head_limits::ResponseHeadLimits;
@@ -32,7 +33,6 @@ use super::socket::EndpointTransport;
 use crate::body::backlog::SHORT;
 use crate::body::upload::RequestBody;
 use crate::context::informational::InformationalQueue;
-use crate::system::descriptor_shares::DescriptorUse;
 use crate::system::supervise::{Panicked, Task, spawn};
 use head_search::HeadSearch;
 use response_body::{DecodeError, ResponseBodyDecoder};
@@ -62,8 +62,8 @@ struct SendingTask {
 pub struct Stream {
     /// The permit of the connection.
     pub permit: ConnectionPermit,
-    /// The part of the descriptors that the connection counts for.
-    pub held: Option<DescriptorUse>,
+    /// The parts of the client that the connection counts for.
+    pub held: Option<ClientHold>,
     pub transport: Box<dyn EndpointTransport>,
     /// The bytes behind the head of the response.
     pub ahead: Bytes,
@@ -100,8 +100,8 @@ struct Wire {
     transport: Box<dyn EndpointTransport>,
     /// The permit of the connection.
     permit: ConnectionPermit,
-    /// The part of the descriptors that the connection counts for; `None` while it is idle.
-    held: Option<DescriptorUse>,
+    /// The parts of the client that the connection counts for; `None` while it is idle.
+    held: Option<ClientHold>,
     /// The bytes that were read and are not parsed yet.
     read: BytesMut,
     /// The room that is made for the next reads, in bytes.
@@ -236,7 +236,7 @@ impl Http1 {
     }
 
     /// Counts the connection for a client, unless it is counted.
-    pub fn hold(&self, count: impl FnOnce() -> DescriptorUse) {
+    pub fn hold(&self, count: impl FnOnce() -> ClientHold) {
         self.wire.borrow_mut().held.get_or_insert_with(count);
     }
 

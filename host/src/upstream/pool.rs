@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Notify};
 
+use super::client_hold::ClientHold;
 use super::connect::{ConnectStage, IdleConnections};
 use super::connection::Connection;
-use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use super::connection_limit::{ConnectionGrant, ConnectionLimit};
 use super::http2::SharedSender;
 use super::name_lookup::NameLookup;
 use super::request_head::RequestHeadSize;
@@ -24,9 +26,11 @@ use crate::protocol::proxy_protocol::ConnectionAddresses;
 use crate::system::descriptor_shares::{self, DescriptorUse, WorkerDescriptors};
 use crate::system::holder_counts::Holder;
 use further_connection::FurtherConnection;
+use idle_offers::IdleOffers;
 use shared_connections::SharedConnections;
 
 mod further_connection;
+mod idle_offers;
 mod open;
 pub mod pending_connection;
 mod shared_connections;
@@ -54,12 +58,13 @@ pub struct Pool {
     further: FurtherConnection,
     /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
     exclusive: Cell<bool>,
-    /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
+    /// Notified when a connection becomes shared, so that requests that wait for a permit can use it.
     returned: Notify,
-    waiting: Cell<u32>,
+    /// The requests that wait for a permit, to which connections that become idle are offered.
+    offers: IdleOffers,
     /// The time for which a request waits for a permit before it shares a connection that was given up for others.
     patience: Cell<Duration>,
-    /// The number of connections that were returned while a request waited for one.
+    /// The number of connections that were returned while a request waited for one on any worker.
     contended: Cell<u32>,
     /// The time until which the endpoint is taken for one that refuses further requests of a shared connection.
     calm_until: Cell<Option<Instant>>,
@@ -79,7 +84,7 @@ pub struct Pool {
 /// The result of waiting for a permit to connect.
 pub enum Acquired {
     /// The request has a permit to open a connection.
-    Connect(ConnectionPermit),
+    Connect(ConnectionGrant),
     /// The request uses a connection that has become free in the meantime.
     Use(Box<Connection>),
 }
@@ -89,7 +94,7 @@ pub struct ConnectionRequest {
     /// The limit that the connection's permit is of.
     pub limit: ConnectionLimit,
     pub wanted: RequiredProtocol,
-    /// The client whose part of the descriptors the connection counts for.
+    /// The client whose parts the connection counts for.
     pub client: Holder,
     /// The client's address and the address that it connected to, for the PROXY header; `None` if the client has no
     /// address.
@@ -193,7 +198,7 @@ impl Pool {
             own: Rc::default(),
             further: FurtherConnection::default(),
             returned: Notify::new(),
-            waiting: Cell::new(0),
+            offers: IdleOffers::default(),
             patience: Cell::new(DEFAULT_PATIENCE),
             contended: Cell::new(0),
             calm_until: Cell::new(None),
@@ -205,12 +210,13 @@ impl Pool {
         }
     }
 
-    /// A connection that seems alive, idle or shared.
+    /// Returns a connection that seems alive: a shared one, or an idle one if the client may use one more.
     pub fn idle(
         &self,
         wanted: RequiredProtocol,
         rules: &ConnectionSettings,
         connection_limit: &ConnectionLimit,
+        client: Holder,
         now: Instant,
     ) -> Option<Box<Connection>> {
         if rules.proxy_protocol.is_some() {
@@ -220,6 +226,9 @@ impl Pool {
             && let Some(connection) = self.shared_connection(rules, connection_limit, now)
         {
             return Some(connection);
+        }
+        if !connection_limit.leave_one(client) {
+            return None;
         }
         let mut idle = self.idle.borrow_mut();
         // Upstreams with other limits may have the same endpoint, and connections of their own.
@@ -278,28 +287,33 @@ impl Pool {
     }
 
     /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
-    pub async fn acquire(
-        &self,
-        connection_limit: &ConnectionLimit,
-        wanted: RequiredProtocol,
-        rules: &ConnectionSettings,
-        clock: &Clock,
-    ) -> Result<Acquired, Error> {
+    pub async fn acquire(&self, request: &ConnectionRequest, clock: &Clock) -> Result<Acquired, Error> {
+        let ConnectionRequest { limit, wanted, client, settings, .. } = request;
         // A request whose shared connection was given up for others gets it back without a permit.
         let is_served = self.shared.borrow().has_yielded();
-        let mut permit = pin!(connection_limit.take(if is_served { RequiredProtocol::Unshared } else { wanted }));
-        self.patience.set(rules.patience());
-        self.waiting.set(self.waiting.get() + 1);
-        let _waiting = PermitWait(&self.waiting);
+        let mut grant = pin!(limit.take(if is_served { RequiredProtocol::Unshared } else { *wanted }, *client));
+        self.patience.set(settings.patience());
+        let mut waiting = limit.most().map(|_| self.offers.wait(limit, *client));
+        let idle = || self.idle(*wanted, settings, limit, *client, clock.now());
+        if waiting.is_some()
+            && let Some(connection) = idle()
+        {
+            return Ok(Acquired::Use(connection));
+        }
         loop {
             tokio::select! {
                 biased;
-                permit = &mut permit => return permit.map(Acquired::Connect),
-                () = self.returned.notified() => {
-                    if let Some(connection) = self.idle(wanted, rules, connection_limit, clock.now()) {
-                        return Ok(Acquired::Use(connection));
+                grant = &mut grant => return grant.map(Acquired::Connect),
+                () = async {
+                    match &mut waiting {
+                        Some(waiting) => waiting.offered().await,
+                        None => pending().await,
                     }
-                }
+                } => {}
+                () = self.returned.notified() => {}
+            }
+            if let Some(connection) = idle() {
+                return Ok(Acquired::Use(connection));
             }
         }
     }
@@ -337,7 +351,10 @@ impl Pool {
 
     /// Counts a connection that serves one exchange for a client, unless it was opened for the client and is counted.
     pub fn lend(&self, connection: &mut Connection, client: Holder) {
-        connection.hold(|| self.descriptors.count(client));
+        connection.hold(|limit| ClientHold {
+            descriptor: self.descriptors.count(client),
+            connection_use: limit.count_use(client),
+        });
     }
 
     /// Takes a descriptor for a client's connection to the endpoint.
@@ -358,16 +375,26 @@ impl Pool {
     /// Takes a connection back once its exchange is over.
     pub fn put_back(&self, mut connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
         connection.release();
-        if connection.limit_handle().is_wanted() && !self.keep_despite_waiters() {
+        let has_room = self.idle.borrow().len() < rules.idle_connections;
+        if !has_room || rules.proxy_protocol.is_some() || !connection.is_idle() {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
-        if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.is_idle() {
-            let is_limited = connection.limit_handle().is_limited();
-            idle.push((connection, now));
-            if is_limited {
-                self.returned.notify_one();
+        let limit = connection.limit_handle();
+        let mut offer = None;
+        if limit.is_limited() {
+            let is_wanted = limit.is_wanted();
+            if is_wanted && self.is_turn_of_others() {
+                return;
             }
+            offer = self.offers.next(|client| limit.leave_one(*client));
+            if is_wanted && offer.is_none() {
+                return;
+            }
+        }
+        self.idle.borrow_mut().push((connection, now));
+        // A request that has given up meanwhile passes its offer on.
+        if let Some(offer) = offer {
+            let _ = offer.send(());
         }
     }
 
@@ -388,10 +415,11 @@ impl Pool {
         }
     }
 
-    /// Whether a connection is kept for a request of this worker, although others wait for it.
-    fn keep_despite_waiters(&self) -> bool {
+    /// Whether a connection that is returned while requests wait is closed, so that its permit goes to the longest wait on any
+    /// worker.
+    fn is_turn_of_others(&self) -> bool {
         self.contended.set(self.contended.get().wrapping_add(1));
-        self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
+        self.contended.get().is_multiple_of(FAIRNESS)
     }
 
     /// Notes that a request was not answered in time. If the endpoint has sent nothing else meanwhile on a shared
@@ -410,14 +438,5 @@ impl Pool {
     ) -> Option<Box<Connection>> {
         let sender = self.shared.borrow_mut().find(connection_limit, rules.head, now)?;
         Some(Box::new(Connection::http2(sender)))
-    }
-}
-
-/// Counts a waiting request until dropped.
-struct PermitWait<'a>(&'a Cell<u32>);
-
-impl Drop for PermitWait<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

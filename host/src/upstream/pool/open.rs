@@ -12,9 +12,10 @@ use crate::net::deadline::Clock;
 use crate::net::happy_eyeballs;
 use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
+use crate::upstream::client_hold::ClientHold;
 use crate::upstream::connect::{self, ConnectTerms, IdleConnections};
 use crate::upstream::connection::Connection;
-use crate::upstream::connection_limit::ConnectionPermit;
+use crate::upstream::connection_limit::ConnectionGrant;
 use crate::upstream::http2::{OwnPlace, SharedSender};
 use crate::upstream::required_protocol::RequiredProtocol;
 
@@ -23,20 +24,20 @@ use crate::upstream::required_protocol::RequiredProtocol;
 const SETTLING: Duration = Duration::from_secs(1);
 
 impl Pool {
-    /// Opens a new connection, or returns a shared one that another request has just opened. `permit` is for a new
+    /// Opens a new connection, or returns a shared one that another request has just opened. `grant` is for a new
     /// connection.
     pub async fn open(
         self: &Rc<Self>,
-        permit: ConnectionPermit,
+        grant: ConnectionGrant,
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
         let needs_http1 = request.wanted == RequiredProtocol::Http1 || request.settings.proxy_protocol.is_some();
         if self.exclusive.get() || needs_http1 {
-            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
+            return self.open_alone(grant, request, RequiredProtocol::Http1).await;
         }
         if request.wanted == RequiredProtocol::Unshared {
-            let connection = self.open_alone(permit, request, RequiredProtocol::Unshared).await?;
+            let connection = self.open_alone(grant, request, RequiredProtocol::Unshared).await?;
             self.learn_protocol(&connection);
             // An endpoint that accepts no further connection may leave one without settings.
             if let Some(sender) = connection.unshared_sender() {
@@ -44,30 +45,31 @@ impl Pool {
             }
             return Ok(connection);
         }
-        self.open_shareable(permit, request, clock).await
+        self.open_shareable(grant, request, clock).await
     }
 
     /// Opens a connection that serves one exchange at a time, and counts it for the client.
     async fn open_alone(
         &self,
-        permit: ConnectionPermit,
+        grant: ConnectionGrant,
         request: &ConnectionRequest,
         wanted: RequiredProtocol,
     ) -> Result<Box<Connection>, Error> {
-        let (held, all) = (self.descriptor_for(request.client)?, self.all.upgrade());
+        let (descriptor, all) = (self.descriptor_for(request.client)?, self.all.upgrade());
+        let ConnectionGrant { permit, connection_use } = grant;
         // Counted from now on, so that no more are begun at a time than may be open.
         let own = (wanted == RequiredProtocol::Unshared).then(|| OwnPlace::new(&self.own));
         let terms = self.terms_for(request, wanted, all.as_deref());
         let mut connection = connect::connect(&self.address, &terms, permit).await?;
         own.into_iter().for_each(|own| connection.make_unshared(own));
-        connection.hold(|| held);
+        connection.hold(|_| ClientHold { descriptor, connection_use });
         Ok(Box::new(connection))
     }
 
     /// Opens a connection that others may share, one request at a time, as the first one may have room for all.
     async fn open_shareable(
         self: &Rc<Self>,
-        mut permit: ConnectionPermit,
+        mut grant: ConnectionGrant,
         request: &ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Result<Box<Connection>, Error> {
@@ -78,12 +80,12 @@ impl Pool {
             return Ok(connection);
         }
         if self.shared.borrow().serve(limit, rules.head, clock.now()) {
-            drop((first, permit));
+            drop((first, grant));
             if let Some(connection) = self.wait_for_stream(request, rules.patience(), clock).await {
                 return Ok(connection);
             }
-            permit = match self.acquire(limit, *wanted, rules, clock).await? {
-                Acquired::Connect(permit) => permit,
+            grant = match self.acquire(request, clock).await? {
+                Acquired::Connect(grant) => grant,
                 Acquired::Use(connection) => return Ok(connection),
             };
             first = self.first.clone().lock_owned().await;
@@ -91,8 +93,10 @@ impl Pool {
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
-            return self.open_alone(permit, request, RequiredProtocol::Http1).await;
+            return self.open_alone(grant, request, RequiredProtocol::Http1).await;
         }
+        // A connection that others may share counts for no client once it is open.
+        let ConnectionGrant { permit, connection_use: _opening } = grant;
         let terms = self.terms_for(request, *wanted, all.as_deref());
         let mut connecting = pin!(connect::connect(&self.address, &terms, permit));
         let (connected, first) = match tokio::time::timeout(happy_eyeballs::DELAY, connecting.as_mut()).await {

@@ -14,7 +14,7 @@ use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
 use crate::upstream::connect::ConnectStage;
 use crate::upstream::connection::Connection;
-use crate::upstream::connection_limit::ConnectionPermit;
+use crate::upstream::connection_limit::ConnectionGrant;
 use crate::upstream::endpoint_view::EndpointView;
 use crate::upstream::health::EndpointFailure;
 
@@ -35,13 +35,13 @@ impl PendingConnection {
     /// Prepares a connection for a client's request.
     pub fn new(
         endpoint_view: &Rc<EndpointView>,
-        permit: ConnectionPermit,
+        grant: ConnectionGrant,
         request: ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Self {
         let (stage, rules) = (request.stage.clone(), request.settings.clone());
         let (pool, clock) = (endpoint_view.pool.clone(), clock.clone());
-        let attempt = Box::pin(async move { pool.open(permit, &request, &clock).await });
+        let attempt = Box::pin(async move { pool.open(grant, &request, &clock).await });
         PendingConnection { attempt, stage, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 

@@ -1,0 +1,110 @@
+//! The parts that clients have of what an upstream limits for all: one whose requests take long leaves some to others.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::support::{Proxy, manifest, ok, origin, read_message, until};
+
+/// An origin that answers requests for `/held` once they are released, and others at once.
+#[derive(Clone, Default)]
+struct Holding {
+    is_released: Arc<AtomicBool>,
+    /// The start lines of the requests, in the order of their arrival.
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Holding {
+    fn start(&self) -> String {
+        let Holding { is_released, seen } = self.clone();
+        origin(move |request| {
+            seen.lock().unwrap().push(request.start.clone());
+            if request.start.starts_with("GET /held") {
+                until("the responses are released", || is_released.load(Ordering::SeqCst));
+            }
+            ok("served")
+        })
+    }
+
+    fn release(&self) {
+        self.is_released.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Starts a proxy in front of an origin, with limits of the upstream.
+fn start(holding: &Holding, limits: &str) -> Proxy {
+    let limits =
+        format!("[upstream.app]\nlimits = {{ {limits} }}\nconnect-timeout = \"1m\"\nresponse-timeout = \"1m\"");
+    let text = manifest(&holding.start(), "", "[admin]\naddress = \"127.0.0.1:0\"\n");
+    Proxy::start(&text.replace("[upstream.app]", &limits))
+}
+
+/// Sends requests for `/held` of a client, each on a connection of its own.
+fn hold(proxy: &Proxy, client: &str, count: usize) -> Vec<TcpStream> {
+    let send = |_| {
+        let mut stream = proxy.connect_from(client);
+        stream.write_all(b"GET /held HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    (0..count).map(send).collect()
+}
+
+/// Returns the status of the response on each connection.
+fn statuses(streams: Vec<TcpStream>) -> Vec<u16> {
+    let status = |stream| read_message(&mut std::io::BufReader::new(stream)).unwrap().status();
+    streams.into_iter().map(status).collect()
+}
+
+fn get(proxy: &Proxy) -> u16 {
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    statuses(vec![stream])[0]
+}
+
+#[test]
+fn connections_that_one_client_keeps_busy_are_a_part_of_all() {
+    let holding = Holding::default();
+    let proxy = start(&holding, "connections = 4, pending = 16");
+    let held = hold(&proxy, "127.0.0.2", 20);
+    proxy.wait_log("limits.pending");
+    for _ in 0..8 {
+        assert_eq!(get(&proxy), 200);
+    }
+    holding.release();
+    let statuses = statuses(held);
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    assert!(served >= 15 && statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
+}
+
+#[test]
+fn requests_of_one_client_that_wait_let_others_have_turns() {
+    let holding = Holding::default();
+    let proxy = start(&holding, "connections = 1, pending = 64");
+    let held = hold(&proxy, "127.0.0.2", 40);
+    let mut other = proxy.connect();
+    other.write_all(b"GET /held/other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    until("all requests are in flight", || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight{") && line.ends_with(" 41"))
+    });
+    holding.release();
+    assert_eq!(statuses(vec![other]), [200]);
+    assert_eq!(statuses(held), [200; 40]);
+    let place = holding.seen.lock().unwrap().iter().position(|start| start.starts_with("GET /held/other"));
+    assert!(place.is_some_and(|place| place < 30), "{place:?} of 41");
+}
+
+#[test]
+fn requests_in_flight_of_one_client_are_a_part_of_all() {
+    let holding = Holding::default();
+    let proxy = start(&holding, "requests = 8");
+    let held = hold(&proxy, "127.0.0.2", 10);
+    proxy.wait_log("limits.requests");
+    for _ in 0..8 {
+        assert_eq!(get(&proxy), 200);
+    }
+    holding.release();
+    let served = statuses(held).into_iter().filter(|status| *status == 200).count();
+    assert_eq!(served, 6);
+}
