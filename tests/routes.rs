@@ -187,6 +187,16 @@ fn a_fixed_response_leaves_content_unread_as_an_answer_of_a_plugin_does() {
     write!(stream, "POST / HTTP/1.1\r\nHost: e\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").unwrap();
     let got = read_message(&mut BufReader::new(&stream)).unwrap();
     assert_eq!(got.status(), 200, "no content is asked for: {got:?}");
+    for framing in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        let mut stream = proxy.connect();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        // A client may send its content at once, and use the connection again unless told otherwise.
+        write!(stream, "POST / HTTP/1.1\r\nHost: e\r\nExpect: 100-continue\r\n{framing}").unwrap();
+        let got = read_message(&mut reader).unwrap();
+        write!(stream, "GET / HTTP/1.1\r\nHost: e\r\n\r\n").unwrap();
+        let next = read_message(&mut reader).map(|next| next.status());
+        assert_eq!((got.field("connection"), next), (None, Some(200)), "{framing}");
+    }
     let got = over_http2(&proxy, &["-d", &content], "/");
     assert!(got.starts_with("HTTP/2 200"), "{got}");
 }

@@ -273,8 +273,10 @@ impl Session {
             return None;
         }
         let Poll::Ready(rest) = upload.poll_rest(cx) else { return None };
-        // The bytes behind a final response may be those of the next request (RFC 9110 §10.1.1).
-        rest.filter(|_| !self.is_expecting.get() || upload.bytes() > 0)
+        // The bytes behind a final response may be those of the next request (RFC 9110 §10.1.1), unless the client has sent all
+        // of its content without waiting for the response.
+        let has_all = || self.received.get() >= self.served.get();
+        rest.filter(|_| !self.is_expecting.get() || upload.bytes() > 0 || has_all())
     }
 
     /// Whether the connection closes as soon as it is idle: the process stops, or the client was not verified as it has to be
