@@ -1,11 +1,12 @@
 //! Shared state on a Redis server: the same calls, over several proxies, and what happens without the server.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use plugway_test_guests::{COUNTED, SHARED};
+use socket2::{Domain, Socket, Type};
 
 use crate::dead_endpoints::{Hole, start_with_hosts};
 use crate::support::client::load;
@@ -437,8 +438,11 @@ fn a_server_with_tls_is_verified() {
     let folder = tempfile::tempdir().unwrap();
     let made = plugway().args(["cert", "--self-signed", "localhost"]).current_dir(folder.path()).output().unwrap();
     assert!(made.status.success(), "{made:?}");
-    // Nothing else takes the port between now and the server's start, or the test fails.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    // Bound and not listening, so that nothing else has the port, and the server may bind it too.
+    let reserved = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    reserved.set_reuse_address(true).unwrap();
+    reserved.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = reserved.local_addr().unwrap().as_socket().unwrap().port().to_string();
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (cert, key) = (file("cert.pem"), file("key.pem"));
     let redis = Redis::start_with(&[
