@@ -66,6 +66,8 @@ pub struct Pool {
     patience: Cell<Duration>,
     /// The number of connections that were returned while a request waited for one on any worker.
     contended: Cell<u32>,
+    /// The time at which one of them was last closed for requests of other workers.
+    others_at: Cell<Option<Instant>>,
     /// The time until which the endpoint is taken for one that refuses further requests of a shared connection.
     calm_until: Cell<Option<Instant>>,
     /// The address that was connected to last, where the endpoint's name has several.
@@ -124,8 +126,12 @@ const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_secs(300);
 
 /// The interval for fairness between workers: while requests wait, one in `FAIRNESS` returned connections is closed, so
-/// that its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
+/// that its permit goes to the client whose turn it is on any worker. The others serve a request of their own worker at once.
 const FAIRNESS: u32 = 8;
+
+/// The time after which the next returned connection is closed too: exchanges that take longer would make other workers wait
+/// for several of them, and a new connection costs little beside one.
+const FAIRNESS_TIME: Duration = Duration::from_millis(100);
 
 impl Pools {
     pub fn new(descriptors: WorkerDescriptors) -> Rc<Self> {
@@ -201,6 +207,7 @@ impl Pool {
             offers: IdleOffers::default(),
             patience: Cell::new(DEFAULT_PATIENCE),
             contended: Cell::new(0),
+            others_at: Cell::new(None),
             calm_until: Cell::new(None),
             last: Cell::new(None),
             lookup: Rc::default(),
@@ -383,7 +390,7 @@ impl Pool {
         let mut offer = None;
         if limit.is_limited() {
             let is_wanted = limit.is_wanted();
-            if is_wanted && self.is_turn_of_others() {
+            if is_wanted && self.is_turn_of_others(now) {
                 return;
             }
             offer = self.offers.next(|client| limit.leave_one(*client));
@@ -415,11 +422,17 @@ impl Pool {
         }
     }
 
-    /// Whether a connection that is returned while requests wait is closed, so that its permit goes to the longest wait on any
-    /// worker.
-    fn is_turn_of_others(&self) -> bool {
-        self.contended.set(self.contended.get().wrapping_add(1));
-        self.contended.get().is_multiple_of(FAIRNESS)
+    /// Whether a connection that is returned while requests wait is closed, so that its permit goes to the client whose turn it
+    /// is on any worker.
+    fn is_turn_of_others(&self, now: Instant) -> bool {
+        let returned = self.contended.get().wrapping_add(1);
+        let is_due = |last: Instant| now.saturating_duration_since(last) >= FAIRNESS_TIME;
+        let is_turn = returned.is_multiple_of(FAIRNESS) || self.others_at.get().is_none_or(is_due);
+        self.contended.set(returned);
+        if is_turn {
+            self.others_at.set(Some(now));
+        }
+        is_turn
     }
 
     /// Notes that a request was not answered in time. If the endpoint has sent nothing else meanwhile on a shared
