@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
@@ -298,29 +297,22 @@ impl Pool {
         let ConnectionRequest { limit, wanted, client, settings, .. } = request;
         // A request whose shared connection was given up for others gets it back without a permit.
         let is_served = self.shared.borrow().has_yielded();
-        let mut grant = pin!(limit.take(if is_served { RequiredProtocol::Unshared } else { *wanted }, *client));
+        let taking = limit.take(if is_served { RequiredProtocol::Unshared } else { *wanted }, *client);
         self.patience.set(settings.patience());
-        let mut waiting = limit.most().map(|_| self.offers.wait(limit, *client));
-        let idle = || self.idle(*wanted, settings, limit, *client, clock.now());
-        if waiting.is_some()
-            && let Some(connection) = idle()
-        {
-            return Ok(Acquired::Use(connection));
+        if limit.most().is_none() {
+            return taking.await.map(Acquired::Connect);
         }
+        let mut grant = pin!(taking);
+        let mut waiting = self.offers.wait(limit, *client);
         loop {
+            if let Some(connection) = self.idle(*wanted, settings, limit, *client, clock.now()) {
+                return Ok(Acquired::Use(connection));
+            }
             tokio::select! {
                 biased;
                 grant = &mut grant => return grant.map(Acquired::Connect),
-                () = async {
-                    match &mut waiting {
-                        Some(waiting) => waiting.offered().await,
-                        None => pending().await,
-                    }
-                } => {}
+                () = waiting.offered() => {}
                 () = self.returned.notified() => {}
-            }
-            if let Some(connection) = idle() {
-                return Ok(Acquired::Use(connection));
             }
         }
     }
@@ -387,22 +379,18 @@ impl Pool {
             return;
         }
         let limit = connection.limit_handle();
-        let mut offer = None;
         if limit.is_limited() {
             let is_wanted = limit.is_wanted();
             if is_wanted && self.is_turn_of_others(now) {
                 return;
             }
-            offer = self.offers.next(|client| limit.leave_one(*client));
-            if is_wanted && offer.is_none() {
+            // The request that gets the offer looks for the connection later, once it is idle.
+            let is_offered = self.offers.offer(|client| limit.leave_one(*client));
+            if is_wanted && !is_offered {
                 return;
             }
         }
         self.idle.borrow_mut().push((connection, now));
-        // A request that has given up meanwhile passes its offer on.
-        if let Some(offer) = offer {
-            let _ = offer.send(());
-        }
     }
 
     /// Returns the time since which the longest idle connection has been idle; `None` if none is idle.

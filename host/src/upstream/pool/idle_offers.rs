@@ -27,16 +27,17 @@ impl IdleOffers {
         WaitingRequest { offers: self, limit, client, offer }
     }
 
-    /// Removes the next request of a client that may be served, and returns the sender of its offer.
-    pub fn next(&self, may_be_served: impl Fn(&Holder) -> bool) -> Option<oneshot::Sender<()>> {
-        self.0.borrow_mut().pop_if(may_be_served).map(|(_, offer)| offer)
+    /// Offers a connection to the next request of a client that may be served; returns whether there is one. A request that
+    /// has no use for the offer any more passes it on.
+    pub fn offer(&self, may_be_served: impl Fn(&Holder) -> bool) -> bool {
+        let next = self.0.borrow_mut().pop_if(may_be_served);
+        next.is_some_and(|(_, offer)| offer.send(()).is_ok())
     }
 }
 
 impl WaitingRequest<'_> {
     /// Waits for an offer, and waits behind the others of the client from then on. May be dropped at any time.
     pub async fn offered(&mut self) {
-        // The sender is dropped if the connection can't be kept.
         let _ = (&mut self.offer).await;
         self.offer = self.offers.0.borrow_mut().push(self.client);
     }
@@ -44,10 +45,8 @@ impl WaitingRequest<'_> {
 
 impl Drop for WaitingRequest<'_> {
     fn drop(&mut self) {
-        if self.offer.try_recv().is_ok()
-            && let Some(next) = self.offers.next(|client| self.limit.leave_one(*client))
-        {
-            let _ = next.send(());
+        if self.offer.try_recv().is_ok() {
+            self.offers.offer(|client| self.limit.leave_one(*client));
         }
     }
 }
@@ -60,7 +59,7 @@ mod tests {
     async fn an_offer_that_is_not_used_is_passed_on() {
         let (offers, limit) = (IdleOffers::default(), ConnectionLimit::default());
         let mut waiting: Vec<_> = (1..4).map(|client| offers.wait(&limit, Holder::numbered(client))).collect();
-        assert!(offers.next(|client| *client == Holder::numbered(2)).is_some_and(|offer| offer.send(()).is_ok()));
+        assert!(offers.offer(|client| *client == Holder::numbered(2)));
         drop(waiting.remove(1));
         let passed_on = waiting.iter_mut().filter_map(|waiting| waiting.offer.try_recv().ok()).count();
         assert_eq!(passed_on, 1);
