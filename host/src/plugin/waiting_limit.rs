@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::call_error::PluginFailure;
 use super::settings::WaitingLimits;
 use crate::net::deadline::Deadline;
-use crate::system::client_places::{ClientPlace, ClientPlaces, Entered};
+use crate::system::client_places::{ClientPlace, ClientPlaces, Entered, FEW};
 use crate::system::holder_counts::Holder;
 
 /// The limit of a version's calls at a time, which all workers share.
@@ -22,9 +22,6 @@ pub struct WaitingLimit {
 
 /// Instances for calls that may wait that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_CALLS: u32 = 32;
-
-/// The number of calls up to which a client has few: it has them whatever its part is.
-const FEW: u32 = 4;
 
 impl WaitingLimit {
     /// Returns a limit that nothing uses yet.

@@ -19,17 +19,16 @@ impl ClientParts {
         ClientParts { all: AtomicU32::new(0), by_client: HolderCounts::default(), few: few.into() }
     }
 
-    /// Counts one more for a client, and returns the number of those before it. Returns `None` if `max` are in use, or if the
-    /// client has its part.
-    pub fn take(&self, client: Holder, max: u32) -> Option<u32> {
+    /// Counts one more for a client. Returns `false`, and counts none, if `max` are in use or the client has its part.
+    pub fn take(&self, client: Holder, max: u32) -> bool {
         let more = |count: u32| (count < max).then_some(count + 1);
-        let before = self.all.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        let Ok(before) = self.all.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more) else { return false };
         let own = self.by_client.add(client, 1);
-        if self.is_within(own, before + 1, max) {
-            return Some(before);
+        let is_within = self.is_within(own, before + 1, max);
+        if !is_within {
+            self.give_back(client);
         }
-        self.give_back(client);
-        None
+        is_within
     }
 
     /// Counts one more for a client, even if the client has its part.
@@ -75,11 +74,11 @@ mod tests {
     fn a_client_leaves_a_quarter_to_others() {
         let parts = ClientParts::new(4);
         let heavy = Holder::numbered(1);
-        assert_eq!((0..64).filter(|_| parts.take(heavy, 64).is_some()).count(), 48);
+        assert_eq!((0..64).filter(|_| parts.take(heavy, 64)).count(), 48);
         assert!(!parts.leave_one(heavy, 64));
         // Another may be counted with the heavy one.
         let light: Vec<Holder> = (2..).map(Holder::numbered).filter(|client| parts.of(*client) == 0).take(4).collect();
-        assert!(light.iter().all(|client| parts.leave_one(*client, 64) && parts.take(*client, 64).is_some()));
+        assert!(light.iter().all(|client| parts.leave_one(*client, 64) && parts.take(*client, 64)));
         (0..48).for_each(|_| parts.give_back(heavy));
         light.into_iter().for_each(|client| parts.give_back(client));
         assert_eq!((parts.all(), parts.of(heavy)), (0, 0));
@@ -87,8 +86,8 @@ mod tests {
 
     #[test]
     fn few_are_for_one_client_too() {
-        let taken = |parts: ClientParts| (0..6).filter(|_| parts.take(Holder::UNKNOWN, 4).is_some()).count();
+        let taken = |parts: ClientParts| (0..6).filter(|_| parts.take(Holder::UNKNOWN, 4)).count();
         assert_eq!((taken(ClientParts::new(4)), taken(ClientParts::new(0))), (4, 3));
-        assert!(ClientParts::new(0).take(Holder::UNKNOWN, 1).is_some());
+        assert!(ClientParts::new(0).take(Holder::UNKNOWN, 1));
     }
 }

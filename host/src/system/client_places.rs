@@ -63,8 +63,8 @@ pub enum Entered {
     Full,
 }
 
-/// The number of waiting requests up to which a client has few.
-const FEW_QUEUED: u32 = 4;
+/// The usual number of places, and of waiting requests, up to which a client has few: it has them whatever its part is.
+pub const FEW: u32 = 4;
 
 impl ClientPlaces {
     /// Returns so many places, and a queue of this length. A client has `few` places whatever its part is.
@@ -74,7 +74,7 @@ impl ClientPlaces {
             max_queued,
             taken: AtomicU32::new(0),
             uses: ClientParts::new(few),
-            queued: ClientParts::new(FEW_QUEUED),
+            queued: ClientParts::new(FEW),
             queue: Mutex::default(),
         })
     }
@@ -84,7 +84,7 @@ impl ClientPlaces {
         if let Some(place) = self.enter_at_once(client) {
             return Entered::Place(place);
         }
-        if self.queued.take(client, self.max_queued).is_none() {
+        if !self.queued.take(client, self.max_queued) {
             return Entered::Full;
         }
         let turn = self.lock().push(client);
@@ -99,8 +99,9 @@ impl ClientPlaces {
             return None;
         }
         let place = self.take()?;
-        self.uses.take(client, self.most)?;
-        Some(ClientPlace { place_use: PlaceUse { places: self.clone(), client }, place })
+        self.uses
+            .take(client, self.most)
+            .then(|| ClientPlace { place_use: PlaceUse { places: self.clone(), client }, place })
     }
 
     /// Takes a place for no client; `None` if none is free.

@@ -156,8 +156,9 @@ impl RequestLimit {
     /// counted already.
     pub fn begin(&self, client: Holder, own: u32) -> Option<LimitedRequest> {
         let Some(limit) = &self.0 else { return Some(LimitedRequest::default()) };
-        limit.requests.take(client, limit.max.saturating_add(own))?;
-        Some(LimitedRequest { _counted: Some(Box::new(CountedRequest { limit: limit.clone(), client })) })
+        let is_within = limit.requests.take(client, limit.max.saturating_add(own));
+        let counted = || Box::new(CountedRequest { limit: limit.clone(), client });
+        is_within.then(|| LimitedRequest { _counted: Some(counted()) })
     }
 }
 
