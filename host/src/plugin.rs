@@ -5,7 +5,6 @@ pub mod access;
 pub mod bindings;
 pub mod body_filter;
 pub mod body_permit;
-pub mod body_places;
 pub mod breaker;
 pub mod cache_policy;
 pub mod call_error;

@@ -6,9 +6,8 @@ use super::process::MAX_WORKERS;
 use crate::config::load::ManifestFile;
 use crate::config::manifest::{PluginRef, PluginTable};
 use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
-use crate::plugin::body_places::RESERVED_BODIES;
 use crate::plugin::settings::{Isolation, PluginLimits};
-use crate::plugin::version::{SPARES, SPARES_PER_CALL};
+use crate::plugin::version::{RESERVED_BODIES, SPARES, SPARES_PER_CALL};
 use crate::plugin::waiting_limit::RESERVED_CALLS;
 
 /// Returns the number of workers that a manifest asks for.

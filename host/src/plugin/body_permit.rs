@@ -3,30 +3,31 @@
 
 use std::sync::Arc;
 
-use super::body_places::RESERVED_BODIES;
 use super::call_error::PluginFailure;
 use super::instance_limit::ReservedInstances;
-use super::version::PluginVersion;
+use super::version::{PluginVersion, RESERVED_BODIES};
 use crate::system::client_places::{ClientPlace, Entered};
 use crate::system::holder_counts::Holder;
 
 /// A body that passes through a plugin, until dropped.
 pub struct BodyPermit {
-    version: Arc<PluginVersion>,
-    /// The place among the plugin's bodies; `None` while this is dropped.
-    place: Option<ClientPlace>,
-    instance: InstancePlace,
+    // Dropped first: the cover counts the bodies that pass without this one.
+    _place: ClientPlace,
+    _instance: InstancePlace,
 }
 
 /// The place of a body's instance.
 enum InstancePlace {
     /// The place is one that a generation has reserved.
-    OfGeneration,
+    OfGeneration { _cover_use: CoverUse },
     /// The place of a body beyond [`RESERVED_BODIES`], or of one that begins after its generation was replaced.
     Own { _reserved: ReservedInstances },
     /// The body has no instance.
     None,
 }
+
+/// The use of a place that a generation has reserved for a version, until dropped.
+struct CoverUse(Arc<PluginVersion>);
 
 /// The resource that a body holds while it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,24 +58,20 @@ impl BodyPermit {
     }
 
     fn new(version: &Arc<PluginVersion>, held: BodyResource, place: ClientPlace) -> Result<Self, PluginFailure> {
-        let is_reserved = place.place.before < RESERVED_BODIES;
-        let mut permit = BodyPermit { version: version.clone(), place: Some(place), instance: InstancePlace::None };
-        if is_reserved && version.cover.is_there() {
-            permit.instance = InstancePlace::OfGeneration;
+        let instance = if place.place.before < RESERVED_BODIES && version.cover.is_there() {
+            InstancePlace::OfGeneration { _cover_use: CoverUse(version.clone()) }
         } else if held == BodyResource::Instance {
             let reserved = version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?;
-            permit.instance = InstancePlace::Own { _reserved: reserved };
-        }
-        Ok(permit)
+            InstancePlace::Own { _reserved: reserved }
+        } else {
+            InstancePlace::None
+        };
+        Ok(BodyPermit { _place: place, _instance: instance })
     }
 }
 
-impl Drop for BodyPermit {
+impl Drop for CoverUse {
     fn drop(&mut self) {
-        // The cover counts the bodies that pass without this one.
-        self.place = None;
-        if matches!(self.instance, InstancePlace::OfGeneration) {
-            self.version.cover.end_use(1, 0);
-        }
+        self.0.cover.end_use(1, 0);
     }
 }

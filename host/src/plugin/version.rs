@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::body_places::{RESERVED_BODIES, body_places};
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
 use super::cover::Cover;
@@ -24,7 +23,7 @@ use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
 use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
-use crate::system::client_places::ClientPlaces;
+use crate::system::client_places::{ClientPlaces, FEW};
 use crate::system::thread_time::timed;
 use crate::telemetry::metrics::CallRejection;
 
@@ -87,6 +86,9 @@ const MAKING: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } 
 
 /// The factor by which the host's part in plugins takes longer in builds without optimisation.
 pub(super) const SLOWNESS: u32 = if cfg!(debug_assertions) { 4 } else { 1 };
+
+/// The number of bodies for which each plugin has reserved places. Further bodies use free places.
+pub const RESERVED_BODIES: u32 = 32;
 
 /// The number of spare instances: one covers a trap until the next one is made.
 pub const SPARES: usize = 1;
@@ -151,7 +153,8 @@ impl PluginVersion {
         PluginVersion {
             breaker: Breaker::new(name.clone(), now),
             waiting: WaitingLimit::new(recipe.limits.waiting),
-            bodies: body_places(recipe.limits.bodies),
+            // As many bodies wait as may pass.
+            bodies: ClientPlaces::new(recipe.limits.bodies, recipe.limits.bodies, FEW),
             name,
             recipe,
             isolation,
