@@ -149,12 +149,11 @@ impl Attempt<'_> {
         let is_long = content.may_be_longer_than(MAX_SHARED_CONTENT) && !conversation::is_grpc(&head.headers);
         // The endpoint may refuse another request of the connection.
         let now = self.step.clock().now();
-        // Every call of gRPC is a POST, and its servers bound the streams of a connection.
-        let is_risky = || {
-            !conversation::is_grpc(&head.headers)
-                && (pool.is_calm_wanted(now)
-                    || !head.method.is_idempotent() && pool.has_long_response(self.connection_limit))
+        let may_be_refused = || {
+            pool.is_calm_wanted(now) || !head.method.is_idempotent() && pool.has_long_response(self.connection_limit)
         };
+        // Every call of gRPC is a POST, and its servers bound the streams of a connection.
+        let is_risky = || may_be_refused() && !conversation::is_grpc(&head.headers);
         let should_share = !(has_trailers || is_long || is_risky()) || !pool.may_spare_one(self.connection_limit);
         let may_share = should_share && pool.may_share(self.head_size());
         if may_share { RequiredProtocol::Any } else { RequiredProtocol::Unshared }
