@@ -46,6 +46,14 @@ fn rejected(proxy: &Proxy, reason: &str) -> f64 {
     metric(proxy, &line).unwrap()
 }
 
+/// Calls the plugin `late` for a client, on a connection of its own.
+fn call_from(proxy: &Proxy, client: &str, how: &str) -> u16 {
+    let mut stream = proxy.connect_from(client);
+    let request = format!("GET /late HTTP/1.1\r\nHost: a\r\nX-Late: {how}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap().status()
+}
+
 fn ms_from_now(ms: u128) -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() + ms
 }
@@ -69,6 +77,47 @@ fn late_calls_open_the_breaker_and_it_closes_by_a_trial() {
     until("a trial succeeds", || call(&proxy, "").status() == 200);
     proxy.wait_log("plugin breaker closed");
     assert_eq!(call(&proxy, "").status(), 200);
+}
+
+#[test]
+fn late_calls_of_a_client_stop_no_calls_of_others() {
+    let proxy = start(&late(&echo(), 2, "limits.cpu = \"20ms\""));
+    proxy.log_until("plugin breaker opened plugin=\"late\" clients=\"one\"", || {
+        assert_eq!(call_from(&proxy, "127.0.0.2", "spin"), 502);
+    });
+    assert_eq!(call_from(&proxy, "127.0.0.2", ""), 502);
+    assert!(rejected(&proxy, "breaker") >= 1.0);
+    for _ in 0..20 {
+        assert_eq!(call_from(&proxy, "127.0.0.1", ""), 200);
+    }
+    until("a trial succeeds", || call_from(&proxy, "127.0.0.2", "") == 200);
+    proxy.wait_log("plugin breaker closed plugin=\"late\" clients=\"one\"");
+}
+
+#[test]
+fn late_calls_of_three_clients_stop_the_calls_of_all() {
+    let proxy = start(&late(&echo(), 2, "limits.cpu = \"20ms\""));
+    let mut clients = (2..5).cycle();
+    proxy.log_until("plugin breaker opened plugin=\"late\" clients=\"all\"", || {
+        let client = format!("127.0.0.{}", clients.next().unwrap());
+        assert_eq!(call_from(&proxy, &client, "spin"), 502);
+    });
+    assert_eq!(call_from(&proxy, "127.0.0.1", ""), 502);
+    until("a trial succeeds", || call_from(&proxy, "127.0.0.1", "") == 200);
+}
+
+#[test]
+fn a_storm_of_traps_of_a_client_stops_no_calls_of_others() {
+    let proxy = start(&late(&echo(), 2, "limits.share = 100"));
+    proxy.log_until("plugin breaker opened", || {
+        (0..20).for_each(|_| assert_eq!(call_from(&proxy, "127.0.0.2", "trap"), 502));
+    });
+    for _ in 0..20 {
+        assert_eq!(call_from(&proxy, "127.0.0.1", ""), 200);
+        assert_eq!(call_from(&proxy, "127.0.0.2", "trap"), 502);
+    }
+    assert!(rejected(&proxy, "breaker") >= 1.0);
+    until("a trial succeeds", || call_from(&proxy, "127.0.0.2", "") == 200);
 }
 
 #[test]

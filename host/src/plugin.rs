@@ -3,6 +3,7 @@
 pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
+mod blamed_clients;
 pub mod body_filter;
 pub mod body_permit;
 pub mod breaker;
@@ -42,5 +43,6 @@ mod shared;
 pub mod tenancy;
 pub mod time_share;
 pub mod version;
+pub mod version_breaker;
 pub mod waiting_limit;
 mod wasi;

@@ -14,16 +14,17 @@ use smallvec::SmallVec;
 use wasmtime::component::ResourceAny;
 
 use super::body_permit::BodyPermit;
-use super::breaker::{CallPermit, HookKind};
+use super::breaker::HookKind;
 use super::call_error::{PluginFailure, reported_failure, trapped};
+use super::caller::PluginCaller;
 use super::caller::waiting_calls::WaitingInstance;
-use super::caller::{AdmittedCall, PluginCaller};
 use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::instance::waiting_hooks::declared;
 use super::outgoing_http::CalloutSender;
 use super::settings::{Isolation, OnError};
 use super::version::InstanceNeed;
+use super::version_breaker::CallPermit;
 use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::bounds;
 use crate::context::edit_check::{self, MessageSide};
@@ -74,8 +75,6 @@ pub struct BodyFilter {
     is_over: bool,
     /// The exchange of the body, for the log.
     exchange: ExchangeName,
-    /// The client of the exchange.
-    client: Holder,
 }
 
 /// A body whose first call has returned.
@@ -195,7 +194,7 @@ impl BodyFilter {
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
         instance.set_in_body(true);
-        let body = guard.run(&mut instance, admitted, client, |instance| construct(instance, side, &values))?;
+        let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
         let begun = BegunBody { instance: BodyInstance::AtOnce(instance), admitted, body };
         Ok(BodyFilter::begun(guard, bodies, permit, start, begun))
     }
@@ -252,7 +251,6 @@ impl BodyFilter {
             has_taken: false,
             is_over: false,
             exchange: ExchangeName::of(start.context),
-            client: start.context.holder(),
         }
     }
 
@@ -294,17 +292,17 @@ impl BodyFilter {
 
     /// Returns the time until the plugin's share admits the next call; `None` if it does now.
     pub fn wait(&self) -> Option<Duration> {
-        if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait(self.client) }
+        if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait(self.admitted.client) }
     }
 
     /// Returns the client of the exchange.
     pub fn client(&self) -> Holder {
-        self.client
+        self.admitted.client
     }
 
     /// Returns the claim of the body to the worker's time.
     pub fn claim(&self) -> TurnClaim {
-        self.guard.claim(self.client)
+        self.guard.claim(self.admitted.client)
     }
 
     /// Whether the body waits for its turn from the beginning, because calls of the plugin are measured.
@@ -315,11 +313,6 @@ impl BodyFilter {
     /// Returns the error of a body that has waited for too long.
     pub fn share_error(&self) -> BodyFilterError {
         BodyFilterError::Trap(self.guard.share_error())
-    }
-
-    /// Returns the permission for a call: a body that began as a trial of its hook is one until it has ended.
-    fn permit(&self) -> CallPermit {
-        if matches!(self.admitted, CallPermit::HookTrial(_)) { self.admitted } else { self.guard.admit_further() }
     }
 
     /// Calls the body's instance, which is dropped if the call fails.
@@ -333,14 +326,14 @@ impl BodyFilter {
             BodyInstance::Waiting(..) => return Err(PluginFailure::MayNotWait),
         };
         instance.set_in_body(part == BodyCall::Part);
-        let result = self.guard.run(&mut instance, self.permit(), self.client, |instance| {
+        let result = self.guard.run(&mut instance, self.guard.admit_further(self.admitted), |instance| {
             instance.begin_call(HookKind::Body);
             call(instance)
         });
         if result.is_ok() {
             self.instance = Some(BodyInstance::AtOnce(instance));
         } else {
-            self.guard.lose(instance, self.client);
+            self.guard.lose(instance, self.admitted.client);
         }
         result
     }
@@ -360,12 +353,12 @@ impl BodyFilter {
         taken.instance.allow_callouts(sender.clone());
         // Not queued: a body that has begun holds an instance, and `limits.bodies` bounds those.
         taken.instance.set_in_body(part == BodyCall::Part);
-        let admitted = AdmittedCall { permit: self.permit(), client: self.client };
+        let admitted = self.guard.admit_further(self.admitted);
         let result = self.guard.run_waiting(&step, admitted, &mut taken.instance, call).await;
         if result.is_ok() {
             self.instance = Some(BodyInstance::Waiting(taken, step));
         } else {
-            self.guard.lose(taken.instance, self.client);
+            self.guard.lose(taken.instance, self.admitted.client);
         }
         result
     }
@@ -477,7 +470,7 @@ impl BodyFilter {
             Err(error) => self.skip(error).map(|()| body.unwrap_or_default())?,
         };
         // From here on only the trailers are left.
-        self.admitted = CallPermit::Usual;
+        self.admitted = CallPermit::usual(self.admitted.client);
         self.has_taken = false;
         self.is_over = true;
         Ok(out)
@@ -542,7 +535,7 @@ impl BodyFilter {
         if let Some(BodyInstance::Waiting(mut taken, _)) = self.instance.take() {
             taken.instance.set_in_body(false);
             taken.instance.store.set_hostcall_fuel(self.guard.configured.limits.memory.min(bounds::HANDED_OVER));
-            self.guard.return_waiting(taken, self.client);
+            self.guard.return_waiting(taken, self.admitted.client);
         }
     }
 
@@ -594,7 +587,7 @@ impl Drop for BodyFilter {
                 let Some(BodyInstance::AtOnce(instance)) = self.instance.take() else { return };
                 match self.guard.configured.isolation {
                     Isolation::Worker if self.guard.keeps_spares() => self.bodies.keep(instance),
-                    Isolation::Worker | Isolation::Request => self.guard.discard(instance, self.client),
+                    Isolation::Worker | Isolation::Request => self.guard.discard(instance, self.admitted.client),
                 }
             }
             // The content has left by then, and nothing is lost but the instance.

@@ -1,9 +1,8 @@
-//! The circuit breaker of a configured plugin, shared by all workers. A late call costs every request that waits behind
-//! it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop the calls of their
-//! hook alone, and only when nearly all of them have failed for seconds, or any client could switch a plugin off.
+//! A circuit breaker for calls of a configured plugin, shared by all workers. A late call costs every request that waits
+//! behind it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop the calls of
+//! their hook alone, and only when nearly all of them have failed for seconds.
 //!
 //! Workers read `mode` and `stopped` before a call. The lock is taken after late calls alone.
-#![expect(clippy::disallowed_methods, reason = "the state is shown to operators, off the workers")]
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -15,10 +14,12 @@ use tracing::{info, warn};
 use super::cpu_time::TICK;
 use crate::context::edit_check::MessageSide;
 
-/// The circuit breaker of a configured plugin.
+/// A circuit breaker for the calls of a plugin, of all clients or of one.
 #[derive(Debug)]
 pub struct Breaker {
     plugin: Arc<str>,
+    /// The clients whose calls the breaker stops, for the log: `all` or `one`.
+    clients: &'static str,
     began: Instant,
     mode: AtomicU8,
     /// The number of openings in a row for late calls; decides the backoff and the CPU time of trial calls.
@@ -67,9 +68,9 @@ pub enum BreakerState {
     HalfOpen,
 }
 
-/// The permission to make a call.
+/// The permission of one breaker to make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallPermit {
+pub enum BreakerPermit {
     /// The call may use the plugin's limits.
     Usual,
     /// The call may use this CPU time, because earlier calls were late.
@@ -100,7 +101,7 @@ const TRIAL: u8 = 3;
 
 /// Late calls within [`LATE_WINDOW`] that open a closed breaker. One alone may be an accident.
 const MAX_LATE_CALLS: usize = 3;
-const LATE_WINDOW: Duration = Duration::from_secs(10);
+pub(super) const LATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// The weight of failures that opens a breaker once it has lasted for [`ROW_TIME`].
 const MAX_FAILURES: u32 = 100;
@@ -119,10 +120,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const MAX_DOUBLINGS: u32 = 6;
 
 impl Breaker {
-    /// Returns a closed breaker.
-    pub fn new(plugin: Arc<str>, now: Instant) -> Self {
+    /// Returns a closed breaker for the calls of `clients`, which is `all` or `one`.
+    pub fn new(plugin: Arc<str>, clients: &'static str, now: Instant) -> Self {
         Breaker {
             plugin,
+            clients,
             began: now,
             mode: AtomicU8::new(CLOSED),
             level: AtomicU32::new(0),
@@ -138,8 +140,44 @@ impl Breaker {
         self.mode.load(Ordering::Relaxed) == CLOSED && self.stopped.load(Ordering::Relaxed) == 0
     }
 
+    /// Closes the breaker, and forgets all calls before.
+    pub(super) fn reset(&self) {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for row in &self.rows {
+            row.weight.store(0, Ordering::Relaxed);
+        }
+        self.level.store(0, Ordering::Relaxed);
+        self.stopped.store(0, Ordering::Release);
+        self.mode.store(CLOSED, Ordering::Release);
+    }
+
+    /// Whether calls of a hook are rejected at a time.
+    pub(super) fn is_rejecting(&self, hook: HookKind, now: Instant) -> bool {
+        let ms = self.ms(now);
+        let is_open =
+            matches!(self.mode.load(Ordering::Acquire), OPEN | TRIAL) && ms < self.until.load(Ordering::Acquire);
+        is_open || self.is_stopped(hook) && ms < self.rows[hook as usize].trial_at.load(Ordering::Acquire)
+    }
+
+    /// Whether calls of any hook are rejected at a time.
+    pub(super) fn is_rejecting_any(&self, now: Instant) -> bool {
+        HookKind::ALL.into_iter().any(|hook| self.is_rejecting(hook, now))
+    }
+
+    /// Whether a late call was made lately, or the breaker is not closed because of late calls.
+    pub(super) fn has_late_calls(&self, now: Instant) -> bool {
+        let is_recent = |ended: &Instant| now.saturating_duration_since(*ended) < LATE_WINDOW;
+        self.mode.load(Ordering::Acquire) != CLOSED
+            || self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_recent)
+    }
+
+    /// Whether so many failures of a hook outweigh its successes, or the hook is stopped.
+    pub(super) fn has_failures(&self, hook: HookKind, number: u32) -> bool {
+        self.is_stopped(hook) || self.rows[hook as usize].weight.load(Ordering::Relaxed) >= number
+    }
+
     /// Returns the permission for a call of a hook; `None` if no call may be made.
-    pub fn admit(&self, hook: HookKind, now: Instant) -> Option<CallPermit> {
+    pub fn admit(&self, hook: HookKind, now: Instant) -> Option<BreakerPermit> {
         if !self.is_stopped(hook) {
             return self.admit_any(now);
         }
@@ -152,7 +190,7 @@ impl Breaker {
         // A trial of the plugin tries the hook too. Otherwise, the worker that moves the time has the trial; one that never
         // ended is repeated.
         match permit {
-            CallPermit::Trial(_) => {
+            BreakerPermit::Trial(_) => {
                 // Until the next one, the hooks that work have the trials.
                 trial_at.store(self.ms(now + self.backoff()), Ordering::Release);
                 Some(permit)
@@ -160,7 +198,7 @@ impl Breaker {
             _ => {
                 let next = self.ms(now + BACKOFF);
                 trial_at.compare_exchange(due, next, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-                Some(CallPermit::HookTrial(if permit == CallPermit::Usual {
+                Some(BreakerPermit::HookTrial(if permit == BreakerPermit::Usual {
                     Duration::MAX
                 } else {
                     self.short_limit()
@@ -170,15 +208,15 @@ impl Breaker {
     }
 
     /// Returns the permission for a call of any hook, as far as late calls decide.
-    fn admit_any(&self, now: Instant) -> Option<CallPermit> {
+    fn admit_any(&self, now: Instant) -> Option<BreakerPermit> {
         let (mode, is_over) = (self.mode.load(Ordering::Acquire), self.ms(now) >= self.until.load(Ordering::Acquire));
         match mode {
-            CAUTIOUS if !is_over => Some(CallPermit::Short(self.short_limit())),
+            CAUTIOUS if !is_over => Some(BreakerPermit::Short(self.short_limit())),
             CAUTIOUS => {
                 if self.change(CAUTIOUS, CLOSED) {
                     self.level.store(0, Ordering::Relaxed);
                 }
-                Some(CallPermit::Usual)
+                Some(BreakerPermit::Usual)
             }
             // A trial that never ended, because its worker panicked, is repeated.
             OPEN | TRIAL if is_over => {
@@ -191,47 +229,47 @@ impl Breaker {
                     return None;
                 }
                 self.mode.store(TRIAL, Ordering::Release);
-                Some(CallPermit::Trial(self.short_limit()))
+                Some(BreakerPermit::Trial(self.short_limit()))
             }
             OPEN | TRIAL => None,
-            _ => Some(CallPermit::Usual),
+            _ => Some(BreakerPermit::Usual),
         }
     }
 
     /// Returns the permission for the further calls of a body that has begun.
-    pub fn further(&self) -> CallPermit {
+    pub fn further(&self) -> BreakerPermit {
         match self.mode.load(Ordering::Relaxed) {
-            CLOSED => CallPermit::Usual,
-            _ => CallPermit::Short(self.short_limit()),
+            CLOSED => BreakerPermit::Usual,
+            _ => BreakerPermit::Short(self.short_limit()),
         }
     }
 
     /// Records the result of a hook's call, which may open or close the breaker.
-    pub fn settle(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
+    pub fn settle(&self, permit: BreakerPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
-            (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
+            (BreakerPermit::Trial(_), CallOutcome::Returned) => self.succeed(hook, now),
             // The plugin was not late. Whether the hook fails is known once the body has ended.
-            (CallPermit::Trial(_), CallOutcome::Continued) => self.close(now),
+            (BreakerPermit::Trial(_), CallOutcome::Continued) => self.close(now),
             (_, CallOutcome::Continued) => {}
-            (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (BreakerPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             // It says no more about the plugin than the failures that have stopped the hook.
-            (CallPermit::Trial(_), CallOutcome::Failed) if self.is_stopped(hook) => self.reopen_until(now),
-            (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen_until(now + self.backoff()),
-            (CallPermit::HookTrial(_), CallOutcome::Returned) => self.resume(hook),
+            (BreakerPermit::Trial(_), CallOutcome::Failed) if self.is_stopped(hook) => self.reopen_until(now),
+            (BreakerPermit::Trial(_), CallOutcome::Failed) => self.reopen_until(now + self.backoff()),
+            (BreakerPermit::HookTrial(_), CallOutcome::Returned) => self.resume(hook),
             // The next trial has its time already.
-            (CallPermit::HookTrial(_), CallOutcome::Failed) => {}
-            (CallPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
-            (CallPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (BreakerPermit::HookTrial(_), CallOutcome::Failed) => {}
+            (BreakerPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
+            (BreakerPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (_, CallOutcome::Returned) => self.count_success(hook),
-            (_, CallOutcome::Failed) => self.count_failure(hook, now),
-            (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
-            (CallPermit::Usual, CallOutcome::Late) => self.count_late(now),
+            (_, CallOutcome::Failed) => self.count_failure(hook, 1, now),
+            (BreakerPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (BreakerPermit::Usual, CallOutcome::Late) => self.count_late(now),
         }
     }
 
     /// Returns the state that operators see.
-    pub fn state(&self) -> BreakerState {
-        let ms = self.ms(Instant::now());
+    pub fn state(&self, now: Instant) -> BreakerState {
+        let ms = self.ms(now);
         let waits = |hook: usize| ms < self.rows[hook].trial_at.load(Ordering::Relaxed);
         let stopped = self.stopped.load(Ordering::Relaxed);
         let is_stopped = |hook: &usize| stopped & (1 << hook) != 0;
@@ -243,7 +281,18 @@ impl Breaker {
         }
     }
 
-    fn count_late(&self, now: Instant) {
+    /// Whether trials have been due for a minute, and none was made: the client makes no more requests.
+    pub(super) fn has_lapsed(&self, now: Instant) -> bool {
+        let ms = self.ms(now).saturating_sub(MAX_BACKOFF.as_millis() as u64);
+        let stopped = self.stopped.load(Ordering::Relaxed);
+        let is_waiting =
+            |(hook, row): (usize, &FailureRow)| stopped & (1 << hook) != 0 && ms < row.trial_at.load(Ordering::Relaxed);
+        let is_open = self.mode.load(Ordering::Relaxed) != CLOSED && ms < self.until.load(Ordering::Relaxed);
+        !is_open && !self.rows.iter().enumerate().any(is_waiting)
+    }
+
+    /// Counts a late call, which may open the breaker.
+    pub(super) fn count_late(&self, now: Instant) {
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         late.retain(|ended| now.saturating_duration_since(*ended) < LATE_WINDOW);
         late.push_back(now);
@@ -254,21 +303,23 @@ impl Breaker {
         }
     }
 
-    fn count_failure(&self, hook: HookKind, now: Instant) {
+    /// Counts a failed call of a hook with a weight of 1, or of 0 for one that is a sign of the same cause.
+    pub(super) fn count_failure(&self, hook: HookKind, weight: u32, now: Instant) {
         let row = &self.rows[hook as usize];
-        let more = |weight: u32| Some((weight + 1).min(MAX_FAILURES));
+        let more = |before: u32| Some((before + weight).min(MAX_FAILURES));
         let before = row.weight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
         if before == 0 {
             row.began.store(self.ms(now), Ordering::Relaxed);
         }
         let lasted = self.ms(now).saturating_sub(row.began.load(Ordering::Relaxed));
-        if before + 1 >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
+        if before + weight >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
             row.weight.store(0, Ordering::Relaxed);
             // Calls that still fail while the hook is stopped change nothing.
             if !self.is_stopped(hook) {
                 row.trial_at.store(self.ms(now + BACKOFF), Ordering::Release);
                 self.stopped.fetch_or(hook.bit(), Ordering::Release);
-                warn!(plugin = &*self.plugin, failures_of = hook.word(), retry_in = ?BACKOFF, "plugin breaker opened");
+                let (plugin, clients, failures_of) = (&*self.plugin, self.clients, hook.word());
+                warn!(plugin, clients, failures_of, retry_in = ?BACKOFF, "plugin breaker opened");
             }
         }
     }
@@ -291,7 +342,7 @@ impl Breaker {
     fn resume(&self, hook: HookKind) {
         self.rows[hook as usize].weight.store(0, Ordering::Relaxed);
         if self.stopped.fetch_and(!hook.bit(), Ordering::AcqRel) & hook.bit() != 0 {
-            info!(plugin = &*self.plugin, calls_of = hook.word(), "plugin breaker closed");
+            info!(plugin = &*self.plugin, clients = self.clients, calls_of = hook.word(), "plugin breaker closed");
         }
     }
 
@@ -304,11 +355,11 @@ impl Breaker {
         self.level.store((level + 1).min(MAX_DOUBLINGS + 1), Ordering::Relaxed);
         let backoff = self.backoff();
         self.until.store(self.ms(now + backoff), Ordering::Release);
-        warn!(plugin = &*self.plugin, limit, retry_in = ?backoff, "plugin breaker opened");
+        warn!(plugin = &*self.plugin, clients = self.clients, limit, retry_in = ?backoff, "plugin breaker opened");
     }
 
     /// Opens the breaker again after a trial that failed without cost, until the next trial.
-    fn reopen_until(&self, next: Instant) {
+    pub(super) fn reopen_until(&self, next: Instant) {
         self.until.store(self.ms(next), Ordering::Release);
         self.mode.store(OPEN, Ordering::Release);
     }
@@ -325,7 +376,7 @@ impl Breaker {
         let is_late_before = self.level.load(Ordering::Relaxed) > 0;
         self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
         self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
-        info!(plugin = &*self.plugin, "plugin breaker closed");
+        info!(plugin = &*self.plugin, clients = self.clients, "plugin breaker closed");
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
@@ -351,22 +402,32 @@ impl Breaker {
     }
 }
 
-impl CallPermit {
+impl BreakerPermit {
     /// Returns the CPU time of the call, if that is less than the plugin's limit.
     pub fn budget(self) -> Option<Duration> {
         match self {
-            CallPermit::Usual => None,
-            CallPermit::Short(time) | CallPermit::Trial(time) | CallPermit::HookTrial(time) => Some(time),
+            BreakerPermit::Usual => None,
+            BreakerPermit::Short(time) | BreakerPermit::Trial(time) | BreakerPermit::HookTrial(time) => Some(time),
         }
     }
 
     /// Whether the call's result decides about further calls.
     pub fn is_trial(self) -> bool {
-        matches!(self, CallPermit::Trial(_) | CallPermit::HookTrial(_))
+        matches!(self, BreakerPermit::Trial(_) | BreakerPermit::HookTrial(_))
     }
 }
 
 impl HookKind {
+    const ALL: [HookKind; HookKind::COUNT] = [
+        HookKind::RequestFilter,
+        HookKind::ResponseFilter,
+        HookKind::Body,
+        HookKind::Balancer,
+        HookKind::CachePolicy,
+        HookKind::Observer,
+        HookKind::Timer,
+    ];
+
     /// The number of kinds.
     const COUNT: usize = HookKind::Timer as usize + 1;
 
@@ -400,6 +461,16 @@ impl BreakerState {
     /// All states, in the order of their numbers in metrics.
     pub const ALL: [BreakerState; 3] = [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen];
 
+    /// Returns the state that rejects the most calls.
+    pub fn worst(states: impl Iterator<Item = BreakerState>) -> Self {
+        let rank = |state: &BreakerState| match state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        };
+        states.max_by_key(rank).unwrap_or(BreakerState::Closed)
+    }
+
     /// Returns the word for the state.
     pub fn word(self) -> &'static str {
         match self {
@@ -420,7 +491,7 @@ mod tests {
 
     fn breaker() -> (Breaker, Instant) {
         let now = Instant::now();
-        (Breaker::new("p".into(), now), now)
+        (Breaker::new("p".into(), "one", now), now)
     }
 
     fn at(began: Instant, ms: u64) -> Instant {
@@ -436,16 +507,16 @@ mod tests {
     fn late_calls_open_it_and_a_trial_closes_it() {
         let (breaker, began) = breaker();
         (0..2).for_each(|n| late(&breaker, at(began, n)));
-        assert_eq!(breaker.admit(REQUEST, at(began, 2)), Some(CallPermit::Usual));
+        assert_eq!(breaker.admit(REQUEST, at(began, 2)), Some(BreakerPermit::Usual));
         late(&breaker, at(began, 2));
         assert!(!breaker.is_closed());
         assert_eq!(breaker.admit(REQUEST, at(began, 900)), None);
         let trial = breaker.admit(REQUEST, at(began, 1003)).unwrap();
-        assert_eq!(trial, CallPermit::Trial(TICK));
+        assert_eq!(trial, BreakerPermit::Trial(TICK));
         assert_eq!(breaker.admit(REQUEST, at(began, 1004)), None, "one trial at a time");
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1005));
-        assert_eq!(breaker.admit(REQUEST, at(began, 1006)), Some(CallPermit::Short(TICK)));
-        assert_eq!(breaker.admit(REQUEST, at(began, 3100)), Some(CallPermit::Usual));
+        assert_eq!(breaker.admit(REQUEST, at(began, 1006)), Some(BreakerPermit::Short(TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 3100)), Some(BreakerPermit::Usual));
         assert!(breaker.is_closed());
     }
 
@@ -458,7 +529,7 @@ mod tests {
             assert_eq!(breaker.admit(REQUEST, now + Duration::from_millis(seconds * 1000 - 1)), None);
             now += Duration::from_secs(seconds);
             let trial = breaker.admit(REQUEST, now).unwrap();
-            assert_eq!(trial, CallPermit::Trial(TICK * ticks));
+            assert_eq!(trial, BreakerPermit::Trial(TICK * ticks));
             breaker.settle(trial, REQUEST, CallOutcome::Late, now);
         }
     }
@@ -471,7 +542,7 @@ mod tests {
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 1000));
         late(&breaker, at(began, 1500));
         assert_eq!(breaker.admit(REQUEST, at(began, 3400)), None);
-        assert_eq!(breaker.admit(REQUEST, at(began, 3500)), Some(CallPermit::Trial(2 * TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 3500)), Some(BreakerPermit::Trial(2 * TICK)));
     }
 
     /// Makes a call each millisecond, of which every one of these numbers succeeds.
@@ -479,7 +550,7 @@ mod tests {
         for ms in times {
             let is_success = ms % success_every == 0;
             let outcome = if is_success { CallOutcome::Returned } else { CallOutcome::Failed };
-            breaker.settle(CallPermit::Usual, REQUEST, outcome, at(began, ms));
+            breaker.settle(BreakerPermit::Usual, REQUEST, outcome, at(began, ms));
         }
     }
 
@@ -496,7 +567,7 @@ mod tests {
         for second in 0..5 {
             let now = at(began, 15_000 + second * 1000);
             let trial = breaker.admit(REQUEST, now).unwrap();
-            assert_eq!(trial, CallPermit::HookTrial(Duration::MAX));
+            assert_eq!(trial, BreakerPermit::HookTrial(Duration::MAX));
             breaker.settle(trial, REQUEST, CallOutcome::Failed, now);
         }
         let trial = breaker.admit(REQUEST, at(began, 20_000)).unwrap();
@@ -505,23 +576,23 @@ mod tests {
     }
 
     fn fail(breaker: &Breaker, began: Instant, hook: HookKind) {
-        (1..3200).for_each(|ms| breaker.settle(CallPermit::Usual, hook, CallOutcome::Failed, at(began, ms)));
+        (1..3200).for_each(|ms| breaker.settle(BreakerPermit::Usual, hook, CallOutcome::Failed, at(began, ms)));
     }
 
     #[test]
     fn failures_of_a_hook_stop_the_calls_of_that_hook_alone() {
         let (breaker, began) = breaker();
         for ms in 1..3200 {
-            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
-            breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Returned, at(began, ms));
+            breaker.settle(BreakerPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
+            breaker.settle(BreakerPermit::Usual, REQUEST, CallOutcome::Returned, at(began, ms));
         }
         let now = at(began, 5000);
         assert!(!breaker.is_closed());
         let trial = breaker.admit(HookKind::Body, now);
-        assert_eq!(trial, Some(CallPermit::HookTrial(Duration::MAX)));
+        assert_eq!(trial, Some(BreakerPermit::HookTrial(Duration::MAX)));
         assert_eq!(breaker.admit(HookKind::Body, now), None, "one trial at a time");
-        assert_eq!(breaker.admit(REQUEST, now), Some(CallPermit::Usual));
-        breaker.settle(CallPermit::Usual, REQUEST, CallOutcome::Returned, now);
+        assert_eq!(breaker.admit(REQUEST, now), Some(BreakerPermit::Usual));
+        breaker.settle(BreakerPermit::Usual, REQUEST, CallOutcome::Returned, now);
         assert_eq!(breaker.admit(HookKind::Body, now), None, "a success of another hook ends no trial");
         // A trial that fails, or that never ended, is repeated.
         breaker.settle(trial.unwrap(), HookKind::Body, CallOutcome::Failed, now);
@@ -540,17 +611,17 @@ mod tests {
         // Its trial decides about the plugin, and not about the other hook.
         let trial = breaker.admit(REQUEST, at(began, 4300)).unwrap();
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 4300));
-        assert_eq!(breaker.admit(REQUEST, at(began, 4301)), Some(CallPermit::Short(TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4301)), Some(BreakerPermit::Short(TICK)));
         let trial = breaker.admit(HookKind::Body, at(began, 4301)).unwrap();
-        assert_eq!(trial, CallPermit::HookTrial(TICK));
+        assert_eq!(trial, BreakerPermit::HookTrial(TICK));
         breaker.settle(trial, HookKind::Body, CallOutcome::Late, at(began, 4302));
         assert_eq!(breaker.admit(REQUEST, at(began, 4303)), None);
-        assert_eq!(breaker.state(), BreakerState::Open);
+        assert_eq!(breaker.state(at(began, 4303)), BreakerState::Open);
         // A trial of the plugin by the hook that is stopped decides about both.
         let trial = breaker.admit(HookKind::Body, at(began, 6400)).unwrap();
-        assert_eq!(trial, CallPermit::Trial(2 * TICK));
+        assert_eq!(trial, BreakerPermit::Trial(2 * TICK));
         breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 6400));
-        assert_eq!(breaker.admit(HookKind::Body, at(began, 6401)), Some(CallPermit::Short(2 * TICK)));
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 6401)), Some(BreakerPermit::Short(2 * TICK)));
     }
 
     #[test]
@@ -559,14 +630,14 @@ mod tests {
         fail(&breaker, began, HookKind::Observer);
         (0..3).for_each(|_| late(&breaker, at(began, 3200)));
         let trial = breaker.admit(HookKind::Observer, at(began, 4200)).unwrap();
-        assert_eq!(trial, CallPermit::Trial(TICK));
+        assert_eq!(trial, BreakerPermit::Trial(TICK));
         assert_eq!(breaker.admit(REQUEST, at(began, 4200)), None, "one trial at a time");
         breaker.settle(trial, HookKind::Observer, CallOutcome::Failed, at(began, 4201));
         assert_eq!(breaker.admit(HookKind::Observer, at(began, 4201)), None);
         let trial = breaker.admit(REQUEST, at(began, 4201)).unwrap();
-        assert_eq!(trial, CallPermit::Trial(TICK));
+        assert_eq!(trial, BreakerPermit::Trial(TICK));
         breaker.settle(trial, REQUEST, CallOutcome::Returned, at(began, 4201));
-        assert_eq!(breaker.admit(REQUEST, at(began, 4202)), Some(CallPermit::Short(TICK)));
+        assert_eq!(breaker.admit(REQUEST, at(began, 4202)), Some(BreakerPermit::Short(TICK)));
         // The failures of a hook that is not stopped keep the breaker open for the backoff.
         late(&breaker, at(began, 4202));
         let trial = breaker.admit(REQUEST, at(began, 6202)).unwrap();
@@ -574,29 +645,29 @@ mod tests {
         assert_eq!(breaker.admit(REQUEST, at(began, 8201)), None);
         // A plugin whose only hook is stopped is tried once in a backoff.
         let trial = breaker.admit(HookKind::Observer, at(began, 8202)).unwrap();
-        assert_eq!(trial, CallPermit::Trial(2 * TICK));
+        assert_eq!(trial, BreakerPermit::Trial(2 * TICK));
         breaker.settle(trial, HookKind::Observer, CallOutcome::Failed, at(began, 8202));
         assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_201)), None);
         let trial = breaker.admit(HookKind::Observer, at(began, 10_202)).unwrap();
         breaker.settle(trial, HookKind::Observer, CallOutcome::Returned, at(began, 10_202));
-        assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_203)), Some(CallPermit::Short(2 * TICK)));
+        assert_eq!(breaker.admit(HookKind::Observer, at(began, 10_203)), Some(BreakerPermit::Short(2 * TICK)));
     }
 
     /// Each body has calls that return before the one that fails.
     #[test]
     fn bodies_count_once_they_have_ended() {
         let began = Instant::now();
-        let breaker = Breaker::new("a".into(), began);
+        let breaker = Breaker::new("a".into(), "one", began);
         for ms in 0..3200 {
-            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Continued, at(began, ms));
-            breaker.settle(CallPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
+            breaker.settle(BreakerPermit::Usual, HookKind::Body, CallOutcome::Continued, at(began, ms));
+            breaker.settle(BreakerPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));
         }
         assert_eq!(breaker.admit(HookKind::Body, at(began, 3201)), None);
         let trial = breaker.admit(HookKind::Body, at(began, 4300)).unwrap();
         breaker.settle(trial, HookKind::Body, CallOutcome::Continued, at(began, 4300));
         assert_eq!(breaker.admit(HookKind::Body, at(began, 4301)), None, "the trial has not ended");
         breaker.settle(trial, HookKind::Body, CallOutcome::Returned, at(began, 4302));
-        assert_eq!(breaker.admit(HookKind::Body, at(began, 4303)), Some(CallPermit::Usual));
+        assert_eq!(breaker.admit(HookKind::Body, at(began, 4303)), Some(BreakerPermit::Usual));
     }
 
     #[test]
@@ -605,6 +676,6 @@ mod tests {
         (0..3).for_each(|_| late(&breaker, began));
         breaker.admit(REQUEST, at(began, 1000)).unwrap();
         assert_eq!(breaker.admit(REQUEST, at(began, 1900)), None);
-        assert!(matches!(breaker.admit(REQUEST, at(began, 2000)), Some(CallPermit::Trial(_))));
+        assert!(matches!(breaker.admit(REQUEST, at(began, 2000)), Some(BreakerPermit::Trial(_))));
     }
 }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::breaker::{CallOutcome, CallPermit, HookKind};
+use super::breaker::{CallOutcome, HookKind};
 use super::call_error::PluginFailure;
 use super::configured::ConfiguredPlugin;
 use super::cpu_time::{CallStart, TICK};
@@ -23,6 +23,7 @@ use super::instance_orders::{MadeInstance, OrderedInstance, WantedInstance};
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use super::version_breaker::CallPermit;
 use crate::context::ExchangeContext;
 use crate::net::boxed::boxed;
 use crate::net::turn::{ComputationKind, TurnClaim, TurnOwner, is_contended, next_turn, spend};
@@ -64,13 +65,6 @@ pub struct PluginCaller {
     is_released: Cell<bool>,
     /// The host's work that is not charged yet, because it was short.
     owed: Cell<Duration>,
-}
-
-/// The permission of a call, and the client that the call is made for.
-#[derive(Clone, Copy)]
-pub(super) struct AdmittedCall {
-    pub(super) permit: CallPermit,
-    pub(super) client: Holder,
 }
 
 /// The time that a lost instance is charged with: to replace it, off the worker or on it, and to tell of the failure. What
@@ -139,7 +133,7 @@ impl PluginCaller {
         };
         let instance = idle.map_or_else(fresh, Ok);
         let mut instance = instance.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
-        let result = self.run(&mut instance, permit, client, call);
+        let result = self.run(&mut instance, permit, call);
         let is_kept = self.configured.isolation == Isolation::Worker && !self.is_released.get();
         if is_whole(&result) && is_kept {
             slot.fill(instance);
@@ -260,24 +254,24 @@ impl PluginCaller {
 
     /// Decides whether a call of a hook is made for a client; the error is the reason if none is.
     pub(super) fn admit(&self, hook: HookKind, client: Holder) -> Result<CallPermit, PluginFailure> {
-        if !self.share.is_spent() && self.supply().breaker.is_closed() {
-            return Ok(CallPermit::Usual);
+        if !self.share.is_spent() && self.supply().breaker.is_closed(client) {
+            return Ok(CallPermit::usual(client));
         }
         self.admit_slowly(hook, client, Instant::now())
     }
 
-    /// Decides about the further calls of a body that has begun. Late calls were counted against the plugin, but the
-    /// body is not cut off for the failures of others.
-    pub(super) fn admit_further(&self) -> CallPermit {
-        if self.supply().breaker.is_closed() { CallPermit::Usual } else { self.supply().breaker.further() }
+    /// Decides about the further calls of a body that has begun with a permission. Late calls were counted against the
+    /// plugin, but the body is not cut off for the failures of others.
+    pub(super) fn admit_further(&self, begun: CallPermit) -> CallPermit {
+        let breaker = &self.supply().breaker;
+        if begun.is_usual() && breaker.is_closed(begun.client) { begun } else { breaker.further(begun) }
     }
 
-    /// Runs a call for a client on an instance, counts and charges it.
+    /// Runs a call on an instance, counts and charges it.
     pub(super) fn run<R>(
         &self,
         instance: &mut Instance,
         permit: CallPermit,
-        client: Holder,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let figures = &self.figures;
@@ -293,7 +287,7 @@ impl PluginCaller {
         if let Some(began) = began {
             figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE_EVERY);
         }
-        self.settle(instance, AdmittedCall { permit, client }, &start, &result);
+        self.settle(instance, permit, &start, &result);
         result
     }
 
@@ -404,17 +398,17 @@ impl PluginCaller {
         if self.share.is_spent() && self.share.wait(client, now).is_some() {
             return Err(self.share_error());
         }
-        self.supply().breaker.admit(hook, now).ok_or(PluginFailure::Open)
+        self.supply().breaker.admit(hook, client, now).ok_or(PluginFailure::Open)
     }
 
     fn settle<R>(
         &self,
         instance: &mut Instance,
-        AdmittedCall { permit, client }: AdmittedCall,
+        permit: CallPermit,
         start: &CallStart,
         result: &Result<R, PluginFailure>,
     ) {
-        let breaker = &self.supply().breaker;
+        let (breaker, client) = (&self.supply().breaker, permit.client);
         let since_tick = instance.cpu_since_tick();
         let (measured, has_missed_ticks) = (start.cpu(), start.has_missed_ticks(since_tick));
         let is_late = measured.is_some_and(|time| time > self.longest_call());
@@ -425,9 +419,9 @@ impl PluginCaller {
             _ => CallOutcome::Failed,
         };
         let is_short = since_tick.is_none() && measured.is_none() && !has_missed_ticks;
-        if permit == CallPermit::Usual && is_short {
+        if permit.is_usual() && is_short {
             match outcome {
-                CallOutcome::Returned => return breaker.count_success(instance.hook()),
+                CallOutcome::Returned => return breaker.count_success(instance.hook(), client),
                 CallOutcome::Continued => return,
                 CallOutcome::Failed | CallOutcome::Late => {}
             }
@@ -464,9 +458,7 @@ impl PluginCaller {
         }
         let outcome =
             if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
-        if permit.is_trial() {
-            self.supply().breaker.settle(permit, hook, outcome, Instant::now());
-        }
+        self.supply().breaker.settle_trial(permit, hook, outcome, Instant::now());
     }
 }
 

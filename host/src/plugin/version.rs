@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::breaker::Breaker;
 use super::call_error::PluginFailure;
 use super::cover::Cover;
 use super::engine::Plugin;
@@ -22,6 +21,7 @@ use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
 use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
+use super::version_breaker::VersionBreaker;
 use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
 use crate::system::client_places::{ClientPlaces, FEW};
 use crate::system::thread_time::timed;
@@ -39,7 +39,7 @@ pub struct PluginVersion {
     pub(super) name: Arc<str>,
     pub(super) recipe: InstanceRecipe,
     pub(super) isolation: Isolation,
-    pub breaker: Breaker,
+    pub breaker: VersionBreaker,
     orders: InstanceOrders<PluginVersion>,
     #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
     spares: Mutex<Vec<Box<Instance>>>,
@@ -151,7 +151,7 @@ impl PluginVersion {
     ) -> Self {
         let now = Instant::now();
         PluginVersion {
-            breaker: Breaker::new(name.clone(), now),
+            breaker: VersionBreaker::new(&name, now),
             waiting: WaitingLimit::new(recipe.limits.waiting),
             // As many bodies wait as may pass.
             bodies: ClientPlaces::new(recipe.limits.bodies, recipe.limits.bodies, FEW),

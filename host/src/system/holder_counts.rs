@@ -29,6 +29,11 @@ impl Holder {
         Holder(number)
     }
 
+    /// Returns the number of the holder.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     /// Returns the holder within a group: the same client is another holder in each route.
     pub fn within(self, group: u64) -> Self {
         // A multiplication by an odd number loses nothing.

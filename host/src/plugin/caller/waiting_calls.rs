@@ -13,15 +13,16 @@ use std::sync::atomic::Ordering;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use super::super::breaker::{CallOutcome, CallPermit, HookKind};
+use super::super::breaker::{CallOutcome, HookKind};
 use super::super::call_error::PluginFailure;
 use super::super::instance::Instance;
 use super::super::instance_limit::ReservedInstances;
 use super::super::settings::Isolation;
 use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use super::super::version_breaker::CallPermit;
 use super::super::waiting_limit::RESERVED_CALLS;
 use super::share_pause::SharePause;
-use super::{AdmittedCall, PluginCaller, is_whole};
+use super::{PluginCaller, is_whole};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::system::holder_counts::Holder;
@@ -56,7 +57,7 @@ pub(in crate::plugin) struct WaitingInstance {
 
 impl WaitingInstance {
     fn new(instance: Box<Instance>, place: WaitingPlace) -> Self {
-        WaitingInstance { instance, permit: CallPermit::Usual, place }
+        WaitingInstance { instance, permit: CallPermit::usual(Holder::UNKNOWN), place }
     }
 }
 
@@ -219,7 +220,7 @@ impl PluginCaller {
         };
         let mut taken = taken.inspect_err(|failure| self.settle_without_call(permit, hook, failure))?;
         taken.permit = permit;
-        let result = self.run_waiting(step, AdmittedCall { permit, client }, &mut taken.instance, call).await;
+        let result = self.run_waiting(step, permit, &mut taken.instance, call).await;
         Ok((taken, result))
     }
 
@@ -227,16 +228,19 @@ impl PluginCaller {
     pub(in crate::plugin) async fn run_waiting<R>(
         &self,
         step: &Deadline,
-        admitted: AdmittedCall,
+        permit: CallPermit,
         instance: &mut Instance,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (call_time, is_queued) = (self.configured.limits.waiting.call_time, Cell::new(false));
-        let result = step.limit(call_time, self.run_turns(instance, admitted, &is_queued, call)).await;
+        let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
-            // The plugin is not to blame for computations of others.
-            if admitted.permit.is_trial() || !is_queued.get() {
-                self.settle_waiting(admitted.permit, instance.hook(), CallOutcome::Failed);
+            let (hook, failed) = (instance.hook(), CallOutcome::Failed);
+            if is_queued.get() {
+                // The plugin is not to blame for computations of others.
+                self.supply().breaker.settle_trial(permit, hook, failed, Instant::now());
+            } else {
+                self.settle_waiting(permit, hook, failed);
             }
             Err(PluginFailure::CallTime(call_time))
         })
@@ -282,10 +286,11 @@ impl PluginCaller {
     async fn run_turns<R>(
         &self,
         instance: &mut Instance,
-        AdmittedCall { permit, client }: AdmittedCall,
+        permit: CallPermit,
         is_queued: &Cell<bool>,
         call: impl AsyncFnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
+        let client = permit.client;
         self.figures.calls.add(1);
         if let Some(time) = permit.budget() {
             instance.set_budget(time);
@@ -329,8 +334,8 @@ impl PluginCaller {
 
     fn settle_waiting(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome) {
         let breaker = &self.supply().breaker;
-        if permit == CallPermit::Usual && outcome == CallOutcome::Returned {
-            return breaker.count_success(hook);
+        if permit.is_usual() && outcome == CallOutcome::Returned {
+            return breaker.count_success(hook, permit.client);
         }
         breaker.settle(permit, hook, outcome, Instant::now());
     }

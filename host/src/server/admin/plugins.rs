@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -110,9 +111,10 @@ fn by_name(generation: &Generation) -> BTreeMap<&str, Vec<&ConfiguredPlugin>> {
 }
 
 /// Returns the state of the breaker that rejects the most calls.
+#[expect(clippy::disallowed_methods, reason = "the state is shown to operators, off the workers")]
 fn worst_state(versions: &[&ConfiguredPlugin]) -> BreakerState {
-    let is_any = |state: &BreakerState| versions.iter().any(|configured| configured.supply.breaker.state() == *state);
-    [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(is_any).unwrap_or(BreakerState::Closed)
+    let now = Instant::now();
+    BreakerState::worst(versions.iter().map(|configured| configured.supply.breaker.state(now)))
 }
 
 fn rejections(figures: &[Arc<PluginMetrics>], reason: CallRejection) -> u64 {
