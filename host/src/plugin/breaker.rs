@@ -30,8 +30,10 @@ pub struct Breaker {
     rows: [FailureRow; HookKind::COUNT],
     /// The hooks that their failures have stopped, one bit for each.
     stopped: AtomicU8,
-    /// The times at which the last late calls ended.
+    /// The times at which the last late calls ended, as far as they count for the next opening.
     late: Mutex<VecDeque<Instant>>,
+    /// The time at which the last late call ended, in milliseconds since `began`, plus one; 0 before the first.
+    last_late: AtomicU64,
 }
 
 /// The failures of a hook that outweigh its successes.
@@ -132,6 +134,7 @@ impl Breaker {
             rows: Default::default(),
             stopped: AtomicU8::new(0),
             late: Mutex::default(),
+            last_late: AtomicU64::new(0),
         }
     }
 
@@ -143,6 +146,7 @@ impl Breaker {
     /// Closes the breaker, and forgets all calls before.
     pub(super) fn reset(&self) {
         self.late.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.last_late.store(0, Ordering::Relaxed);
         for row in &self.rows {
             row.weight.store(0, Ordering::Relaxed);
         }
@@ -164,11 +168,12 @@ impl Breaker {
         HookKind::ALL.into_iter().any(|hook| self.is_rejecting(hook, now))
     }
 
-    /// Whether a late call was made lately, or the breaker is not closed because of late calls.
-    pub(super) fn has_late_calls(&self, now: Instant) -> bool {
-        let is_recent = |ended: &Instant| now.saturating_duration_since(*ended) < LATE_WINDOW;
-        self.mode.load(Ordering::Acquire) != CLOSED
-            || self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_recent)
+    /// Records the time of a late call. Returns whether it is the first one in [`LATE_WINDOW`], while the breaker is closed: of
+    /// calls that end at the same time on several workers, one is.
+    pub(super) fn note_late(&self, now: Instant) -> bool {
+        let (ms, before) = (self.ms(now), self.last_late.swap(self.ms(now) + 1, Ordering::Relaxed));
+        let is_long_ago = before == 0 || u128::from(ms.saturating_sub(before)) >= LATE_WINDOW.as_millis();
+        is_long_ago && self.mode.load(Ordering::Acquire) == CLOSED
     }
 
     /// Whether so many failures of a hook outweigh its successes, or the hook is stopped.

@@ -75,7 +75,11 @@ impl VersionBreaker {
         } else {
             self.blamed.breaker_of(permit.client)
         };
-        self.settle_for_all(permit.of_all, hook, outcome, own, now);
+        let is_blamed = own.is_some_and(|own| match outcome {
+            CallOutcome::Late => !own.note_late(now),
+            _ => own.has_failures(hook, if permit.of_all.is_trial() { 1 } else { MAX_COUNTED_FAILURES }),
+        });
+        self.settle_for_all(permit.of_all, hook, outcome, is_blamed, now);
         if let Some(own) = own {
             own.settle(permit.of_client, hook, outcome, now);
         }
@@ -85,36 +89,33 @@ impl VersionBreaker {
     pub(super) fn settle_trial(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome, now: Instant) {
         let own = self.blamed.breaker_of(permit.client);
         if permit.of_all.is_trial() {
-            self.settle_for_all(permit.of_all, hook, outcome, own, now);
+            self.settle_for_all(permit.of_all, hook, outcome, false, now);
         }
         if let Some(own) = own.filter(|_| permit.of_client.is_trial()) {
             own.settle(permit.of_client, hook, outcome, now);
         }
     }
 
-    /// Records the result of a call for the breaker of all clients, before the client's own breaker knows it. What a client has
-    /// met before says nothing about others when it is met again.
+    /// Records the result of a call for the breaker of all clients. The failure of a client that is to blame for others before
+    /// says nothing about other clients.
     fn settle_for_all(
         &self,
         permit: BreakerPermit,
         hook: HookKind,
         outcome: CallOutcome,
-        own: Option<&Breaker>,
+        is_blamed: bool,
         now: Instant,
     ) {
-        let is_blamed = |own: &Breaker| own.has_late_calls(now) || own.has_failures(hook, 1);
         match (permit, outcome) {
             // The next trial is that of another client, or of this one as soon as its own breaker admits a call.
-            (BreakerPermit::Trial(_), CallOutcome::Late | CallOutcome::Failed) if own.is_some_and(is_blamed) => {
+            (BreakerPermit::Trial(_), CallOutcome::Late | CallOutcome::Failed) if is_blamed => {
                 self.all.reopen_until(now);
             }
             (BreakerPermit::Trial(_), _) => self.all.settle(permit, hook, outcome, now),
             // Late calls of three clients are needed to open the breaker again too, or one could keep it open.
-            (_, CallOutcome::Late) if own.is_none_or(|own| !own.has_late_calls(now)) => self.all.count_late(now),
+            (_, CallOutcome::Late) if !is_blamed => self.all.count_late(now),
             (_, CallOutcome::Late) => {}
-            (BreakerPermit::Usual | BreakerPermit::Short(_), CallOutcome::Failed)
-                if own.is_some_and(|own| own.has_failures(hook, MAX_COUNTED_FAILURES)) =>
-            {
+            (BreakerPermit::Usual | BreakerPermit::Short(_), CallOutcome::Failed) if is_blamed => {
                 self.all.count_failure(hook, 0, now);
             }
             _ => self.all.settle(permit, hook, outcome, now),
@@ -226,6 +227,19 @@ mod tests {
                 }
             }
             assert!(rejected.iter().all(|ms| *ms < 4000), "until {:?}", rejected.last());
+        }
+    }
+
+    /// The client's own breaker closes between the late calls: its trials succeed, and all calls with little time.
+    #[test]
+    fn a_client_that_is_late_whenever_it_may_be_opens_its_own_breaker_alone() {
+        let (breaker, began) = breaker();
+        for ms in (0..120_000).step_by(10) {
+            if let Some(permit) = breaker.admit(REQUEST, client(1), at(began, ms)) {
+                let outcome = if permit.is_usual() { CallOutcome::Late } else { CallOutcome::Returned };
+                breaker.settle(permit, REQUEST, outcome, at(began, ms));
+            }
+            assert!(is_served(&breaker, 9, at(began, ms)), "at {ms} ms");
         }
     }
 
