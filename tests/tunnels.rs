@@ -129,6 +129,18 @@ fn the_access_log_says_how_a_tunnel_ended() {
         assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
     };
     assert_eq!(ended(switching(), "", closed), (true.into(), serde_json::Value::Null));
+    // The endpoint has said all that it has to say before it refuses what the client still sends.
+    let ending = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let head = head(&mut reader);
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        stream.write_all(format!("{answer}{head}").as_bytes()).unwrap();
+    });
+    let lingers = |tunnel: &mut BufReader<TcpStream>| {
+        assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
+        until("the endpoint's refusal ends the tunnel", || tunnel.get_mut().write_all(b"bye").is_err());
+    };
+    assert_eq!(ended(ending, "", lingers), (true.into(), serde_json::Value::Null));
     let waits = |tunnel: &mut BufReader<TcpStream>| drop(tunnel.read(&mut [0]));
     let silent = ended(switching(), "tunnel-timeout = \"300ms\"", waits);
     assert_eq!(silent, (false.into(), "http_response_timeout".into()));

@@ -36,7 +36,8 @@ pub async fn run<T: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let TunnelClient { socket, ahead, idle, deadline } = client;
     let SwitchedProtocol { mut stream, in_flight_guard, .. } = switched;
-    let mut client = WatchedSocket { io: socket, idle, deadline: deadline.clone(), written: 0, has_failed: false };
+    let (deadline_of_client, has_failed, is_shut) = (deadline.clone(), false, false);
+    let mut client = WatchedSocket { io: socket, idle, deadline: deadline_of_client, written: 0, has_failed, is_shut };
     deadline.set(idle);
     // Both are parts of buffers that hyper has read into, and are dropped once they are written.
     let behind = std::mem::take(&mut stream.ahead);
@@ -50,8 +51,8 @@ pub async fn run<T: AsyncRead + AsyncWrite + Unpin>(
     let endpoint = in_flight_guard.endpoint_view().name.clone();
     let failure = match deadline.until_met(carrying).await {
         Ok(Ok(_)) => None,
-        // Clients may close tunnels at any time.
-        Ok(Err(error)) if client.has_failed => {
+        // Clients may close tunnels at any time. An endpoint that has ended its side may refuse what the client still sends.
+        Ok(Err(error)) if client.has_failed || client.is_shut => {
             tracing::debug!(%error, "tunnel");
             None
         }
@@ -90,6 +91,8 @@ struct WatchedSocket<T> {
     written: u64,
     /// Whether the client's side has failed.
     has_failed: bool,
+    /// Whether the client was told that the endpoint has ended its side.
+    is_shut: bool,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for WatchedSocket<T> {
@@ -126,6 +129,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.io).poll_shutdown(cx);
         self.has_failed |= matches!(shut, Poll::Ready(Err(_)));
+        self.is_shut |= matches!(shut, Poll::Ready(Ok(())));
         shut
     }
 }
