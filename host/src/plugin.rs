@@ -3,13 +3,13 @@
 pub mod access;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
-mod blamed_clients;
 pub mod body_filter;
 pub mod body_permit;
 pub mod breaker;
 pub mod cache_policy;
 pub mod call_error;
 pub mod caller;
+pub mod client_breakers;
 pub mod compiled_cache;
 pub mod configured;
 mod cover;
@@ -43,6 +43,5 @@ mod shared;
 pub mod tenancy;
 pub mod time_share;
 pub mod version;
-pub mod version_breaker;
 pub mod waiting_limit;
 mod wasi;

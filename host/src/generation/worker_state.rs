@@ -396,9 +396,9 @@ impl WorkerState {
                     waiting.extend(begun);
                     continue;
                 }
-                TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Holder::UNKNOWN, Instance::timer),
+                TimerOwner::Filter => self.call(timer.binding, HookKind::Timer, Holder::PLUGIN, Instance::timer),
                 TimerOwner::Balancer(upstream) => {
-                    self.call_balancer(upstream, HookKind::Timer, Holder::UNKNOWN, Instance::timer)
+                    self.call_balancer(upstream, HookKind::Timer, Holder::PLUGIN, Instance::timer)
                 }
             };
             self.settle_timer(timer, called, now);

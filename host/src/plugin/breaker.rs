@@ -1,6 +1,6 @@
-//! A circuit breaker for calls of a configured plugin, shared by all workers. A late call costs every request that waits
-//! behind it on its worker, so a few of them stop all calls for a while. Failures that cost others little stop the calls of
-//! their hook alone, and only when nearly all of them have failed for seconds.
+//! The circuit breaker for the calls of a plugin for one client, shared by all workers. A late call costs every request
+//! that waits behind it on its worker, so a few of them stop all calls for the client for a while. Failures that cost others
+//! little stop the calls of their hook alone, and only when nearly all of them have failed for seconds.
 //!
 //! Workers read `mode` and `stopped` before a call. The lock is taken after late calls alone.
 
@@ -13,13 +13,15 @@ use tracing::{info, warn};
 
 use super::cpu_time::TICK;
 use crate::context::edit_check::MessageSide;
+use crate::protocol::client_net::ClientNet;
+use crate::system::holder_counts::Holder;
 
-/// A circuit breaker for the calls of a plugin, of all clients or of one.
+/// The circuit breaker for the calls of a plugin for a client.
 #[derive(Debug)]
 pub struct Breaker {
     plugin: Arc<str>,
-    /// The clients whose calls the breaker stops, for the log: `all` or `one`.
-    clients: &'static str,
+    /// The number of the client, for the log.
+    client: AtomicU64,
     began: Instant,
     mode: AtomicU8,
     /// The number of openings in a row for late calls; decides the backoff and the CPU time of trial calls.
@@ -30,10 +32,8 @@ pub struct Breaker {
     rows: [FailureRow; HookKind::COUNT],
     /// The hooks that their failures have stopped, one bit for each.
     stopped: AtomicU8,
-    /// The times at which the last late calls ended, as far as they count for the next opening.
+    /// The times at which the last late calls ended.
     late: Mutex<VecDeque<Instant>>,
-    /// The time at which the last late call ended, in milliseconds since `began`, plus one; 0 before the first.
-    last_late: AtomicU64,
 }
 
 /// The failures of a hook that outweigh its successes.
@@ -70,7 +70,7 @@ pub enum BreakerState {
     HalfOpen,
 }
 
-/// The permission of one breaker to make a call.
+/// The permission of a breaker to make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerPermit {
     /// The call may use the plugin's limits.
@@ -108,8 +108,8 @@ pub(super) const LATE_WINDOW: Duration = Duration::from_secs(10);
 /// The weight of failures that opens a breaker once it has lasted for [`ROW_TIME`].
 const MAX_FAILURES: u32 = 100;
 
-/// The number of failures that one success outweighs. A client that wants to switch a plugin off has to send more than so
-/// many requests for each successful one of all others.
+/// The number of failures that one success outweighs: clients behind one address are stopped for one of them only if it sends
+/// so many times as many requests as the others.
 const SUCCESS_WEIGHT: u32 = 9;
 
 const ROW_TIME: Duration = Duration::from_secs(3);
@@ -122,11 +122,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const MAX_DOUBLINGS: u32 = 6;
 
 impl Breaker {
-    /// Returns a closed breaker for the calls of `clients`, which is `all` or `one`.
-    pub fn new(plugin: Arc<str>, clients: &'static str, now: Instant) -> Self {
+    /// Returns a closed breaker.
+    pub fn new(plugin: Arc<str>, now: Instant) -> Self {
         Breaker {
             plugin,
-            clients,
+            client: AtomicU64::new(0),
             began: now,
             mode: AtomicU8::new(CLOSED),
             level: AtomicU32::new(0),
@@ -134,7 +134,6 @@ impl Breaker {
             rows: Default::default(),
             stopped: AtomicU8::new(0),
             late: Mutex::default(),
-            last_late: AtomicU64::new(0),
         }
     }
 
@@ -143,10 +142,10 @@ impl Breaker {
         self.mode.load(Ordering::Relaxed) == CLOSED && self.stopped.load(Ordering::Relaxed) == 0
     }
 
-    /// Closes the breaker, and forgets all calls before.
-    pub(super) fn reset(&self) {
+    /// Closes the breaker, and uses it for the calls for another client.
+    pub(super) fn reset(&self, client: Holder) {
+        self.client.store(client.number(), Ordering::Relaxed);
         self.late.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.last_late.store(0, Ordering::Relaxed);
         for row in &self.rows {
             row.weight.store(0, Ordering::Relaxed);
         }
@@ -155,30 +154,22 @@ impl Breaker {
         self.mode.store(CLOSED, Ordering::Release);
     }
 
-    /// Whether calls of a hook are rejected at a time.
-    pub(super) fn is_rejecting(&self, hook: HookKind, now: Instant) -> bool {
-        let ms = self.ms(now);
-        let is_open =
-            matches!(self.mode.load(Ordering::Acquire), OPEN | TRIAL) && ms < self.until.load(Ordering::Acquire);
-        is_open || self.is_stopped(hook) && ms < self.rows[hook as usize].trial_at.load(Ordering::Acquire)
+    /// Whether calls are rejected at a time, at least those of a hook.
+    pub(super) fn is_rejecting(&self, now: Instant) -> bool {
+        self.is_before_trial(self.ms(now))
     }
 
-    /// Whether calls of any hook are rejected at a time.
-    pub(super) fn is_rejecting_any(&self, now: Instant) -> bool {
-        HookKind::ALL.into_iter().any(|hook| self.is_rejecting(hook, now))
+    /// Whether a trial has been due for a minute, and none was made: the client makes no more requests.
+    pub(super) fn has_lapsed(&self, now: Instant) -> bool {
+        !self.is_before_trial(self.ms(now).saturating_sub(MAX_BACKOFF.as_millis() as u64))
     }
 
-    /// Records the time of a late call. Returns whether it is the first one in [`LATE_WINDOW`], while the breaker is closed: of
-    /// calls that end at the same time on several workers, one is.
-    pub(super) fn note_late(&self, now: Instant) -> bool {
-        let (ms, before) = (self.ms(now), self.last_late.swap(self.ms(now) + 1, Ordering::Relaxed));
-        let is_long_ago = before == 0 || u128::from(ms.saturating_sub(before)) >= LATE_WINDOW.as_millis();
-        is_long_ago && self.mode.load(Ordering::Acquire) == CLOSED
-    }
-
-    /// Whether so many failures of a hook outweigh its successes, or the hook is stopped.
-    pub(super) fn has_failures(&self, hook: HookKind, number: u32) -> bool {
-        self.is_stopped(hook) || self.rows[hook as usize].weight.load(Ordering::Relaxed) >= number
+    /// Whether a time is before the next trial: of the plugin, or of a hook that is stopped.
+    fn is_before_trial(&self, ms: u64) -> bool {
+        let stopped = self.stopped.load(Ordering::Acquire);
+        let waits = |hook: usize| stopped & (1 << hook) != 0 && ms < self.rows[hook].trial_at.load(Ordering::Acquire);
+        let is_open = self.mode.load(Ordering::Acquire) != CLOSED && ms < self.until.load(Ordering::Acquire);
+        is_open || (0..HookKind::COUNT).any(waits)
     }
 
     /// Returns the permission for a call of a hook; `None` if no call may be made.
@@ -266,7 +257,7 @@ impl Breaker {
             (BreakerPermit::HookTrial(Duration::MAX), CallOutcome::Late) => self.count_late(now),
             (BreakerPermit::HookTrial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (_, CallOutcome::Returned) => self.count_success(hook),
-            (_, CallOutcome::Failed) => self.count_failure(hook, 1, now),
+            (_, CallOutcome::Failed) => self.count_failure(hook, now),
             (BreakerPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
             (BreakerPermit::Usual, CallOutcome::Late) => self.count_late(now),
         }
@@ -286,18 +277,7 @@ impl Breaker {
         }
     }
 
-    /// Whether trials have been due for a minute, and none was made: the client makes no more requests.
-    pub(super) fn has_lapsed(&self, now: Instant) -> bool {
-        let ms = self.ms(now).saturating_sub(MAX_BACKOFF.as_millis() as u64);
-        let stopped = self.stopped.load(Ordering::Relaxed);
-        let is_waiting =
-            |(hook, row): (usize, &FailureRow)| stopped & (1 << hook) != 0 && ms < row.trial_at.load(Ordering::Relaxed);
-        let is_open = self.mode.load(Ordering::Relaxed) != CLOSED && ms < self.until.load(Ordering::Relaxed);
-        !is_open && !self.rows.iter().enumerate().any(is_waiting)
-    }
-
-    /// Counts a late call, which may open the breaker.
-    pub(super) fn count_late(&self, now: Instant) {
+    fn count_late(&self, now: Instant) {
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         late.retain(|ended| now.saturating_duration_since(*ended) < LATE_WINDOW);
         late.push_back(now);
@@ -308,23 +288,22 @@ impl Breaker {
         }
     }
 
-    /// Counts a failed call of a hook with a weight of 1, or of 0 for one that is a sign of the same cause.
-    pub(super) fn count_failure(&self, hook: HookKind, weight: u32, now: Instant) {
+    fn count_failure(&self, hook: HookKind, now: Instant) {
         let row = &self.rows[hook as usize];
-        let more = |before: u32| Some((before + weight).min(MAX_FAILURES));
+        let more = |weight: u32| Some((weight + 1).min(MAX_FAILURES));
         let before = row.weight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
         if before == 0 {
             row.began.store(self.ms(now), Ordering::Relaxed);
         }
         let lasted = self.ms(now).saturating_sub(row.began.load(Ordering::Relaxed));
-        if before + weight >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
+        if before + 1 >= MAX_FAILURES && u128::from(lasted) >= ROW_TIME.as_millis() {
             row.weight.store(0, Ordering::Relaxed);
             // Calls that still fail while the hook is stopped change nothing.
             if !self.is_stopped(hook) {
                 row.trial_at.store(self.ms(now + BACKOFF), Ordering::Release);
                 self.stopped.fetch_or(hook.bit(), Ordering::Release);
-                let (plugin, clients, failures_of) = (&*self.plugin, self.clients, hook.word());
-                warn!(plugin, clients, failures_of, retry_in = ?BACKOFF, "plugin breaker opened");
+                let (plugin, client, failures_of) = (&*self.plugin, self.client(), hook.word());
+                warn!(plugin, client, failures_of, retry_in = ?BACKOFF, "plugin breaker opened");
             }
         }
     }
@@ -347,7 +326,7 @@ impl Breaker {
     fn resume(&self, hook: HookKind) {
         self.rows[hook as usize].weight.store(0, Ordering::Relaxed);
         if self.stopped.fetch_and(!hook.bit(), Ordering::AcqRel) & hook.bit() != 0 {
-            info!(plugin = &*self.plugin, clients = self.clients, calls_of = hook.word(), "plugin breaker closed");
+            info!(plugin = &*self.plugin, client = self.client(), calls_of = hook.word(), "plugin breaker closed");
         }
     }
 
@@ -360,11 +339,11 @@ impl Breaker {
         self.level.store((level + 1).min(MAX_DOUBLINGS + 1), Ordering::Relaxed);
         let backoff = self.backoff();
         self.until.store(self.ms(now + backoff), Ordering::Release);
-        warn!(plugin = &*self.plugin, clients = self.clients, limit, retry_in = ?backoff, "plugin breaker opened");
+        warn!(plugin = &*self.plugin, client = self.client(), limit, retry_in = ?backoff, "plugin breaker opened");
     }
 
     /// Opens the breaker again after a trial that failed without cost, until the next trial.
-    pub(super) fn reopen_until(&self, next: Instant) {
+    fn reopen_until(&self, next: Instant) {
         self.until.store(self.ms(next), Ordering::Release);
         self.mode.store(OPEN, Ordering::Release);
     }
@@ -381,7 +360,7 @@ impl Breaker {
         let is_late_before = self.level.load(Ordering::Relaxed) > 0;
         self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
         self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
-        info!(plugin = &*self.plugin, clients = self.clients, "plugin breaker closed");
+        info!(plugin = &*self.plugin, client = self.client(), "plugin breaker closed");
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
@@ -400,6 +379,11 @@ impl Breaker {
             0 => Duration::MAX,
             level => TICK * (1 << (level - 1).min(MAX_DOUBLINGS)),
         }
+    }
+
+    /// Returns the client for the log; `None` if no client asked for the calls, or if it has no address.
+    fn client(&self) -> Option<String> {
+        ClientNet::of_holder(Holder::numbered(self.client.load(Ordering::Relaxed))).map(|net| net.to_string())
     }
 
     fn ms(&self, now: Instant) -> u64 {
@@ -423,16 +407,6 @@ impl BreakerPermit {
 }
 
 impl HookKind {
-    const ALL: [HookKind; HookKind::COUNT] = [
-        HookKind::RequestFilter,
-        HookKind::ResponseFilter,
-        HookKind::Body,
-        HookKind::Balancer,
-        HookKind::CachePolicy,
-        HookKind::Observer,
-        HookKind::Timer,
-    ];
-
     /// The number of kinds.
     const COUNT: usize = HookKind::Timer as usize + 1;
 
@@ -496,7 +470,7 @@ mod tests {
 
     fn breaker() -> (Breaker, Instant) {
         let now = Instant::now();
-        (Breaker::new("p".into(), "one", now), now)
+        (Breaker::new("p".into(), now), now)
     }
 
     fn at(began: Instant, ms: u64) -> Instant {
@@ -662,7 +636,7 @@ mod tests {
     #[test]
     fn bodies_count_once_they_have_ended() {
         let began = Instant::now();
-        let breaker = Breaker::new("a".into(), "one", began);
+        let breaker = Breaker::new("a".into(), began);
         for ms in 0..3200 {
             breaker.settle(BreakerPermit::Usual, HookKind::Body, CallOutcome::Continued, at(began, ms));
             breaker.settle(BreakerPermit::Usual, HookKind::Body, CallOutcome::Failed, at(began, ms));

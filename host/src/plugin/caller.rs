@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{CallOutcome, HookKind};
 use super::call_error::PluginFailure;
+use super::client_breakers::CallPermit;
 use super::configured::ConfiguredPlugin;
 use super::cpu_time::{CallStart, TICK};
 use super::failure::ExchangeName;
@@ -23,7 +24,6 @@ use super::instance_orders::{MadeInstance, OrderedInstance, WantedInstance};
 use super::settings::{Isolation, OnError};
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use super::version_breaker::CallPermit;
 use crate::context::ExchangeContext;
 use crate::net::boxed::boxed;
 use crate::net::turn::{ComputationKind, TurnClaim, TurnOwner, is_contended, next_turn, spend};
@@ -254,7 +254,7 @@ impl PluginCaller {
 
     /// Decides whether a call of a hook is made for a client; the error is the reason if none is.
     pub(super) fn admit(&self, hook: HookKind, client: Holder) -> Result<CallPermit, PluginFailure> {
-        if !self.share.is_spent() && self.supply().breaker.is_closed(client) {
+        if !self.share.is_spent() && self.supply().breakers.are_closed(client) {
             return Ok(CallPermit::usual(client));
         }
         self.admit_slowly(hook, client, Instant::now())
@@ -263,8 +263,8 @@ impl PluginCaller {
     /// Decides about the further calls of a body that has begun with a permission. Late calls were counted against the
     /// plugin, but the body is not cut off for the failures of others.
     pub(super) fn admit_further(&self, begun: CallPermit) -> CallPermit {
-        let breaker = &self.supply().breaker;
-        if begun.is_usual() && breaker.is_closed(begun.client) { begun } else { breaker.further(begun) }
+        let breakers = &self.supply().breakers;
+        if begun.is_usual() && breakers.are_closed(begun.client) { begun } else { breakers.further(begun) }
     }
 
     /// Runs a call on an instance, counts and charges it.
@@ -357,7 +357,7 @@ impl PluginCaller {
 
     /// Passes endpoints to the balancer in a slot.
     pub fn tell(&self, slot: &InstanceSlot, members: &Arc<EndpointSnapshot>) -> Result<(), PluginFailure> {
-        self.call(slot, HookKind::Balancer, Holder::UNKNOWN, |instance| self.telling(instance, members))
+        self.call(slot, HookKind::Balancer, Holder::PLUGIN, |instance| self.telling(instance, members))
     }
 
     /// Passes endpoints to an instance of a balancer, on a worker.
@@ -398,7 +398,7 @@ impl PluginCaller {
         if self.share.is_spent() && self.share.wait(client, now).is_some() {
             return Err(self.share_error());
         }
-        self.supply().breaker.admit(hook, client, now).ok_or(PluginFailure::Open)
+        self.supply().breakers.admit(hook, client, now).ok_or(PluginFailure::Open)
     }
 
     fn settle<R>(
@@ -408,7 +408,7 @@ impl PluginCaller {
         start: &CallStart,
         result: &Result<R, PluginFailure>,
     ) {
-        let (breaker, client) = (&self.supply().breaker, permit.client);
+        let (breakers, client) = (&self.supply().breakers, permit.client);
         let since_tick = instance.cpu_since_tick();
         let (measured, has_missed_ticks) = (start.cpu(), start.has_missed_ticks(since_tick));
         let is_late = measured.is_some_and(|time| time > self.longest_call());
@@ -421,7 +421,7 @@ impl PluginCaller {
         let is_short = since_tick.is_none() && measured.is_none() && !has_missed_ticks;
         if permit.is_usual() && is_short {
             match outcome {
-                CallOutcome::Returned => return breaker.count_success(instance.hook(), client),
+                CallOutcome::Returned => return breakers.count_success(instance.hook(), client),
                 CallOutcome::Continued => return,
                 CallOutcome::Failed | CallOutcome::Late => {}
             }
@@ -440,7 +440,7 @@ impl PluginCaller {
             (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, client, now),
             (None, None) => {}
         }
-        breaker.settle(permit, instance.hook(), outcome, now);
+        breakers.settle(permit, instance.hook(), outcome, now);
         instance.set_budget(Duration::MAX);
     }
 
@@ -458,7 +458,9 @@ impl PluginCaller {
         }
         let outcome =
             if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
-        self.supply().breaker.settle_trial(permit, hook, outcome, Instant::now());
+        if permit.is_trial() {
+            self.supply().breakers.settle(permit, hook, outcome, Instant::now());
+        }
     }
 }
 

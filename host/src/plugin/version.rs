@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::call_error::PluginFailure;
+use super::client_breakers::ClientBreakers;
 use super::cover::Cover;
 use super::engine::Plugin;
 use super::instance::{Instance, InstanceRecipe};
@@ -21,7 +22,6 @@ use super::instance_orders::{InstanceOrders, OrderedInstance, WantedInstance};
 use super::log_lines::PluginLog;
 use super::plugin_config::PluginConfig;
 use super::settings::Isolation;
-use super::version_breaker::VersionBreaker;
 use super::waiting_limit::{RESERVED_CALLS, WaitingLimit};
 use crate::system::client_places::{ClientPlaces, FEW};
 use crate::system::thread_time::timed;
@@ -39,7 +39,7 @@ pub struct PluginVersion {
     pub(super) name: Arc<str>,
     pub(super) recipe: InstanceRecipe,
     pub(super) isolation: Isolation,
-    pub breaker: VersionBreaker,
+    pub breakers: ClientBreakers,
     orders: InstanceOrders<PluginVersion>,
     #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
     spares: Mutex<Vec<Box<Instance>>>,
@@ -151,7 +151,7 @@ impl PluginVersion {
     ) -> Self {
         let now = Instant::now();
         PluginVersion {
-            breaker: VersionBreaker::new(&name, now),
+            breakers: ClientBreakers::new(name.clone(), now),
             waiting: WaitingLimit::new(recipe.limits.waiting),
             // As many bodies wait as may pass.
             bodies: ClientPlaces::new(recipe.limits.bodies, recipe.limits.bodies, FEW),

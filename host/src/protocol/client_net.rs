@@ -1,6 +1,7 @@
 //! The networks by which clients are told apart where each has a share.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::system::holder_counts::Holder;
 
@@ -26,12 +27,26 @@ impl ClientNet {
         ClientNet::new(client).map_or(Holder::UNKNOWN, |net| Holder::numbered(net.0))
     }
 
+    /// Returns the network of the client that is a holder; `None` for holders without an address.
+    pub fn of_holder(holder: Holder) -> Option<Self> {
+        (!holder.is_nameless()).then_some(ClientNet(holder.number()))
+    }
+
     pub fn from_bits(bits: u64) -> Self {
         ClientNet(bits)
     }
 
     pub fn to_bits(self) -> u64 {
         self.0
+    }
+}
+
+impl fmt::Display for ClientNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match u32::try_from(self.0 ^ ClientNet::IPV4) {
+            Ok(bits) => write!(f, "{}", Ipv4Addr::from_bits(bits)),
+            Err(_) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(self.0) << 64)),
+        }
     }
 }
 
@@ -51,5 +66,17 @@ mod tests {
         assert_eq!(net("192.0.2.1"), net("::ffff:192.0.2.1"));
         assert_ne!(net("::1"), net("0.0.0.1"));
         assert_eq!(ClientNet::new(None), None);
+    }
+
+    #[test]
+    fn a_holder_has_the_network_of_its_client() {
+        let shown = |address: &str| {
+            let holder = ClientNet::holder(Some(address.parse().unwrap()));
+            ClientNet::of_holder(holder).map(|net| net.to_string())
+        };
+        assert_eq!(shown("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(shown("2001:db8:0:1::1").as_deref(), Some("2001:db8:0:1::/64"));
+        assert_eq!(ClientNet::of_holder(ClientNet::holder(None)), None);
+        assert_eq!(ClientNet::of_holder(Holder::PLUGIN), None);
     }
 }

@@ -24,6 +24,14 @@ impl Holder {
     /// The bodies that wait in files for slow peers.
     pub const BUFFERS: Holder = Holder(1);
 
+    /// The plugins themselves, where they are called for no client, such as by their timers.
+    pub const PLUGIN: Holder = Holder(2);
+
+    /// Whether the holder is no client with an address.
+    pub fn is_nameless(self) -> bool {
+        [Holder::UNKNOWN, Holder::BUFFERS, Holder::PLUGIN].contains(&self)
+    }
+
     /// Returns the holder with a number.
     pub fn numbered(number: u64) -> Self {
         Holder(number)

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use super::super::breaker::{CallOutcome, HookKind};
 use super::super::call_error::PluginFailure;
+use super::super::client_breakers::CallPermit;
 use super::super::instance::Instance;
 use super::super::instance_limit::ReservedInstances;
 use super::super::settings::Isolation;
 use super::super::version::{InstanceNeed, PluginVersion, SLOWNESS};
-use super::super::version_breaker::CallPermit;
 use super::super::waiting_limit::RESERVED_CALLS;
 use super::share_pause::SharePause;
 use super::{PluginCaller, is_whole};
@@ -235,12 +235,9 @@ impl PluginCaller {
         let (call_time, is_queued) = (self.configured.limits.waiting.call_time, Cell::new(false));
         let result = step.limit(call_time, self.run_turns(instance, permit, &is_queued, call)).await;
         result.unwrap_or_else(|_| {
-            let (hook, failed) = (instance.hook(), CallOutcome::Failed);
-            if is_queued.get() {
-                // The plugin is not to blame for computations of others.
-                self.supply().breaker.settle_trial(permit, hook, failed, Instant::now());
-            } else {
-                self.settle_waiting(permit, hook, failed);
+            // The plugin is not to blame for computations of others.
+            if permit.is_trial() || !is_queued.get() {
+                self.settle_waiting(permit, instance.hook(), CallOutcome::Failed);
             }
             Err(PluginFailure::CallTime(call_time))
         })
@@ -333,10 +330,10 @@ impl PluginCaller {
     }
 
     fn settle_waiting(&self, permit: CallPermit, hook: HookKind, outcome: CallOutcome) {
-        let breaker = &self.supply().breaker;
+        let breakers = &self.supply().breakers;
         if permit.is_usual() && outcome == CallOutcome::Returned {
-            return breaker.count_success(hook, permit.client);
+            return breakers.count_success(hook, permit.client);
         }
-        breaker.settle(permit, hook, outcome, Instant::now());
+        breakers.settle(permit, hook, outcome, Instant::now());
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn metrics(out: &mut String, admin: &Admin, generation: &Generation) 
         }
     }
     let name = "plugway_plugin_breaker_state";
-    family(out, name, "gauge", "The breaker of a plugin: 0 is closed, 1 is open, 2 is half open.");
+    family(out, name, "gauge", "The breakers of a plugin: 0 is closed, 1 is open, 2 is half open.");
     let known = by_name(generation);
     for (plugin, versions) in &known {
         let state = worst_state(versions);
@@ -110,11 +110,11 @@ fn by_name(generation: &Generation) -> BTreeMap<&str, Vec<&ConfiguredPlugin>> {
     known
 }
 
-/// Returns the state of the breaker that rejects the most calls.
+/// Returns the state of the breaker that rejects the most calls, of all versions and clients.
 #[expect(clippy::disallowed_methods, reason = "the state is shown to operators, off the workers")]
 fn worst_state(versions: &[&ConfiguredPlugin]) -> BreakerState {
     let now = Instant::now();
-    BreakerState::worst(versions.iter().map(|configured| configured.supply.breaker.state(now)))
+    BreakerState::worst(versions.iter().map(|configured| configured.supply.breakers.state(now)))
 }
 
 fn rejections(figures: &[Arc<PluginMetrics>], reason: CallRejection) -> u64 {
