@@ -32,12 +32,17 @@ impl Holding {
     }
 }
 
-/// Starts a proxy in front of an origin, with limits of the upstream.
-fn start(holding: &Holding, limits: &str) -> Proxy {
+/// Returns a manifest with limits of the upstream.
+fn limited(holding: &Holding, limits: &str, plugins: &str) -> String {
     let limits =
         format!("[upstream.app]\nlimits = {{ {limits} }}\nconnect-timeout = \"1m\"\nresponse-timeout = \"1m\"");
-    let text = manifest(&holding.start(), "", "[admin]\naddress = \"127.0.0.1:0\"\n");
-    Proxy::start(&text.replace("[upstream.app]", &limits))
+    let text = manifest(&holding.start(), plugins, "[admin]\naddress = \"127.0.0.1:0\"\n");
+    text.replace("[upstream.app]", &limits)
+}
+
+/// Starts a proxy in front of an origin, with limits of the upstream.
+fn start(holding: &Holding, limits: &str) -> Proxy {
+    Proxy::start(&limited(holding, limits, ""))
 }
 
 /// Sends requests for `/held` of a client, each on a connection of its own.
@@ -107,4 +112,23 @@ fn requests_in_flight_of_one_client_are_a_part_of_all() {
     holding.release();
     let served = statuses(held).into_iter().filter(|status| *status == 200).count();
     assert_eq!(served, 6);
+}
+
+#[test]
+fn a_reload_keeps_the_parts_of_clients() {
+    let holding = Holding::default();
+    let text = limited(&holding, "requests = 16", "");
+    let proxy = Proxy::start(&text);
+    let mut held = hold(&proxy, "127.0.0.2", 12);
+    let has = || holding.seen.lock().unwrap().len();
+    until("the client has its part", || has() == 12);
+    proxy.reload(&format!("{text}# changed\n"));
+    proxy.wait_log("reloaded: generation 2");
+    let more = hold(&proxy, "127.0.0.2", 5);
+    held.extend(hold(&proxy, "127.0.0.3", 2));
+    until("another client has its part too", || has() == 14);
+    assert_eq!(get(&proxy), 200);
+    assert_eq!(statuses(more), [503; 5]);
+    holding.release();
+    assert!(statuses(held).iter().all(|status| *status == 200));
 }

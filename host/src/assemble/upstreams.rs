@@ -95,10 +95,11 @@ impl Assembly<'_> {
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
         let connection_limit = self.connection_limit(source, &name, &upstream.limits);
         let requests = upstream.limits.requests.as_ref();
-        let request_limit = requests.map_or_else(RequestLimit::default, |requests| {
-            RequestLimit::limited(self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32)
-        });
         let live = self.assembly.live(&name);
+        let request_limit = requests.map_or_else(RequestLimit::default, |requests| {
+            let max = self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32;
+            RequestLimit::limited(max, live.limited().clone())
+        });
         Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, connection_limit, request_limit }
     }
 

@@ -36,7 +36,7 @@ pub struct RequestLimit(Option<Arc<LimitState>>);
 #[derive(Debug)]
 struct LimitState {
     max: u32,
-    requests: ClientParts,
+    requests: Arc<ClientParts>,
 }
 
 /// A client's request that counts against a limit, until dropped; empty if there is none.
@@ -142,9 +142,9 @@ impl InFlight {
 }
 
 impl RequestLimit {
-    /// Returns a limit of so many requests, over all workers.
-    pub fn limited(max: u32) -> Self {
-        RequestLimit(Some(Arc::new(LimitState { max, requests: ClientParts::new(0) })))
+    /// Returns a limit of so many requests, over all workers. `requests` are those of an upstream, also under other limits.
+    pub fn limited(max: u32, requests: Arc<ClientParts>) -> Self {
+        RequestLimit(Some(Arc::new(LimitState { max, requests })))
     }
 
     /// Returns the most requests in flight.

@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
 use super::health::{Check, EndpointFailure, Health, HealthRules, HealthState};
+use crate::system::client_parts::ClientParts;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// The current endpoints of an upstream, shared by all workers.
@@ -24,6 +25,8 @@ pub struct EndpointSet {
     set: Mutex<SetState>,
     /// Requests in flight at all endpoints.
     pub in_flight: Arc<InFlight>,
+    /// The requests in flight that a limit counts, by client.
+    limited: OnceLock<Arc<ClientParts>>,
     /// Counters of the upstream as a whole. They change rarely, so that workers may share them.
     pub events: Events,
 }
@@ -129,7 +132,13 @@ impl EndpointSet {
         let (rules, snapshot) = (HealthRules::default(), Arc::new(snapshot));
         let set = SetState { rules, records, snapshot, next_interval: None, is_full: false, begun: None, drained };
         let (version, consecutive) = (AtomicU64::new(0), AtomicU32::new(0));
-        EndpointSet { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
+        let (set, events, limited) = (Mutex::new(set), Events::default(), OnceLock::new());
+        EndpointSet { name, version, consecutive, set, in_flight, limited, events }
+    }
+
+    /// Returns the requests in flight that a limit counts, by client.
+    pub fn limited(&self) -> &Arc<ClientParts> {
+        self.limited.get_or_init(|| Arc::new(ClientParts::new(0)))
     }
 
     pub fn name(&self) -> &str {
