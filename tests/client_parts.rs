@@ -132,3 +132,22 @@ fn a_reload_keeps_the_parts_of_clients() {
     holding.release();
     assert!(statuses(held).iter().all(|status| *status == 200));
 }
+
+/// A request that waits for a connection is not one for which others wait.
+#[test]
+fn requests_of_a_client_without_a_part_left_keep_no_shared_fetch() {
+    let holding = Holding::default();
+    let text = limited(&holding, "connections = 4", "\"cache\"");
+    let proxy = Proxy::start(&text.replace("connect-timeout = \"1m\"", "connect-timeout = \"2s\""));
+    let held = hold(&proxy, "127.0.0.2", 3);
+    let has = || holding.seen.lock().unwrap().len();
+    until("the client has its part", || has() == 3);
+    let mut waiting = proxy.connect_from("127.0.0.2");
+    waiting.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let pending = || proxy.metric("plugway_cache_requests_total{plugin=\"cache\",outcome=\"miss\"}");
+    until("the request waits", || pending() >= 4.0);
+    assert_eq!(get(&proxy), 200);
+    drop(waiting);
+    holding.release();
+    assert_eq!(statuses(held), [200; 3]);
+}

@@ -27,6 +27,7 @@ use crate::shared_state::SharedLimits;
 use crate::shared_state::fleet::FleetClient;
 use crate::store::memory_budget::ArrivingBytes;
 use crate::store::{Store, StoreLimits};
+use crate::system::holder_counts::Holder;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::validity::DatedCertificate;
 use crate::upstream::ConnectionSettings;
@@ -151,6 +152,13 @@ pub struct Upstream {
     pub connection_limit: ConnectionLimit,
     /// The limit of requests at a time, over all workers.
     pub request_limit: RequestLimit,
+}
+
+impl Upstream {
+    /// Whether a request of a client waits or is rejected because the client has its part of a limit, while others have room.
+    pub fn holds_back(&self, client: Holder) -> bool {
+        self.connection_limit.holds_back(client) || self.request_limit.holds_back(client)
+    }
 }
 
 impl Generation {

@@ -304,7 +304,9 @@ impl CacheMiss {
                         self.stage.count(worker, context, CacheOutcome::Hit);
                         return Ok(Joined::Response(self.cache_response(response)));
                     }
-                    return Ok(Joined::Fetch(Some(lead)));
+                    // Others don't wait for a connection that this client can't have.
+                    let is_held_back = fetch::is_held_back(worker, destination, context.holder());
+                    return Ok(Joined::Fetch((!is_held_back).then_some(lead)));
                 }
                 FetchRole::Follow(mut outcome) => match follow(&mut outcome, until, clock).await {
                     FetchOutcome::Asked => return Ok(Joined::Fetch(None)),

@@ -120,6 +120,11 @@ impl ClientPlaces {
         self.uses.leave_one(client, self.most)
     }
 
+    /// Whether a client has its part or waits for it, while others have room.
+    pub fn holds_back(&self, client: Holder) -> bool {
+        self.uses.all() < self.most && (self.queued.of(client) > 0 || !self.leave_one(client))
+    }
+
     /// Returns the number of places.
     pub fn most(&self) -> u32 {
         self.most

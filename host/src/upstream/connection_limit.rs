@@ -99,6 +99,11 @@ impl ConnectionLimit {
         self.0.as_ref().is_none_or(|limited| limited.places.leave_one(client))
     }
 
+    /// Whether a client has its part or waits for it, while others have room.
+    pub fn holds_back(&self, client: Holder) -> bool {
+        self.0.as_ref().is_some_and(|limited| limited.places.holds_back(client))
+    }
+
     /// Whether more than half of the connections are free, and more than one, so that a request may have one that it could
     /// do without.
     pub fn has_plenty(&self) -> bool {

@@ -152,6 +152,13 @@ impl RequestLimit {
         self.0.as_ref().map_or(u32::MAX, |limit| limit.max)
     }
 
+    /// Whether a client has its part, while others have room.
+    pub fn holds_back(&self, client: Holder) -> bool {
+        let holds_back =
+            |limit: &LimitState| limit.requests.all() < limit.max && !limit.requests.leave_one(client, limit.max);
+        self.0.as_deref().is_some_and(holds_back)
+    }
+
     /// Counts a request of a client; `None` if the client has its part. `own` is the number of times that the request is
     /// counted already.
     pub fn begin(&self, client: Holder, own: u32) -> Option<LimitedRequest> {

@@ -40,6 +40,7 @@ use crate::store::unix_time::{http_date, now_ms};
 use crate::store::variant::VariantInfo;
 use crate::store::vary::VaryValue;
 use crate::system::descriptor_shares;
+use crate::system::holder_counts::Holder;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
 use crate::upstream::request_head::RequestHeadSize;
@@ -153,7 +154,8 @@ impl Fetch<'_> {
     ) -> Result<CacheResponse, ChainFailure> {
         let kind = failed.error.kind;
         // Followers have come later, and have time left. Other clients have parts of their own.
-        let is_own = matches!(failed.error.limit, Some(ROUTE_TIMEOUT | descriptor_shares::LIMIT));
+        let is_own = matches!(failed.error.limit, Some(ROUTE_TIMEOUT | descriptor_shares::LIMIT))
+            || kind == FailureKind::LimitReached && is_held_back(self.worker, self.destination, context.holder());
         // A plugin below the cache may have made the head so long that it waited for a connection of its own.
         let waited_alone = kind == FailureKind::LimitReached
             && needs_own_connection(self.worker, self.destination.upstream, sent)
@@ -527,6 +529,11 @@ pub fn needs_own_connection(worker: &WorkerState, upstream: Option<UpstreamId>, 
     let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let size = RequestHeadSize::of(&request.method, target, &request.headers);
     shared.any(|view| !view.pool.may_share(size))
+}
+
+/// Whether a client's request waits or is rejected by a limit of its upstream under which others have room.
+pub fn is_held_back(worker: &WorkerState, destination: Destination, client: Holder) -> bool {
+    destination.upstream.is_some_and(|upstream| worker.generation.upstreams[upstream].holds_back(client))
 }
 
 /// Returns whether a failure would also occur for other requests.
