@@ -1,5 +1,5 @@
 //! The circuit breakers of a plugin version: one for each client whose calls were late or have failed lately. The calls that are
-//! made for other clients go on, whatever one has sent. A plugin that is late for all is bounded by its share of each
+//! made for other clients are not stopped. A plugin that is late for all is bounded by its share of each
 //! worker's time.
 //!
 //! A call looks for its client without a lock. The lock is taken after a failed call of a client that is not listed.
