@@ -144,8 +144,8 @@ fn requests_of_a_client_without_a_part_left_keep_no_shared_fetch() {
     until("the client has its part", || has() == 3);
     let mut waiting = proxy.connect_from("127.0.0.2");
     waiting.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-    let pending = || proxy.metric("plugway_cache_requests_total{plugin=\"cache\",outcome=\"miss\"}");
-    until("the request waits", || pending() >= 4.0);
+    let misses = || proxy.metric("plugway_cache_requests_total{plugin=\"cache\",outcome=\"miss\"}");
+    until("the request waits", || misses() >= 4.0);
     assert_eq!(get(&proxy), 200);
     drop(waiting);
     holding.release();

@@ -49,6 +49,11 @@ impl ClientParts {
         all < max && self.is_within(self.of(client) + 1, all + 1, max)
     }
 
+    /// Whether a client has its part of `max`, while others have room.
+    pub fn hold_back(&self, client: Holder, max: u32) -> bool {
+        self.all() < max && !self.leave_one(client, max)
+    }
+
     /// Returns the number of all that are in use.
     pub fn all(&self) -> u32 {
         self.all.load(Ordering::SeqCst)

@@ -122,7 +122,8 @@ impl ClientPlaces {
 
     /// Whether a client has its part or waits for it, while others have room.
     pub fn holds_back(&self, client: Holder) -> bool {
-        self.uses.all() < self.most && (self.queued.of(client) > 0 || !self.leave_one(client))
+        let waits = || self.uses.all() < self.most && self.queued.of(client) > 0;
+        self.uses.hold_back(client, self.most) || waits()
     }
 
     /// Returns the number of places.

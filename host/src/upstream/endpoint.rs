@@ -154,9 +154,7 @@ impl RequestLimit {
 
     /// Whether a client has its part, while others have room.
     pub fn holds_back(&self, client: Holder) -> bool {
-        let holds_back =
-            |limit: &LimitState| limit.requests.all() < limit.max && !limit.requests.leave_one(client, limit.max);
-        self.0.as_deref().is_some_and(holds_back)
+        self.0.as_ref().is_some_and(|limit| limit.requests.hold_back(client, limit.max))
     }
 
     /// Counts a request of a client; `None` if the client has its part. `own` is the number of times that the request is
